@@ -43,7 +43,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, task: Task) -> None:
         self.args, self.task = args, task
-        self.old, self.new = Backbone.open(args.old), Backbone.open(args.new)
+        self.old, self.new = (Backbone.open(name, dtype=args.dtype) for name in (args.old, args.new))
         self.out = Path(args.out)
 
     def map(self) -> UpgradeMap:
@@ -59,7 +59,7 @@ class Run:
         torch.manual_seed(self.args.seed)
         base, _, tuned = name.partition("+")
         if base == "old":
-            return self.score(Backbone.open(self.args.old).load(), self.old)
+            return self.score(self.old.load(), self.old)
         if base == "old-adapted":
             return self.score(peft.PeftModel.from_pretrained(self.old.load(), self.args.adapter), self.old)
         model, facts = self.model(base, trainable=bool(tuned))
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
     parser.add_argument("--dev", action="store_true", help="score on development items: for tuning, with another --out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
+    parser.add_argument("--dtype", default="auto", help="in which the models run: float32 is the faster one on some CPUs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = Run(args, load_task(args.task, args.data, args.limit))

@@ -27,10 +27,14 @@ class Backbone:
         source: Where its files are; for a model in memory, where it came from.
         model: The loaded model, if there is one.
         trust_remote_code: Whether transformers may run code of the repository; off unless the user says so.
+        dtype: In which the whole model runs when it is loaded; ``"auto"`` is the checkpoint's own.
     """
 
-    def __init__(self, source: Source, *, model: Any = None, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, source: Source, *, model: Any = None, trust_remote_code: bool = False, dtype: torch.dtype | str = "auto"
+    ) -> None:
         self.source = source
+        self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self._model = model
 
@@ -45,6 +49,7 @@ class Backbone:
         local_files_only: bool = False,
         trust_remote_code: bool = False,
         hub_only: bool = False,
+        dtype: torch.dtype | str = "auto",
     ) -> Backbone:
         """Open a folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`."""
         if isinstance(name_or_model, Backbone):
@@ -56,7 +61,7 @@ class Backbone:
         if model is None and not revision and "@" in name:
             name, revision = name.rsplit("@", 1)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
-        return cls(source, model=model, trust_remote_code=trust_remote_code)
+        return cls(source, model=model, trust_remote_code=trust_remote_code, dtype=dtype)
 
     def __repr__(self) -> str:
         return repr(self.source)
@@ -184,13 +189,17 @@ class Backbone:
         return self.weights[self.locate(f"{name}.weight")]
 
     def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
-        """Load the whole model for a forward pass; a model in memory is returned as it is."""
+        """Load the whole model for a forward pass; a model in memory is returned as it is.
+
+        ``dtype="auto"`` is the one that the backbone was opened with.
+        """
         if self._model is not None:
             return self._model
         from transformers import AutoModelForCausalLM
 
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
+        dtype = self.dtype if dtype == "auto" else dtype
         options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "config": self._running_config()}
         try:
             model = AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access())

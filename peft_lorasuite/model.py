@@ -73,7 +73,7 @@ def from_upgraded(
         local_files_only: Use the Hub cache alone.
         trust_remote_code: Whether repositories may run code of their own.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
-        dtype: Of the loaded new backbone.
+        dtype: Of the loaded new backbone, and of both backbones where the method runs them.
         progress: How progress is shown.
 
     Returns:
@@ -82,7 +82,7 @@ def from_upgraded(
     Raises:
         LoraSuiteError: For whatever the user can mend, in one sentence.
     """
-    access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only, "dtype": dtype}
     access["trust_remote_code"] = trust_remote_code
     new = Backbone.open(model, revision=model_revision, **access)
     adapter = select(Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only), adapter_name)
@@ -100,7 +100,7 @@ def from_upgraded(
         adapter, upgrade_map, method=method, options=options, old=needed, new=new, prompts=prompts, rank=rank,
         as_=as_, seed=seed, token=token, cache_dir=cache_dir, progress=progress,
     )  # fmt: skip
-    loaded = new.load(dtype=dtype, device_map=device_map)
+    loaded = new.load(device_map=device_map)
     return attach(loaded, carried, adapter_name=adapter_name, is_trainable=is_trainable)
 
 
