@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
     parser.add_argument("--dev", action="store_true", help="score on development items: for tuning, with another --out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
-    parser.add_argument("--dtype", default="auto", help="in which the models run: float32 is the faster one on some CPUs")
+    parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = Run(args, load_task(args.task, args.data, args.limit))

@@ -16,6 +16,7 @@ from . import adapter as adapter_files
 from .activations import BATCH_TOKENS, SINKS, padded
 from .adapter import Adapter
 from .backbone import Backbone
+from .beginning import decoder
 from .errors import LoraSuiteError
 from .progress import Progress, silent
 
@@ -151,11 +152,11 @@ def answer(
 
 def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> Iterator[tuple[list[int], Tensor]]:
     """Run the decoder over turns of like length; yields their numbers and the states after the final norm."""
-    decoder = model.get_base_model().base_model if hasattr(model, "get_base_model") else model.base_model
+    run = decoder(model)
     for numbers in progress("reading states", length_batches(rows)):
         inputs = {name: value.to(model.device) for name, value in padded([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
-            yield numbers, decoder(**inputs, use_cache=False).last_hidden_state
+            yield numbers, run(**inputs, use_cache=False).last_hidden_state
 
 
 def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .beginning import after_beginning
 from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding
 from .errors import LoraSuiteError
 from .progress import Progress, silent
@@ -98,8 +99,9 @@ def _judge(
     inputs = {name: values.to(model.device) for name, values in batch(rows, padding=filler).items()}
     first = min(row.start for row in rows) - 1
     wanted = inputs.pop("labels")[:, first + 1 :]
-    keep = torch.arange(first, inputs["input_ids"].shape[1], device=model.device)
-    logits = model(**inputs, logits_to_keep=keep).logits.float()
+    begun, taken = after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
+    keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
+    logits = model(**begun, logits_to_keep=keep).logits.float()
     told = []
     for line, (row, choice) in enumerate(zip(rows, choices, strict=True)):
         inside = wanted[line] != IGNORED

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .encoding import Encoded, batch
+from .beginning import after_beginning
+from .encoding import IGNORED, Encoded, batch
 from .errors import LoraSuiteError
 from .progress import Progress
 
@@ -103,6 +104,21 @@ class ResponseTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss on the responses; the beginning that all rows share is read once."""
+        labels = inputs.pop("labels")
+        first = int((labels != IGNORED).int().argmax(dim=1).min()) - 1
+        inputs, taken = self.begun(model, inputs, first)
+        return super().compute_loss(model, inputs | {"labels": labels[:, taken:]}, return_outputs, num_items_in_batch)
+
+    def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
+        """Read the shared beginning, see `after_beginning`; wrappers for several processes read each batch whole."""
+        if self.args.world_size > 1:
+            return {name: inputs[name] for name in ("input_ids", "attention_mask")}, 0
+        return after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
+
 
 class StepBar(TrainerCallback):
     """Moves our own progress bar by one a step."""
@@ -146,8 +162,9 @@ class TaughtTrainer(ResponseTrainer):
         """Mean ``KL(teacher || model)`` over the batch's taught positions, on the teacher's candidate tokens."""
         line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
         first = int(position.min())
-        keep = torch.arange(first, inputs["input_ids"].shape[1], device=position.device)
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=keep)
+        begun, taken = self.begun(model, inputs, first)
+        keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=position.device)
+        outputs = model(**begun, logits_to_keep=keep)
         logits = outputs.logits[line, position - first].float()[:, self.teacher_ids.to(position.device)]
         wanted = self.teacher_target[target.cpu()].to(position.device)
         loss = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)

@@ -1,0 +1,41 @@
+"""The beginning that all rows of a batch share, a prompt template's as a rule, is read once instead of once a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+WORTH = 8
+"""Shared tokens from which on a pass of their own is worth it."""
+
+
+def decoder(model: Any) -> Any:
+    """Return a model's decoder, without its head; adapters of PEFT stay on it."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
+def shared(ids: Tensor, first: int) -> int:
+    """Count the leading columns of ``(rows, length)`` ids in which all rows agree, at most ``first``."""
+    same = (ids == ids[:1]).all(dim=0).long().cumprod(dim=0)
+    return min(int(same.sum()), first)
+
+
+def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
+    """Read what all rows begin with once; gradients flow through it.
+
+    Args:
+        model: Plain or PEFT, not wrapped for several processes.
+        ids: Token ids, (rows, length), padded on the right.
+        mask: Attention mask of the same shape.
+        first: First position whose output is wanted.
+
+    Returns:
+        Inputs for the rest of every row, and how many positions were taken off; 0 where it is not worth a pass.
+    """
+    count = shared(ids, first)
+    if len(ids) < 2 or count < WORTH:
+        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
+    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count
