@@ -56,7 +56,8 @@ def load_task(name: str, data: Path, limit: int) -> Task:
         seen = train[:120]
         return Task(train, train[240:], test[:limit], lambda example: names, [fill(one) for one in seen], len(seen))
     if name == "math":
-        train = read_examples(data / "math_data.json")
+        records = json.loads((data / "math_data.json").read_text(encoding="utf-8"))
+        train = read_examples([record for record in records if record["output"]])  # a few have no solution
         test = [one for file in ("SVAMP", "AddSub") for one in read_examples(data / f"{file}_test.json")[: limit // 2]]
         return Task(train[:2000], train[-200:], test, None, [fill(one) for one in train[:128]])
     raise SystemExit(f"unknown task {name!r}; known: arc, facts, math")
@@ -90,7 +91,8 @@ def stage(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
     found = work() | {"seconds": round(time.perf_counter() - start, 1), "peak_gb": peak_gb(), "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"row": name, **found}, indent=1) + "\n", encoding="utf-8")
-    print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items() if key != "machine"), flush=True)
+    shown = ", ".join(f"{key} {value}" for key, value in found.items() if key not in ("machine", "prompts"))
+    print(f"{name}: {shown}", flush=True)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

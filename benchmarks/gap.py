@@ -18,11 +18,15 @@ import torch
 from common import Task, load_task, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
+from peft_lorasuite.adapter import read
+from peft_lorasuite.behaviour import adapted
+from peft_lorasuite.elicitation import elicit
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.model import attach
 from peft_lorasuite.progress import bars
 from peft_lorasuite.scoring import score
+from peft_lorasuite.source import Source
 
 METHODS = {
     "copy": ("copy", {}, None),
@@ -32,8 +36,12 @@ METHODS = {
     "transport": ("transport", {}, None),
     "transplant": ("transplant", {}, "task"),
     "transplant-built-in-prompts": ("transplant", {}, "built-in"),
+    "transplant-elicited": ("transplant", {}, "elicited"),
+    "distill": ("distill", {}, "task"),
+    "distill-elicited": ("distill", {}, "elicited"),
 }
-"""Row -> method, options, prompts."""
+"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
+ELICITED = 400
 VANILLA = {"vanilla-3e-4": 3e-4, "vanilla-1e-3": 1e-3, "vanilla-3e-3": 3e-3}
 PARTS = ["q", "k", "v", "o"]
 
@@ -79,15 +87,32 @@ class Run:
         method, options, prompts = METHODS[name]
         carried = upgrade(
             self.args.adapter, self.map(), method=method, options=self.options(method, options), old=self.old,
-            new=self.new, prompts=self.task.prompts if prompts == "task" else None, seed=self.args.seed, progress=bars,
+            new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=bars,
         )  # fmt: skip
         facts = {"report": asdict(carried.report)["method"] | dict(carried.report.facts)}
         return attach(plain, carried, is_trainable=trainable), facts
 
+    def prompts(self, which: str | None) -> list[str] | None:
+        """Return the prompts of a row; None where it takes none or the built-in ones."""
+        if which not in ("task", "elicited"):
+            return None
+        more = stage(self.out / "stages", "elicited", self.elicited)["prompts"] if which == "elicited" else []
+        return [*self.task.prompts, *more]
+
+    def elicited(self) -> dict[str, Any]:
+        """Return what ``recombine=ELICITED`` adds to the prompts: a stage of its own, since several rows want it."""
+        with adapted(self.old, read(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
+            found = elicit(
+                model, self.old, self.task.prompts, count=ELICITED, length=self.args.length, seed=self.args.seed,
+                progress=bars,
+            )  # fmt: skip
+        return {"prompts": found}
+
     def options(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options: the row's, the response length that the task needs, and what --set says."""
         chosen = dict(pair.split("=", 1) for pair in self.args.set)
-        return options | ({"length": self.args.length} if method == "transplant" else {}) | chosen
+        reads = {"length": self.args.length, "prompts": 1000} if method in ("transplant", "distill") else {}
+        return options | reads | chosen
 
     def fresh(self, plain: Any) -> Any:
         """Return a fresh LoRA of the paper's shape: r = alpha = 32 on q, k, v, o."""

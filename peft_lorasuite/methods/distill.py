@@ -33,6 +33,8 @@ class DistillOptions:
         top: Candidate tokens per position.
         extra: Further candidate tokens.
         start: Start from `transplant` (True) or from the new backbone as it is.
+        recombine: As in `transplant`.
+        parts: Parts that are trained beside the adapter's own.
     """
 
     prompts: int = 128
@@ -44,6 +46,7 @@ class DistillOptions:
     top: int = 64
     extra: int = 1000
     start: bool = True
+    recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
 
 
@@ -51,7 +54,8 @@ class DistillOptions:
 def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the new model's logits moved by what the adapter did to the old model's."""
     _, new = job.backbones("distill")
-    start = TransplantOptions(prompts=options.prompts, length=options.length, top=options.top, extra=options.extra)
+    shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "recombine")}
+    start = TransplantOptions(**shared)
     reading = read(job, start)
     teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
@@ -87,7 +91,8 @@ def _train(
     settings = FinetuneOptions(
         epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, seed=job.seed
     )
-    names = [new.arch.site(part).path.rpartition(".")[2] for part in options.parts if part in new.arch.parts]
+    parts = dict.fromkeys([*options.parts, *(part for _, part in job.adapter.updates)])
+    names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
         torch.manual_seed(job.seed)
         folder = Path(name)

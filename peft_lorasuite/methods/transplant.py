@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..behaviour import Tokens, Turn, adapted, answer, fits, forward, tokens
+from ..elicitation import elicit
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank
 from ..prompts import read_prompts
@@ -42,6 +43,8 @@ class TransplantOptions:
         steps: Of that solve at most.
         top: Candidate tokens per position.
         extra: Further candidate tokens.
+        recombine: Further prompts, put together from the given ones where these share a form, about what the old
+            adapted model is surest of; see `elicitation`.
     """
 
     prompts: int = 128
@@ -55,6 +58,7 @@ class TransplantOptions:
     steps: int = 25
     top: int = 64
     extra: int = 1000
+    recombine: int = 0
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
@@ -160,6 +164,11 @@ def _read_old(
     """Let the old adapted model answer, then read its final states with and without the adapter."""
     prompts = chosen_prompts(job, old, options.prompts, options.length)
     with adapted(old, job.adapter) as model:
+        if options.recombine:
+            prompts += elicit(
+                model, old, prompts, count=options.recombine, length=options.length, seed=job.seed,
+                progress=job.progress,
+            )  # fmt: skip
         turns = answer(model, old, prompts, length=options.length, progress=job.progress)
         rows = [tokens(old, turn) for turn in turns]
         places = aligned(rows, [tokens(new, turn) for turn in turns])
