@@ -16,7 +16,7 @@ from . import adapter as adapter_files
 from .activations import BATCH_TOKENS, SINKS, padded
 from .adapter import Adapter
 from .backbone import Backbone
-from .beginning import decoder
+from .beginning import after_beginning, decoder, shared
 from .errors import LoraSuiteError
 from .progress import Progress, silent
 
@@ -119,7 +119,7 @@ def fits(backbone: Backbone, prompt: str, length: int) -> bool:
 
 @torch.inference_mode()
 def answer(
-    model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 16, progress: Progress = silent
+    model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
 ) -> list[Turn]:
     """Let a model answer prompts greedily, at most ``length`` tokens each."""
     tokenizer = backbone.tokenizer
@@ -150,13 +150,25 @@ def answer(
     return [turns[number] for number in range(len(prompts))]
 
 
-def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> Iterator[tuple[list[int], Tensor]]:
-    """Run the decoder over turns of like length; yields their numbers and the states after the final norm."""
-    run = decoder(model)
+def beginning(rows: Sequence[Tokens]) -> int:
+    """Count the first tokens that all turns share, a template's as a rule; none of them predicts a response."""
+    ids = padded([row.ids for row in rows])["input_ids"]
+    return shared(ids, min(row.start for row in rows) - 1)
+
+
+def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> Iterator[tuple[list[int], Tensor, int]]:
+    """Run the decoder over turns of like length, what all of them begin with once a batch.
+
+    Yields:
+        The turns' numbers, the states after the final norm, and how many first positions these leave out: at most
+        `beginning`.
+    """
+    run, common = decoder(model), beginning(rows)
     for numbers in progress("reading states", length_batches(rows)):
         inputs = {name: value.to(model.device) for name, value in padded([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
-            yield numbers, run(**inputs, use_cache=False).last_hidden_state
+            begun, taken = after_beginning(model, inputs["input_ids"], inputs["attention_mask"], common)
+            yield numbers, run(**begun).last_hidden_state, taken
 
 
 def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..behaviour import Tokens, Turn, adapted, answer, fits, forward, tokens
+from ..behaviour import Tokens, Turn, adapted, answer, beginning, fits, forward, tokens
 from ..elicitation import elicit
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank
@@ -199,9 +199,9 @@ def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int
     needed: dict[int, list[int]] = {}
     for turn, position in wanted:
         needed.setdefault(turn, []).append(position)
-    for numbers, states in forward(model, rows, job.progress):
+    for numbers, states, taken in forward(model, rows, job.progress):
         for line, number in enumerate(numbers):
-            kept |= {(number, position): states[line, position].cpu() for position in needed.get(number, [])}
+            kept |= {(number, p): states[line, p - taken].cpu() for p in needed.get(number, [])}
     return torch.stack([kept[place] for place in wanted])
 
 
@@ -213,7 +213,8 @@ def _read_new(
     Also return the input at some positions of the prompts, where no change is wanted.
     """
     rows = [tokens(new, turn) for turn in turns]
-    reading = [(turn, position) for turn, row in enumerate(rows) for position in row.reading]
+    common = beginning(rows)
+    reading = [(turn, position) for turn, row in enumerate(rows) for position in row.reading if position >= common]
     order = torch.randperm(len(reading), generator=torch.Generator().manual_seed(job.seed)).tolist()
     quiet = [reading[number] for number in order[: options.quiet]]
     wanted = [(turn, position) for turn, _, position in places]
@@ -231,11 +232,11 @@ def _read_new(
     for turn, position in (*wanted, *quiet):
         places_of.setdefault(turn, []).append(position)
     try:
-        for numbers, _ in forward(model, rows, job.progress):
+        for numbers, _, taken in forward(model, rows, job.progress):
             for name, table in kept.items():
                 values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
                 for line, number in enumerate(numbers):
-                    table |= {(number, p): values[line, p].detach().cpu() for p in places_of.get(number, [])}
+                    table |= {(number, p): values[line, p - taken].detach().cpu() for p in places_of.get(number, [])}
     finally:
         for hook in hooks:
             hook.remove()
