@@ -9,7 +9,8 @@ as JSON when measured; run it again to go on, with --rows to choose. benchmarks/
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from peft_lorasuite.adapter import read
 from peft_lorasuite.behaviour import adapted
 from peft_lorasuite.elicitation import elicit
 from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
-from peft_lorasuite.model import attach
 from peft_lorasuite.progress import bars
 from peft_lorasuite.scoring import score
 from peft_lorasuite.source import Source
+from peft_lorasuite.upgrading import REPORT
 
 METHODS = {
     "copy": ("copy", {}, None),
@@ -53,6 +55,7 @@ class Run:
         self.args, self.task = args, task
         self.old, self.new = (Backbone.open(name, dtype=args.dtype) for name in (args.old, args.new))
         self.out = Path(args.out)
+        self.stages = Path(args.stages or self.out / "stages")
 
     def map(self) -> UpgradeMap:
         """The pair's map: the one that was named, or the one that is cached between runs."""
@@ -77,26 +80,40 @@ class Run:
 
     def model(self, name: str, *, trainable: bool) -> tuple[Any, dict[str, Any]]:
         """Return the new backbone with the row's adapter on it."""
+        if name in METHODS:
+            folder = self.adapter(name)
+            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+            carried = peft.PeftModel.from_pretrained(self.new.load(), str(folder), is_trainable=trainable)
+            return carried, {"report": report["method"] | report["facts"]}
         plain = self.new.load()
-        if name == "base":
-            return plain, {}
         if name in VANILLA:
             return self.tune(self.fresh(plain), learning_rate=VANILLA[name], warmup=0.1), {}
         if name == "full":
             return self.tune(self.fresh(plain), learning_rate=3e-4, warmup=0.1, samples=None), {}
-        method, options, prompts = METHODS[name]
-        carried = upgrade(
-            self.args.adapter, self.map(), method=method, options=self.options(method, options), old=self.old,
-            new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=bars,
-        )  # fmt: skip
-        facts = {"report": asdict(carried.report)["method"] | dict(carried.report.facts)}
-        return attach(plain, carried, is_trainable=trainable), facts
+        if name != "base":
+            raise SystemExit(f"unknown row {name!r}; known: base, {', '.join([*METHODS, *VANILLA])}, full, NAME+lft")
+        return plain, {}
+
+    def adapter(self, name: str) -> Path:
+        """Upgrade the adapter by a row's method, or return the folder where that was done."""
+        folder = self.stages / "adapters" / name
+        if not folder.is_dir():
+            method, options, prompts = METHODS[name]
+            start = time.perf_counter()
+            carried = upgrade(
+                self.args.adapter, self.map(), method=method, options=self.options(method, options), old=self.old,
+                new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=bars,
+            )  # fmt: skip
+            carried.report.facts["upgrade_seconds"] = round(time.perf_counter() - start, 1)
+            with whole_folder(folder) as part:
+                carried.write(part)
+        return folder
 
     def prompts(self, which: str | None) -> list[str] | None:
         """Return the prompts of a row; None where it takes none or the built-in ones."""
         if which not in ("task", "elicited"):
             return None
-        more = stage(self.out / "stages", "elicited", self.elicited)["prompts"] if which == "elicited" else []
+        more = stage(self.stages, "elicited", self.elicited)["prompts"] if which == "elicited" else []
         return [*self.task.prompts, *more]
 
     def elicited(self) -> dict[str, Any]:
@@ -157,6 +174,7 @@ def main() -> None:
     parser.add_argument("--task", required=True, choices=("arc", "facts", "math"))
     parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
     parser.add_argument("--out", required=True, help="folder for the rows' JSON")
+    parser.add_argument("--stages", help="folder that keeps upgraded adapters between runs; by default under --out")
     parser.add_argument("--rows", help="comma-separated; NAME+lft fine-tunes on 100 samples after NAME", default="base")
     parser.add_argument("--map", help="folder of the pair's upgrade map; by default it is built and cached")
     parser.add_argument("--limit", type=int, default=240, help="test items")
