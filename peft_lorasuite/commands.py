@@ -116,7 +116,8 @@ def upgrade(args: Namespace) -> Told:
     source = select(Source(name, "adapter", revision), args.adapter_name)
     reads = reads_backbones(source)
     old_name, old_revision = name_and_revision(args.old) if args.old else (None, None)
-    old = old_backbone(source, old_name, old_revision, {"trust_remote_code": args.trust_remote_code})
+    access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
+    old = old_backbone(source, old_name, old_revision, access)
     if args.map:
         where, at = name_and_revision(args.map)
         upgrade_map = UpgradeMap.load(where, revision=at)
@@ -226,7 +227,7 @@ def _fine_tune(carried: Any, new: Any, samples: list[Any], args: Namespace, prog
     from .finetuning import finetune as train
     from .model import attach
 
-    model = attach(new.load(dtype=args.dtype, device_map=args.device_map), carried, is_trainable=True)
+    model = attach(new.load(device_map=args.device_map), carried, is_trainable=True)
     train(
         model, samples, tokenizer=new.tokenizer, output=args.output, overwrite=args.overwrite, progress=progress,
         **_training(args),
