@@ -1,0 +1,77 @@
+"""Train a source adapter of the gap benchmark: a LoRA of an old backbone on one of the tasks.
+
+    python benchmarks/train_adapter.py --base OLD --task arc --data DIR -o ADAPTER
+
+By default as the adapters of the tables were trained: arc on 1,600 items in one epoch (q, k, v, o), facts on both
+wordings of 240 facts in five (all linear modules), math on 1,600 chains of thought in one (all linear modules).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+import torch
+from common import load_task
+
+from peft_lorasuite import Backbone
+from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.progress import bars
+
+ATTENTION = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task's adapter is trained on, and how."""
+
+    samples: int
+    epochs: int
+    parts: tuple[str, ...]
+
+
+RECIPES = {
+    "arc": Recipe(1600, 1, ATTENTION),
+    "facts": Recipe(480, 5, (*ATTENTION, "gate", "up", "down")),
+    "math": Recipe(1600, 1, (*ATTENTION, "gate", "up", "down")),
+}
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="backbone to train on: folder or Hub id")
+    parser.add_argument("--task", required=True, choices=sorted(RECIPES))
+    parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
+    parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
+    parser.add_argument("--samples", type=int, help="training items (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, help="passes over them (default: the recipe's)")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--dtype", default="auto", help="of the model: float32 is faster on some CPUs")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    recipe, base = RECIPES[args.task], Backbone.open(args.base, dtype=args.dtype)
+    arch, start = base.arch, time.perf_counter()
+    paths = {arch.site(part).path for part in recipe.parts if part in arch.parts}
+    config = peft.LoraConfig(
+        r=args.rank, lora_alpha=2 * args.rank, task_type="CAUSAL_LM",
+        target_modules=[f"{arch.layer_path}.{layer}.{path}" for layer in range(arch.layers) for path in sorted(paths)],
+    )  # fmt: skip
+    torch.manual_seed(args.seed)
+    model = peft.get_peft_model(base.load(), config)
+    finetune(
+        model, load_task(args.task, args.data, 1).train, samples=args.samples or recipe.samples,
+        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, warmup=0.05,
+        seed=args.seed, tokenizer=base.tokenizer, output=args.output, progress=bars,
+    )  # fmt: skip
+    loss = model.finetune_record["loss"]
+    print(f"wrote {args.output}: mean training loss {loss:.3f}, {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
