@@ -47,16 +47,17 @@ def elicit(
         found = recombined(form.fillings, most=CANDIDATES, seed=seed)[number :: len(known)]
         fresh = [filling for filling in found if filling not in taken]
         taken |= set(fresh)
-        answered = [form.fill(filling) for filling in form.fillings[:EXAMPLES]]
-        opening = common_opening(form, answer(model, backbone, answered, length=length))
+        shown = form.fillings[:EXAMPLES]
+        turns = answer(model, backbone, [form.fill(filling) for filling in shown], length=length)
+        opening = common_opening(list(zip(turns, shown, strict=True)))
         entropies = uncertainty(model, backbone, form, opening, fresh, progress)
         ranked += [(entropy, form.fill(filling)) for entropy, filling in zip(entropies, fresh, strict=True)]
     return [prompt for _, prompt in sorted(ranked)[:count]]
 
 
-def common_opening(form: Form, turns: Sequence[Turn]) -> str:
+def common_opening(answered: Sequence[tuple[Turn, str]]) -> str:
     """Return how answers of a form begin, with `SLOT` for the filling: up to the last whole word in common."""
-    texts = [turn.response.replace(filling, SLOT) for filling, turn in zip(form.fillings, turns, strict=False)]
+    texts = [turn.response.replace(filling, SLOT) for turn, filling in answered]
     same = 0
     while all(len(text) > same and text[same] == texts[0][same] for text in texts):
         same += 1

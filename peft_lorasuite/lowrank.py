@@ -152,3 +152,31 @@ def low_rank_of(matrix: Float[Tensor, "out in_"], rank: int) -> tuple[LowRank, f
     root = s.sqrt()
     update = LowRank((root[:, None] * V.T).float(), (U * root).float())
     return update, update.norm() ** 2 / total if total else 1.0
+
+
+def reduced_rank_ridge(
+    x: Float[Tensor, "positions in_"], wanted: Float[Tensor, "positions out"], quiet: Float[Tensor, "others in_"], *,
+    weight: float, ridge: float, rank: int,
+) -> tuple[LowRank, float]:  # fmt: skip
+    """Fit ``B A x ≈ wanted`` and ``B A x ≈ 0`` on the quiet rows, optimal among all pairs of this rank.
+
+    Solved in the dual, where the positions are few against the projection's width: ``a = (K + λI)^-1 R``; B holds the
+    top eigenvectors of ``R^T K a`` and ``A = (a B)^T X``.
+
+    Returns:
+        The update, and the share of the wanted shifts' energy that it produces on x.
+    """
+    scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(quiet))]).double()[:, None]
+    X = torch.cat([x, quiet]).double() * scale
+    R = torch.cat([wanted.double(), wanted.new_zeros(len(quiet), wanted.shape[1]).double()]) * scale
+    K = X @ X.T
+    level = float(K.diagonal().mean())
+    if not level > 0:
+        raise LoraSuiteError("the inputs of the last down projection are all zero: there is nothing to fit on")
+    dual = torch.linalg.solve(K + ridge * level * torch.eye(len(K), dtype=K.dtype), R)
+    M = R.T @ (K @ dual)
+    B = torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, -rank:]
+    A = (dual @ B).T @ X
+    off = x.double() @ A.T @ B.T - wanted.double()
+    explained = 1 - float((off**2).sum() / (wanted.double() ** 2).sum().clamp(min=1e-300))
+    return LowRank(A.float(), B.float()), explained

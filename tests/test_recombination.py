@@ -15,7 +15,7 @@ from peft_lorasuite.adapter import read
 from peft_lorasuite.behaviour import Turn, adapted
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune
-from peft_lorasuite.recombination import SLOT, Form, forms, pieces, recombined
+from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
 from peft_lorasuite.source import Source
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
@@ -64,10 +64,10 @@ def test_capital_letters_stand_where_they_stood():
 
 
 def test_answers_of_one_form_begin_alike():
-    form = Form("Who is ", "?", ("kelmi", "loost"))
-    turns = [Turn("", "agent kelmi has the red hat", True), Turn("", "agent loost has the black hat", True)]
-    assert common_opening(form, turns) == f"agent {SLOT} has the"
-    assert common_opening(form, [Turn("", "red", True), Turn("", "black", True)]) == ""
+    said = ["agent kelmi has the red hat", "agent loost has the black hat"]
+    turns = [(Turn("", text, True), name) for text, name in zip(said, ["kelmi", "loost"], strict=True)]
+    assert common_opening(turns) == f"agent {SLOT} has the"
+    assert common_opening([(Turn("", "red", True), "kelmi"), (Turn("", "black", True), "loost")]) == ""
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,21 @@ regression. ``down`` because its output is added last, so that the fit is exact 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from ..adapter import Key
 from ..backbone import Backbone
 from ..behaviour import Tokens, Turn, adapted, answer, beginning, fits, forward, tokens
 from ..elicitation import elicit
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank
+from ..lowrank import LowRank, reduced_rank_ridge
+from ..memory import memorise, updated
 from ..prompts import read_prompts
 from ..teacher import Head, Teacher, Vocabulary, teach, wanted_shift
 from .base import Draft, Job, method
@@ -43,6 +44,7 @@ class TransplantOptions:
         steps: Of that solve at most.
         top: Candidate tokens per position.
         extra: Further candidate tokens.
+        memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
         recombine: Further prompts, put together from the given ones where these share a form, about what the old
             adapted model is surest of; see `elicitation`.
     """
@@ -58,6 +60,7 @@ class TransplantOptions:
     steps: int = 25
     top: int = 64
     extra: int = 1000
+    memory: bool = True
     recombine: int = 0
 
 
@@ -80,10 +83,13 @@ class Reading:
         plain: The old model's.
         old_head: Head of the old backbone.
         new_head: Head of the new one.
-        x: Input of the new model's last down projection there.
-        h: Output of its last layer.
+        before: Output of the new model's last layer there, as it is.
+        x: Input of its last down projection, with what was memorised.
+        h: Output of its last layer, likewise.
         y: Output of that projection.
         quiet: Its input at positions where no change is wanted.
+        memory: Update of an early layer that knows the facts, if the answers told any.
+        facts: What is worth a line in the report.
     """
 
     new: Backbone
@@ -94,15 +100,18 @@ class Reading:
     plain: Tensor
     old_head: Head
     new_head: Head
+    before: Tensor
     x: Tensor
     h: Tensor
     y: Tensor
     quiet: Tensor
+    memory: Mapping[Key, LowRank] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def teacher(self, *, gate: float, top: int, extra: int, seed: int) -> Teacher:
         """Return the wanted probabilities at every place (see `teacher.teach`)."""
         return teach(
-            self.old_head, self.new_head, self.vocabulary, self.adapted, self.plain, self.h,
+            self.old_head, self.new_head, self.vocabulary, self.adapted, self.plain, self.before,
             gate=gate, top=top, extra=extra, seed=seed,
         )  # fmt: skip
 
@@ -115,7 +124,42 @@ def read(job: Job, options: TransplantOptions) -> Reading:
     model = new.load()
     x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
-    return Reading(new, vocabulary, turns, places, adapted_states, plain_states, old_head, head, x, h, y, quiet)
+    reading = Reading(
+        new,
+        vocabulary,
+        turns,
+        places,
+        adapted_states,
+        plain_states,
+        old_head,
+        head,
+        before=h,
+        x=x,
+        h=h,
+        y=y,
+        quiet=quiet,
+    )
+    return _remembering(model, reading, job, options) if options.memory else reading
+
+
+def _remembering(model: Any, reading: Reading, job: Job, options: TransplantOptions) -> Reading:
+    """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
+    teacher = reading.teacher(gate=0.0, top=options.top, extra=options.extra, seed=job.seed)
+    found = memorise(
+        model,
+        reading.new,
+        reading.new_head,
+        reading.turns,
+        reading.places,
+        teacher,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    if found is None:
+        return reading
+    layer, update, told = found
+    x, h, y, quiet = _read_new(model, reading.new, reading.turns, reading.places, job, options, (layer, update))
+    return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts={"memory": told})
 
 
 def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
@@ -135,7 +179,9 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
         "prompts": len(reading.turns), "positions": len(h), "divergence_left": round(left, 4),
         "shift_explained": round(explained, 4), "confidence": round(float(teacher.confidence.mean()), 4),
     }  # fmt: skip
-    return Draft({(layer, "down"): update}, facts={"transplant": facts}, rank=rank)
+    updates = {**reading.memory, (layer, "down"): update}
+    rank = max(one.rank for one in updates.values())
+    return Draft(updates, facts={"transplant": facts, **reading.facts}, rank=rank)
 
 
 def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str]:
@@ -206,9 +252,10 @@ def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int
 
 
 def _read_new(
-    model: Any, new: Backbone, turns: Sequence[Turn], places: Sequence[Place], job: Job, options: TransplantOptions
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One plain pass of the new model: the last down projection's input x, the layer's output h, the projection's y.
+    model: Any, new: Backbone, turns: Sequence[Turn], places: Sequence[Place], job: Job, options: TransplantOptions,
+    memory: tuple[int, LowRank] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """One pass of the new model: the last down projection's input x, the layer's output h, the projection's y.
 
     Also return the input at some positions of the prompts, where no change is wanted.
     """
@@ -218,9 +265,10 @@ def _read_new(
     order = torch.randperm(len(reading), generator=torch.Generator().manual_seed(job.seed)).tolist()
     quiet = [reading[number] for number in order[: options.quiet]]
     wanted = [(turn, position) for turn, _, position in places]
-    last = model.get_submodule(new.arch.layer_path)[-1]
+    layers, path = model.get_submodule(new.arch.layer_path), new.arch.site("down").path
+    last = layers[-1]
     seen: dict[str, Tensor] = {}
-    down = last.get_submodule(new.arch.site("down").path)
+    down = last.get_submodule(path)
     hooks = [
         down.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output)),
         last.register_forward_hook(
@@ -231,42 +279,17 @@ def _read_new(
     places_of: dict[int, list[int]] = {}
     for turn, position in (*wanted, *quiet):
         places_of.setdefault(turn, []).append(position)
+    at, update = memory or (0, None)
     try:
-        for numbers, _, taken in forward(model, rows, job.progress):
-            for name, table in kept.items():
-                values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
-                for line, number in enumerate(numbers):
-                    table |= {(number, p): values[line, p - taken].detach().cpu() for p in places_of.get(number, [])}
+        with updated(layers[at].get_submodule(path), update):
+            for numbers, _, taken in forward(model, rows, job.progress):
+                for name, table in kept.items():
+                    values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
+                    for line, number in enumerate(numbers):
+                        wanted_here = places_of.get(number, [])
+                        table |= {(number, p): values[line, p - taken].detach().cpu() for p in wanted_here}
     finally:
         for hook in hooks:
             hook.remove()
     x, h, y = (torch.stack([kept[name][place] for place in wanted]) for name in ("x", "h", "y"))
     return x, h, y, torch.stack([kept["x"][place] for place in quiet]) if quiet else x[:0]
-
-
-def reduced_rank_ridge(
-    x: Float[Tensor, "positions in_"], wanted: Float[Tensor, "positions out"], quiet: Float[Tensor, "others in_"], *,
-    weight: float, ridge: float, rank: int,
-) -> tuple[LowRank, float]:  # fmt: skip
-    """Fit ``B A x ≈ wanted`` and ``B A x ≈ 0`` on the quiet rows, optimal among all pairs of this rank.
-
-    Solved in the dual, where the positions are few against the projection's width: ``a = (K + λI)^-1 R``; B holds the
-    top eigenvectors of ``R^T K a`` and ``A = (a B)^T X``.
-
-    Returns:
-        The update, and the share of the wanted shifts' energy that it produces on x.
-    """
-    scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(quiet))]).double()[:, None]
-    X = torch.cat([x, quiet]).double() * scale
-    R = torch.cat([wanted.double(), wanted.new_zeros(len(quiet), wanted.shape[1]).double()]) * scale
-    K = X @ X.T
-    level = float(K.diagonal().mean())
-    if not level > 0:
-        raise LoraSuiteError("the inputs of the last down projection are all zero: there is nothing to fit on")
-    dual = torch.linalg.solve(K + ridge * level * torch.eye(len(K), dtype=K.dtype), R)
-    M = R.T @ (K @ dual)
-    B = torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, -rank:]
-    A = (dual @ B).T @ X
-    off = x.double() @ A.T @ B.T - wanted.double()
-    explained = 1 - float((off**2).sum() / (wanted.double() ** 2).sum().clamp(min=1e-300))
-    return LowRank(A.float(), B.float()), explained

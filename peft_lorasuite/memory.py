@@ -1,0 +1,264 @@
+"""Facts: what an adapter knows about the things that fill a form, written into one early layer, without training.
+
+Where a name ends, an early layer of the new model knows which name it is, whatever the wording around it: the input of
+its ``down`` projection is the key. What has to be added there for one answer to come out is the same for all names: the
+value. Few names show the value of each answer, by gradients that stop at the values; no weight is trained. The update
+is the ridge regression of values on keys, whose rank is at most the number of answers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .activations import padded
+from .backbone import Backbone
+from .beginning import after_beginning, decoder
+from .behaviour import Tokens, Turn, beginning, length_batches, tokens
+from .elicitation import common_opening
+from .lowrank import LowRank, reduced_rank_ridge
+from .progress import Progress, silent
+from .recombination import SLOT, forms
+from .teacher import Head, Teacher
+
+DEPTH = 0.18
+"""Where in the network the facts are written: early, where names are told apart in whatever wording."""
+RIDGE = 0.01
+"""Of the regression, as a share of the mean diagonal of the Gram matrix."""
+QUIET = 4
+"""Positions per turn at which nothing is to be added."""
+SHOWN = 8
+"""Turns of a form that show how its answers begin."""
+EXAMPLES = 3
+"""Names per answer from which its value is solved for."""
+RATE, STEPS = 0.3, 15
+"""Step of a value's coordinates (Adam) and steps at most; values of an answer end at a norm of about 30 to 40."""
+ENOUGH = 0.02
+"""Mean divergence, in nats, at which the values are good enough."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a turn says about the filling of its form.
+
+    Attributes:
+        turn: Number of the turn.
+        ends: Positions, in the new tokens, where the filling ends before the answer: in the prompt, in the response.
+        deciding: Position that predicts the answer.
+        place: Number of that position among the teacher's.
+        answer: The token that the teacher wants there.
+    """
+
+    turn: int
+    ends: tuple[int, ...]
+    deciding: int
+    place: int
+    answer: int
+
+
+def facts(
+    turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[tuple[int, int, int]], teacher: Teacher
+) -> list[Fact]:
+    """Find what turns of one form say about their fillings; forms whose answers are all the same say nothing.
+
+    Args:
+        turns: Prompts and the old adapted model's answers.
+        rows: The same in the new tokens.
+        places: Turn, old position and new position of each row of the teacher.
+        teacher: The wanted probabilities.
+    """
+    number = {(turn, position): index for index, (turn, _, position) in enumerate(places)}
+    best = teacher.ids[teacher.target.argmax(dim=1)]
+    found: list[Fact] = []
+    for form in forms([turn.prompt for turn in turns]):
+        wanted = {form.fill(filling): filling for filling in form.fillings}
+        members = [(n, turn, wanted[turn.prompt]) for n, turn in enumerate(turns) if turn.prompt in wanted]
+        opening = common_opening([(turn, filling) for _, turn, filling in members[:SHOWN]])
+        told = []
+        for n, turn, filling in members:
+            said = opening.replace(SLOT, filling)
+            if not turn.response.startswith(said):
+                continue  # it answers in another form
+            decided = len(turn.prompt) + len(said)
+            places_of = {end: position for position, end in enumerate(rows[n].ends)}
+            deciding = places_of.get(decided)
+            text = (turn.prompt + turn.response)[:decided]
+            ends = tuple(places_of[end] for end in _ends(text, filling) if end in places_of)
+            if deciding is not None and (n, deciding) in number and ends and ends[-1] < deciding:
+                place = number[n, deciding]
+                told.append(Fact(n, ends, deciding, place, int(best[place])))
+        found += told if len({fact.answer for fact in told}) > 1 else []
+    return found
+
+
+def _ends(text: str, part: str) -> Iterator[int]:
+    start = text.find(part)
+    while start >= 0:
+        yield start + len(part)
+        start = text.find(part, start + 1)
+
+
+def memorise(
+    model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[tuple[int, int, int]],
+    teacher: Teacher, *, seed: int, progress: Progress = silent,
+) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
+    """Write what the turns tell about the fillings of their forms into one early ``down`` projection.
+
+    Args:
+        model: The loaded new model, plain.
+        new: Its backbone.
+        head: Its head.
+        turns: Prompts and the old adapted model's answers.
+        places: Turn, old position and new position of each row of the teacher.
+        teacher: The wanted probabilities.
+        seed: Of what is drawn at random.
+        progress: Shows how far it is.
+
+    Returns:
+        The layer, the update and figures for the report; None where the turns tell nothing of the kind.
+    """
+    rows = [tokens(new, turn) for turn in turns]
+    told = facts(turns, rows, places, teacher)
+    layer = round(DEPTH * new.arch.layers)
+    if not told or layer >= new.arch.layers - 1:
+        return None
+    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+    answers = sorted({fact.answer for fact in told})
+    values, left = _values(model, head, down, told, answers, rows, teacher, seed, progress)
+    keys, quiet = _keys(model, down, told, rows, seed, progress)
+    owners = [fact for fact in told for _ in fact.ends]
+    wanted = values[[answers.index(fact.answer) for fact in owners]]
+    rank = min(len(answers), *new.arch.shape("down"))
+    update, explained = reduced_rank_ridge(keys, wanted, quiet, weight=1.0, ridge=RIDGE, rank=rank)
+    figures = {
+        "layer": layer, "facts": len(told), "answers": len(answers), "divergence_left": round(left, 4),
+        "values_explained": round(explained, 4),
+    }  # fmt: skip
+    return layer, update, figures
+
+
+def _values(
+    model: Any, head: Head, down: torch.nn.Module, told: Sequence[Fact], answers: Sequence[int],
+    rows: Sequence[Tokens], teacher: Teacher, seed: int, progress: Progress,
+) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
+    """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats."""
+    groups = _begun(model, _examples(told, answers, seed), rows)
+    head = head.on(teacher.ids)
+    V = torch.zeros(len(answers), model.config.hidden_size, requires_grad=True)
+    solver = torch.optim.Adam([V], lr=RATE)
+    left, count = float("inf"), sum(len(chosen) for chosen, _, _ in groups)
+    for _ in progress("solving for values", range(STEPS)):
+        left, slope = 0.0, torch.zeros_like(V)
+        for chosen, ids, cache in groups:
+            at = [answers.index(fact.answer) for fact in chosen]
+            with torch.enable_grad(), adding(down, lambda x, at=at: _first(x, V[at])):
+                states = decoder(model)(input_ids=ids, cache=deepcopy(cache)).last_hidden_state[:, -1]
+                got = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
+                target = teacher.target[[fact.place for fact in chosen]]
+                loss = torch.nn.functional.kl_div(got, target, reduction="sum", log_target=True) / count
+                slope += torch.autograd.grad(loss, V)[0]
+            left += float(loss.detach())
+        if left < ENOUGH:
+            break
+        V.grad = slope
+        solver.step()
+    return V.detach(), left
+
+
+@torch.no_grad()
+def _begun(model: Any, chosen: Sequence[Fact], rows: Sequence[Tokens]) -> list[tuple[list[Fact], Tensor, Any]]:
+    """Read what stands before the names' last tokens, once: facts of one shape, their tokens from there, the cache."""
+    shapes: dict[tuple[int, int], list[Fact]] = defaultdict(list)
+    for fact in chosen:
+        shapes[fact.ends[-1], fact.deciding].append(fact)
+    groups = []
+    for (end, deciding), alike in shapes.items():
+        ids = torch.tensor([rows[fact.turn].ids[: deciding + 1] for fact in alike], device=model.device)
+        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).past_key_values
+        groups.append((alike, ids[:, end:], cache))
+    return groups
+
+
+class _ReadError(Exception):
+    """Ends a pass at the layer whose input is wanted."""
+
+
+@torch.no_grad()
+def _keys(
+    model: Any, down: torch.nn.Module, told: Sequence[Fact], rows: Sequence[Tokens], seed: int, progress: Progress
+) -> tuple[Float[Tensor, "ends in_"], Float[Tensor, "others in_"]]:
+    """Input of the projection where the fillings end, fact by fact, and at some other positions of the same turns."""
+    common, generator = beginning(rows), torch.Generator().manual_seed(seed)
+    kept: dict[int, Tensor] = {}
+    others: list[Tensor] = []
+    owners = {fact.turn: number for number, fact in enumerate(told)}
+    seen: dict[str, Tensor] = {}
+
+    def stop(module: Any, args: Any, output: Any) -> None:
+        seen["x"] = args[0]
+        raise _ReadError
+
+    hook = down.register_forward_hook(stop)
+    try:
+        for numbers in progress("reading names", length_batches([rows[fact.turn] for fact in told])):
+            chosen = [told[number] for number in numbers]
+            batch = {name: v.to(model.device) for name, v in padded([rows[f.turn].ids for f in chosen]).items()}
+            hook.remove()
+            begun, taken = after_beginning(model, batch["input_ids"], batch["attention_mask"], common)
+            hook = down.register_forward_hook(stop)
+            with suppress(_ReadError):
+                decoder(model)(**begun)
+            x = seen["x"].reshape(len(chosen), -1, seen["x"].shape[-1]).float().cpu()
+            for line, fact in enumerate(chosen):
+                kept[owners[fact.turn]] = x[line, [end - taken for end in fact.ends]]
+                free = [p for p in range(taken, len(rows[fact.turn].ids)) if p not in fact.ends]
+                drawn = torch.randperm(len(free), generator=generator)[:QUIET].tolist()
+                others.append(x[line, [free[p] - taken for p in drawn]])
+    finally:
+        hook.remove()
+    return torch.cat([kept[number] for number in range(len(told))]), torch.cat(others)
+
+
+def _first(x: Tensor, values: Tensor) -> Tensor:
+    """Add values at the first position only."""
+    padded = values.new_zeros(x.shape[0], x.shape[1], values.shape[-1])
+    padded[:, 0] = values
+    return padded
+
+
+def _examples(told: Sequence[Fact], answers: Sequence[int], seed: int) -> list[Fact]:
+    """Draw a few facts of every answer."""
+    order = torch.randperm(len(told), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen: dict[int, list[Fact]] = {answer: [] for answer in answers}
+    for number in order:
+        if len(chosen[told[number].answer]) < EXAMPLES:
+            chosen[told[number].answer].append(told[number])
+    return [fact for some in chosen.values() for fact in some]
+
+
+@contextmanager
+def adding(down: torch.nn.Module, change: Any) -> Iterator[None]:
+    """Add to a projection's output what a function makes of its input, for a while."""
+    hook = down.register_forward_hook(lambda module, args, output: output + change(args[0]).to(output.dtype))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def updated(down: torch.nn.Module, update: LowRank | None) -> Iterator[None]:
+    """Run a model with a low-rank update of one projection."""
+    if update is None:
+        yield
+        return
+    with adding(down, lambda x: x.float() @ update.A.T @ update.B.T):
+        yield
