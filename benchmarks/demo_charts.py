@@ -81,3 +81,24 @@ def costs(ways: dict[str, dict[str, Any]], full: str, paper_seconds: float, path
     left.invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def gate_chart(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw predicted against measured gap, hollow where development items were scored."""
+    figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
+    for number, method in enumerate(rows[0]["methods"]):
+        for row in rows:
+            one = row["methods"][method]
+            if one["gap_recovered"] is None:
+                continue
+            x, y = row["told"][method], max(one["gap_recovered"], -0.5)
+            fill = "none" if row["development"] else f"C{number}"
+            axes.scatter(100 * x, 100 * y, edgecolor=f"C{number}", facecolor=fill, zorder=3)
+        axes.scatter([], [], color=f"C{number}", label=method)
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
+    axes.axhline(50, color="0.6", linestyle="--", linewidth=0.8)
+    axes.set_xlabel("predicted gap recovered (%); hollow: development points")
+    axes.set_ylabel("measured gap recovered (%), at least -50 shown")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -100,7 +100,7 @@ class DemoPair:
             held = set(names[: round(DEV_ANIMALS * len(names))])
             self.train = [item for item in whole if animal(item) not in held]
             self.test = [item for item in whole if animal(item) in held][:300]
-        self.dev, self.map_seconds = dev, 0.0
+        self.dev, self.prompts, self.map_seconds = dev, PROMPTS, 0.0
         self.starts: dict[tuple[str, int], Callable[[bool], Made]] = {}
 
     @cached_property
@@ -126,7 +126,7 @@ class DemoPair:
             start = time.perf_counter()
             used = used.with_section(method, self.old, self.new, options=settings, calibration=DATA / "calibration.txt")
             section = time.perf_counter() - start
-        prompts = None if "built-in" in row else [fill(item, TEMPLATE) for item in self.train[:PROMPTS]]
+        prompts = None if "built-in" in row else [fill(item, TEMPLATE) for item in self.train[: self.prompts]]
         carried = upgrade(
             self.adapter, used, method=method, options=settings, old=self.old, new=self.new, prompts=prompts, seed=seed
         )
@@ -189,9 +189,9 @@ class DemoPair:
         """Train a LoRA that knows nothing on labelled samples."""
         return self.tuned(Made(self.fresh(rank, alpha, parts, seed)), seed=seed, parts=parts, **how)
 
-    def full(self, seed: int = 0) -> Made:
+    def full(self, seed: int = 0, **more: Any) -> Made:
         """Retrain on all training items."""
-        return self.vanilla(rank=16, alpha=32, seed=seed, **FULL)
+        return self.vanilla(rank=16, alpha=32, seed=seed, **{**FULL, **more})
 
     def adapted(self) -> Any:
         """Return the old backbone with its adapter."""

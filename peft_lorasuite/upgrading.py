@@ -51,7 +51,7 @@ class Report:
         tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
         facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
             ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            lets expect.
+            and the method's own fit let expect.
         revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
     """
 
@@ -157,12 +157,12 @@ def upgrade(
         picked = choice.pick(upgrade_map, can_run=old is not None and new is not None)
         method, told["auto"] = picked.method, picked.why
         log.info("method %s: %s", picked.method, picked.why)
-    told["prediction"] = choice.facts(upgrade_map, method)
     chosen = methods.find(method)
     settings = methods.make_options(chosen, options)
     job = methods.Job(adapter, upgrade_map, old, new, prompts, seed, progress)
     with context(f"{chosen.name} of {adapter.origin}"):
         draft = chosen.run(job, settings)
+        told["prediction"] = choice.facts(upgrade_map, method, draft.facts)
         if not draft.updates and not adapter.tables:
             raise LoraSuiteError("nothing of the adapter has a place in the new backbone", got=dict(draft.dropped))
         final = rank or draft.rank or adapter.rank
