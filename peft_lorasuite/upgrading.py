@@ -144,6 +144,7 @@ def upgrade(
     """
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
+    _check_rank(rank, upgrade_map.new.arch)
     old, new = (None if one is None else Backbone.open(one) for one in (old, new))
     for backbone, wanted, role in ((old, upgrade_map.old, "old"), (new, upgrade_map.new, "new")):
         if backbone is not None:
@@ -181,6 +182,14 @@ def upgrade(
     )
     home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
     return Upgraded(result, report, *home, adapter.source)
+
+
+def _check_rank(rank: int | None, arch: Architecture) -> None:
+    """Refuse, before the long work, a rank that no module of the new backbone can have."""
+    most = max(min(arch.shape(part)) for part in arch.parts)
+    if rank is not None and not 1 <= rank <= most:
+        what = "the rank is above the modules' dimensions" if rank > most else "the rank is not positive"
+        raise LoraSuiteError(what, where="rank", got=rank, wanted=f"1 to {most}")
 
 
 def _revisions(
