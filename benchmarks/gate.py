@@ -11,9 +11,11 @@ held when it recovers at least half of what retraining on that new backbone gain
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,19 @@ class Point:
     dev: bool = True
     seed: int = 0
 
+    @property
+    def file(self) -> str:
+        """Name of its row's file."""
+        return "-".join([*re.findall(r"\w+", self.name), "development" if self.dev else "test"])
+
 
 POINTS = (
     Point("demo pair"),
-    Point("new: noise 5 %", change=pairs.noisy(0.05)),
     Point("new: noise 20 %", change=pairs.noisy(0.2)),
     Point("new: embeddings shuffled", change=pairs.shuffled),
     Point("new: untrained", change=pairs.untrained),
     Point("old itself", "old"),
     Point("old, rotated", "old", pairs.rotated),
-    Point("old, noise 2 %", "old", pairs.noisy(0.02)),
     Point("old, noise 20 %", "old", pairs.noisy(0.2)),
     Point("old, noise 50 %", "old", pairs.noisy(0.5)),
     Point("old, embeddings shuffled", "old", pairs.shuffled),
@@ -76,18 +81,14 @@ POINTS = (
     Point("demo pair", dev=False),
     Point("demo pair reversed", "old", old="new", dev=False),
     Point("demo pair, adapter of a format", task="format", dev=False),
-    Point("demo pair reversed, adapter of a format", "old", old="new", task="format", dev=False),
     Point("demo pair, adapter of invented names", task="names", dev=False),
-    Point("new: noise 10 %", change=pairs.noisy(0.1), dev=False, seed=1),
     Point("new: noise 50 %", change=pairs.noisy(0.5), dev=False, seed=1),
     Point("new: embeddings shuffled", change=pairs.shuffled, dev=False, seed=1),
     Point("new: untrained", change=pairs.untrained, dev=False, seed=1),
     Point("old, permuted", "old", pairs.permuted, dev=False, seed=1),
     Point("old, widened", "old", pairs.widened, dev=False, seed=1),
     Point("old, a layer more", "old", pairs.deepened, dev=False, seed=1),
-    Point("old, noise 5 %", "old", pairs.noisy(0.05), dev=False, seed=1),
     Point("old, noise 30 %", "old", pairs.noisy(0.3), dev=False, seed=1),
-    Point("old, untrained", "old", pairs.untrained, dev=False, seed=1),
 )
 
 
@@ -113,8 +114,7 @@ def adapters(scratch: Path) -> Callable[[str, str], Path]:
 def measure(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> dict[str, Any]:
     """Build the point, ask the gate, upgrade by every method, and retrain."""
     generator = torch.Generator().manual_seed(point.seed)
-    where = scratch / f"{point.side}-{point.name}-{point.dev}".replace(" ", "-")
-    new = pairs.save(point.change(pairs.demo(point.side), generator), point.side, where)
+    new = pairs.save(point.change(pairs.demo(point.side), generator), point.side, scratch / point.file)
     train, test, prompts = TASKS[point.task]()
     pair = DemoPair(DATA / point.old, new, adapter(point.old, point.task), dev=point.dev, train=train, test=test)
     pair.prompts = prompts
@@ -202,8 +202,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         adapter = adapters(Path(scratch))
-        for number, point in enumerate(POINTS):
-            rows.append(stage(args.out, f"{number:02d}", lambda point=point: measure(point, Path(scratch), adapter)))
+        for point in POINTS:
+            rows.append(stage(args.out, point.file, partial(measure, point, Path(scratch), adapter)))
     text = table(rows, real_points(args.real))
     (args.out / "gate.md").write_text(text + "\n", encoding="utf-8")
     gate_chart([row | {"told": {m: told(row, m)[1].gap for m in METHODS}} for row in rows], args.out / "gate.png")
