@@ -183,6 +183,7 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
             sure = float(told.get("confidence", 1.0))
             gap = max(float(told["shift_explained"]), 0.0) * min(1.0, sure / CONFIDENT)
             because += f", wanted shifts explained {told['shift_explained']:.0%} at a confidence of {sure:.2f}"
+            because += "; method='distill' trains on the same prompts what is missing" if gap < EXPLAINED else ""
     return Prediction("holds" if gap >= EXPLAINED else "retrain", round(gap, 3), because)
 
 

@@ -129,6 +129,7 @@ def test_what_the_fit_explained_corrects_what_the_map_promised(explained, confid
     after = judge(scores, "transplant", fitted)
     assert (after.verdict, after.gap) == (verdict, pytest.approx(gap))
     assert "wanted shifts explained" in after.because
+    assert ("method='distill' trains" in after.because) == (verdict == "retrain")
     lost = judge(replace(scores, agreement=0.01), "transplant", fitted)
     assert (lost.verdict, lost.gap) == ("retrain", 0)
 
