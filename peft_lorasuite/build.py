@@ -86,7 +86,8 @@ def _hidden(old: Backbone, new: Backbone, options: MapOptions) -> tuple[Tensor, 
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
     hidden = hidden_map(E_o, E_n, options.hidden_map)
-    told = {"error": fit_error(E_o @ hidden, E_n), "agreement": agreement(E_o @ hidden, E_n)}
+    told: dict[str, float | None] = {"error": fit_error(E_o @ hidden, E_n)}
+    told["agreement"] = agreement(E_o @ hidden, E_n)
     told["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
     if E_o.shape == E_n.shape:
         told["distance"] = fit_error(E_o, E_n)

@@ -43,12 +43,15 @@ class Scores:
         least: What it must reach.
         explained: Mean share of the new heads' weights that the head maps explain.
         alike: Mean CKA of the matched layers; None where the layer map did not look at it.
+        near: One less the relative distance of the embeddings, token by token, where heads and units are in place and
+            all sizes are equal; else 0. What is expected of `copy`.
     """
 
     agreement: float
     least: float
     explained: float
     alike: float | None
+    near: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,26 +101,35 @@ def agreement(upgrade_map: UpgradeMap) -> tuple[float, float]:
 
 def scores(upgrade_map: UpgradeMap) -> Scores:
     """Read off a map what the gate looks at."""
-    return Scores(*agreement(upgrade_map), explained(upgrade_map), alike(upgrade_map))
+    return Scores(*agreement(upgrade_map), explained(upgrade_map), alike(upgrade_map), near(upgrade_map))
+
+
+def near(upgrade_map: UpgradeMap) -> float:
+    """One less the distance of the embeddings where everything is in place, else 0."""
+    distance = upgrade_map.facts.get("hidden", {}).get("distance")
+    if distance is None or upgrade_map.old.arch.sizes() != upgrade_map.new.arch.sizes() or not _in_place(upgrade_map):
+        return 0.0
+    return max(1.0 - float(distance), 0.0)
 
 
 def one_lineage(upgrade_map: UpgradeMap) -> bool:
     """Whether the new backbone is the old one, trained on: nearly equal embeddings, heads and units in place."""
-    distance = upgrade_map.facts.get("hidden", {}).get("distance")
-    if distance is None or distance > NEAR or upgrade_map.old.arch.sizes() != upgrade_map.new.arch.sizes():
+    if near(upgrade_map) < 1 - NEAR:
         return False
     turned = [
         float((fit.T - torch.eye(fit.T.shape[-1])).norm() / fit.T.norm().clamp(min=1e-30))
         for pair in upgrade_map.layers
         for fit in pair.head_fits.values()
     ]
-    in_place = all(bool((pair.heads[:, 0] == pair.heads[:, 1]).all()) for pair in upgrade_map.layers)
-    in_place &= all(
-        float((pair.units[:, 0] == pair.units[:, 1]).float().mean()) >= 1 - NEAR
-        for pair in upgrade_map.layers
-        if len(pair.units)
-    )
-    return in_place and all(value <= NEAR for value in turned)
+    return all(value <= NEAR for value in turned)
+
+
+def _in_place(upgrade_map: UpgradeMap) -> bool:
+    """Whether every head and nearly every unit is matched with the one of its own number."""
+    pairs = upgrade_map.layers
+    heads = all(bool((pair.heads[:, 0] == pair.heads[:, 1]).all()) for pair in pairs)
+    units = [float((pair.units[:, 0] == pair.units[:, 1]).float().mean()) for pair in pairs if len(pair.units)]
+    return heads and all(share >= 1 - NEAR for share in units)
 
 
 def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
@@ -176,7 +188,8 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
     because += "" if found.alike is None else f", similarity of matched layers {found.alike:.2f} (at least {ALIKE})"
     if found.agreement < found.least or (found.alike is not None and found.alike < ALIKE):
         return Prediction("retrain", 0.0, because)
-    gap = found.explained
+    gap = found.near if method == "copy" else found.explained
+    because += f", embeddings alike token by token {found.near:.0%}" if method == "copy" else ""
     if method in BEHAVIOUR:
         gap, told = BEHAVIOUR[method], (fitted or {}).get(method, {})
         if "shift_explained" in told:

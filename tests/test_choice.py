@@ -53,6 +53,12 @@ def test_the_same_backbone_is_one_lineage(tmp_path, tokenizer):
     assert predict(upgrade_map, "lorasuite").verdict == "holds"
 
 
+def test_copying_holds_where_everything_is_in_place_alone(tmp_path, tokenizer):
+    assert predict(mapped(tmp_path / "same", tokenizer, pico_model("llama", seed=1)), "copy").gap == 1
+    turned = predict(mapped(tmp_path / "turned", tokenizer, permuted(1)), "copy")
+    assert (turned.verdict, turned.gap) == ("retrain", 0)
+
+
 def test_a_planted_upgrade_holds_by_its_weights(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, permuted(1))
     assert pick(upgrade_map, can_run=True).method == "lorasuite"
