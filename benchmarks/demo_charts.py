@@ -70,7 +70,10 @@ def costs(ways: dict[str, dict[str, Any]], full: str, paper_seconds: float, path
     """Draw seconds and added memory of every way side by side; a dashed line is what the paper saves in time."""
     names = list(ways)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axes, key, label in ((left, "work_seconds", "seconds"), (right, "added_mb", "memory on top of libraries (MB)")):
+    for axes, key, label in (
+        (left, "work_seconds", "processor seconds"),
+        (right, "added_mb", "memory on top of libraries (MB)"),
+    ):
         drawn = axes.barh(
             names, [ways[name][key] for name in names], color=["0.6" if n == full else "C0" for n in names]
         )

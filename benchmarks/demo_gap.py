@@ -151,7 +151,7 @@ def chart(rows: dict[str, dict[str, Any]], path: Path) -> None:
         each = [100 * (gap(seed, base, full) or 0) for seed in rows[name]["seeds"]]
         axes.plot(each, [place] * len(each), "|", color="black")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("gap recovered (% of full retraining's gain in NLL); grey: no labels, blue: then 100 samples")
+    axes.set_xlabel("gap recovered (% of full retraining's gain in NLL)\ngrey: no labels; blue: with 100 samples")
     axes.margins(x=0.12, y=0.01)
     figure.savefig(path, dpi=110)
 
