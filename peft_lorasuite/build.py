@@ -86,7 +86,9 @@ def _hidden(old: Backbone, new: Backbone, options: MapOptions) -> tuple[Tensor, 
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
     hidden = hidden_map(E_o, E_n, options.hidden_map)
-    told = {"error": fit_error(E_o @ hidden, E_n), "agreement": agreement(E_o @ hidden, E_n)}
+    told: dict[str, float | None] = {"error": fit_error(E_o @ hidden, E_n)}
+    told["agreement"] = agreement(E_o @ hidden, E_n)
+    told["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
     if E_o.shape == E_n.shape:
         told["distance"] = fit_error(E_o, E_n)
     facts = {"shared_tokens": len(left), "hidden": told}
@@ -104,6 +106,18 @@ def agreement(moved: Tensor, target: Tensor, sample: int = 512) -> float:
     normalize = torch.nn.functional.normalize
     nearest = (normalize(moved[rows]) @ normalize(target).T).argmax(dim=1)
     return round(float((nearest == rows).float().mean()), 4)
+
+
+def held_out_agreement(old: Tensor, new: Tensor, kind: str) -> float | None:
+    """Agreement on every other token of a map that was fitted on the rest; None where the rest is too little.
+
+    Where the tokens are few against the hidden size, a fit finds its own tokens again between any two backbones.
+    """
+    try:
+        fitted = hidden_map(old[::2], new[::2], kind)
+    except LoraSuiteError:
+        return None
+    return agreement(old[1::2] @ fitted, new[1::2])
 
 
 def _similarity(

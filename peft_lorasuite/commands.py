@@ -66,11 +66,13 @@ def map(args: Namespace) -> Told:
     seconds = round(time.perf_counter() - start, 2)
     told = {"output": str(args.output), "layers": built.pairs, "facts": dict(built.facts), "seconds": seconds}
     told["sections"] = list(built.sections)
+    told["bytes"] = {path.stem: path.stat().st_size for path in sorted(Path(args.output).glob("*.safetensors"))}
     agreement = built.facts["hidden"]["agreement"]
     sections = f", with what {', '.join(args.methods)} wants" if args.methods else ""
+    sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in told["bytes"].items())
     line = (
         f"wrote {args.output}: {len(built.pairs)} layers matched, {built.facts['shared_tokens']} shared tokens, "
-        f"{agreement:.0%} of them nearest to themselves after the hidden map{sections} ({seconds} s)"
+        f"{agreement:.0%} of them nearest to themselves after the hidden map{sections}; on disk: {sizes} ({seconds} s)"
     )
     return told, line
 

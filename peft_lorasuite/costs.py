@@ -138,7 +138,7 @@ class Costs:
         few, many = min(D, E), max(D, E)
         fp64 = 2 * few**2 * many * 2 + few**3 // 3
         if self.options.hidden_map != "identity":
-            fp64 += 2 * S * D * (D + E) + SVD * D**3 + 4 * D * D * E
+            fp64 += 3 * S * D * (D + E) + 2 * (SVD * D**3 + 4 * D * D * E)  # once on all tokens, once on half of them
         if self.options.hidden_map == "polar":
             fp64 += SVD * few**2 * many + 2 * E * D * (D + E)
         memory = 4 * S * (D + 3 * E) + 8 * CHUNK * (D + E) + 8 * (4 * D * D + 2 * D * E)

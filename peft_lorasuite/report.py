@@ -117,6 +117,7 @@ def hidden_figure(upgrade_map: UpgradeMap) -> Figure:
     facts = upgrade_map.facts.get("hidden", {})
     names = {
         "agreement": "shared tokens that are nearest\nto themselves (more is better)",
+        "held_out": "the same, of tokens that are\nleft out of the fit",
         "error": "error of the moved embeddings,\nrelative to the new (less is better)",
         "distance": "distance of the embeddings\nwithout any map",
     }
@@ -132,9 +133,7 @@ def hidden_figure(upgrade_map: UpgradeMap) -> Figure:
 def gate_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw the scores that the gate rests on, each with the threshold from which on it counts as aligned."""
     rows = {
-        "shared tokens found\nthrough the hidden map": (
-            float(upgrade_map.facts.get("hidden", {}).get("agreement", 0.0)), choice.AGREEMENT,
-        ),
+        "shared tokens found\nthrough the hidden map": choice.agreement(upgrade_map),
         "new heads' weights\nexplained by the maps": (choice.explained(upgrade_map), choice.EXPLAINED),
     }  # fmt: skip
     similar = choice.alike(upgrade_map)

@@ -51,7 +51,7 @@ class Report:
         tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
         facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
             ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            lets expect.
+            and the method's own fit let expect.
         revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
     """
 
@@ -144,6 +144,7 @@ def upgrade(
     """
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
+    _check_rank(rank, upgrade_map.new.arch)
     old, new = (None if one is None else Backbone.open(one) for one in (old, new))
     for backbone, wanted, role in ((old, upgrade_map.old, "old"), (new, upgrade_map.new, "new")):
         if backbone is not None:
@@ -157,12 +158,12 @@ def upgrade(
         picked = choice.pick(upgrade_map, can_run=old is not None and new is not None)
         method, told["auto"] = picked.method, picked.why
         log.info("method %s: %s", picked.method, picked.why)
-    told["prediction"] = choice.facts(upgrade_map, method)
     chosen = methods.find(method)
     settings = methods.make_options(chosen, options)
     job = methods.Job(adapter, upgrade_map, old, new, prompts, seed, progress)
     with context(f"{chosen.name} of {adapter.origin}"):
         draft = chosen.run(job, settings)
+        told["prediction"] = choice.facts(upgrade_map, method, draft.facts)
         if not draft.updates and not adapter.tables:
             raise LoraSuiteError("nothing of the adapter has a place in the new backbone", got=dict(draft.dropped))
         final = rank or draft.rank or adapter.rank
@@ -181,6 +182,14 @@ def upgrade(
     )
     home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
     return Upgraded(result, report, *home, adapter.source)
+
+
+def _check_rank(rank: int | None, arch: Architecture) -> None:
+    """Refuse, before the long work, a rank that no module of the new backbone can have."""
+    most = max(min(arch.shape(part)) for part in arch.parts)
+    if rank is not None and not 1 <= rank <= most:
+        what = "the rank is above the modules' dimensions" if rank > most else "the rank is not positive"
+        raise LoraSuiteError(what, where="rank", got=rank, wanted=f"1 to {most}")
 
 
 def _revisions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -52,3 +53,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     call = ["map", old, new, "-o", made.map, "--calibration", made.text, "--tokens", 512, "--quiet"]
     assert main([str(word) for word in call]) == 0
     return made
+
+
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    """Run a command that must fail; return its sentence after checking that it is one and that nothing was written."""
+    place = tmp_path / "place"
+    place.mkdir(exist_ok=True)
+    kept = sorted(str(path) for path in place.rglob("*"))
+    assert main([str(word) for word in (*words, "-q")]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("peft-lorasuite: ")
+    assert told.err.count("\n") == 1
+    assert sorted(str(path) for path in place.rglob("*")) == kept
+    return told.err

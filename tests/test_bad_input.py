@@ -12,28 +12,12 @@ from typing import Any
 import command_fixtures
 import pytest
 import torch
-from command_fixtures import Pair
+from command_fixtures import Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
-from peft_lorasuite.cli import main
-
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: Any) -> str:
-    """Run a command that must fail; return its sentence after checking that it is one and that nothing was written."""
-    place = tmp_path / "place"
-    place.mkdir(exist_ok=True)
-    kept = sorted(str(path) for path in place.rglob("*"))
-    assert main([str(word) for word in (*words, "-q")]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("peft-lorasuite: ")
-    assert told.err.count("\n") == 1
-    assert sorted(str(path) for path in place.rglob("*")) == kept
-    return told.err
 
 
 def changed(source: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from canon import read, write
 from pico import pico_model, pico_tokenizer, save_backbone
+from planted import CHANGES
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
-from peft_lorasuite.choice import pick, predict
+from peft_lorasuite.choice import BEHAVIOUR, Scores, agreement, alike, judge, pick, predict
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXT = ["the red tree sleeps. the big river runs by the small stone, and a cloud runs over it. " * 2] * 6
@@ -19,10 +23,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return pico_tokenizer(WORDS)
 
 
-def mapped(tmp_path, tokenizer, new):
+METHODS = ("lorasuite", "transplant", "distill")
+LOOKS = [{}, {"layer_map": "first"}, {"similarity": "cca"}, {"similarity": "procrustes"}, {"hidden_map": "polar"}]
+"""Ways to build a map; not all of them look at CKA."""
+
+
+def mapped(tmp_path, tokenizer, new, **options):
     old = save_backbone(tmp_path / "old", pico_model("llama", seed=1), tokenizer)
     folder = save_backbone(tmp_path / "new", new, tokenizer)
-    return UpgradeMap.build(old, folder, MapOptions(tokens=128), calibration=TEXT)
+    return UpgradeMap.build(old, folder, MapOptions(tokens=128, **options), calibration=TEXT)
 
 
 def permuted(seed):
@@ -44,6 +53,12 @@ def test_the_same_backbone_is_one_lineage(tmp_path, tokenizer):
     assert predict(upgrade_map, "lorasuite").verdict == "holds"
 
 
+def test_copying_holds_where_everything_is_in_place_alone(tmp_path, tokenizer):
+    assert predict(mapped(tmp_path / "same", tokenizer, pico_model("llama", seed=1)), "copy").gap == 1
+    turned = predict(mapped(tmp_path / "turned", tokenizer, permuted(1)), "copy")
+    assert (turned.verdict, turned.gap) == ("retrain", 0)
+
+
 def test_a_planted_upgrade_holds_by_its_weights(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, permuted(1))
     assert pick(upgrade_map, can_run=True).method == "lorasuite"
@@ -52,19 +67,77 @@ def test_a_planted_upgrade_holds_by_its_weights(tmp_path, tokenizer):
     assert found.gap == pytest.approx(1, abs=1e-3)
 
 
-def test_a_random_new_backbone_means_retrain(tmp_path, tokenizer):
-    upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=2))
-    for method in ("lorasuite", "transplant"):
-        assert predict(upgrade_map, method).verdict == "retrain"
+PLANTED = ("permuted hidden", "rotated hidden", "widened hidden", "permuted heads", "turned heads", "units", "depth")
 
 
-def test_shuffled_embeddings_mean_retrain(tmp_path, tokenizer):
+@pytest.mark.parametrize("change", PLANTED)
+def test_every_planted_change_holds(change, tmp_path, tokenizer):
+    canon = read("llama", 1)
+    CHANGES[change](canon, torch.Generator().manual_seed(0))
+    upgrade_map = mapped(tmp_path, tokenizer, write(canon))
+    assert pick(upgrade_map, can_run=True).method == "lorasuite"
+    assert [predict(upgrade_map, method).verdict for method in METHODS] == ["holds"] * 3
+    assert predict(upgrade_map, "lorasuite").gap > 0.95
+
+
+@pytest.mark.parametrize("options", LOOKS, ids=str)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_random_new_backbone_means_retrain(seed, options, tmp_path, tokenizer):
+    upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=seed), **options)
+    assert [predict(upgrade_map, method).verdict for method in METHODS] == ["retrain"] * 3
+
+
+@pytest.mark.parametrize("options", LOOKS, ids=str)
+def test_shuffled_embeddings_mean_retrain(options, tmp_path, tokenizer):
     new = pico_model("llama", seed=1)
     with torch.no_grad():
         weight = new.model.embed_tokens.weight
         weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))])
-    upgrade_map = mapped(tmp_path, tokenizer, new)
-    assert predict(upgrade_map, "lorasuite").verdict == "retrain"
+    upgrade_map = mapped(tmp_path, tokenizer, new, **options)
+    assert [predict(upgrade_map, method).verdict for method in METHODS] == ["retrain"] * 3
+
+
+def test_a_fit_finds_its_own_tokens_between_any_two_backbones_and_no_others(tmp_path, tokenizer):
+    upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=2))
+    assert upgrade_map.facts["hidden"]["agreement"] > 0.3
+    found, least = agreement(upgrade_map)
+    assert found == upgrade_map.facts["hidden"]["held_out"] < least
+
+
+def test_a_map_from_before_tokens_were_left_out_is_judged_by_those_of_the_fit(tmp_path, tokenizer):
+    upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=1))
+    hidden = {name: value for name, value in upgrade_map.facts["hidden"].items() if name != "held_out"}
+    older = replace(upgrade_map, facts={**upgrade_map.facts, "hidden": hidden})
+    assert agreement(older) == (hidden["agreement"], 0.5)
+    assert predict(older, "lorasuite").verdict == "holds"
+
+
+def test_only_cka_is_held_against_the_threshold_of_cka(tmp_path, tokenizer):
+    new = pico_model("llama", seed=2)
+    assert alike(mapped(tmp_path / "cka", tokenizer, new)) < 0.3
+    assert alike(mapped(tmp_path / "cca", tokenizer, new, similarity="cca")) is None
+
+
+@pytest.mark.parametrize(
+    ("explained", "confidence", "gap", "verdict"),
+    [
+        (0.95, 0.85, 0.95, "holds"),
+        (0.82, 0.5, 0.82, "holds"),
+        (0.4, 0.65, 0.4, "retrain"),
+        (0.9, 0.05, 0.09, "retrain"),
+    ],
+)
+def test_what_the_fit_explained_corrects_what_the_map_promised(explained, confidence, gap, verdict):
+    scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
+    before = judge(scores, "transplant")
+    assert (before.verdict, before.gap) == ("holds", BEHAVIOUR["transplant"])
+    fitted = {"transplant": {"shift_explained": explained, "confidence": confidence}}
+    after = judge(scores, "transplant", fitted)
+    assert (after.verdict, after.gap) == (verdict, pytest.approx(gap))
+    assert "wanted shifts explained" in after.because
+    assert ("method='distill' trains" in after.because) == (verdict == "retrain")
+    lost = judge(replace(scores, agreement=0.01), "transplant", fitted)
+    assert (lost.verdict, lost.gap) == ("retrain", 0)
 
 
 def test_without_the_old_backbone_auto_stays_with_the_map_and_names_the_better_method(tmp_path, tokenizer):
@@ -73,3 +146,4 @@ def test_without_the_old_backbone_auto_stays_with_the_map_and_names_the_better_m
     found = pick(upgrade_map, can_run=False)
     assert found.method == "lorasuite"
     assert "transplant" in found.why
+    assert "fetching the old backbone (0.1 MB), loading it and then the new one (0.1 MB)" in found.why

@@ -64,6 +64,17 @@ def test_a_map_takes_sections_of_methods(home: Pair, tmp_path: Path, capsys) -> 
     assert run(*out, "--method", "cross-lora") == 0
 
 
+def test_a_map_states_what_each_of_its_files_takes_on_disk(home: Pair, tmp_path: Path, capsys) -> None:
+    call = ["map", home.old, home.new, "--layer-map", "proportional", "--methods", "cross-lora,transport"]
+    assert run(*call, "-o", tmp_path / "one", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["bytes"]
+    assert told == {path.stem: path.stat().st_size for path in (tmp_path / "one").glob("*.safetensors")}
+    assert run(*call, "-o", tmp_path / "two") == 0
+    line = capsys.readouterr().out
+    assert all(f"{name} {size / 1e6:.2f} MB" in line for name, size in told.items())
+    assert told.keys() == {"core", "svd", "transport"}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("lorasuite", "'lorasuite' needs nothing in the map"), ("transprot", "did you mean 'transport'")],

@@ -32,6 +32,8 @@ from .carry import carry
 
 FITS = ("ridge", "procrustes")
 OUTPUTS = ("outputs", "gradients")
+ROUNDING = 1e-5
+"""Share of a direction's energy that is no more than the rounding of float32 sums."""
 INPUT = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "up", "up": "up", "down": "down"}
 """Part -> the part whose module's input stands for its own."""
 
@@ -126,7 +128,9 @@ def fit_map(
         return torch.zeros_like(cross)  # a module that reads or writes nothing
     damped = gram.double() + ridge * float(level) * torch.eye(len(gram), dtype=torch.float64)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
+    # Without a ridge, rounding can let a singular covariance through: a direction that the others span is noise then.
+    spanned = not ridge and bool((factor.diagonal() ** 2 < ROUNDING * damped.diagonal()).any())
+    if int(failed) or spanned:
         raise LoraSuiteError(
             "the covariance of the activations is singular", where=where, got=f"ridge {ridge}",
             do="raise the option ridge, or calibrate on more text",

@@ -1,0 +1,237 @@
+"""What the benchmarks on the demo pair share: its items, its map, and how a row is made, timed and scored.
+
+Development items are training items about animals that nothing else of the development split asks about, as the test
+items are: what is chosen is chosen there, and the test items are scored once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from ctypes.util import find_library
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+
+import peft_lorasuite
+from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.demo import READ
+from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.model import attach
+from peft_lorasuite.prompts import Example, fill, read_examples
+from peft_lorasuite.scoring import score
+from peft_lorasuite.upgrading import Upgraded
+
+DATA = Path(peft_lorasuite.__file__).parent / "data" / "demo"
+TEMPLATE = "Question: {instruction}\nAnswer: "
+PROMPTS = int(READ["prompts"])
+DISTIL: dict[str, Any] = {**READ, "epochs": 5, "learning_rate": 3e-3}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "copy": ("copy", {}),
+    "lorasuite": ("lorasuite", {}),
+    "lorasuite-reference": ("lorasuite", {"normalize": "none"}),
+    "cross-lora": ("cross-lora", {}),
+    "transport-ridge": ("transport", {}),
+    "transport-procrustes": ("transport", {"fit": "procrustes"}),
+    "transport-ridge-gradients": ("transport", {"outputs": "gradients"}),
+    "transport-procrustes-gradients": ("transport", {"fit": "procrustes", "outputs": "gradients"}),
+    "transplant": ("transplant", {**READ, "rank": 64}),
+    "transplant-built-in-prompts": ("transplant", {"rank": 64, "length": 8}),
+    "distill": ("distill", DISTIL),
+}
+"""Row -> method and its options."""
+FULL: dict[str, Any] = {"samples": None, "epochs": 5, "learning_rate": 3e-3, "warmup": 0.05}
+"""Retraining on all training items: the recipe that made the pair's own adapter."""
+RATES = (3e-4, 1e-3, 3e-3)
+DEV_ANIMALS = 0.2
+
+
+def animal(item: Example) -> str:
+    """Return whom a question asks about: its last word."""
+    return item.instruction.rstrip(".?").rpartition(" ")[2]
+
+
+@dataclass
+class Made:
+    """A model with a row's adapter on it, and what it took.
+
+    Attributes:
+        model: The PEFT model, or the backbone alone.
+        seconds: To make it, without the map and without scoring.
+        peak_mb: Largest resident memory of the process meanwhile, in MB.
+        report: What the upgrade said of itself.
+    """
+
+    model: Any
+    seconds: float = 0.0
+    peak_mb: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class DemoPair:
+    """The demo pair with its task, or two backbones of its kind.
+
+    Args:
+        old: Old backbone: a folder.
+        new: New backbone.
+        adapter: Adapter of the old one.
+        dev: Whether to learn from one part of the training items and to score on another, for choices.
+        train: Other training items than the pair's own.
+        test: Other test items.
+    """
+
+    def __init__(
+        self, old: Path = DATA / "old", new: Path = DATA / "new", adapter: Path = DATA / "adapter", *,
+        dev: bool = False, train: Sequence[Example] | None = None, test: Sequence[Example] | None = None,
+    ) -> None:  # fmt: skip
+        self.old, self.new, self.adapter = Backbone.open(old), Backbone.open(new), adapter
+        whole = list(train or read_examples(DATA / "train.json"))
+        self.train, self.test = whole, list(test or read_examples(DATA / "test.json"))
+        if dev:
+            names = sorted({animal(item) for item in whole})
+            held = set(names[: round(DEV_ANIMALS * len(names))])
+            self.train = [item for item in whole if animal(item) not in held]
+            self.test = [item for item in whole if animal(item) in held][:300]
+        self.dev, self.prompts, self.map_seconds = dev, PROMPTS, 0.0
+        self.starts: dict[tuple[str, int], Callable[[bool], Made]] = {}
+
+    @cached_property
+    def map(self) -> UpgradeMap:
+        """The pair's upgrade map, built on the pair's own text."""
+        start = time.perf_counter()
+        built = self.build(MapOptions())
+        self.map_seconds = time.perf_counter() - start
+        return built
+
+    def build(self, options: MapOptions) -> UpgradeMap:
+        """Build a map with other options."""
+        return UpgradeMap.build(self.old, self.new, options, calibration=DATA / "calibration.txt")
+
+    def carry(
+        self, row: str, *, seed: int = 0, upgrade_map: UpgradeMap | None = None, **options: Any
+    ) -> tuple[Upgraded, float]:
+        """Upgrade the adapter by the method of a row; also return the seconds that its section of the map took."""
+        method, settings = METHODS[row]
+        settings = settings | options
+        used, section = upgrade_map or self.map, 0.0
+        if method in ("cross-lora", "transport"):
+            start = time.perf_counter()
+            used = used.with_section(method, self.old, self.new, options=settings, calibration=DATA / "calibration.txt")
+            section = time.perf_counter() - start
+        prompts = None if "built-in" in row else [fill(item, TEMPLATE) for item in self.train[: self.prompts]]
+        carried = upgrade(
+            self.adapter, used, method=method, options=settings, old=self.old, new=self.new, prompts=prompts, seed=seed
+        )
+        return carried, section
+
+    def kept(self, row: str, **settings: Any) -> Callable[[bool], Made]:
+        """Upgrade once; return a function that puts the adapter on the new backbone, trainable or not."""
+        _ = self.map  # not part of what a method takes
+        (carried, section), seconds, peak = timed(lambda: self.carry(row, **settings))
+        report = carried.report
+        told = {"method": dict(report.method), "rank": report.rank, **report.facts}
+        told.pop("differences", None)
+        if section:
+            told["section_seconds"] = round(section, 2)
+
+        def made(trainable: bool) -> Made:
+            model = attach(self.new.load(dtype="float32"), carried, is_trainable=trainable)
+            return Made(model, seconds - section, peak, told)
+
+        return made
+
+    def upgraded(self, row: str, *, trainable: bool = False, **settings: Any) -> Made:
+        """Return the new backbone with the adapter that a row's method makes."""
+        return self.kept(row, **settings)(trainable)
+
+    def fresh(
+        self, rank: int = 32, alpha: int | None = None, parts: Sequence[str] | None = None, seed: int = 0, *,
+        old: bool = False,
+    ) -> Any:  # fmt: skip
+        """Return the new (or old) backbone with a LoRA that knows nothing, on all modules or on those of some parts."""
+        backbone = self.old if old else self.new
+        arch = backbone.arch
+        paths = {site.path for site in arch.sites if parts is None or set(site.parts) & set(parts)}
+        targets = [f"{arch.layer_path}.{layer}.{path}" for layer in range(arch.layers) for path in sorted(paths)]
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, task_type="CAUSAL_LM")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return peft.get_peft_model(backbone.load(dtype="float32"), config)
+
+    def tuned(self, made: Made, *, seed: int = 0, parts: Sequence[str] | None = None, **training: Any) -> Made:
+        """Train it on labelled samples, 100 if nothing else is said."""
+        sites = [site for site in self.new.arch.sites if parts is None or set(site.parts) & set(parts)]
+        names = [site.path.rpartition(".")[2] for site in sites]
+        model, seconds, peak = timed(
+            lambda: finetune(
+                made.model,
+                self.train,
+                template=TEMPLATE,
+                tokenizer=self.new.tokenizer,
+                modules=names,
+                seed=seed,
+                **training,
+            )
+        )
+        return Made(model, made.seconds + seconds, max(peak, made.peak_mb), made.report)
+
+    def vanilla(
+        self, *, rank: int = 32, alpha: int | None = None, seed: int = 0, parts: Any = None, **how: Any
+    ) -> Made:
+        """Train a LoRA that knows nothing on labelled samples."""
+        return self.tuned(Made(self.fresh(rank, alpha, parts, seed)), seed=seed, parts=parts, **how)
+
+    def full(self, seed: int = 0, **more: Any) -> Made:
+        """Retrain on all training items."""
+        return self.vanilla(rank=16, alpha=32, seed=seed, **{**FULL, **more})
+
+    def adapted(self) -> Any:
+        """Return the old backbone with its adapter."""
+        return peft.PeftModel.from_pretrained(self.old.load(dtype="float32"), self.adapter).eval()
+
+    def score(self, model: Any, *, old: bool = False) -> dict[str, Any]:
+        """Score on the test items (development items of a development pair); ``right`` has one 0 or 1 an item."""
+        found = score(model.eval(), (self.old if old else self.new).tokenizer, self.test, TEMPLATE, batch_size=64)
+        right = "".join(str(int(value)) for value in found.right)
+        return {"nll": round(found.nll, 4), "accuracy": round(found.accuracy, 4), "items": found.n, "right": right}
+
+
+def best_rate(tries: Mapping[float, float]) -> float:
+    """Return the learning rate of the lowest NLL on development items."""
+    return min(tries, key=lambda rate: tries[rate])
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """Do something; also return its seconds and the process's largest resident memory meanwhile, in MB."""
+    forget_peak()
+    start = time.perf_counter()
+    done = work()
+    return done, time.perf_counter() - start, peak_mb()
+
+
+def forget_peak() -> None:
+    """Set the process's recorded peak to what it holds now, without what is free already; Linux alone has a way."""
+    gc.collect()
+    place = Path("/proc/self/clear_refs")
+    if place.exists() and os.access(place, os.W_OK):
+        libc = find_library("c")
+        if libc is not None and hasattr(ctypes.CDLL(libc), "malloc_trim"):
+            ctypes.CDLL(libc).malloc_trim(0)
+        place.write_text("5")
+
+
+def peak_mb() -> int:
+    """Largest resident memory since `forget_peak`, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -1,0 +1,144 @@
+"""Bad input of methods that run the models: prompts, calibration, ranks, tokenizers; nothing half-written is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import command_fixtures
+import peft
+import pytest
+import torch
+from command_fixtures import WORDS, Pair, refused
+from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.methods.transport import fit_map
+
+pair = command_fixtures.pair
+READING = ("transplant", "distill")
+"""Methods that let the old adapted model answer prompts."""
+FILES = {
+    "empty": ("", "prompts.txt: there is no record in it (wanted at least one)"),
+    "blank": ("\n  \n\n", "prompts.txt: there is no record in it (wanted at least one)"),
+    "one line": ("the red cat\n", "too few prompts (got 1, wanted at least 2, better 64 or more); give more prompts"),
+    "too long": (
+        f"the red cat\n{'the ' * 300}\nthe blue dog\n",
+        "prompt 2 is too long for the context (got 303 tokens and 48 to answer, wanted 256 together); shorten it",
+    ),
+}
+"""File of prompts -> its text and what is said of it."""
+
+
+def call(pair: Pair, tmp_path: Path, *words: object) -> list[object]:
+    return ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out", *words]
+
+
+@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_prompts_that_cannot_be_used(
+    kind: str, method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, message = FILES[kind]
+    (tmp_path / "prompts.txt").write_text(text)
+    words = ("--method", method, "--prompts", tmp_path / "prompts.txt")
+    assert message in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+
+
+def test_a_file_of_prompts_that_is_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--method", "transplant", "--prompts", tmp_path / "missing.txt")
+    assert "missing.txt: there is no such file" in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+
+
+def test_distil_asks_for_prompts(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        refused(tmp_path, capsys, "distill", *call(pair, tmp_path)[1:])
+    assert "the following arguments are required: --prompts" in capsys.readouterr().err
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+@pytest.mark.parametrize("method", READING)
+def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_path: Path) -> None:
+    """No prompt is given, and the old backbone's context has no room for any of ours."""
+    short = pico_model("llama", max_position_embeddings=48)
+    old = Backbone.open(save_backbone(tmp_path / "short", short, pico_tokenizer(WORDS)))
+    built = UpgradeMap.build(old, pair.new, MapOptions(layer_map="first"))
+    with pytest.raises(LoraSuiteError, match=r"too few prompts .got 0.* none longer than the old backbone's context"):
+        upgrade(pair.adapter, built, method=method, old=old, new=pair.new)
+
+
+@pytest.mark.parametrize("method", [*READING, "copy", "lorasuite", "cross-lora", "transport"])
+def test_a_rank_above_the_modules_dimensions(
+    method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
+    assert "rank: the rank is above the modules' dimensions (got 41, wanted 1 to 40)" in told
+
+
+def test_a_rank_that_is_not_positive(pair: Pair) -> None:
+    with pytest.raises(LoraSuiteError, match=r"rank: the rank is not positive .got 0, wanted 1 to 40"):
+        upgrade(pair.adapter, pair.map, method="copy", rank=0)
+
+
+def test_a_rank_above_some_modules_dimensions_names_the_module(tmp_path: Path) -> None:
+    """Grouped keys and values are narrower than the other modules."""
+    narrow = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    folder = save_backbone(tmp_path / "b", pico_model("llama", **narrow), pico_tokenizer(WORDS))
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(pico_model("llama", **narrow), config).save_pretrained(tmp_path / "a")
+    built = UpgradeMap.build(folder, folder, MapOptions(layer_map="first"))
+    with pytest.raises(
+        LoraSuiteError, match=r"v_proj: the rank is above the module's dimensions .got 9, wanted at most"
+    ):
+        upgrade(tmp_path / "a", built, method="copy", rank=9)
+
+
+@pytest.mark.parametrize("method", READING)
+def test_tokenizers_that_share_too_few_tokens(
+    method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Letters alone are shared: enough for the hidden map, too few to speak of the new model's logits."""
+    words = ["xylophone", "zeppelin", "quixotic", "jukebox", "vortex"]
+    strange = save_backbone(tmp_path / "strange", pico_model("llama", 1, vocab_size=400), pico_tokenizer(words))
+    (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
+    words = ("--method", method, "--prompts", tmp_path / "prompts.txt")
+    told = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", strange, *call(pair, tmp_path, *words)[6:])
+    assert "the tokenizers share too few tokens" in told
+    assert "wanted at least 100); use a weight-based method, or retrain" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "text.txt: the calibration text is empty"),
+        ("\n \n", "text.txt: the calibration text is empty"),
+        ("the red cat", "too few common places (got 1, wanted at least 4); give a longer text"),
+    ],
+    ids=["empty", "blank", "too short"],
+)
+def test_a_calibration_text_that_cannot_be_used(
+    text: str, message: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    words = ("--calibration", tmp_path / "text.txt", "-o", tmp_path / "place" / "out")
+    assert message in refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
+
+
+def test_a_singular_covariance(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--method", "transport", "--set", "ridge=0", "--set", "tokens=8")
+    told = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+    assert "layer 0, input of " in told
+    assert "the covariance of the activations is singular (got ridge 0.0)" in told
+    assert "raise the option ridge, or calibrate on more text" in told
+
+
+@pytest.mark.parametrize("count", [8, 30, 200])
+@pytest.mark.parametrize("seed", range(10))
+def test_rounding_lets_no_singular_covariance_through(count: int, seed: int) -> None:
+    """Fewer tokens than dimensions, or two dimensions that are always equal."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(count, 32, generator=generator), torch.randn(count, 32, generator=generator)
+    x[:, 5] = x[:, 4]
+    with pytest.raises(LoraSuiteError, match="singular"):
+        fit_map("ridge", y.T @ x, x.T @ x, 0.0, "here")
+    assert torch.isfinite(fit_map("ridge", y.T @ x, x.T @ x, 0.01, "here")).all()
