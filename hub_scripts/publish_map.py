@@ -16,11 +16,11 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import push_map
+from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.progress import bars
 
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("new", metavar="NEW", nargs="?", help="new backbone: Hub id or ID@REVISION")
     made.add_argument("--map", metavar="DIR", help="a map that peft-lorasuite map wrote")
     made.add_argument("--push", required=True, metavar="REPO", help="owner/name of the repository to push to")
-    made.add_argument("--picture", action="store_true", help="show layer similarity and layer map (needs matplotlib)")
+    made.add_argument("--picture", action="store_true", help="pictures of the map for the card (needs matplotlib)")
     made.add_argument("--private", action="store_true", help="make the repository private; refuse a public one")
     made.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     made.add_argument("--message", metavar="TEXT", help="title of the commit")
@@ -68,17 +68,9 @@ def run(args: argparse.Namespace) -> None:
         pushed = push_map(
             upgrade_map, args.push, private=args.private or None, create_pr=args.create_pr,
             commit_message=args.message, overwrite=args.overwrite,
-            picture=draw(upgrade_map, Path(scratch)) if args.picture else None,
+            picture=card_pictures(scratch, upgrade_map) if args.picture else None,
         )  # fmt: skip
     print(f"{pushed.url}: {len(upgrade_map.layers)} layers matched, commit {pushed.commit}")
-
-
-def draw(upgrade_map: UpgradeMap, folder: Path) -> Path:
-    """Draw the map for the card."""
-    from peft_lorasuite.report import layer_map_figure
-
-    layer_map_figure(upgrade_map).savefig(folder / "layer_map.png")
-    return folder / "layer_map.png"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded, upgrade
 from peft_lorasuite.adapter import reads_backbones
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import check_push
+from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.model import old_backbone, reads_old
 from peft_lorasuite.progress import bars
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--base-model", metavar="ID", help="Hub id of the new backbone, if --to is a folder")
     made.add_argument("--license", metavar="ID", help="licence for the card (default: the old adapter's)")
     made.add_argument("--evaluation", metavar="JSON", help="scores of the result, as peft-lorasuite evaluate wrote")
-    made.add_argument("--picture", action="store_true", help="show layer similarity and layer map (needs matplotlib)")
+    made.add_argument("--picture", action="store_true", help="pictures of the map for the card (needs matplotlib)")
     made.add_argument("--private", action="store_true", help="make the repository private; refuse a public one")
     made.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     made.add_argument("--message", metavar="TEXT", help="title of the commit")
@@ -79,20 +79,12 @@ def run(args: argparse.Namespace) -> None:
         pushed = push_upgraded(
             carried, args.push, private=args.private or None, create_pr=args.create_pr, commit_message=args.message,
             overwrite=args.overwrite, base_model=args.base_model, license=args.license, evaluation=args.evaluation,
-            picture=draw(upgrade_map, Path(scratch)) if args.picture else None,
+            picture=card_pictures(scratch, upgrade_map, carried.report.to_dict()) if args.picture else None,
         )  # fmt: skip
     report = carried.report
     print(
         f"{pushed.url}: {report.coverage:.0%} of the tensors carried by {report.method['name']}, commit {pushed.commit}"
     )
-
-
-def draw(upgrade_map: UpgradeMap, folder: Path) -> Path:
-    """Draw the map for the card."""
-    from peft_lorasuite.report import layer_map_figure
-
-    layer_map_figure(upgrade_map).savefig(folder / "layer_map.png")
-    return folder / "layer_map.png"
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ def energy_figure(rows: Sequence[Size]) -> Figure:
                 color=INK if number % 2 else ACCENT, linewidth=1.1,
             )  # fmt: skip
         least = min(100 * row.energy for row in rows)
-        axes.set(ylim=(min(90.0, least) - 4, 104), xticks=_layers(rows))
+        low = min(90.0, least - 4)
+        axes.set(ylim=(low, 100 + 0.06 * (100 - low)), xticks=_layers(rows))
         axes.set_xlabel("layer of the new backbone")
         axes.set_ylabel("energy kept at this rank (%)")
+        axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])  # there is no 101 %
         axes.grid(axis="y", color=INK, alpha=0.25)
         figure.legend(loc="outside lower center", frameon=False, ncols=4)
     return figure
@@ -51,6 +53,8 @@ def size_figure(sizes: Sizes) -> Figure:
             axes.set_xticks(_layers(sizes.rows, 8))
         for axes in panels[len(groups) :]:
             axes.set_axis_off()
+        for axes in panels[max(len(groups) - columns, 0) : len(groups)]:
+            axes.tick_params(labelbottom=True)  # the lowest of each column, also above a place that is empty
         what = "relative size ‖ΔW‖ / ‖W‖ (%)" if sizes.relative else "size ‖ΔW‖ (Frobenius norm)"
         figure.supylabel(f"update: {what}", fontsize=9)
         figure.supxlabel("layer of the new backbone", fontsize=9)

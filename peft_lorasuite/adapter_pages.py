@@ -24,7 +24,7 @@ MOST_LINES = 200
 
 def document(
     report: Mapping[str, Any], upgraded: Source, before: Source | None, upgrade_map: UpgradeMap | None,
-    rows: Sequence[Gain], drawn: Drawn,
+    rows: Sequence[Gain], drawn: Drawn, bases: Sequence[Any] = (None, None),
 ) -> str:  # fmt: skip
     """Return the HTML report of an upgraded adapter.
 
@@ -35,6 +35,7 @@ def document(
         upgrade_map: The map that it was made with, if it was given.
         rows: Measured rows.
         drawn: Takes note of what is drawn.
+        bases: Old and new backbone, where they are not where the adapters' configs say.
     """
     method = str(report["method"]["name"])
     named = {name: short(report[name], 60) for name in ("adapter", "old", "new")}
@@ -43,7 +44,7 @@ def document(
     parts = [
         map_pages.gap_part(rows, drawn),
         _coverage(report["tensors"], float(report["coverage"])),
-        *_modules(report, sizes(report, upgraded, before), drawn),
+        *_modules(report, sizes(report, upgraded, before, bases), drawn),
         *_map(upgrade_map, drawn),
         _made(report, method),
     ]
@@ -112,7 +113,7 @@ def _modules(report: Mapping[str, Any], measured: Sizes, drawn: Drawn) -> list[p
     )
     unit = ", in percent of the module's own weights'" if measured.relative else ""
     size = f"Frobenius norm of each update{unit}, as it was carried over (before any fine-tuning)."
-    why = [drawn.lacks(name, f"{name}: {reason}") for name, reason in measured.missing.items()]
+    why = [drawn.lacks(name, reason) for name, reason in measured.missing.items()]
     return [
         pages.Part(
             "Energy kept", [drawn.figure("energy", lambda: adapter_figures.energy_figure(measured.rows), energy)]

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from .upgrade_map import UpgradeMap
 
 PICTURE = "layer_map.png"
+PICTURES = {
+    PICTURE: "Similarity of the layers of both backbones, and the layer map",
+    "heads.png": "Which old head each new one comes from, and how alike they are",
+    "explained.png": "Share of the new backbone's weights that the maps of heads and units explain",
+    "hidden_map.png": "Quality of the hidden map",
+    "gate.png": "What the prediction rests on",
+    "energy.png": "Energy kept, module by module",
+}
+"""Files of a card's pictures, in order, and what a screen reader says."""
 TAGS = ["lora", "lorasuite", "upgraded-adapter"]
 MAP_TAGS = ["lorasuite", "upgrade-map"]
 SHOWN = 10
@@ -38,7 +47,7 @@ def adapter_card(
     licence: Mapping[str, str] | None = None,
     evaluation: Evaluation | None = None,
     training: Mapping[str, Any] | None = None,
-    picture: bool = False,
+    pictures: Iterable[str] = (),
 ) -> str:
     """Write the card of an upgraded adapter.
 
@@ -49,7 +58,7 @@ def adapter_card(
         licence: What `licence_of` found.
         evaluation: Scores of this adapter.
         training: Record of a fine-tuning after the upgrade; its numbers are shown.
-        picture: Whether ``layer_map.png`` lies beside the card.
+        pictures: Which of `PICTURES` lie beside the card.
     """
     from huggingface_hub import ModelCardData
 
@@ -76,13 +85,13 @@ def adapter_card(
         _table(report),
         _lost(report["tensors"]),
         _scores(evaluation),
-        f"## Layers\n\n![Similarity of the layers of both backbones, and the layer map]({PICTURE})" if picture else "",
+        _shown(pictures, "## Pictures\n\n"),
         _licence_told(licence),
     ]
     return _whole(data, parts)
 
 
-def map_card(repo_id: str, upgrade_map: UpgradeMap, *, picture: bool = False) -> str:
+def map_card(repo_id: str, upgrade_map: UpgradeMap, *, pictures: Iterable[str] = ()) -> str:
     """Write the card of an upgrade map."""
     from huggingface_hub import ModelCardData
 
@@ -102,9 +111,14 @@ def map_card(repo_id: str, upgrade_map: UpgradeMap, *, picture: bool = False) ->
         f'```python\nfrom peft_lorasuite import upgrade\n\nupgrade("me/old-lora", "{repo_id}").save("new-lora")\n```',
         f"It holds numbers derived from the weights of both: {len(upgrade_map.layers)} matched layers, their heads and "
         "feed-forward units. Whether it may be passed on depends on the licences of both backbones.",
-        f"![Similarity of the layers of both backbones, and the layer map]({PICTURE})" if picture else "",
+        _shown(pictures),
     ]
     return _whole(data, parts)
+
+
+def _shown(pictures: Iterable[str], head: str = "") -> str:
+    lines = [f"![{PICTURES[name]}]({name})" for name in PICTURES if name in set(pictures)]
+    return head + "\n\n".join(lines) if lines else ""
 
 
 def licence_of(readme: Path | None) -> dict[str, str]:

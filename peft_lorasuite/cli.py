@@ -213,6 +213,10 @@ def _inspect(commands: Any) -> None:
     command.add_argument("--rows", metavar="DIR", help="measured rows, as evaluate -o DIR writes them: the gap's bars")
     command.add_argument("--map", metavar="DIR", help="for an adapter: the map that it was made with")
     command.add_argument("--old-adapter", metavar="ADAPTER", help="for an adapter: the one that it was made of")
+    command.add_argument("--from", dest="old", metavar="OLD",
+                         help="for an adapter: its old backbone (default: the old adapter's config says)")  # fmt: skip
+    command.add_argument("--to", dest="new", metavar="NEW",
+                         help="for an adapter: the new backbone (default: the adapter's config says)")  # fmt: skip
 
 
 def _chat(commands: Any) -> None:

@@ -152,13 +152,13 @@ def distill(args: Namespace) -> Told:
 
 
 def _push(args: Namespace, upgrade_map: Any) -> Any:
-    """Push the folder that was written, with the picture of the layer map where matplotlib is there to draw it."""
+    """Push the folder that was written, with the pictures of the map where matplotlib is there to draw them."""
     from .hub import push_upgraded
 
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            picture = _picture(upgrade_map, Path(scratch) / "layer_map.png")
+            picture = _pictures(upgrade_map, Path(args.output), Path(scratch))
             return push_upgraded(args.output, args.push, picture=picture, **settings)
     except LoraSuiteError as error:
         told = f"{error.do}; the adapter itself was written to {args.output}" if error.do else None
@@ -168,15 +168,16 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
         ) from error  # fmt: skip
 
 
-def _picture(upgrade_map: Any, path: Path) -> Path | None:
+def _pictures(upgrade_map: Any, adapter: Path, folder: Path) -> Path | None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         return None
-    from .report import layer_map_figure
+    from .inspection import card_pictures
+    from .source import read_json
+    from .upgrading import REPORT
 
-    layer_map_figure(upgrade_map).savefig(path)
-    return path
+    return card_pictures(folder, upgrade_map, read_json(adapter / REPORT, where=REPORT))
 
 
 def finetune(args: Namespace) -> Told:

@@ -23,7 +23,7 @@ from .weights import no_safetensors, read_all
 log = logging.getLogger(__name__)
 
 README, TRAINING = "README.md", "lorasuite_finetune.json"
-STALE = ("adapter_model.bin", REPORT, TRAINING, card.PICTURE)
+STALE = ("adapter_model.bin", REPORT, TRAINING, *card.PICTURES)
 """Files of an adapter that is replaced, which would lie about the new one."""
 
 __all__ = ["Pushed", "check_push", "push_map", "push_upgraded"]
@@ -57,7 +57,7 @@ def push_upgraded(
         base_model: Hub id of the new backbone, if the adapter names a folder.
         license: Licence for the card; by default the source adapter's.
         evaluation: Scores of this adapter (`scores.Evaluation`, or the JSON that it wrote), for the card.
-        picture: PNG for the card, such as `report.layer_map_figure` draws.
+        picture: PNG of the layer map for the card, or a folder of pictures as `inspection.card_pictures` draws them.
 
     Returns:
         Where it is: repository, commit, address, and the pull request if there is one.
@@ -74,11 +74,11 @@ def push_upgraded(
         base = _copy_adapter(given, folder, base_model)
         licence = {"license": license} if license else _licence(model_or_dir, given, report, token)
         training = read_json(folder / TRAINING, where=TRAINING) if (folder / TRAINING).is_file() else None
-        _copy_picture(picture, folder)
+        pictures = _copy_pictures(picture, folder)
         try:
             text = card.adapter_card(
                 repo_id, base, report,
-                licence=licence, evaluation=evaluation, training=training, picture=picture is not None,
+                licence=licence, evaluation=evaluation, training=training, pictures=pictures,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise LoraSuiteError(f"the report is incomplete: {error!r}", where=REPORT) from error
@@ -107,14 +107,13 @@ def push_map(
     check_id(repo_id)
     with tempfile.TemporaryDirectory() as scratch, context(repo_id):
         folder = upgrade_map.save(Path(scratch) / "map")
-        _copy_picture(picture, folder)
-        text = card.map_card(repo_id, upgrade_map, picture=picture is not None)
+        text = card.map_card(repo_id, upgrade_map, pictures=_copy_pictures(picture, folder))
         (folder / README).write_text(text, encoding="utf-8")
         check_secrets(folder, token)
         content = tuple(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
         title = commit_message or f"Upgrade map from {upgrade_map.old.name} to {upgrade_map.new.name}"
         return publish(
-            folder, repo_id, content, (card.PICTURE,),
+            folder, repo_id, content, tuple(card.PICTURES),
             private=private, create_pr=create_pr, message=title, overwrite=overwrite, token=token,
         )  # fmt: skip
 
@@ -208,13 +207,18 @@ def _hub_id(base: Any) -> str:
     return check_id(base, owner=False)
 
 
-def _copy_picture(picture: str | Path | None, folder: Path) -> None:
+def _copy_pictures(picture: str | Path | None, folder: Path) -> list[str]:
+    """Copy a picture, or those that a folder holds, and return their names on the card."""
     if picture is None:
-        return
-    data = Path(picture).read_bytes() if Path(picture).is_file() else b""
-    if not data.startswith(b"\x89PNG"):
-        raise LoraSuiteError("the picture is no PNG file", where=Path(picture).name)
-    (folder / card.PICTURE).write_bytes(data)
+        return []
+    place = Path(picture)
+    files = {name: place / name for name in card.PICTURES} if place.is_dir() else {card.PICTURE: place}
+    found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    if not found or not all(data.startswith(b"\x89PNG") for data in found.values()):
+        raise LoraSuiteError("the picture is no PNG file", where=place.name)
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
+    return list(found)
 
 
 def _licence(model_or_dir: Any, given: Path, report: dict[str, Any], token: str | bool | None) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from .errors import LoraSuiteError, context
 from .figures import require, svg
 from .folder import writing
 from .gains import Gain, read_rows
+from .sizes import bare_sizes
 from .source import Source
 from .upgrade_map import META, UpgradeMap
 from .upgrading import REPORT
@@ -43,7 +44,7 @@ class Drawn:
     def lacks(self, name: str, reason: str) -> str:
         """Say that something is not shown, and why."""
         self.missing[name] = reason
-        return pages.text(f"Not shown: {reason}.", "quiet")
+        return pages.text(f"Not shown: {name}: {reason}.", "quiet")
 
 
 def inspect(
@@ -53,6 +54,8 @@ def inspect(
     revision: str | None = None,
     upgrade_map: UpgradeMap | str | Path | None = None,
     old_adapter: str | Path | None = None,
+    old: str | Path | None = None,
+    new: str | Path | None = None,
     rows: str | Path | None = None,
     overwrite: bool = False,
 ) -> Drawn:
@@ -65,6 +68,8 @@ def inspect(
         upgrade_map: For an adapter, the map that it was made with: its pictures come along.
         old_adapter: For an adapter, the one that it was made of; by default the Hub repository that its report names,
             if it is on this machine.
+        old: For an adapter, its old backbone, where it is not what the old adapter's config names.
+        new: The new backbone, likewise.
         rows: Folder with measured rows (``evaluate -o`` or ``benchmarks/gap.py``): the bars of the gap.
         overwrite: Replace the file if it exists.
 
@@ -82,12 +87,13 @@ def inspect(
     drawn = Drawn()
     with context(source):
         if source.fetch(META) is not None:
-            for given, option in ((upgrade_map, "--map"), (old_adapter, "--old-adapter")):
+            options = {"--map": upgrade_map, "--old-adapter": old_adapter, "--from": old, "--to": new}
+            for option, given in options.items():
                 if given is not None:
                     raise LoraSuiteError(f"{option} is for an adapter, and this is a map", where=source)
             document = map_pages.document(UpgradeMap.load(source.name, revision=revision), measured, drawn)
         elif source.fetch(CONFIG) is not None:
-            document = _adapter(source, upgrade_map, old_adapter, measured, drawn)
+            document = _adapter(source, upgrade_map, old_adapter, (old, new), measured, drawn)
         else:
             raise LoraSuiteError(
                 "this is neither an upgrade map nor an adapter", wanted=f"{META} or {CONFIG}",
@@ -97,7 +103,35 @@ def inspect(
     return drawn
 
 
-def _adapter(source: Source, upgrade_map: Any, old_adapter: Any, measured: list[Gain], drawn: Drawn) -> str:
+def card_pictures(folder: str | Path, upgrade_map: UpgradeMap, report: Mapping[str, Any] | None = None) -> Path:
+    """Draw the pictures of a model card as PNG files into a folder, and return it.
+
+    Args:
+        folder: An existing folder.
+        upgrade_map: The map.
+        report: For an adapter, the values of its ``lorasuite_report.json``: the energy kept is drawn too.
+
+    Raises:
+        LoraSuiteError: When matplotlib is missing.
+    """
+    from . import adapter_figures
+    from . import report as figures
+
+    drawn = {
+        "layer_map.png": figures.layer_map_figure, "heads.png": figures.heads_figure,
+        "explained.png": figures.residual_figure, "hidden_map.png": figures.hidden_figure,
+        "gate.png": figures.gate_figure,
+    }  # fmt: skip
+    for name, draw in drawn.items():
+        draw(upgrade_map).savefig(Path(folder) / name)
+    if report is not None and report["modules"]:
+        adapter_figures.energy_figure(bare_sizes(report)).savefig(Path(folder) / "energy.png")
+    return Path(folder)
+
+
+def _adapter(
+    source: Source, upgrade_map: Any, old_adapter: Any, bases: tuple[Any, Any], measured: list[Gain], drawn: Drawn
+) -> str:
     if source.fetch(REPORT) is None:
         raise LoraSuiteError(
             "the adapter was not upgraded by this package: its report is missing", wanted=REPORT,
@@ -113,7 +147,7 @@ def _adapter(source: Source, upgrade_map: Any, old_adapter: Any, measured: list[
     elif pins.get("adapter"):
         before = Source(str(report["adapter"]), "adapter", pins["adapter"], local_files_only=True, hub_only=True)
     try:
-        return adapter_pages.document(report, source, before, upgrade_map, measured, drawn)
+        return adapter_pages.document(report, source, before, upgrade_map, measured, drawn, bases)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, LoraSuiteError):
             raise

@@ -57,8 +57,8 @@ def inspect(args: Namespace) -> Told:
 
     name, revision = name_and_revision(args.name)
     drawn = look(
-        name, args.output, revision=revision, upgrade_map=args.map, old_adapter=args.old_adapter, rows=args.rows,
-        overwrite=args.overwrite,
+        name, args.output, revision=revision, upgrade_map=args.map, old_adapter=args.old_adapter,
+        old=args.old, new=args.new, rows=args.rows, overwrite=args.overwrite,
     )  # fmt: skip
     told = {"output": str(args.output), "figures": drawn.figures, "missing": drawn.missing}
     lines = [f"wrote {args.output}: {len(drawn.figures)} figures ({', '.join(drawn.figures)})"]

@@ -46,7 +46,7 @@ def layer_map_figure(upgrade_map: UpgradeMap) -> Figure:
         axes.set_xlabel(f"layer of the new backbone ({upgrade_map.new.arch.family}, {columns} layers)")
         axes.set_ylabel(f"layer of the old backbone\n({upgrade_map.old.arch.family}, {rows} layers)")
         axes.set_title(_layer_title(upgrade_map, name))
-        axes.legend(loc="upper right", framealpha=1.0, facecolor="#7f7f7f", labelcolor="white")
+        axes.legend(loc="upper right", framealpha=1.0, facecolor="#4a4a4a", labelcolor="white")
     return figure
 
 

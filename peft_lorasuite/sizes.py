@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter, read, read_config
@@ -48,30 +49,38 @@ class Sizes:
         return all(row.new_weight and (row.old is None or row.old_weight) for row in self.rows)
 
 
-def sizes(report: Mapping[str, Any], upgraded: Source, adapter: Source | None) -> Sizes:
+def sizes(
+    report: Mapping[str, Any], upgraded: Source, adapter: Source | None, bases: Sequence[Any] = (None, None)
+) -> Sizes:
     """Measure every module that a report names.
 
     Args:
         report: Values of ``lorasuite_report.json``.
         upgraded: The upgraded adapter; its config names the new backbone.
         adapter: The old adapter; its config names the old backbone.
+        bases: Old and new backbone, where they are not, or no longer, where the configs say.
 
     Backbones are read where they are on this machine; nothing is fetched for this.
     """
     missing: dict[str, str] = {}
-    new = _tried(missing, "the new backbone", lambda: _backbone(upgraded))
+    new = _tried(missing, "the new backbone", lambda: _backbone(upgraded, bases[1]))
     old = source = None
     if adapter is None:
         missing["the old adapter"] = "not named, and not on the Hub (--old-adapter)"
     else:
-        old = _tried(missing, "the old backbone", lambda: _backbone(adapter))
+        old = _tried(missing, "the old backbone", lambda: _backbone(adapter, bases[0]))
         if old is not None:
             source = _tried(missing, "the old adapter", lambda: read(adapter, old.arch, old=old))
     modules = report["modules"]
     rows = _tried(missing, "the weights", lambda: tuple(_size(module, new, old, source) for module in modules))
     if rows is None:  # a backbone whose config is here and whose weights are not
-        rows = tuple(_size(module, None, None, source) for module in modules)
+        rows = bare_sizes(report, source)
     return Sizes(rows, missing)
+
+
+def bare_sizes(report: Mapping[str, Any], source: Adapter | None = None) -> tuple[Size, ...]:
+    """Return what a report alone tells of its modules, and the old updates' norms if the old adapter is given."""
+    return tuple(_size(module, None, None, source) for module in report["modules"])
 
 
 def _tried(missing: dict[str, str], name: str, work: Callable[[], Any]) -> Any:
@@ -83,14 +92,14 @@ def _tried(missing: dict[str, str], name: str, work: Callable[[], Any]) -> Any:
         return None
 
 
-def _backbone(adapter: Source) -> Backbone:
-    """Open the backbone that an adapter's config names, if its config and weights are on this machine."""
+def _backbone(adapter: Source, given: Any) -> Backbone:
+    """Open the backbone that is given or that an adapter's config names, if it is on this machine with its weights."""
     config = read_config(adapter)
-    name = config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    name, revision = (given, None) if given else (config.get("base_model_name_or_path"), config.get("revision"))
+    if not name or not isinstance(name, (str, Path)):
         raise LoraSuiteError("the adapter's config names no base model", where=adapter.name)
-    revision = config.get("revision")
-    found = Backbone.open(name, revision=revision, local_files_only=True, hub_only=adapter.folder is None)
+    strange = given is None and adapter.folder is None
+    found = Backbone.open(name, revision=revision, local_files_only=True, hub_only=strange)
     found.arch  # noqa: B018 (reads the config, so that what is missing is missed here)
     found.locate(f"{found.arch.embedding}.weight")
     return found

@@ -18,6 +18,7 @@ from hub_pair import LORA, NEW, TOOLS
 from hub_server import HubServer
 from pico import pico_model
 
+from peft_lorasuite.card import PICTURES
 from peft_lorasuite.cli import main
 from peft_lorasuite.upgrade_map import UpgradeMap
 
@@ -142,7 +143,9 @@ first = said("-o", OUT + "1", "--push", "me/new-lora", "--private")
 pull = said("-o", OUT + "2", "--rank", "6", "--push", "me/new-lora", "--create-pr")
 absent = said("-o", OUT + "3", "--push", "me/absent", "--create-pr")
 files = sorted(api.list_repo_files("me/new-lora"))
-print(json.dumps({"first": first, "pull": pull, "absent": absent, "files": files,
+from huggingface_hub import hf_hub_download
+card = Path(hf_hub_download("me/new-lora", "README.md")).read_text()
+print(json.dumps({"card": card, "first": first, "pull": pull, "absent": absent, "files": files,
                   "private": api.model_info("me/new-lora").private, "kept": Path(OUT + "3").is_dir()}))
 """
 )
@@ -155,7 +158,8 @@ def test_upgrade_pushes_with_card_and_picture(stocked: HubServer, made: Path, tm
     assert told["first"][0] == 0, told["first"][2]
     assert json.loads(told["first"][1])["pushed"]["repo_id"] == "me/new-lora"
     assert told["private"] is True
-    assert {"README.md", "adapter_model.safetensors", "layer_map.png", "lorasuite_report.json"} <= set(told["files"])
+    assert {"README.md", "adapter_model.safetensors", "lorasuite_report.json", *PICTURES} <= set(told["files"])
+    assert all(f"]({name})" in told["card"] for name in PICTURES)
     assert told["pull"][0] == 0, told["pull"][2]
     assert json.loads(told["pull"][1])["pushed"]["pull_request"]
     code, _, error = told["absent"]

@@ -131,7 +131,7 @@ def test_the_report_of_a_map_tells_machines_what_is_in_it(pair: Pair, tmp_path: 
     told = json.loads(capsys.readouterr().out)
     assert told["figures"] == OF_MAP
     assert list(told["missing"]) == ["gap"]
-    assert "Not shown: no measured rows were named (--rows DIR" in page.read_text(encoding="utf-8")
+    assert "Not shown: gap: no measured rows were named (--rows DIR" in page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["map.html"]
 
 
@@ -158,6 +158,25 @@ def test_without_the_backbone_s_weights_the_sizes_are_absolute(pair: Pair, upgra
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "Frobenius norm of each update, as it was" in text
     assert "old adapter, matched layer" in text  # its own sizes are known all the same
+
+
+def test_a_backbone_that_moved_is_named_on_the_command_line(
+    pair: Pair, upgraded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = shutil.copytree(pair.adapter, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "gone/away"}))
+    call = ["inspect", upgraded, "-o", tmp_path / "a.html", "--old-adapter", adapter, "--overwrite"]
+    assert run(*call) == 0
+    assert "  not shown: the old backbone: backbone gone/away" in capsys.readouterr().out
+    assert "old adapter, matched layer" not in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert run(*call, "--from", pair.old, "--to", pair.new) == 0
+    assert "the old backbone" not in capsys.readouterr().out
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "old adapter, matched layer" in text
+    assert "in percent of the module" in text
+    assert run("inspect", pair.map, "-o", tmp_path / "m.html", "--from", pair.old) == 1
+    assert "--from is for an adapter, and this is a map" in capsys.readouterr().err
 
 
 def test_names_of_strangers_are_text(upgraded: Path, tmp_path: Path) -> None:

@@ -1,0 +1,297 @@
+"""The LoRASuite paper's experiment for a pair: train on the old backbone, upgrade, fine-tune lightly, evaluate.
+
+    python benchmarks/reproduce.py minicpm --suite math --out results/minicpm-math
+    python benchmarks/reproduce.py minicpm --plan
+    python benchmarks/reproduce.py qwen-coder --old DIR --new DIR --adapter DIR --data DIR --suite ARC-Easy --limit 8 \
+        --out DIR
+
+PAIR names the backbones on the Hub (benchmarks/pairs.py); --old and --new put folders, or other ids, in their place.
+Without --adapter a LoRA (r = alpha = 32 on q, k, v, o) is trained on 10,000 samples of --train, by default the
+LLM-Adapters file of the suite. Every stage is cached as JSON in --out and goes on where it was interrupted; result.json
+holds what was measured, table.md the table in the shape of the paper's, its published rows below. A suite at a time:
+the paper trains an adapter for each. Neither the Hub's ids nor the addresses of the training files can be tested
+without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from common import stage
+from experiment_plan import experiment
+from pairs import PAIRS, TRAIN, Pair
+
+from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
+from peft_lorasuite.evaluation import Evaluation, compare, comparison_table, markdown_table, published_pairs
+from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.items import select
+from peft_lorasuite.progress import bars
+from peft_lorasuite.prompts import Example, read_examples
+from peft_lorasuite.published import published_rows
+
+LABELS = {
+    "old": "{old}, no adapter",
+    "old-lora": "{old}, LoRA ({train})",
+    "new": "{new}, no adapter",
+    "upgraded": "{new}, LoRASuite w/o LFT",
+    "vanilla": "{new}, LoRA ({samples})",
+    "upgraded-lft": "{new}, LoRASuite w LFT ({samples})",
+    "retrained": "{new}, LoRA ({train})",
+}
+"""Row -> label, in the order of the paper's tables."""
+
+
+class Experiment:
+    """One pair and one suite; every stage is made once."""
+
+    def __init__(self, args: argparse.Namespace, pair: Pair) -> None:
+        self.args, self.pair = args, pair
+        self.out, self.work = Path(args.out), Path(args.work or Path(args.out) / "work")
+        self.old, self.new = Backbone.open(args.old or pair.old), Backbone.open(args.new or pair.new)
+        self.suite = select(args.suite)[0].suite
+        self.samples = args.samples or dict(pair.samples).get(self.suite, 100)
+
+    def run(self, rows: list[str]) -> dict[str, Any]:
+        """Measure the rows, write result.json and table.md."""
+        self._same_settings()
+        found = {row: stage(self.out, row, lambda row=row: self._evaluated(row)) for row in rows}
+        evaluations = {self._label(row): Evaluation.from_dict(one["evaluation"]) for row, one in found.items()}
+        stages = {
+            path.stem: json.loads(path.read_text())
+            for path in sorted(self.out.glob("made-*.json"), key=lambda path: path.stem)
+        }
+        result = {"settings": self._settings(), "whole": self._whole(), "stages": stages, "rows": found}
+        _write(self.out / "result.json", json.dumps(result, indent=1))
+        _write(self.out / "table.md", self._table(evaluations))
+        return result
+
+    def _table(self, evaluations: dict[str, Evaluation]) -> str:
+        known = self.pair.title in published_pairs()
+        beside = published_rows(self.pair.title, self.suite) if known else None
+        text = [markdown_table(evaluations, published=beside)]
+        base, best = (evaluations.get(self._label(row)) for row in ("new", "upgraded"))
+        if base and best:
+            text += [
+                f"\n{self._label('upgraded')} against {self._label('new')}:\n\n",
+                comparison_table(compare(best, base)),
+            ]
+        return "".join(text)
+
+    def _label(self, row: str) -> str:
+        old, new = self.pair.names
+        train = "given" if self.args.adapter and row == "old-lora" else _thousands(self.args.train_samples)
+        return LABELS[row].format(old=old, new=new, train=train, samples=_thousands(self.samples))
+
+    def _evaluated(self, row: str) -> dict[str, Any]:
+        """Put the row's adapter on its backbone and score it."""
+        backbone = self.old if row.startswith("old") else self.new
+        makers: dict[str, Callable[[], Path]] = {
+            "old-lora": self.adapter, "upgraded": self.upgraded, "vanilla": self.vanilla,
+            "upgraded-lft": self.tuned, "retrained": self.retrained,
+        }  # fmt: skip
+        folder = makers[row]() if row in makers else None
+        model = self._load(backbone)
+        if folder is not None:
+            model = peft.PeftModel.from_pretrained(model, str(folder))
+        scores = evaluate(
+            model, tokenizer=backbone.tokenizer, suite=self.args.suite, data=self.args.data, limit=self.args.limit,
+            max_new_tokens=self.args.max_new_tokens, batch_size=self.args.batch_size, seed=self.args.seed,
+        )  # fmt: skip
+        return {"average": scores.average, "interval": scores.interval, "evaluation": self._nameless(scores, row)}
+
+    def _nameless(self, scores: Evaluation, row: str) -> dict[str, Any]:
+        """An evaluation names its model by where it was loaded from; the record says what it is instead."""
+        return {**scores.to_dict(), "model": self._label(row)}
+
+    def adapter(self) -> Path:
+        """The old backbone's adapter: the one that is given, or one trained on the paper's samples."""
+        if self.args.adapter:
+            return Path(self.args.adapter)
+        return self._made("adapter", lambda folder: self._train(self.old, self.args.train_samples, folder))
+
+    def vanilla(self) -> Path:
+        """A fresh LoRA on the new backbone from the few samples of the light fine-tuning."""
+        return self._made("vanilla", lambda folder: self._train(self.new, self.samples, folder))
+
+    def retrained(self) -> Path:
+        """A fresh LoRA on the new backbone from all samples."""
+        return self._made("retrained", lambda folder: self._train(self.new, self.args.train_samples, folder))
+
+    def map(self) -> Path:
+        """The pair's upgrade map."""
+        if self.args.map:
+            return Path(self.args.map)
+        return self._made(
+            "map", lambda folder: UpgradeMap.build(self.old, self.new, progress=bars).save(folder, overwrite=True)
+        )
+
+    def upgraded(self) -> Path:
+        """The old adapter, carried over by weights as in the paper, or by --method."""
+        source = self.adapter()
+
+        def carry(folder: Path) -> None:
+            upgrade(
+                str(source), str(self.map()), method=self.args.method, old=self.old, new=self.new, seed=self.args.seed,
+                progress=bars,
+            ).save(folder, overwrite=True)  # fmt: skip
+
+        return self._made("upgraded", carry)
+
+    def tuned(self) -> Path:
+        """The upgraded adapter after light fine-tuning."""
+        start = self.upgraded()
+
+        def tune(folder: Path) -> None:
+            model = peft.PeftModel.from_pretrained(self._load(self.new), str(start), is_trainable=True)
+            self._finetune(model, self.new, self.samples, folder, learning_rate=1e-3)
+
+        return self._made("upgraded-lft", tune)
+
+    def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """Make a folder once; its JSON is written after it, so that a stage broken off is made again."""
+        folder = self.work / name
+
+        def work() -> dict[str, Any]:
+            make(folder)
+            return {"size_mb": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e6, 2)}
+
+        if not folder.is_dir():
+            (self.out / f"made-{name}.json").unlink(missing_ok=True)
+        stage(self.out, f"made-{name}", work)
+        return folder
+
+    def _train(self, backbone: Backbone, count: int, folder: Path) -> None:
+        paths = {backbone.arch.site(part).path for part in ("q", "k", "v", "o")}
+        targets = [
+            f"{backbone.arch.layer_path}.{n}.{path}" for n in range(backbone.arch.layers) for path in sorted(paths)
+        ]
+        config = peft.LoraConfig(
+            r=self.args.rank, lora_alpha=self.args.rank, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        torch.manual_seed(self.args.seed)
+        fresh = peft.get_peft_model(self._load(backbone), config)
+        self._finetune(fresh, backbone, count, folder, learning_rate=3e-4, warmup=0.1)
+
+    def _finetune(self, model: Any, backbone: Backbone, count: int, folder: Path, **rates: float) -> None:
+        finetune(
+            model, self._examples(), samples=count, epochs=self.args.epochs, seed=self.args.seed, output=folder,
+            tokenizer=backbone.tokenizer, overwrite=True, progress=bars, **rates,
+        )  # fmt: skip
+
+    def _examples(self) -> list[Example]:
+        source = self.args.train or TRAIN[self.suite]
+        if "://" not in source:
+            return read_examples(source)
+        from datasets import load_dataset
+
+        return read_examples(load_dataset("json", data_files=source, split="train"))
+
+    def _load(self, backbone: Backbone) -> Any:
+        return Backbone.open(backbone.name).load(
+            dtype=self.args.dtype, device_map="auto" if torch.cuda.is_available() else None
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        names = (
+            "pair",
+            "suite",
+            "limit",
+            "train_samples",
+            "epochs",
+            "rank",
+            "method",
+            "dtype",
+            "max_new_tokens",
+            "seed",
+        )
+        given = {name: bool(getattr(self.args, name)) for name in ("old", "new", "adapter", "map", "train", "data")}
+        return {name: getattr(self.args, name) for name in names} | {"samples": self.samples, "given": given}
+
+    def _whole(self) -> bool:
+        """Whether this is the paper's experiment and not a small proof of the program."""
+        given = self.args.adapter, self.args.limit, self.args.max_new_tokens
+        return not any(given) and (self.args.train_samples, self.args.epochs, self.args.rank) == (10_000, 3, 32)
+
+    def _same_settings(self) -> None:
+        """Stages made with other settings must not stand in one table."""
+        path, now = self.out / "settings.json", self._settings()
+        if path.is_file() and (before := json.loads(path.read_text())) != now:
+            other = [name for name in now if before.get(name) != now[name]]
+            raise LoraSuiteError(
+                "the folder holds stages of other settings", where=self.out, got={name: now[name] for name in other},
+                wanted={name: before.get(name) for name in other}, do="choose another --out",
+            )  # fmt: skip
+        _write(path, json.dumps(now, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def _thousands(count: int) -> str:
+    return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("pair", metavar="PAIR", choices=PAIRS, help=", ".join(PAIRS))
+    made.add_argument("--old", help="folder or id in place of the pair's old backbone (with --plan: or a config file)")
+    made.add_argument("--new", help="the same for the new backbone")
+    made.add_argument("--adapter", help="adapter of the old backbone, instead of training one")
+    made.add_argument("--map", help="the pair's upgrade map, instead of building it")
+    made.add_argument("--suite", default="math", help="math, commonsense or benchmarks of one of them (default: math)")
+    made.add_argument("--data", help="folder of the test files; by default the Hub's datasets")
+    made.add_argument("--train", help="training samples: file or address (default: the LLM-Adapters file)")
+    made.add_argument("--train-samples", type=int, default=10_000, help="default: 10000")
+    made.add_argument("--samples", type=int, help="of the light fine-tuning (default: as in the paper's table)")
+    made.add_argument("--epochs", type=int, default=3)
+    made.add_argument("--rank", type=int, default=32, help="of trained adapters (default: 32)")
+    made.add_argument("--method", default="lorasuite", help="of the upgrade (default: lorasuite)")
+    made.add_argument("--rows", default=",".join(LABELS), help=f"default: all of {', '.join(LABELS)}")
+    made.add_argument("--limit", type=int, help="items of each benchmark (default: all)")
+    made.add_argument("--max-new-tokens", type=int, help="longest response (default: as in the paper)")
+    made.add_argument("--batch-size", type=int, default=8)
+    made.add_argument("--dtype", default="auto", help="of the loaded backbones (default: the checkpoint's)")
+    made.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
+    made.add_argument("--out", help="folder of the results (default: benchmarks/results/reproduce/PAIR-SUITE)")
+    made.add_argument("--work", help="folder of maps and adapters (default: OUT/work)")
+    made.add_argument("--plan", action="store_true", help="say what it would cost, from the configs alone")
+    made.add_argument("--bf16", type=float, help="with --plan: 10^9 operations a second, instead of measuring")
+    made.add_argument("--bandwidth", type=float, default=20.0, help="with --plan: memory, GB/s (default: 20)")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the experiment, or say what it would cost."""
+    program = parser()
+    args = program.parse_args(argv)
+    pair = PAIRS[args.pair]
+    rows = [row.strip() for row in args.rows.split(",")]
+    if unknown := [row for row in rows if row not in LABELS]:
+        program.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(LABELS)}")
+    try:
+        if len({b.suite for b in select(args.suite)}) > 1:
+            program.error("--suite: one suite at a time, since each has an adapter of its own")
+        if args.plan:
+            print(experiment(args, pair))
+            return 0
+        args.out = args.out or f"benchmarks/results/reproduce/{args.pair}-{args.suite.replace(',', '-').lower()}"
+        run = Experiment(args, pair)
+        run.run(rows)
+    except LoraSuiteError as error:
+        print(f"reproduce.py: {error}")
+        return 1
+    print((run.out / "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
