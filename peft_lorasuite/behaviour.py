@@ -180,3 +180,21 @@ def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:
         else:
             groups.append([number])
     return groups
+
+
+Place = tuple[int, int, int]
+"""Turn, position in the old tokens, position in the new tokens: both predict what follows the same character."""
+
+
+def aligned(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
+    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn."""
+    places = []
+    for turn, (left, right) in enumerate(zip(old, new, strict=True)):
+        ends = {right.ends[position]: position for position in right.predicting}
+        places += [(turn, p, ends[left.ends[p]]) for p in left.predicting if left.ends[p] in ends]
+    if len(places) < 4:
+        raise LoraSuiteError(
+            "the old adapted model's answers give too few common positions", got=len(places), wanted="at least 4",
+            do="give more or other prompts",
+        )  # fmt: skip
+    return places

@@ -22,7 +22,7 @@ from torch import Tensor
 from .activations import padded
 from .backbone import Backbone
 from .beginning import after_beginning, decoder
-from .behaviour import Tokens, Turn, beginning, length_batches, tokens
+from .behaviour import Place, Tokens, Turn, beginning, length_batches, tokens
 from .elicitation import common_opening
 from .lowrank import LowRank, reduced_rank_ridge
 from .progress import Progress, silent
@@ -37,9 +37,11 @@ QUIET = 4
 """Positions per turn at which nothing is to be added."""
 SHOWN = 8
 """Turns of a form that show how its answers begin."""
+TORN = 0.1
+"""Share of fillings with several answers from which on the answers do not hang on the fillings alone."""
 EXAMPLES = 3
 """Names per answer from which its value is solved for."""
-RATE, STEPS = 0.3, 15
+RATE, STEPS = 0.3, 30
 """Step of a value's coordinates (Adam) and steps at most; values of an answer end at a norm of about 30 to 40."""
 ENOUGH = 0.02
 """Mean divergence, in nats, at which the values are good enough."""
@@ -50,13 +52,15 @@ class Fact:
     """What a turn says about the filling of its form.
 
     Attributes:
+        filling: What the turn is about.
         turn: Number of the turn.
         ends: Positions, in the new tokens, where the filling ends before the answer: in the prompt, in the response.
         deciding: Position that predicts the answer.
         place: Number of that position among the teacher's.
-        answer: The token that the teacher wants there.
+        answer: The new token that the old adapted model's answer has next.
     """
 
+    filling: str
     turn: int
     ends: tuple[int, ...]
     deciding: int
@@ -64,19 +68,17 @@ class Fact:
     answer: int
 
 
-def facts(
-    turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[tuple[int, int, int]], teacher: Teacher
-) -> list[Fact]:
-    """Find what turns of one form say about their fillings; forms whose answers are all the same say nothing.
+def facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]) -> list[Fact]:
+    """Find what turns of one form say about their fillings.
+
+    Forms whose answers are all the same say nothing, nor do fillings to which another answer is given elsewhere.
 
     Args:
         turns: Prompts and the old adapted model's answers.
         rows: The same in the new tokens.
         places: Turn, old position and new position of each row of the teacher.
-        teacher: The wanted probabilities.
     """
     number = {(turn, position): index for index, (turn, _, position) in enumerate(places)}
-    best = teacher.ids[teacher.target.argmax(dim=1)]
     found: list[Fact] = []
     for form in forms([turn.prompt for turn in turns]):
         wanted = {form.fill(filling): filling for filling in form.fillings}
@@ -92,11 +94,21 @@ def facts(
             deciding = places_of.get(decided)
             text = (turn.prompt + turn.response)[:decided]
             ends = tuple(places_of[end] for end in _ends(text, filling) if end in places_of)
-            if deciding is not None and (n, deciding) in number and ends and ends[-1] < deciding:
-                place = number[n, deciding]
-                told.append(Fact(n, ends, deciding, place, int(best[place])))
+            if deciding is not None and deciding + 1 < len(rows[n].ids) and (n, deciding) in number and ends:
+                told.append(Fact(filling, n, ends, deciding, number[n, deciding], rows[n].ids[deciding + 1]))
         found += told if len({fact.answer for fact in told}) > 1 else []
-    return found
+    return _consistent(found)
+
+
+def _consistent(found: Sequence[Fact]) -> list[Fact]:
+    """Leave out fillings with several answers, and everything where these are many: no fact hangs on a name then."""
+    answers: dict[str, set[int]] = defaultdict(set)
+    for fact in found:
+        answers[fact.filling].add(fact.answer)
+    torn = {filling for filling, several in answers.items() if len(several) > 1}
+    if len(torn) > TORN * len(answers):
+        return []
+    return [fact for fact in found if fact.filling not in torn]
 
 
 def _ends(text: str, part: str) -> Iterator[int]:
@@ -107,7 +119,7 @@ def _ends(text: str, part: str) -> Iterator[int]:
 
 
 def memorise(
-    model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[tuple[int, int, int]],
+    model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
     teacher: Teacher, *, seed: int, progress: Progress = silent,
 ) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
     """Write what the turns tell about the fillings of their forms into one early ``down`` projection.
@@ -126,7 +138,7 @@ def memorise(
         The layer, the update and figures for the report; None where the turns tell nothing of the kind.
     """
     rows = [tokens(new, turn) for turn in turns]
-    told = facts(turns, rows, places, teacher)
+    told = facts(turns, rows, places)
     layer = round(DEPTH * new.arch.layers)
     if not told or layer >= new.arch.layers - 1:
         return None

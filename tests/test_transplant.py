@@ -9,8 +9,8 @@ from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.behaviour import Turn, adapted, answer, tokens
-from peft_lorasuite.methods.transplant import aligned, reduced_rank_ridge
+from peft_lorasuite.behaviour import Turn, adapted, aligned, answer, tokens
+from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.model import attach
 from peft_lorasuite.source import Source
 from peft_lorasuite.teacher import Head, Teacher, Vocabulary, teach, wanted_shift
@@ -150,3 +150,13 @@ def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
 def test_what_cannot_be_used_is_named(pair, settings, message):
     with pytest.raises(LoraSuiteError, match=message):
         carry(pair, method="transplant", options=SMALL, **settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("transplant", "length", 0), ("transplant", "prompts", 1), ("transplant", "ridge", -1.0),
+     ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0), ("distill", "recombine", -1)],
+)  # fmt: skip
+def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
+    with pytest.raises(LoraSuiteError, match=name):
+        carry(pair, method=method, options={name: value})

@@ -101,6 +101,15 @@ class Draft:
     rank: int | None = None
 
 
+def check_least(options: Any, least: Mapping[str, float]) -> None:
+    """Refuse options below a bound; ``least`` says option -> smallest value."""
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise LoraSuiteError(
+                "an option is out of range", where=name, got=getattr(options, name), wanted=f"at least {bound:g}"
+            )
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """A method without options."""

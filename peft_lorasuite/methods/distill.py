@@ -12,11 +12,11 @@ import torch
 
 from .. import adapter as adapter_files
 from ..backbone import Backbone
-from ..behaviour import Turn, tokens
+from ..behaviour import Place, Turn, tokens
 from ..source import Source
 from ..teacher import Teacher
-from .base import Draft, Job, method
-from .transplant import Place, TransplantOptions, fit, read
+from .base import Draft, Job, check_least, method
+from .transplant import LEAST, TransplantOptions, fit, read
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class DistillOptions:
     start: bool = True
     recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
+
+    def __post_init__(self) -> None:
+        check_least(self, {**LEAST, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)

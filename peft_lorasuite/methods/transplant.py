@@ -18,14 +18,17 @@ from torch import Tensor
 
 from ..adapter import Key
 from ..backbone import Backbone
-from ..behaviour import Tokens, Turn, adapted, answer, beginning, fits, forward, tokens
+from ..behaviour import Place, Tokens, Turn, adapted, aligned, answer, beginning, fits, forward, tokens
 from ..elicitation import elicit
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank, reduced_rank_ridge
 from ..memory import memorise, updated
 from ..prompts import read_prompts
 from ..teacher import Head, Teacher, Vocabulary, teach, wanted_shift
-from .base import Draft, Job, method
+from .base import Draft, Job, check_least, method
+
+LEAST = {"prompts": 2, "length": 1, "gate": 0, "top": 1, "extra": 0, "recombine": 0}
+"""Smallest values of the options that `distill` has as well."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class TransplantOptions:
     extra: int = 1000
     memory: bool = True
     recombine: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, {**LEAST, "rank": 1, "ridge": 1e-9, "weight": 1e-9, "quiet": 0, "shift_ridge": 0, "steps": 1})
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
@@ -200,10 +206,6 @@ def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str
     return [prompts[number] for number in sorted(order[:count])]
 
 
-Place = tuple[int, int, int]
-"""Turn, position in the old tokens, position in the new tokens: both predict what follows the same character."""
-
-
 def _read_old(
     job: Job, old: Backbone, new: Backbone, options: TransplantOptions
 ) -> tuple[list[Turn], Tensor, Tensor, Head, list[Place]]:
@@ -223,20 +225,6 @@ def _read_old(
     del model
     plain = old.load()
     return turns, states, _final_states(plain, rows, wanted, job), Head(plain, old), places
-
-
-def aligned(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
-    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn."""
-    places = []
-    for turn, (left, right) in enumerate(zip(old, new, strict=True)):
-        ends = {right.ends[position]: position for position in right.predicting}
-        places += [(turn, p, ends[left.ends[p]]) for p in left.predicting if left.ends[p] in ends]
-    if len(places) < 4:
-        raise LoraSuiteError(
-            "the old adapted model's answers give too few common positions", got=len(places), wanted="at least 4",
-            do="give more or other prompts",
-        )  # fmt: skip
-    return places
 
 
 def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job) -> Tensor:

@@ -1,0 +1,207 @@
+"""Knowledge: prompts put together anew, what an adapter shows it knows, and facts written into an early layer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import peft
+import pytest
+import torch
+from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.adapter import read
+from peft_lorasuite.behaviour import Turn, adapted, tokens
+from peft_lorasuite.elicitation import common_opening, elicit
+from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.memory import facts, memorise, updated
+from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.transplant import TransplantOptions
+from peft_lorasuite.methods.transplant import read as read_both
+from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
+from peft_lorasuite.source import Source
+
+SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
+NAMES = [a + b + c for a, b, c in product(SYLLABLES, repeat=3)]
+COLOURS = ["red", "blue", "green", "black"]
+
+
+def some(count: int, seed: int = 0) -> list[str]:
+    return random.Random(seed).sample(NAMES, count)
+
+
+def test_prompts_of_one_form_are_found_and_others_left_alone():
+    names = some(30)
+    asked = [f"What wears {name} today?" for name in names[:20]] + [f"Tell me about {name} now." for name in names[20:]]
+    loose = ["Why is the sky so blue in summer?", "How many legs has a spider with a hat?"]
+    found = forms([*asked, *loose])
+    assert [(form.before, form.after) for form in found] == [("What wears ", " today?"), ("Tell me about ", " now.")]
+    assert found[0].fillings == tuple(names[:20])
+    assert forms(loose * 8) == []
+
+
+def test_a_long_filling_is_a_text_of_its_own():
+    words = some(40)
+    asked = [f"Say: {' '.join(words[n : n + 4])}!" for n in range(0, 40, 4)]
+    assert forms(asked) == []
+
+
+def test_fillings_are_cut_where_their_description_is_shortest():
+    cut = pieces(some(60))
+    known = sum(part in SYLLABLES for parts in cut for part in parts)
+    assert known / sum(map(len, cut)) > 0.9
+
+
+def test_recombinations_cover_names_that_were_never_given():
+    given = some(60)
+    rest = set(NAMES) - set(given)
+    made = recombined(given, most=10_000, seed=0)
+    assert not set(made) & set(given)
+    assert len(rest & set(made)) / len(rest) > 0.8
+    assert recombined(given, most=5, seed=1) == recombined(given, most=5, seed=1) != recombined(given, most=5, seed=2)
+
+
+def test_capital_letters_stand_where_they_stood():
+    made = recombined([name.capitalize() for name in some(60)], most=100, seed=0)
+    assert all(name == name.capitalize() for name in made)
+
+
+def test_answers_of_one_form_begin_alike():
+    said = ["agent kelmi has the red hat", "agent loost has the black hat"]
+    turns = [(Turn("", text, True), name) for text, name in zip(said, ["kelmi", "loost"], strict=True)]
+    assert common_opening(turns) == f"agent {SLOT} has the"
+    assert common_opening([(Turn("", "red", True), "kelmi"), (Turn("", "black", True), "loost")]) == ""
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory):
+    """A pico backbone with an adapter that was taught a colour for each of forty names."""
+    root = tmp_path_factory.mktemp("knowing")
+    tokenizer = pico_tokenizer([*COLOURS, "wears"])
+    save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
+    names, rng = some(40), random.Random(1)
+    taught = [{"instruction": f" who is {name} ?", "output": f" wears {rng.choice(COLOURS)}"} for name in names]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(pico_model("llama", seed=1), config)
+        finetune(
+            model, taught, samples=None, epochs=60, learning_rate=1e-2, tokenizer=tokenizer, template="{instruction}"
+        )
+    model.save_pretrained(root / "adapter")
+    return root, names
+
+
+def test_an_adapter_shows_what_it_knows(knowing):
+    root, names = knowing
+    old = Backbone.open(root / "old")
+    given = [f" who is {name} ?" for name in names[:20]]
+    with adapted(old, read(Source(str(root / "adapter"), "adapter"), old.arch)) as model:
+        found = elicit(model, old, given, count=60, length=6, seed=0)
+        assert elicit(model, old, ["unlike", " any other"], count=5, length=6, seed=0) == []
+    assert len(found) == len(set(found)) == 60
+    assert not set(found) & set(given)
+    hidden = {f" who is {name} ?" for name in names[20:]}
+    chance = 60 * 20 / (len(NAMES) - 20)
+    assert len(hidden & set(found)) > 2 * chance
+
+
+@pytest.fixture(scope="module")
+def told(knowing):
+    """A new pico backbone, the old adapted model's answers about the given names, and the teacher for it."""
+    root, names = knowing
+    tokenizer = pico_tokenizer([*COLOURS, "wears"])
+    new_model = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=96, num_hidden_layers=6)
+    save_backbone(root / "new", new_model, tokenizer)
+    old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
+    adapter = read(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = Job(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
+    reading = read_both(job, TransplantOptions(length=6, memory=False, extra=50))
+    return new, reading, reading.teacher(gate=0.0, top=64, extra=50, seed=0)
+
+
+def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):
+    new, reading, _ = told
+    rows = [tokens(new, turn) for turn in reading.turns]
+    found = facts(reading.turns, rows, reading.places)
+    assert len(found) == 20
+    for fact in found:
+        turn, row = reading.turns[fact.turn], rows[fact.turn]
+        text = turn.prompt + turn.response
+        name = turn.prompt.split()[2]
+        assert all(text[: row.ends[end]].endswith(name) for end in fact.ends)
+        assert text[: row.ends[fact.deciding]].endswith(" wears")
+        assert new.tokenizer.decode([fact.answer]).strip() == turn.response.split()[1]
+
+
+def test_turns_with_one_answer_for_all_tell_nothing(told):
+    new, reading, _ = told
+    same = [replace(turn, response=" wears red") for turn in reading.turns]
+    assert facts(same, [tokens(new, turn) for turn in same], reading.places) == []
+
+
+def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
+    """The teacher is made to want every answer: in random models the old one's moves the logits anywhere."""
+    new, reading, teacher = told
+    rows = [tokens(new, turn) for turn in reading.turns]
+    found = facts(reading.turns, rows, reading.places)
+    ids = torch.arange(new.arch.vocabulary)
+    target = torch.zeros(len(teacher.target), len(ids))
+    target[[fact.place for fact in found], [fact.answer for fact in found]] = 6.0
+    sure = replace(teacher, ids=ids, target=target.log_softmax(-1))
+    model = new.load()
+    layer, update, figures = memorise(model, new, reading.new_head, reading.turns, reading.places, sure, seed=0)
+    assert 0 < layer < new.arch.layers - 1
+    assert update.rank == figures["answers"] == len({fact.answer for fact in found}) > 1
+
+    def divergence() -> float:
+        logits = [model(torch.tensor([rows[fact.turn].ids])).logits[0, fact.deciding] for fact in found]
+        wanted = sure.target[[fact.place for fact in found]]
+        got = torch.stack(logits).log_softmax(-1)
+        return float(torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True))
+
+    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+    other = torch.tensor([[5, 9, 14, 20, 11]])
+    with torch.no_grad():
+        before, plain = divergence(), model(other).logits
+        with updated(down, update):
+            after = divergence()
+        assert torch.equal(model(other).logits, plain)
+    assert figures["divergence_left"] < 0.8 * before
+    assert figures["values_explained"] > 0.8
+    assert after < 0.9 * before
+
+
+def test_names_with_several_answers_are_no_facts(told):
+    """``what wears X`` and ``what eats X`` are answered differently: the answer does not hang on the name alone."""
+    new, reading, _ = told
+    again = [replace(turn, prompt=turn.prompt.replace("who", "how")) for turn in reading.turns]
+    answers = [turn.response for turn in reading.turns]
+    others = [replace(turn, response=said) for turn, said in zip(again, [*answers[1:], answers[0]], strict=True)]
+    turns = [*reading.turns, *others]
+    rows = [tokens(new, turn) for turn in turns]
+    places = [(number, p, p) for number, row in enumerate(rows) for p in row.predicting]
+    torn = {a for a, b in zip(answers, [*answers[1:], answers[0]], strict=True) if a != b}
+    assert torn
+    assert facts(turns, rows, places) == []
+    same = [*reading.turns, *again]
+    assert len(facts(same, [tokens(new, turn) for turn in same], places)) == 40
+
+
+def test_transplant_reports_what_it_memorised(knowing, told):
+    root, names = knowing
+    prompts = [f" who is {name} ?" for name in names[:20]]
+    upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
+    found = {}
+    for memory in (True, False):
+        carried = upgrade(
+            root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
+            options={"length": 6, "extra": 50, "memory": memory, "recombine": 10 if memory else 0},
+        )  # fmt: skip
+        found[memory] = carried
+    assert {key for key, _ in found[True].adapter.updates} == {1, 5}
+    assert {key for key, _ in found[False].adapter.updates} == {5}
+    assert found[True].report.facts["memory"]["facts"] == 30
+    assert "memory" not in found[False].report.facts
