@@ -9,7 +9,7 @@ is the ridge regression of values on keys, whose rank is at most the number of a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ from .progress import Progress, silent
 from .recombination import SLOT, forms
 from .teacher import Head, Teacher
 
+Ask = Callable[[Sequence[int]], Teacher]
+"""Gives the wanted probabilities at some of the places, by their numbers."""
 DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
 RIDGE = 0.01
@@ -120,7 +122,7 @@ def _ends(text: str, part: str) -> Iterator[int]:
 
 def memorise(
     model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
-    teacher: Teacher, *, seed: int, progress: Progress = silent,
+    ask: Ask, *, seed: int, progress: Progress = silent,
 ) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
     """Write what the turns tell about the fillings of their forms into one early ``down`` projection.
 
@@ -130,7 +132,7 @@ def memorise(
         head: Its head.
         turns: Prompts and the old adapted model's answers.
         places: Turn, old position and new position of each row of the teacher.
-        teacher: The wanted probabilities.
+        ask: Gives the wanted probabilities at some places, by their numbers.
         seed: Of what is drawn at random.
         progress: Shows how far it is.
 
@@ -144,7 +146,7 @@ def memorise(
         return None
     down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
     answers = sorted({fact.answer for fact in told})
-    values, left = _values(model, head, down, told, answers, rows, teacher, seed, progress)
+    values, left = _values(model, head, down, told, answers, rows, ask, seed, progress)
     keys, quiet = _keys(model, down, told, rows, seed, progress)
     owners = [fact for fact in told for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in owners]]
@@ -159,11 +161,13 @@ def memorise(
 
 def _values(
     model: Any, head: Head, down: torch.nn.Module, told: Sequence[Fact], answers: Sequence[int],
-    rows: Sequence[Tokens], teacher: Teacher, seed: int, progress: Progress,
+    rows: Sequence[Tokens], ask: Ask, seed: int, progress: Progress,
 ) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
     """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats."""
     groups = _begun(model, _examples(told, answers, seed), rows)
-    head = head.on(teacher.ids)
+    places = [fact.place for chosen, _, _ in groups for fact in chosen]
+    teacher = ask(places)
+    head, line = head.on(teacher.ids), {place: number for number, place in enumerate(places)}
     V = torch.zeros(len(answers), model.config.hidden_size, requires_grad=True)
     solver = torch.optim.Adam([V], lr=RATE)
     left, count = float("inf"), sum(len(chosen) for chosen, _, _ in groups)
@@ -174,7 +178,7 @@ def _values(
             with torch.enable_grad(), adding(down, lambda x, at=at: _first(x, V[at])):
                 states = decoder(model)(input_ids=ids, cache=deepcopy(cache)).last_hidden_state[:, -1]
                 got = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
-                target = teacher.target[[fact.place for fact in chosen]]
+                target = teacher.target[[line[fact.place] for fact in chosen]]
                 loss = torch.nn.functional.kl_div(got, target, reduction="sum", log_target=True) / count
                 slope += torch.autograd.grad(loss, V)[0]
             left += float(loss.detach())

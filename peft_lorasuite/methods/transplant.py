@@ -114,10 +114,11 @@ class Reading:
     memory: Mapping[Key, LowRank] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def teacher(self, *, gate: float, top: int, extra: int, seed: int) -> Teacher:
-        """Return the wanted probabilities at every place (see `teacher.teach`)."""
+    def teacher(self, *, gate: float, top: int, extra: int, seed: int, places: Sequence[int] | None = None) -> Teacher:
+        """Return the wanted probabilities at every place or, by their numbers, at some (see `teacher.teach`)."""
+        rows = slice(None) if places is None else list(places)
         return teach(
-            self.old_head, self.new_head, self.vocabulary, self.adapted, self.plain, self.before,
+            self.old_head, self.new_head, self.vocabulary, self.adapted[rows], self.plain[rows], self.before[rows],
             gate=gate, top=top, extra=extra, seed=seed,
         )  # fmt: skip
 
@@ -150,16 +151,12 @@ def read(job: Job, options: TransplantOptions) -> Reading:
 
 def _remembering(model: Any, reading: Reading, job: Job, options: TransplantOptions) -> Reading:
     """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
-    teacher = reading.teacher(gate=0.0, top=options.top, extra=options.extra, seed=job.seed)
+
+    def ask(places: Sequence[int]) -> Teacher:
+        return reading.teacher(gate=0.0, top=options.top, extra=options.extra, seed=job.seed, places=places)
+
     found = memorise(
-        model,
-        reading.new,
-        reading.new_head,
-        reading.turns,
-        reading.places,
-        teacher,
-        seed=job.seed,
-        progress=job.progress,
+        model, reading.new, reading.new_head, reading.turns, reading.places, ask, seed=job.seed, progress=job.progress
     )
     if found is None:
         return reading
