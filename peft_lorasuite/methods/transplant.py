@@ -42,6 +42,7 @@ class TransplantOptions:
         rank: Rank of the update; the adapter's own, if that is larger.
         ridge: Of the regression, as a share of the mean diagonal of the Gram matrix.
         weight: Of a response position against a prompt position, at which no change is wanted.
+        positions: Response positions used at most for the last layer's fit, drawn by the seed.
         quiet: Prompt positions used.
         shift_ridge: Of the solve for the wanted shift.
         steps: Of that solve at most.
@@ -58,6 +59,7 @@ class TransplantOptions:
     rank: int = 16
     ridge: float = 0.1
     weight: float = 8.0
+    positions: int = 2000
     quiet: int = 1000
     shift_ridge: float = 0.01
     steps: int = 25
@@ -67,7 +69,19 @@ class TransplantOptions:
     recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, {**LEAST, "rank": 1, "ridge": 1e-9, "weight": 1e-9, "quiet": 0, "shift_ridge": 0, "steps": 1})
+        check_least(
+            self,
+            {
+                **LEAST,
+                "rank": 1,
+                "ridge": 1e-9,
+                "weight": 1e-9,
+                "positions": 4,
+                "quiet": 0,
+                "shift_ridge": 0,
+                "steps": 1,
+            },
+        )
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
@@ -167,16 +181,19 @@ def _remembering(model: Any, reading: Reading, job: Job, options: TransplantOpti
 
 def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     """Fit the last layer's down projection to the shifts that give the teacher's probabilities."""
-    new, h = reading.new, reading.h
+    new = reading.new
     layer, site = new.arch.layers - 1, new.arch.site("down")
-    teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed)
+    order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
+    used = order[: options.positions].sort().values.tolist()
+    h, x, y = reading.h[used], reading.x[used], reading.y[used]
+    teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed, places=used)
     shift, left = wanted_shift(reading.new_head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     wanted = shift / new.arch.residual_scale
     if site.post_norm is not None:
-        wanted = wanted * reading.y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / new.gain(layer, "down")
+        wanted = wanted * y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / new.gain(layer, "down")
     rank = min(max(options.rank, job.adapter.rank), *new.arch.shape("down"))
     update, explained = reduced_rank_ridge(
-        reading.x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank
+        x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank
     )
     facts = {
         "prompts": len(reading.turns), "positions": len(h), "divergence_left": round(left, 4),
