@@ -95,20 +95,37 @@ def by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
     return torch.stack([numbers, numbers], dim=1)
 
 
-def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
-    """Match units one to one: pairs that are each other's best first, the Hungarian method on the rest.
+SMALL = 256
+"""So few units are left to the Hungarian method at once: it costs their number to the third."""
+SLOW = 0.02
+"""A round of mutual bests that matches a smaller share than this of what is free is the last one (ties, dead units)."""
 
-    Where an exact matching exists, it consists of mutual best pairs alone and costs no assignment.
+
+def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
+    """Match units one to one: rounds of pairs that are each other's best among the free, the Hungarian method at last.
+
+    Where an exact matching exists, it consists of mutual best pairs alone and costs no assignment. Elsewhere each
+    round costs one look at the free scores; the total score stays within about a hundredth of the optimum.
     """
-    best_new, best_old = scores.argmax(dim=1), scores.argmax(dim=0)
-    numbers = torch.arange(len(best_new))
-    mutual = best_old[best_new] == numbers
-    pairs = torch.stack([numbers[mutual], best_new[mutual]], dim=1)
-    free_old = numbers[~mutual]
-    taken = torch.zeros(scores.shape[1], dtype=torch.bool)
-    taken[pairs[:, 1]] = True
-    free_new = torch.arange(scores.shape[1])[~taken]
-    if len(free_old) and len(free_new):
-        rest = assign(scores[free_old][:, free_new])
-        pairs = torch.cat([pairs, torch.stack([free_old[rest[:, 0]], free_new[rest[:, 1]]], dim=1)])
+    free_old, free_new = (torch.arange(count) for count in scores.shape)
+    found: list[Tensor] = []
+    share = 1.0
+    while len(free_old) and len(free_new):
+        rest = scores[free_old][:, free_new]
+        if found and (share < SLOW or len(rest) <= SMALL):
+            found.append(_among(assign(rest), free_old, free_new))
+            break
+        best_new, best_old = rest.argmax(dim=1), rest.argmax(dim=0)
+        mutual = best_old[best_new] == torch.arange(len(rest))
+        share = float(mutual.float().mean())
+        found.append(_among(torch.stack([mutual.nonzero()[:, 0], best_new[mutual]], dim=1), free_old, free_new))
+        kept = torch.ones(len(free_new), dtype=torch.bool)
+        kept[best_new[mutual]] = False
+        free_old, free_new = free_old[~mutual], free_new[kept]
+    pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
+
+
+def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Return pairs of positions among the free as pairs of units."""
+    return torch.stack([old[pairs[:, 0]], new[pairs[:, 1]]], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations, pairwise, permutations
 
 import pytest
@@ -130,3 +131,22 @@ def test_permuted_units_are_found() -> None:
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     pairs = assign_units(torch.eye(20)[order])
     assert torch.equal(pairs[:, 1], order)
+
+
+def test_many_units_without_a_clear_favourite_are_matched_nearly_as_well_as_can_be():
+    """Two sides that share some directions, as units of models trained apart do; beyond `SMALL`, so rounds run."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(900, 24, generator=generator)
+    old = torch.nn.functional.normalize(common[:700] + torch.randn(700, 24, generator=generator), dim=1)
+    new = torch.nn.functional.normalize(common + torch.randn(900, 24, generator=generator), dim=1)
+    scores = old @ new.T
+    pairs, best = assign_units(scores), assign(scores)
+    assert len(pairs) == len(set(pairs[:, 0].tolist())) == len(set(pairs[:, 1].tolist())) == 700
+    assert scores[pairs[:, 0], pairs[:, 1]].sum() > 0.97 * scores[best[:, 0], best[:, 1]].sum()
+
+
+def test_units_that_are_all_alike_are_matched_at_once():
+    """Dead units score the same with everything: rounds would match them one by one."""
+    started = time.perf_counter()
+    assert len(assign_units(torch.zeros(1500, 1500))) == 1500
+    assert time.perf_counter() - started < 5
