@@ -140,7 +140,7 @@ class Section:
         target = folder / self.file
         if self.home is None:
             whole = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-            save_file(whole, target, metadata={"format": "pt", "map": self.key})
+            save_file(whole, target, metadata={"map": self.key})
         else:
             self._open()
             path = self.home.need(self.file)

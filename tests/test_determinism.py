@@ -1,0 +1,63 @@
+"""The same inputs and seed give the same bytes, map and adapter, on one machine with one number of threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite import MapOptions, UpgradeMap, upgrade
+
+WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
+PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
+SMALL: dict[str, dict[str, Any]] = {
+    "lorasuite": {},
+    "cross-lora": {"rank": 4},
+    "transport": {},
+    "transplant": {"length": 6, "extra": 50, "quiet": 40},
+    "distill": {"length": 6, "extra": 50, "epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pair")
+    tokenizer = pico_tokenizer(WORDS)
+    save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
+    save_backbone(root / "new", pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64), tokenizer)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        peft.get_peft_model(pico_model("llama", seed=1), config).save_pretrained(root / "adapter")
+    return root
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def build(root: Path, folder: Path) -> UpgradeMap:
+    options = MapOptions(layer_map="cka", tokens=60, block=20)
+    built = UpgradeMap.build(
+        root / "old", root / "new", options, methods=["cross-lora", "transport"], calibration=[" ".join(WORDS)] * 8
+    )
+    built.save(folder)
+    return built
+
+
+def test_maps_and_adapters_come_out_the_same_to_the_last_bit(folders: Path, tmp_path: Path) -> None:
+    maps = [build(folders, tmp_path / name) for name in ("first", "second")]
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second") != {}
+    for method, options in SMALL.items():
+        for name, upgrade_map in zip(("one", "two"), maps, strict=True):
+            carried = upgrade(
+                folders / "adapter", upgrade_map, method=method, options=options, old=folders / "old",
+                new=folders / "new", prompts=PROMPTS, seed=3,
+            )  # fmt: skip
+            carried.save(tmp_path / f"{method}-{name}")
+        found = [bytes_of(tmp_path / f"{method}-{name}") for name in ("one", "two")]
+        assert found[0] == found[1] != {}, method
