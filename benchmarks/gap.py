@@ -75,8 +75,9 @@ class Run:
             return self.score(peft.PeftModel.from_pretrained(self.old.load(), self.args.adapter), self.old)
         model, facts = self.model(base, trainable=bool(tuned))
         if tuned:
-            model = self.tune(model, learning_rate=self.args.lft_rate)
-        return self.score(model, self.new) | facts
+            model = self.tune(model, learning_rate=self.args.lft_rate, warmup=self.args.lft_warmup)
+        trained = getattr(model, "finetune_record", None)
+        return self.score(model, self.new) | facts | ({"training": trained} if trained else {})
 
     def model(self, name: str, *, trainable: bool) -> tuple[Any, dict[str, Any]]:
         """Return the new backbone with the row's adapter on it."""
@@ -143,7 +144,8 @@ class Run:
         epochs = 3 if samples else 1
         return finetune(
             model, self.task.train, samples=samples, epochs=epochs, learning_rate=learning_rate, warmup=warmup,
-            seed=self.args.seed, tokenizer=self.new.tokenizer, modules=self.modules, progress=bars,
+            seed=self.args.seed, tokenizer=self.new.tokenizer, modules=self.modules,
+            micro_batch_size=self.args.micro_batch_size, progress=bars,
         )  # fmt: skip
 
     @property
@@ -180,6 +182,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="test items")
     parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
+    parser.add_argument("--lft-warmup", type=float, default=0.0, help="share of its steps in which that rate rises")
+    parser.add_argument("--micro-batch-size", type=int, help="samples that training reads at once (default: all 16)")
     parser.add_argument("--dev", action="store_true", help="score on development items: for tuning, with another --out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")

@@ -221,7 +221,8 @@ def _check_method(name: str, options: dict[str, str]) -> None:
 
 def _training(args: Namespace) -> dict[str, Any]:
     names = (
-        "samples", "epochs", "batch_size", "learning_rate", "warmup", "cutoff", "template", "new_layers", "seed",
+        "samples", "epochs", "batch_size", "micro_batch_size", "learning_rate", "warmup", "cutoff", "template",
+        "new_layers", "seed",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 

@@ -33,6 +33,7 @@ def finetune(
     samples: int | None = 100,
     epochs: int = 3,
     batch_size: int = 16,
+    micro_batch_size: int | None = None,
     learning_rate: float = 1e-3,
     warmup: float = 0.0,
     cutoff: int = 256,
@@ -64,6 +65,8 @@ def finetune(
         samples: Use the first so many after a shuffle by ``seed``; fewer if there are fewer, all if None.
         epochs: Passes over the samples.
         batch_size: Samples of one step on each device.
+        micro_batch_size: Samples read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
+            step's samples are read together.
         learning_rate: Peak learning rate.
         warmup: Share of the steps in which the learning rate rises to its peak.
         cutoff: Longest sample in tokens; the rest is cut off.
@@ -88,7 +91,7 @@ def finetune(
         LoraSuiteError: For data or options that cannot be used, or a model with nothing to train.
     """
     options = FinetuneOptions(
-        samples, epochs, batch_size, learning_rate, warmup, cutoff, template, new_layers, seed
+        samples, epochs, batch_size, learning_rate, warmup, cutoff, template, new_layers, seed, micro_batch_size
     )  # checked before anything is read
     if output is not None:
         check_free(output, overwrite=overwrite)

@@ -36,12 +36,17 @@ class FinetuneOptions:
     template: str | None = None
     new_layers: str = "train"
     seed: int = 0
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "epochs", "batch_size", "cutoff"):
+        for name in ("samples", "epochs", "batch_size", "cutoff", "micro_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LoraSuiteError("must be at least 1", where=name, got=value)
+        if self.batch_size % self.at_once:
+            raise LoraSuiteError(
+                "does not divide the batch size", where="micro_batch_size", got=f"{self.at_once} of {self.batch_size}"
+            )
         if not self.learning_rate > 0:
             raise LoraSuiteError("must be above 0", where="learning_rate", got=self.learning_rate)
         if not 0 <= self.warmup < 1:
@@ -50,6 +55,11 @@ class FinetuneOptions:
             raise LoraSuiteError(
                 "unknown choice", where="new_layers", got=repr(self.new_layers), wanted=" or ".join(NEW_LAYERS)
             )
+
+    @property
+    def at_once(self) -> int:
+        """Samples of one forward pass; the gradients of a step's passes add up."""
+        return self.micro_batch_size or self.batch_size
 
 
 class Rows(Dataset[Encoded]):
@@ -98,7 +108,8 @@ class ResponseTrainer(Trainer):
         if not isinstance(rows, Rows):
             raise TypeError("the rows are not ours")
         size = self.args.train_batch_size
-        sampler = LengthSampler([len(row.ids) for row in rows.rows], size, self.args.seed)
+        step = size * self.args.gradient_accumulation_steps
+        sampler = LengthSampler([len(row.ids) for row in rows.rows], step, self.args.seed)
         loader = DataLoader(
             rows, size, sampler=sampler, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory
         )
@@ -107,11 +118,13 @@ class ResponseTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss on the responses; the beginning that all rows share is read once."""
+        """Loss on the responses; the beginning that all rows share is read once, and no logits are made before them."""
         labels = inputs.pop("labels")
         first = int((labels != IGNORED).int().argmax(dim=1).min()) - 1
         inputs, taken = self.begun(model, inputs, first)
-        return super().compute_loss(model, inputs | {"labels": labels[:, taken:]}, return_outputs, num_items_in_batch)
+        keep = torch.arange(first - taken, inputs["input_ids"].shape[1], device=labels.device)
+        wanted = {"labels": labels[:, first:], "logits_to_keep": keep}
+        return super().compute_loss(model, inputs | wanted, return_outputs, num_items_in_batch)
 
     def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
         """Read the shared beginning, see `after_beginning`; wrappers for several processes read each batch whole."""
@@ -208,7 +221,8 @@ def train(
 def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=options.at_once,
+        gradient_accumulation_steps=options.batch_size // options.at_once,
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup,  # below 1: a share of the steps

@@ -175,6 +175,24 @@ def test_factors_of_a_bfloat16_backbone_are_trained_in_float32(tokenizer: Any, t
     assert model.get_base_model().dtype == torch.bfloat16
 
 
+def test_samples_read_a_few_at_a_time_give_the_same_steps(tokenizer: Any) -> None:
+    whole, parts = (trained(adapted(), tokenizer, samples=11, micro_batch_size=size) for size in (None, 2))
+    started = factors(adapted())
+    for name, tensor in factors(whole).items():
+        assert torch.allclose(factors(parts)[name], tensor, atol=1e-5), name
+    assert any(not torch.allclose(factors(whole)[name], tensor, atol=1e-3) for name, tensor in started.items())
+
+
+def test_no_logits_are_made_before_the_responses(tokenizer: Any) -> None:
+    model, shapes = adapted(), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
+    trained(model, tokenizer, samples=4, epochs=1)
+    rows = encode_examples(tokenizer, choose(EXAMPLES, 4, 0), TEMPLATE)
+    first, longest = min(row.start for row in rows), max(len(row.ids) for row in rows)
+    assert shapes == [(4, longest - first + 1)]
+
+
 def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
     lengths = [7, 1, 7, 1, 7, 1, 7, 1, 7, 1]
     sampler = LengthSampler(lengths, 4, seed=0)
@@ -192,6 +210,7 @@ def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
         ({"learning_rate": -1.0}, "learning_rate: must be above 0"),
         ({"warmup": 2.0}, "warmup: is a share of the steps"),
         ({"new_layers": "grow"}, "new_layers: unknown choice"),
+        ({"micro_batch_size": 3}, "micro_batch_size: does not divide the batch size: got 3 of 4"),
         ({"cutoff": 2}, "no example has a response within the cutoff"),
         ({"template": "none"}, "has no {instruction}"),
         ({"tokenizer": None}, "does not say where its tokenizer is"),
