@@ -36,6 +36,6 @@ def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[
     count = shared(ids, first)
     if len(ids) < 2 or count < WORTH:
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
-    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).past_key_values
+    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
     cache.batch_repeat_interleave(len(ids))
     return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count
