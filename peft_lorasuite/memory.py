@@ -198,7 +198,7 @@ def _begun(model: Any, chosen: Sequence[Fact], rows: Sequence[Tokens]) -> list[t
     groups = []
     for (end, deciding), alike in shapes.items():
         ids = torch.tensor([rows[fact.turn].ids[: deciding + 1] for fact in alike], device=model.device)
-        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).past_key_values
+        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).cache
         groups.append((alike, ids[:, end:], cache))
     return groups
 
