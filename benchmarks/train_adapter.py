@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--micro-batch-size", type=int, help="samples read at once (default: all of a step)")
     parser.add_argument("--dtype", default="auto", help="of the model: float32 is faster on some CPUs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -66,7 +67,8 @@ def main() -> None:
     model = peft.get_peft_model(base.load(), config)
     finetune(
         model, load_task(args.task, args.data, 1).train, samples=args.samples or recipe.samples,
-        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, warmup=0.05,
+        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size,
+        learning_rate=args.learning_rate, warmup=0.05,
         seed=args.seed, tokenizer=base.tokenizer, output=args.output, progress=bars,
     )  # fmt: skip
     loss = model.finetune_record["loss"]
