@@ -58,7 +58,8 @@ def load_task(name: str, data: Path, limit: int) -> Task:
     if name == "math":
         records = json.loads((data / "math_data.json").read_text(encoding="utf-8"))
         train = read_examples([record for record in records if record["output"]])  # a few have no solution
-        test = [one for file in ("SVAMP", "AddSub") for one in read_examples(data / f"{file}_test.json")[: limit // 2]]
+        sets = ("AddSub", "SVAMP", "MultiArith", "SingleEq")
+        test = [one for name in sets for one in read_examples(data / f"{name}_test.json")[: limit // len(sets)]]
         return Task(train[:2000], train[-200:], test, None, [fill(one) for one in train[:128]])
     raise SystemExit(f"unknown task {name!r}; known: arc, facts, math")
 

@@ -20,12 +20,14 @@ from common import Task, load_task, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.behaviour import adapted
+from peft_lorasuite.answers import score_number
+from peft_lorasuite.behaviour import adapted, answer
 from peft_lorasuite.elicitation import elicit
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.progress import bars
+from peft_lorasuite.prompts import Example, fill
 from peft_lorasuite.scoring import score
 from peft_lorasuite.source import Source
 from peft_lorasuite.upgrading import REPORT
@@ -44,6 +46,8 @@ METHODS = {
 }
 """Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
 ELICITED = 400
+GENERATED = 128
+"""Tokens of a generated answer at most."""
 VANILLA = {"vanilla-3e-4": 3e-4, "vanilla-1e-3": 1e-3, "vanilla-3e-3": 3e-3}
 PARTS = ["q", "k", "v", "o"]
 
@@ -160,11 +164,25 @@ class Run:
         right, seen = sum(found.right), self.task.seen
         apart = {"seen_accuracy": sum(found.right[:seen]) / seen} if seen else {}
         apart |= {"unseen_accuracy": sum(found.right[seen:]) / (found.n - seen)} if 0 < seen < found.n else {}
+        apart |= self.generated(model, backbone, items) if self.args.generate else {}
         return apart | {
             "nll": round(found.nll, 4), "accuracy": round(found.accuracy, 4), "interval": wilson(right, found.n),
             "exact": round(found.exact, 4), "items": found.n,
             "right": "".join(str(int(value)) for value in found.right),
         }  # fmt: skip
+
+    def generated(self, model: Any, backbone: Backbone, items: list[Example]) -> dict[str, Any]:
+        """Let the model write out answers to every n-th item, greedily, and take the last number of each."""
+        chosen = items[:: max(len(items) // self.args.generate, 1)][: self.args.generate]
+        turns = answer(model, backbone, [fill(one) for one in chosen], length=GENERATED, batch=20, progress=bars)
+        told = [score_number({"answer": one.answer}, [turn.response]) for one, turn in zip(chosen, turns, strict=True)]
+        right = [int(one["acc"]) for one in told]
+        return {
+            "generated_accuracy": round(sum(right) / len(right), 4),
+            "generated_interval": wilson(sum(right), len(right)),
+            "generated_right": "".join(map(str, right)),
+            "generated_ended": round(sum(turn.ended for turn in turns) / len(turns), 4),
+        }
 
 
 def main() -> None:
@@ -182,6 +200,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="test items")
     parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
+    parser.add_argument("--generate", type=int, default=0, help="items answered in full, judged by the last number")
     parser.add_argument("--lft-warmup", type=float, default=0.0, help="share of its steps in which that rate rises")
     parser.add_argument("--micro-batch-size", type=int, help="samples that training reads at once (default: all 16)")
     parser.add_argument("--dev", action="store_true", help="score on development items: for tuning, with another --out")
