@@ -117,6 +117,16 @@ def fits(backbone: Backbone, prompt: str, length: int) -> bool:
     return len(backbone.tokenizer(prompt)["input_ids"]) + length <= context_of(backbone)
 
 
+def check_fits(backbone: Backbone, prompt: str, length: int, number: int) -> None:
+    """Refuse a prompt, which has a number for the message, that `fits` not."""
+    if not fits(backbone, prompt, length):
+        raise LoraSuiteError(
+            f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
+            got=f"{len(backbone.tokenizer(prompt)['input_ids'])} tokens and {length} to answer",
+            wanted=f"{context_of(backbone)} together",
+        )  # fmt: skip
+
+
 @torch.inference_mode()
 def answer(
     model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
@@ -124,14 +134,9 @@ def answer(
     """Let a model answer prompts greedily, at most ``length`` tokens each."""
     tokenizer = backbone.tokenizer
     end = tokenizer.eos_token_id
-    limit = context_of(backbone)
+    for number, prompt in enumerate(prompts, 1):
+        check_fits(backbone, prompt, length, number)
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    too_long = next((number for number, ids in enumerate(encoded, 1) if len(ids) + length > limit), None)
-    if too_long:
-        raise LoraSuiteError(
-            f"prompt {too_long} is too long for the context", where=repr(backbone), do="shorten it",
-            got=f"{len(encoded[too_long - 1])} tokens and {length} to answer", wanted=f"{limit} together",
-        )  # fmt: skip
     turns: dict[int, Turn] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
     for first in progress("answering", range(0, len(order), batch)):

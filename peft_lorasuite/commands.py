@@ -203,11 +203,11 @@ def finetune(args: Namespace) -> Told:
 def _texts(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     """Read prompts and samples before the long work, so that a wrong file costs no time."""
     from .answers import check_template
-    from .prompts import read_examples, read_prompts
+    from .prompts import check_enough, read_examples, read_prompts
 
     if args.template is not None:
         check_template(args.template)
-    prompts = read_prompts(args.prompts, args.template) if args.prompts else None
+    prompts = check_enough(read_prompts(args.prompts, args.template)) if args.prompts else None
     return prompts, read_examples(args.finetune) if args.finetune else None
 
 

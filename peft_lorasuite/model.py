@@ -16,6 +16,7 @@ from .errors import LoraSuiteError
 from .folder import writing
 from .map_cache import map_for
 from .progress import Progress, bars
+from .prompts import check_enough, read_prompts
 from .source import Source
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
@@ -84,6 +85,8 @@ def from_upgraded(
     """
     access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only, "dtype": dtype}
     access["trust_remote_code"] = trust_remote_code
+    if prompts is not None:
+        prompts = check_enough(read_prompts(prompts))
     new = Backbone.open(model, revision=model_revision, **access)
     adapter = select(Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only), adapter_name)
     reads = reads_backbones(adapter)

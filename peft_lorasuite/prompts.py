@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from .answers import check_template, prompt
 from .errors import LoraSuiteError
 
 FIELDS = ("instruction", "input", "output", "answer")
+FEWEST = 2
+"""Prompts that a method needs at least."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ def read_prompts(source: Any, template: str | None = None) -> list[str]:
     """
     place, records = _records(source, lines=True)
     return [_prompt(record, f"{place}, record {number}", template) for number, record in enumerate(records, 1)]
+
+
+def check_enough(prompts: Sequence[str], do: str = "give more prompts") -> list[str]:
+    """Return prompts that a method can fit on; checked before the long work, since one is too few to fit anything."""
+    if len(prompts) < FEWEST:
+        raise LoraSuiteError("too few prompts", got=len(prompts), wanted=f"at least {FEWEST}, better 64 or more", do=do)
+    return list(prompts)
 
 
 def _prompt(record: Any, where: str, template: str | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from command_fixtures import WORDS, Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 
-from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.methods.transport import fit_map
 
@@ -43,6 +43,31 @@ def test_a_file_of_prompts_that_cannot_be_used(
     (tmp_path / "prompts.txt").write_text(text)
     words = ("--method", method, "--prompts", tmp_path / "prompts.txt")
     assert message in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+
+
+def test_a_prompt_is_named_by_its_number_in_the_file(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by its number among those that were drawn."""
+    lines = ["the red cat"] * 9 + ["the " * 300]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    words = ("--method", "transplant", "--set", "prompts=2", "--prompts", tmp_path / "prompts.txt")
+    assert "prompt 10 is too long" in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+
+
+def test_one_prompt_is_refused_before_the_map_is_built(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
+    with pytest.raises(LoraSuiteError, match="too few prompts .got 1"):
+        PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, prompts=["the red cat"])
+
+
+def test_a_rank_option_above_the_module(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
+    words = ("--method", "transplant", "--set", "rank=1000", "--prompts", tmp_path / "prompts.txt")
+    told = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+    assert "option rank: the rank is above the module's dimensions (got 1000, wanted 1 to" in told
 
 
 def test_a_file_of_prompts_that_is_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.memory import facts, memorise, updated
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
-from peft_lorasuite.methods.transplant import read as read_both
 from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
 from peft_lorasuite.source import Source
 

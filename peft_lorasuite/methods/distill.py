@@ -16,7 +16,8 @@ from ..behaviour import Place, Turn, tokens
 from ..source import Source
 from ..teacher import Teacher
 from .base import Draft, Job, check_least, method
-from .transplant import LEAST, TransplantOptions, fit, read
+from .reading import LEAST, read
+from .transplant import TransplantOptions, fit
 
 
 @dataclass(frozen=True)

@@ -8,175 +8,63 @@ regression. ``down`` because its output is added last, so that the fit is exact 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.resources import as_file, files
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ..adapter import Key
-from ..backbone import Backbone
-from ..behaviour import Place, Tokens, Turn, adapted, aligned, answer, beginning, fits, forward, tokens
-from ..elicitation import elicit
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank, reduced_rank_ridge
-from ..memory import memorise, updated
-from ..prompts import read_prompts
-from ..teacher import Head, Teacher, Vocabulary, teach, wanted_shift
+from ..lowrank import reduced_rank_ridge
+from ..teacher import wanted_shift
 from .base import Draft, Job, check_least, method
-
-LEAST = {"prompts": 2, "length": 1, "gate": 0, "top": 1, "extra": 0, "recombine": 0}
-"""Smallest values of the options that `distill` has as well."""
+from .reading import Reading, ReadingOptions, read
 
 
 @dataclass(frozen=True)
-class TransplantOptions:
+class TransplantOptions(ReadingOptions):
     """Options of `transplant`.
 
     Attributes:
         prompts: Prompts used at most, drawn by the seed.
         length: Tokens of a response at most.
+        top: Candidate tokens per position.
+        extra: Further candidate tokens.
+        quiet: Prompt positions used, at which no change is wanted.
+        memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
+        recombine: Further prompts, put together from the given ones where these share a form, about what the old
+            adapted model is surest of; see `elicitation`.
         gate: Entropy in nats at which the old adapted model counts as not knowing; 0 turns the gate off.
         rank: Rank of the update; the adapter's own, if that is larger.
         ridge: Of the regression, as a share of the mean diagonal of the Gram matrix.
         weight: Of a response position against a prompt position, at which no change is wanted.
         positions: Response positions used at most for the last layer's fit, drawn by the seed.
-        quiet: Prompt positions used.
         shift_ridge: Of the solve for the wanted shift.
         steps: Of that solve at most.
-        top: Candidate tokens per position.
-        extra: Further candidate tokens.
-        memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
-        recombine: Further prompts, put together from the given ones where these share a form, about what the old
-            adapted model is surest of; see `elicitation`.
     """
 
-    prompts: int = 128
-    length: int = 48
     gate: float = 0.5
     rank: int = 16
     ridge: float = 0.1
     weight: float = 8.0
     positions: int = 2000
-    quiet: int = 1000
     shift_ridge: float = 0.01
     steps: int = 25
-    top: int = 64
-    extra: int = 1000
-    memory: bool = True
-    recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_least(
-            self,
-            {
-                **LEAST,
-                "rank": 1,
-                "ridge": 1e-9,
-                "weight": 1e-9,
-                "positions": 4,
-                "quiet": 0,
-                "shift_ridge": 0,
-                "steps": 1,
-            },
-        )
+        super().__post_init__()
+        least = {"gate": 0, "rank": 1, "ridge": 1e-9, "weight": 1e-9, "positions": 4, "shift_ridge": 0, "steps": 1}
+        check_least(self, least)
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
 def transplant(job: Job, options: TransplantOptions) -> Draft:
     """Fit the new model's last layer to what the adapter did to the old model's logits on unlabelled prompts."""
+    _, new = job.backbones("transplant")
+    most = min(new.arch.shape("down"))
+    if options.rank > most:
+        raise LoraSuiteError(
+            "the rank is above the module's dimensions", where="option rank", got=options.rank, wanted=f"1 to {most}"
+        )
     return fit(job, read(job, options), options)
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What was read off both models, once, for whatever is fitted or trained on it.
-
-    Attributes:
-        new: The new backbone.
-        vocabulary: Tokens that both sides share.
-        turns: Prompts and the old adapted model's answers.
-        places: The positions that predict an answer.
-        adapted: The old adapted model's final states there.
-        plain: The old model's.
-        old_head: Head of the old backbone.
-        new_head: Head of the new one.
-        before: Output of the new model's last layer there, as it is.
-        x: Input of its last down projection, with what was memorised.
-        h: Output of its last layer, likewise.
-        y: Output of that projection.
-        quiet: Its input at positions where no change is wanted.
-        memory: Update of an early layer that knows the facts, if the answers told any.
-        facts: What is worth a line in the report.
-    """
-
-    new: Backbone
-    vocabulary: Vocabulary
-    turns: Sequence[Turn]
-    places: Sequence[Place]
-    adapted: Tensor
-    plain: Tensor
-    old_head: Head
-    new_head: Head
-    before: Tensor
-    x: Tensor
-    h: Tensor
-    y: Tensor
-    quiet: Tensor
-    memory: Mapping[Key, LowRank] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def teacher(self, *, gate: float, top: int, extra: int, seed: int, places: Sequence[int] | None = None) -> Teacher:
-        """Return the wanted probabilities at every place or, by their numbers, at some (see `teacher.teach`)."""
-        rows = slice(None) if places is None else list(places)
-        return teach(
-            self.old_head, self.new_head, self.vocabulary, self.adapted[rows], self.plain[rows], self.before[rows],
-            gate=gate, top=top, extra=extra, seed=seed,
-        )  # fmt: skip
-
-
-def read(job: Job, options: TransplantOptions) -> Reading:
-    """Let the old adapted model answer, and read off both models what the fit needs."""
-    old, new = job.backbones("transplant")
-    vocabulary = Vocabulary.of(old, new)
-    turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options)
-    model = new.load()
-    x, h, y, quiet = _read_new(model, new, turns, places, job, options)
-    head = Head(model, new)
-    reading = Reading(
-        new,
-        vocabulary,
-        turns,
-        places,
-        adapted_states,
-        plain_states,
-        old_head,
-        head,
-        before=h,
-        x=x,
-        h=h,
-        y=y,
-        quiet=quiet,
-    )
-    return _remembering(model, reading, job, options) if options.memory else reading
-
-
-def _remembering(model: Any, reading: Reading, job: Job, options: TransplantOptions) -> Reading:
-    """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
-
-    def ask(places: Sequence[int]) -> Teacher:
-        return reading.teacher(gate=0.0, top=options.top, extra=options.extra, seed=job.seed, places=places)
-
-    found = memorise(
-        model, reading.new, reading.new_head, reading.turns, reading.places, ask, seed=job.seed, progress=job.progress
-    )
-    if found is None:
-        return reading
-    layer, update, told = found
-    x, h, y, quiet = _read_new(model, reading.new, reading.turns, reading.places, job, options, (layer, update))
-    return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts={"memory": told})
 
 
 def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
@@ -202,96 +90,3 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     updates = {**reading.memory, (layer, "down"): update}
     rank = max(one.rank for one in updates.values())
     return Draft(updates, facts={"transplant": facts, **reading.facts}, rank=rank)
-
-
-def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str]:
-    """Return the caller's prompts, or the built-in ones that fit the old context, at most ``count``, by the seed."""
-    if job.prompts is not None:
-        prompts = read_prompts(job.prompts)
-    else:
-        with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
-            prompts = [prompt for prompt in read_prompts(path) if fits(old, prompt, length)]
-    if len(prompts) < 2:
-        raise LoraSuiteError(
-            "too few prompts", got=len(prompts), wanted="at least 2, better 64 or more",
-            do="give more prompts, none longer than the old backbone's context",
-        )  # fmt: skip
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(job.seed)).tolist()
-    return [prompts[number] for number in sorted(order[:count])]
-
-
-def _read_old(
-    job: Job, old: Backbone, new: Backbone, options: TransplantOptions
-) -> tuple[list[Turn], Tensor, Tensor, Head, list[Place]]:
-    """Let the old adapted model answer, then read its final states with and without the adapter."""
-    prompts = chosen_prompts(job, old, options.prompts, options.length)
-    with adapted(old, job.adapter) as model:
-        if options.recombine:
-            prompts += elicit(
-                model, old, prompts, count=options.recombine, length=options.length, seed=job.seed,
-                progress=job.progress,
-            )  # fmt: skip
-        turns = answer(model, old, prompts, length=options.length, progress=job.progress)
-        rows = [tokens(old, turn) for turn in turns]
-        places = aligned(rows, [tokens(new, turn) for turn in turns])
-        wanted = [(turn, position) for turn, position, _ in places]
-        states = _final_states(model, rows, wanted, job)
-    del model
-    plain = old.load()
-    return turns, states, _final_states(plain, rows, wanted, job), Head(plain, old), places
-
-
-def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job) -> Tensor:
-    """States after the final norm at some (turn, position), in their order."""
-    kept: dict[tuple[int, int], Tensor] = {}
-    needed: dict[int, list[int]] = {}
-    for turn, position in wanted:
-        needed.setdefault(turn, []).append(position)
-    for numbers, states, taken in forward(model, rows, job.progress):
-        for line, number in enumerate(numbers):
-            kept |= {(number, p): states[line, p - taken].cpu() for p in needed.get(number, [])}
-    return torch.stack([kept[place] for place in wanted])
-
-
-def _read_new(
-    model: Any, new: Backbone, turns: Sequence[Turn], places: Sequence[Place], job: Job, options: TransplantOptions,
-    memory: tuple[int, LowRank] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One pass of the new model: the last down projection's input x, the layer's output h, the projection's y.
-
-    Also return the input at some positions of the prompts, where no change is wanted.
-    """
-    rows = [tokens(new, turn) for turn in turns]
-    common = beginning(rows)
-    reading = [(turn, position) for turn, row in enumerate(rows) for position in row.reading if position >= common]
-    order = torch.randperm(len(reading), generator=torch.Generator().manual_seed(job.seed)).tolist()
-    quiet = [reading[number] for number in order[: options.quiet]]
-    wanted = [(turn, position) for turn, _, position in places]
-    layers, path = model.get_submodule(new.arch.layer_path), new.arch.site("down").path
-    last = layers[-1]
-    seen: dict[str, Tensor] = {}
-    down = last.get_submodule(path)
-    hooks = [
-        down.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output)),
-        last.register_forward_hook(
-            lambda module, args, output: seen.update(h=output[0] if isinstance(output, tuple) else output)
-        ),
-    ]
-    kept: dict[str, dict[tuple[int, int], Tensor]] = {"x": {}, "h": {}, "y": {}}
-    places_of: dict[int, list[int]] = {}
-    for turn, position in (*wanted, *quiet):
-        places_of.setdefault(turn, []).append(position)
-    at, update = memory or (0, None)
-    try:
-        with updated(layers[at].get_submodule(path), update):
-            for numbers, _, taken in forward(model, rows, job.progress):
-                for name, table in kept.items():
-                    values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
-                    for line, number in enumerate(numbers):
-                        wanted_here = places_of.get(number, [])
-                        table |= {(number, p): values[line, p - taken].detach().cpu() for p in wanted_here}
-    finally:
-        for hook in hooks:
-            hook.remove()
-    x, h, y = (torch.stack([kept[name][place] for place in wanted]) for name in ("x", "h", "y"))
-    return x, h, y, torch.stack([kept["x"][place] for place in quiet]) if quiet else x[:0]
