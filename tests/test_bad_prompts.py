@@ -59,7 +59,7 @@ def test_one_prompt_is_refused_before_the_map_is_built(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
-    with pytest.raises(LoraSuiteError, match="too few prompts .got 1"):
+    with pytest.raises(LoraSuiteError, match=r"too few prompts .got 1"):
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, prompts=["the red cat"])
 
 

@@ -14,6 +14,7 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
 from peft_lorasuite.behaviour import Turn, adapted, tokens
+from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.memory import facts, memorise, updated
@@ -204,7 +205,20 @@ def test_transplant_reports_what_it_memorised(knowing, told):
             options={"length": 6, "extra": 50, "memory": memory, "recombine": 10 if memory else 0},
         )  # fmt: skip
         found[memory] = carried
+        assert "hint" not in carried.report.facts
     assert {key for key, _ in found[True].adapter.updates} == {1, 5}
     assert {key for key, _ in found[False].adapter.updates} == {5}
     assert found[True].report.facts["memory"]["facts"] == 30
     assert "memory" not in found[False].report.facts
+
+
+@pytest.mark.parametrize("method", ["transplant", "distill"])
+def test_it_is_said_that_the_adapter_may_know_more(knowing, told, tmp_path, capsys, method):
+    root, names = knowing
+    (tmp_path / "prompts.txt").write_text("\n".join(f" who is {name} ?" for name in names[:20]))
+    words = [
+        "upgrade", root / "adapter", "--from", root / "old", "--to", root / "new", "--method", method,
+        "--prompts", tmp_path / "prompts.txt", "--set", "length=6", "--set", "extra=50", "-o", tmp_path / "out",
+    ]  # fmt: skip
+    assert main(list(map(str, words))) == 0
+    assert "recombine=400 asks the adapter about more" in capsys.readouterr().out

@@ -66,8 +66,10 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     turns, places = reading.turns, reading.places
     del reading  # it holds the new model's head, and training loads the model anew
     trained, loss = _train(job, new, first, turns, places, teacher, options)
-    facts = {"prompts": len(turns), "positions": len(places), "loss": round(loss, 4), **first.facts}
-    return Draft(trained, facts={"distill": facts}, rank=first.rank)
+    told = dict(first.facts)
+    hint = {"hint": told.pop("hint")} if "hint" in told else {}
+    facts = {"prompts": len(turns), "positions": len(places), "loss": round(loss, 4), **told}
+    return Draft(trained, facts={"distill": facts, **hint}, rank=first.rank)
 
 
 def _nothing(new: Backbone, job: Job) -> Draft:
@@ -91,7 +93,11 @@ def _train(
     from ..finetuning import add_modules
     from ..training import FinetuneOptions, train
 
-    start = adapter_files.Adapter(new.arch, first.updates, job.adapter.config)
+    generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank
+    even = {
+        key: update.padded(rank, generator) for key, update in first.updates.items()
+    }  # facts have a rank of their own
+    start = adapter_files.Adapter(new.arch, even, job.adapter.config)
     settings = FinetuneOptions(
         epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, seed=job.seed
     )

@@ -22,6 +22,8 @@ from .base import Job, check_least
 
 LEAST = {"prompts": 2, "length": 1, "gate": 0, "top": 1, "extra": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
+HINT = "the prompts share a form: the option recombine=400 asks the adapter about more than they name, in minutes"
+"""For the report, where facts were written of which the adapter probably knows more."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions
         return reading
     layer, update, told = found
     x, h, y, quiet = _read_new(model, reading.new, reading.turns, reading.places, job, options, (layer, update))
-    return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts={"memory": told})
+    facts = {"memory": told} if options.recombine else {"memory": told, "hint": HINT}
+    return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts=facts)
 
 
 def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str]:
