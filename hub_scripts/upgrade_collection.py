@@ -24,7 +24,7 @@ from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import check_push
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
-from peft_lorasuite.model import reads_old
+from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.progress import bars
 from peft_lorasuite.remote import check_id
 

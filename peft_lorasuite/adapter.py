@@ -212,6 +212,22 @@ def join_sites(updates: Mapping[Key, LowRank], arch: Architecture) -> dict[tuple
     return joined
 
 
+def old_backbone(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
+    """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
+    if source_model is not None:
+        return lambda: Backbone.open(source_model, revision=revision, **access)
+    config = read_config(adapter)
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise LoraSuiteError(
+            "the adapter's config names no base model",
+            where=adapter.name,
+            do="name the old backbone (--from, source_model=)",
+        )
+    stranger = adapter.folder is None
+    return lambda: Backbone.open(name, revision=revision or config.get("revision"), hub_only=stranger, **access)
+
+
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None, rank: int | None = None) -> Any:
     """Return the PEFT config: full module names, one r, alpha = r; AdaLoRA keeps the ranks and scaling that it had."""
     from peft import LoraConfig

@@ -55,7 +55,7 @@ def build_map(
     start = time.perf_counter()
     identities = identify(old), identify(new)
     hidden, facts = _hidden(old, new, options)
-    pairing = _Pairing(old, new, hidden, options)
+    pairing = Pairing(old, new, hidden, options)
     similarity = torch.zeros(old.arch.layers, new.arch.layers)
     if options.layer_map == "cka":
         similarity = _similarity(old, new, options, calibration, device_map, dtype, progress)
@@ -131,7 +131,7 @@ def _similarity(
     raise LoraSuiteError("the calibration did not run")
 
 
-class _Pairing:
+class Pairing:
     """Matches heads and units of pairs of layers, reading each layer's weights when its turn comes."""
 
     def __init__(self, old: Backbone, new: Backbone, hidden: Tensor, options: MapOptions) -> None:

@@ -102,10 +102,10 @@ def upgrade(args: Namespace) -> Told:
         raise LoraSuiteError(
             "there is nothing to push", got="--private, --create-pr or --base-model", do="name --push REPO_ID"
         )
-    from .adapter import reads_backbones
+    from .adapter import old_backbone, reads_backbones
     from .backbone import Backbone
     from .map_cache import map_for
-    from .model import old_backbone, reads_old
+    from .methods.base import reads_old
     from .source import Source
     from .upgrade_map import UpgradeMap
     from .upgrading import upgrade as carry

@@ -123,8 +123,8 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     """Return a PEFT model as it is; load an adapter by name onto its backbone, ready to train."""
     from peft import PeftModel
 
+    from .adapter import old_backbone
     from .backbone import Backbone
-    from .model import old_backbone
     from .source import Source
 
     if isinstance(model, PeftModel):

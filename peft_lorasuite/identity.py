@@ -14,6 +14,7 @@ from .spec import Architecture
 from .vocabulary import tokenizer_hash
 
 SAMPLE_ROWS = 64
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Identity:
         tokenizer: Hash of the vocabulary, or None where there is no tokenizer to read.
         embedding: Hash of a sample of the embedding, rounded to bfloat16, or None if it was not read.
         files: Weight file -> SHA-256, from the Hub's metadata; empty for folders.
+        tokenizer_files: Hash of the tokenizer's files: where it agrees, the vocabulary need not be read.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Identity:
     tokenizer: str | None = None
     embedding: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    tokenizer_files: str | None = None
 
     @property
     def key(self) -> str:
@@ -49,7 +52,8 @@ class Identity:
     def from_dict(cls, values: dict[str, Any]) -> Identity:
         """Rebuild from `to_dict`; a name that is a path is refused, for it may become an adapter's base."""
         built = cls(**{**values, "arch": Architecture.from_dict(values["arch"])})
-        texts = (built.name, built.revision or "", built.tokenizer or "", built.embedding or "")
+        hashes = (built.tokenizer or "", built.embedding or "", built.tokenizer_files or "")
+        texts = (built.name, built.revision or "", *hashes)
         if not all(isinstance(text, str) for text in (*texts, *built.files, *built.files.values())):
             raise LoraSuiteError("an identity holds what is no text", got=repr(built.name))
         if public_name(built.name) != built.name or "\\" in built.name:
@@ -66,6 +70,7 @@ def identify(backbone: Backbone) -> Identity:
         tokenizer_hash(backbone.tokenizer),
         embedding_sample(backbone),
         backbone.source.hashes(),
+        tokenizer_files(backbone),
     )
 
 
@@ -82,6 +87,21 @@ def embedding_sample(backbone: Backbone) -> str:
     return hashlib.sha256(table.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
 
 
+def tokenizer_files(backbone: Backbone) -> str | None:
+    """Hash a tokenizer's files as they are: a hundredth of a second, where reading the vocabulary takes one or two.
+
+    None for a model in memory, and where there is no tokenizer.json.
+    """
+    source = backbone.source
+    if source.memory or not source.has(TOKENIZER_FILES[0]):
+        return None
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = source.fetch(name) if source.has(name) else None
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path else b"-")
+    return digest.hexdigest()
+
+
 def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
     """Refuse a backbone that is not the one a map was built for.
 
@@ -93,7 +113,7 @@ def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
         faults = ["the weight files' hashes"]
     if not faults and not files and wanted.embedding and embedding_sample(backbone) != wanted.embedding:
         faults = ["the embedding's values"]
-    if not faults and wanted.tokenizer and tokenizer_hash(backbone.tokenizer) != wanted.tokenizer:
+    if not faults and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
         faults = ["the vocabulary"]
     if faults:
         raise LoraSuiteError(
@@ -103,6 +123,13 @@ def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
             wanted=wanted.name,
             do="build a map for this pair (peft-lorasuite map OLD NEW -o DIR)",
         )
+
+
+def _same_tokenizer(wanted: Identity, backbone: Backbone) -> bool:
+    """Compare the files, and where these differ or are not known, the vocabularies."""
+    if wanted.tokenizer_files is not None and tokenizer_files(backbone) == wanted.tokenizer_files:
+        return True
+    return tokenizer_hash(backbone.tokenizer) == wanted.tokenizer
 
 
 def _differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:

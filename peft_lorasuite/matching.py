@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .errors import unknown
@@ -85,6 +84,8 @@ FIXED_PATHS: dict[str, Callable[[int, int, int], int]] = {
 
 def assign(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     """Match one to one for the largest total score (Hungarian method); the longer side keeps unmatched members."""
+    from scipy.optimize import linear_sum_assignment  # a third of a second, which a ready map does not need
+
     rows, columns = linear_sum_assignment(scores.numpy(), maximize=True)
     return torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1).long()
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import peft
 
-from .adapter import read_config, reads_backbones
+from .adapter import old_backbone, reads_backbones
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .folder import writing
 from .map_cache import map_for
+from .methods.base import reads_old
 from .progress import Progress, bars
 from .prompts import check_enough, read_prompts
 from .source import Source
@@ -117,33 +118,6 @@ def attach(
         carried = peft.PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
     carried.upgrade_report = upgraded.report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return carried
-
-
-def old_backbone(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
-    """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
-    if source_model is not None:
-        return lambda: Backbone.open(source_model, revision=revision, **access)
-    config = read_config(adapter)
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise LoraSuiteError(
-            "the adapter's config names no base model",
-            where=adapter.name,
-            do="name the old backbone (--from, source_model=)",
-        )
-    stranger = adapter.folder is None
-    return lambda: Backbone.open(name, revision=revision or config.get("revision"), hub_only=stranger, **access)
-
-
-def reads_old(method: str, upgrade_map: UpgradeMap) -> bool:
-    """Whether a method runs or reads the old backbone: by its nature, or for a section that the map lacks."""
-    from .methods import base
-
-    if method == "auto":
-        return False
-    chosen = base.find(method)
-    lacks = chosen.section is not None and chosen.section.name not in upgrade_map.sections
-    return chosen.needs_backbones or lacks
 
 
 class PeftModel(peft.PeftModel):

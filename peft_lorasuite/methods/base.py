@@ -169,6 +169,15 @@ def names() -> list[str]:
     return sorted({*BUILT_IN, *_methods})
 
 
+def reads_old(method: str, upgrade_map: UpgradeMap) -> bool:
+    """Whether a method runs or reads the old backbone: by its nature, or for a section that the map lacks."""
+    if method == "auto":
+        return False
+    chosen = find(method)
+    lacks = chosen.section is not None and chosen.section.name not in upgrade_map.sections
+    return chosen.needs_backbones or lacks
+
+
 def make_options(chosen: Method, options: Any) -> Any:
     """Return a method's options: its own dataclass as it is, a mapping (or None) checked field by field."""
     if isinstance(options, chosen.options):
