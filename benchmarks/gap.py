@@ -23,7 +23,7 @@ from peft_lorasuite.adapter import read
 from peft_lorasuite.answers import score_number
 from peft_lorasuite.behaviour import adapted, answer
 from peft_lorasuite.elicitation import elicit
-from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.finetuning import RECORD, finetune, write_adapter
 from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.progress import bars
@@ -77,27 +77,36 @@ class Run:
             return self.score(self.old.load(), self.old)
         if base == "old-adapted":
             return self.score(peft.PeftModel.from_pretrained(self.old.load(), self.args.adapter), self.old)
-        model, facts = self.model(base, trainable=bool(tuned))
-        if tuned:
-            model = self.tune(model, learning_rate=self.args.lft_rate, warmup=self.args.lft_warmup)
-        trained = getattr(model, "finetune_record", None)
-        return self.score(model, self.new) | facts | ({"training": trained} if trained else {})
-
-    def model(self, name: str, *, trainable: bool) -> tuple[Any, dict[str, Any]]:
-        """Return the new backbone with the row's adapter on it."""
-        if name in METHODS:
-            folder = self.adapter(name)
-            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-            carried = peft.PeftModel.from_pretrained(self.new.load(), str(folder), is_trainable=trainable)
-            return carried, {"report": report["method"] | report["facts"]}
-        plain = self.new.load()
-        if name in VANILLA:
-            return self.tune(self.fresh(plain), learning_rate=VANILLA[name], warmup=0.1), {}
-        if name == "full":
-            return self.tune(self.fresh(plain), learning_rate=3e-4, warmup=0.1, samples=None), {}
-        if name != "base":
+        if name == "base":
+            return self.score(self.new.load(), self.new)
+        if base not in (*METHODS, *VANILLA, "full"):
             raise SystemExit(f"unknown row {name!r}; known: base, {', '.join([*METHODS, *VANILLA])}, full, NAME+lft")
-        return plain, {}
+        folder = self.trained(name, base) if tuned or base not in METHODS else self.adapter(base)
+        told: dict[str, Any] = {}
+        for key, file in (("report", REPORT), ("training", RECORD)):
+            if (folder / file).is_file():
+                found = json.loads((folder / file).read_text(encoding="utf-8"))
+                told[key] = found["method"] | found["facts"] if key == "report" else found
+        return self.score(peft.PeftModel.from_pretrained(self.new.load(), str(folder)), self.new) | told
+
+    def trained(self, name: str, base: str) -> Path:
+        """Train a row's adapter, or return the folder where that was done."""
+        folder = self.stages / "adapters" / name
+        if folder.is_dir():
+            return folder
+        start = time.perf_counter()
+        rate, warmup = (VANILLA | {"full": 3e-4}).get(base, self.args.lft_rate), 0.1
+        if base in METHODS:
+            warmup, carried = self.args.lft_warmup, str(self.adapter(base))
+            model = peft.PeftModel.from_pretrained(self.new.load(), carried, is_trainable=True)
+        else:
+            model = self.fresh(self.new.load())
+        samples = None if base == "full" else 100
+        model = self.tune(model, learning_rate=rate, warmup=warmup, samples=samples)
+        model.finetune_record["seconds"] = round(time.perf_counter() - start, 1)
+        with whole_folder(folder) as part:
+            write_adapter(model, part)
+        return folder
 
     def adapter(self, name: str) -> Path:
         """Upgrade the adapter by a row's method, or return the folder where that was done."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .backbone import Backbone
@@ -120,12 +120,12 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
     for batch, inputs in batches(backbone, texts, sorted(wanted)):
         rows = torch.tensor([row for text in batch for row, _ in wanted[text]])
         where = torch.tensor([(line, position) for line, text in enumerate(batch) for _, position in wanted[text]])
-        with recorded_layers(model, arch.layer_path) as outputs, torch.inference_mode():
+        with picked_outputs(model, arch.layer_path, where) as outputs, torch.inference_mode():
             run(model.base_model, inputs)
         if kept is None:
             kept = torch.empty(arch.layers, len(places), arch.hidden, dtype=outputs[0].dtype)
         for layer, hidden in enumerate(outputs):
-            kept[layer, rows] = hidden[where[:, 0], where[:, 1]].cpu()
+            kept[layer, rows] = hidden
     if kept is None:
         raise LoraSuiteError("no position was asked for", where=repr(backbone))
     return kept
@@ -171,12 +171,14 @@ def first(output: Any) -> Tensor:
 
 
 @contextmanager
-def recorded_layers(model: Any, layer_path: str) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
-    """Collect every decoder layer's output, before the final norm, during forward passes inside the block."""
+def picked_outputs(
+    model: Any, layer_path: str, where: Int[Tensor, "places 2"]
+) -> Iterator[list[Float[Tensor, "places hidden"]]]:
+    """Collect every decoder layer's output, before the final norm, at some (line, position) of a batch."""
     outputs: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
-        outputs.append(first(output).detach())
+        outputs.append(first(output).detach()[where[:, 0], where[:, 1]].cpu())
 
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import LoraSuiteError
 from .layout import split
+from .offload import DISK, on_disk, tidy
 from .registry import architecture
 from .source import Source
 from .spec import Architecture
@@ -191,7 +192,8 @@ class Backbone:
     def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
         """Load the whole model for a forward pass; a model in memory is returned as it is.
 
-        ``dtype="auto"`` is the one that the backbone was opened with.
+        ``dtype="auto"`` is the one that the backbone was opened with. ``device_map="disk"`` leaves the decoder layers
+        on disk, where each is read when its turn comes: slower, and hardly more memory than the embeddings.
         """
         if self._model is not None:
             return self._model
@@ -201,10 +203,15 @@ class Backbone:
             self.weights.fetch()
         dtype = self.dtype if dtype == "auto" else dtype
         options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "config": self._running_config()}
+        if device_map == DISK:
+            config = options["config"] or self.config
+            options |= on_disk(config, self.arch.layer_path, trust_remote_code=self.trust_remote_code)
         try:
             model = AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access())
         except OSError as error:
             raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
+        if "offload_folder" in options:
+            tidy(model, options["offload_folder"])
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")

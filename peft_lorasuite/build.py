@@ -47,7 +47,7 @@ def build_map(
         new: New backbone, likewise.
         options: How to build it.
         calibration: Text for the layer similarity: None (built in), a text file, strings, or a `datasets.Dataset`.
-        device_map: As in transformers, for the calibration runs.
+        device_map: As in transformers, for the calibration runs; ``"disk"`` leaves the layers on disk.
         dtype: Of the calibration runs; ``"auto"`` is the checkpoint's own.
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
     """

@@ -40,7 +40,7 @@ def cka(old: Activations, new: Activations, block: int) -> Scores:
     cross = torch.zeros(len(old), len(new), dtype=torch.float64)
     auto_old, auto_new = torch.zeros(len(old)).double(), torch.zeros(len(new)).double()
     for start in range(0, old.shape[1] - block + 1, block):
-        K, L = (_gram(x[:, start : start + block]) for x in (old, new))
+        K, L = (torch.stack([_gram(layer[start : start + block]) for layer in x]) for x in (old, new))
         cross += _hsic(K, L)
         auto_old += torch.stack([_hsic(k[None], k[None]).squeeze() for k in K])
         auto_new += torch.stack([_hsic(k[None], k[None]).squeeze() for k in L])
@@ -48,11 +48,11 @@ def cka(old: Activations, new: Activations, block: int) -> Scores:
     return torch.where(scale > 0, cross / scale.clamp(min=1e-300), 0.0).float()
 
 
-def _gram(x: Activations) -> Float[Tensor, "layers tokens tokens"]:
-    """Gram matrices of the centred activations with a zero diagonal; centring keeps float32 from losing digits."""
-    x = x.float() - x.float().mean(dim=1, keepdim=True)
-    gram = (x @ x.mT).double()
-    gram.diagonal(dim1=1, dim2=2).zero_()
+def _gram(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens tokens"]:
+    """Gram matrix of centred activations with a zero diagonal; centring keeps float32 from losing digits."""
+    x = x.float() - x.float().mean(dim=0)
+    gram = (x @ x.T).double()
+    gram.diagonal().zero_()
     return gram
 
 
