@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .processes import share, summed
 from .vocabulary import common_ends
 
 log = logging.getLogger(__name__)
@@ -111,24 +112,23 @@ def paired_activations(
 
 
 def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the outputs of every decoder layer at some ``(text, position)``: (L, places, D), in the model's dtype."""
+    """Return the outputs of every decoder layer at some ``(text, position)``: (L, places, D), in the model's dtype.
+
+    Several processes take batches in turn.
+    """
     wanted: dict[int, list[tuple[int, int]]] = {}
     for row, (text, position) in enumerate(places):
         wanted.setdefault(text, []).append((row, position))
     arch = backbone.arch
-    kept: Tensor | None = None
-    for batch, inputs in batches(backbone, texts, sorted(wanted)):
+    kept = torch.zeros(arch.layers, len(places), arch.hidden, dtype=model.dtype)
+    for _, (batch, inputs) in share(list(batches(backbone, texts, sorted(wanted)))):
         rows = torch.tensor([row for text in batch for row, _ in wanted[text]])
         where = torch.tensor([(line, position) for line, text in enumerate(batch) for _, position in wanted[text]])
         with picked_outputs(model, arch.layer_path, where) as outputs, torch.inference_mode():
             run(model.base_model, inputs)
-        if kept is None:
-            kept = torch.empty(arch.layers, len(places), arch.hidden, dtype=outputs[0].dtype)
         for layer, hidden in enumerate(outputs):
             kept[layer, rows] = hidden
-    if kept is None:
-        raise LoraSuiteError("no position was asked for", where=repr(backbone))
-    return kept
+    return summed(kept)
 
 
 def batches(

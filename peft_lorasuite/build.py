@@ -16,6 +16,7 @@ from .errors import LoraSuiteError
 from .identity import identify
 from .layout import group_of, heads_first
 from .matching import assign, assign_units, by_index, fixed_path, layer_path
+from .processes import share, together
 from .progress import Progress, silent
 from .similarity import head_similarity, layer_similarity, unit_similarity
 from .spec import ATTENTION, WRITERS
@@ -40,7 +41,7 @@ def build_map(
     dtype: torch.dtype | str = "auto",
     progress: Progress = silent,
 ) -> UpgradeMap:
-    """Build the upgrade map of a pair of backbones.
+    """Build the upgrade map of a pair of backbones; several processes share the work, and each has the whole map.
 
     Args:
         old: Old backbone: folder, Hub id, loaded model or `Backbone`.
@@ -63,7 +64,8 @@ def build_map(
     else:
         path = fixed_path(options.layer_map, old.arch.layers, new.arch.layers)
     calibrated = time.perf_counter()
-    layers = tuple(pairing.layer(i, j) for i, j in progress("matching layers", path))
+    own = [(number, pairing.layer(i, j)) for number, (i, j) in progress("matching layers", share(path))]
+    layers = tuple(together(own))
     facts["seconds"] = {
         "calibration": round(calibrated - start, 3),
         "weights": round(time.perf_counter() - calibrated, 3),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LoraSuiteError
+from .processes import is_first
 from .progress import Progress, bars, silent
 
 Told = tuple[dict[str, Any], str]
@@ -26,7 +27,7 @@ def name_and_revision(text: str) -> tuple[str, str | None]:
 
 def begin(args: Namespace) -> Progress:
     """Say how much the libraries may say, and return how progress is shown."""
-    shown = not (args.quiet or args.json)
+    shown = not (args.quiet or args.json) and is_first()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO if shown else logging.ERROR)
     if not shown:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from ._version import __version__
 from .errors import LoraSuiteError
+from .processes import is_first
 
+PATIENCE = 5
+"""Seconds that another process than the first waits before it tells an error: the launcher ends it if the first fails
+for the same reason, so that it is told once."""
 NAME = "peft-lorasuite"
 HEAD = """Carry a LoRA adapter over to the upgraded backbone.
 
@@ -45,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         told, text = getattr(import_module(".commands", __package__), args.command)(args)
     except LoraSuiteError as error:
+        if not is_first():
+            time.sleep(PATIENCE)
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted, nothing was written", file=sys.stderr)
         return 130
+    if not is_first():
+        return 0
     if args.json:
         print(json.dumps(told, ensure_ascii=False))
     elif text and not args.quiet:

@@ -14,6 +14,7 @@ from .catalogue import families as known_families
 from .errors import LoraSuiteError
 from .folder import check_free
 from .looking import chat, demo, evaluate, inspect
+from .processes import is_first, wait
 from .progress import Progress
 
 __all__ = ["chat", "demo", "distill", "evaluate", "families", "finetune", "inspect", "map", "upgrade"]
@@ -62,7 +63,9 @@ def map(args: Namespace) -> Told:
         old, new, options, methods=args.methods,
         calibration=args.calibration, device_map=args.device_map, dtype=args.dtype, progress=progress,
     )  # fmt: skip
-    built.save(args.output, overwrite=args.overwrite)
+    if is_first():
+        built.save(args.output, overwrite=args.overwrite)
+    wait()
     seconds = round(time.perf_counter() - start, 2)
     told = {"output": str(args.output), "layers": built.pairs, "facts": dict(built.facts), "seconds": seconds}
     told["sections"] = list(built.sections)
@@ -134,13 +137,14 @@ def upgrade(args: Namespace) -> Told:
         new=new, prompts=prompts, rank=args.rank, as_=args.as_, seed=args.seed, progress=progress,
     )  # fmt: skip
     if samples is None:
-        carried.save(args.output, overwrite=args.overwrite)
+        if is_first():
+            carried.save(args.output, overwrite=args.overwrite)
     else:
         _fine_tune(carried, new, samples, args, progress)
     seconds = round(time.perf_counter() - start, 2)
     told = {"output": str(args.output), "report": carried.report.to_dict(), "seconds": seconds}
     text = _upgrade_text(args.output, carried.report, seconds)
-    if args.push:
+    if args.push and is_first():
         pushed = _push(args, upgrade_map)
         told["pushed"], text = asdict(pushed), f"{text}\npushed to {pushed.url}"
     return told, text

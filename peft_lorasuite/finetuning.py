@@ -16,6 +16,7 @@ import torch
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
+from .processes import is_first
 from .progress import Progress, silent
 from .prompts import read_examples
 from .training import FinetuneOptions, train
@@ -103,12 +104,12 @@ def finetune(
         torch.manual_seed(seed)
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
-        loss = train(model, rows, padding(tokenizer), options, progress)
+        loss, weights = train(model, rows, padding(tokenizer), options, progress)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
     model.finetune_record = record
-    if output is not None and _is_first():
+    if output is not None and is_first():
         with whole_folder(output, overwrite=overwrite) as part:
-            write_adapter(model, part)
+            write_adapter(model, part, weights=weights)
     return model.eval()
 
 
@@ -205,15 +206,18 @@ def _lora_modules(model: Any) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)]
 
 
-def write_adapter(model: Any, folder: Path, report: Any = None) -> None:
-    """Write the active adapter as a plain PEFT folder with the record of its training, and a report if there is one."""
+def write_adapter(model: Any, folder: Path, report: Any = None, weights: Any = None) -> None:
+    """Write the active adapter as a plain PEFT folder with the record of its training, and a report if there is one.
+
+    ``weights`` are the model's own, unless given whole because the model is spread over processes.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     from .adapter import WEIGHTS
     from .upgrading import REPORT
 
-    tensors = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(model, weights, adapter_name=model.active_adapter, save_embedding_layers=False)
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     config = model.peft_config[model.active_adapter]
     trained, config.inference_mode = config.inference_mode, True
@@ -228,10 +232,3 @@ def write_adapter(model: Any, folder: Path, report: Any = None) -> None:
 def _check_trainable(model: Any) -> None:
     if not any(weight.requires_grad for weight in model.parameters()):
         raise LoraSuiteError("the adapter is frozen", do="load it with is_trainable=True")
-
-
-def _is_first() -> bool:
-    """Whether this process is the one that writes."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process

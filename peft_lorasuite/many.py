@@ -17,6 +17,7 @@ from .adapter import WEIGHTS, read_config
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .identity import public_name
+from .processes import number_and_count
 from .progress import Progress, silent
 from .source import Source, hub_errors
 from .upgrade_map import UpgradeMap
@@ -113,7 +114,7 @@ def upgrade_many(
     folders = _folders(_names(adapters, column))
     settings = _digest(upgrade_map, method, options, rank, seed, prompts)
     old, new = (None if one is None else Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new))
-    index, count = shard or _shard()
+    index, count = shard or number_and_count()
     journal = _Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
@@ -276,13 +277,3 @@ def _size(source: Source) -> int:
         path = source.folder / WEIGHTS
         return path.stat().st_size if path.is_file() else 0
     return source.listing.get(WEIGHTS, (0, None))[0]
-
-
-def _shard() -> tuple[int, int]:
-    """Return this process's number and how many there are, under accelerate's launcher or torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes

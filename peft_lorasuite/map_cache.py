@@ -11,6 +11,7 @@ from typing import Any
 from .backbone import Backbone
 from .identity import Identity, identify
 from .methods.base import find
+from .processes import is_first, wait
 from .progress import Progress, silent
 from .upgrade_map import META, MapOptions, UpgradeMap
 
@@ -48,8 +49,9 @@ def map_for(
         if section is not None and section.name not in found.sections:
             log.info("building its section for %s", name)
             found, lacking = found.with_section(name, old, new, progress=progress), True
-    if lacking:
+    if lacking and is_first():
         found.save(folder, overwrite=True)
+    wait()
     return found
 
 

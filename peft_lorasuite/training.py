@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .beginning import after_beginning
 from .encoding import IGNORED, Encoded, batch
 from .errors import LoraSuiteError
+from .processes import on_cpu
 from .progress import Progress
 
 NEW_LAYERS = ("train", "freeze")
@@ -108,7 +109,7 @@ class ResponseTrainer(Trainer):
         if not isinstance(rows, Rows):
             raise TypeError("the rows are not ours")
         size = self.args.train_batch_size
-        step = size * self.args.gradient_accumulation_steps
+        step = size * self.args.gradient_accumulation_steps * self.args.world_size
         sampler = LengthSampler([len(row.ids) for row in rows.rows], step, self.args.seed)
         loader = DataLoader(
             rows, size, sampler=sampler, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory
@@ -197,11 +198,12 @@ def taught_batch(rows: Sequence[Taught], *, padding: int) -> dict[str, Tensor]:
 
 def train(
     model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, teacher: Any = None
-) -> float:
+) -> tuple[float, dict[str, Tensor] | None]:
     """Train what is trainable in a PEFT model, on labels or, with rows of `Taught`, on a `teacher.Teacher`.
 
     Returns:
-        The mean training loss.
+        The mean training loss; and, where FSDP has spread the model over processes, the trained weights, whole, in
+        each of them (None elsewhere: the model has them).
     """
     kind, collate = (ResponseTrainer, batch) if teacher is None else (TaughtTrainer, taught_batch)
     with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
@@ -215,7 +217,18 @@ def train(
         if teacher is not None and isinstance(trainer, TaughtTrainer):
             trainer.teacher_ids, trainer.teacher_target = teacher.ids, teacher.target
         trainer.remove_callback(PrinterCallback)
-        return trainer.train().training_loss
+        loss = trainer.train().training_loss
+        return loss, whole_weights(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+
+
+def whole_weights(model: Any) -> dict[str, Tensor]:
+    """Gather the trained weights of a model that FSDP has spread; every process has to call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights: Any = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
+    )
+    return weights
 
 
 def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
@@ -236,6 +249,7 @@ def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
+        use_cpu=on_cpu(),
         seed=options.seed,
     )
 

@@ -110,8 +110,8 @@ def _train(
         model = peft.PeftModel.from_pretrained(new.load(), name, is_trainable=True)
         add_modules(model, fill=False, modules=names)
         rows = _rows(new, turns, places)
-        loss = train(model, rows, padding(new.tokenizer), settings, job.progress, teacher)
-        model.save_pretrained(name, save_embedding_layers=False)
+        loss, weights = train(model, rows, padding(new.tokenizer), settings, job.progress, teacher)
+        model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
         model.unload()
         found = adapter_files.read(Source(name, "adapter"), new.arch)
     return dict(found.updates), loss
