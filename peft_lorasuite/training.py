@@ -173,7 +173,10 @@ class TaughtTrainer(ResponseTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean ``KL(teacher || model)`` over the batch's taught positions, on the teacher's candidate tokens."""
+        """Mean ``KL(teacher || model)`` over the step's taught positions, on the teacher's candidate tokens.
+
+        Several processes divide by what they have on average, since their gradients are averaged afterwards.
+        """
         line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
         first = int(position.min())
         begun, taken = self.begun(model, inputs, first)
@@ -181,7 +184,9 @@ class TaughtTrainer(ResponseTrainer):
         outputs = model(**begun, logits_to_keep=keep)
         logits = outputs.logits[line, position - first].float()[:, self.teacher_ids.to(position.device)]
         wanted = self.teacher_target[target.cpu()].to(position.device)
-        loss = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+        summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
+        count: Any = self.accelerator.reduce(torch.tensor(float(len(wanted)), device=summed.device), "mean")
+        loss = summed / count
         return (loss, outputs) if return_outputs else loss
 
 
