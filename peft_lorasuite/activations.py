@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,6 +30,10 @@ BATCH_TOKENS = 1024
 """Tokens of one forward batch."""
 PIECE = 1500
 """Characters of the longest calibration text that is run in one go."""
+
+
+BUDGET = 2**28
+"""Bytes of a backbone's kept activations that stay in memory; more of them go to a file in the temporary folder."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +130,23 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
         with picked_outputs(model, arch.layer_path, where) as outputs, torch.inference_mode():
             run(model.base_model, inputs)
         if kept is None:
-            kept = torch.empty(arch.layers, len(places), arch.hidden, dtype=outputs[0].dtype)
+            kept = room((arch.layers, len(places), arch.hidden), outputs[0].dtype)
         for layer, hidden in enumerate(outputs):
             kept[layer, rows] = hidden
     if kept is None:
         raise LoraSuiteError("no position was asked for", where=repr(backbone))
     return kept
+
+
+def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor: in memory up to `BUDGET` bytes, beyond that in a nameless file that goes with it."""
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if size <= BUDGET:
+        return torch.empty(*shape, dtype=dtype)
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
+    return torch.from_numpy(held).view(dtype).view(*shape)
 
 
 def batches(

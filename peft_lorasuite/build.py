@@ -16,6 +16,7 @@ from .errors import LoraSuiteError
 from .identity import identify
 from .layout import group_of, heads_first
 from .matching import assign, assign_units, by_index, fixed_path, layer_path
+from .offload import placed
 from .progress import Progress, silent
 from .similarity import head_similarity, layer_similarity, unit_similarity
 from .spec import ATTENTION, WRITERS
@@ -37,6 +38,7 @@ def build_map(
     *,
     calibration: Any = None,
     device_map: Any = None,
+    low_memory: bool = False,
     dtype: torch.dtype | str = "auto",
     progress: Progress = silent,
 ) -> UpgradeMap:
@@ -47,10 +49,12 @@ def build_map(
         new: New backbone, likewise.
         options: How to build it.
         calibration: Text for the layer similarity: None (built in), a text file, strings, or a `datasets.Dataset`.
-        device_map: As in transformers, for the calibration runs; ``"disk"`` leaves the layers on disk.
+        device_map: As in transformers, for the calibration runs.
+        low_memory: The layers stay on disk while a model runs, and are read when their turn comes; the map is the same.
         dtype: Of the calibration runs; ``"auto"`` is the checkpoint's own.
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
     """
+    device_map = placed(device_map, low_memory)
     old, new = Backbone.open(old), Backbone.open(new)
     start = time.perf_counter()
     identities = identify(old), identify(new)
@@ -139,7 +143,7 @@ class Pairing:
         self.hidden, self.inverse = hidden, pseudo_inverse(hidden)
         self.attention = [part for part in ATTENTION if part in old.arch.parts and part in new.arch.parts]
         self.units = [part for part in ("gate", "up", "down") if part in old.arch.parts and part in new.arch.parts]
-        self._heads = lru_cache(maxsize=4)(self._read_heads)
+        self._heads = lru_cache(maxsize=1)(self._read_heads)
 
     def weight_similarity(self, i: int, j: int) -> float:
         """Mean similarity of the matched heads of an old and a new layer: the tie-break of the layer map."""
