@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import tempfile
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .heap import give_back
 from .vocabulary import common_ends
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ def paired_activations(
         model = backbone.load(dtype=dtype, device_map=device_map)
         sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
+        gc.collect()  # accelerate's hooks and the model hold each other
     return Paired(*sides)
 
 
@@ -197,6 +200,7 @@ def picked_outputs(
 
     def keep(module: Any, args: Any, output: Any) -> None:
         outputs.append(first(output).detach()[where[:, 0], where[:, 1]].cpu())
+        give_back()
 
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
     try:

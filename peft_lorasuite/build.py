@@ -13,6 +13,7 @@ from torch import Tensor
 from .activations import Sampling, calibration_texts, paired_activations
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .heap import give_back
 from .identity import identify
 from .layout import group_of, heads_first
 from .matching import assign, assign_units, by_index, fixed_path, layer_path
@@ -160,6 +161,8 @@ class Pairing:
             fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
         units, unit_fits = self._match_units(i, j)
         gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*self.attention, *self.units)}
+        self._heads.cache_clear()
+        give_back()
         return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
 
     def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:
