@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
+import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .heap import give_back
 from .processes import share, summed
 from .vocabulary import common_ends
 
@@ -28,6 +33,10 @@ BATCH_TOKENS = 1024
 """Tokens of one forward batch."""
 PIECE = 1500
 """Characters of the longest calibration text that is run in one go."""
+
+
+BUDGET = 2**28
+"""Bytes of a backbone's kept activations that stay in memory; more of them go to a file in the temporary folder."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ def paired_activations(
         model = backbone.load(dtype=dtype, device_map=device_map)
         sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
+        gc.collect()  # accelerate's hooks and the model hold each other
     return Paired(*sides)
 
 
@@ -120,7 +130,7 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
     for row, (text, position) in enumerate(places):
         wanted.setdefault(text, []).append((row, position))
     arch = backbone.arch
-    kept = torch.zeros(arch.layers, len(places), arch.hidden, dtype=model.dtype)
+    kept = room((arch.layers, len(places), arch.hidden), model.dtype)
     for _, (batch, inputs) in share(list(batches(backbone, texts, sorted(wanted)))):
         rows = torch.tensor([row for text in batch for row, _ in wanted[text]])
         where = torch.tensor([(line, position) for line, text in enumerate(batch) for _, position in wanted[text]])
@@ -129,6 +139,17 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
         for layer, hidden in enumerate(outputs):
             kept[layer, rows] = hidden
     return summed(kept)
+
+
+def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros: in memory up to `BUDGET` bytes, beyond that in a nameless file that goes with it."""
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if size <= BUDGET:
+        return torch.zeros(*shape, dtype=dtype)
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
+    return torch.from_numpy(held).view(dtype).view(*shape)
 
 
 def batches(
@@ -179,6 +200,7 @@ def picked_outputs(
 
     def keep(module: Any, args: Any, output: Any) -> None:
         outputs.append(first(output).detach()[where[:, 0], where[:, 1]].cpu())
+        give_back()
 
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
     try:

@@ -205,13 +205,15 @@ class Backbone:
         options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "config": self._running_config()}
         if device_map == DISK:
             config = options["config"] or self.config
-            options |= on_disk(config, self.arch.layer_path, trust_remote_code=self.trust_remote_code)
+            options |= on_disk(config, self.arch, trust_remote_code=self.trust_remote_code)
+        model: Any = None
         try:
             model = AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access())
         except OSError as error:
             raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
-        if "offload_folder" in options:
-            tidy(model, options["offload_folder"])
+        finally:
+            if "offload_folder" in options:
+                tidy(model, options["offload_folder"])
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")

@@ -13,9 +13,11 @@ from torch import Tensor
 from .activations import Sampling, calibration_texts, paired_activations
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .heap import give_back
 from .identity import identify
 from .layout import group_of, heads_first
 from .matching import assign, assign_units, by_index, fixed_path, layer_path
+from .offload import placed
 from .processes import share, together
 from .progress import Progress, silent
 from .similarity import head_similarity, layer_similarity, unit_similarity
@@ -38,6 +40,7 @@ def build_map(
     *,
     calibration: Any = None,
     device_map: Any = None,
+    low_memory: bool = False,
     dtype: torch.dtype | str = "auto",
     progress: Progress = silent,
 ) -> UpgradeMap:
@@ -48,10 +51,12 @@ def build_map(
         new: New backbone, likewise.
         options: How to build it.
         calibration: Text for the layer similarity: None (built in), a text file, strings, or a `datasets.Dataset`.
-        device_map: As in transformers, for the calibration runs; ``"disk"`` leaves the layers on disk.
+        device_map: As in transformers, for the calibration runs.
+        low_memory: The layers stay on disk while a model runs, and are read when their turn comes; the map is the same.
         dtype: Of the calibration runs; ``"auto"`` is the checkpoint's own.
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
     """
+    device_map = placed(device_map, low_memory)
     old, new = Backbone.open(old), Backbone.open(new)
     start = time.perf_counter()
     identities = identify(old), identify(new)
@@ -141,7 +146,7 @@ class Pairing:
         self.hidden, self.inverse = hidden, pseudo_inverse(hidden)
         self.attention = [part for part in ATTENTION if part in old.arch.parts and part in new.arch.parts]
         self.units = [part for part in ("gate", "up", "down") if part in old.arch.parts and part in new.arch.parts]
-        self._heads = lru_cache(maxsize=4)(self._read_heads)
+        self._heads = lru_cache(maxsize=1)(self._read_heads)
 
     def weight_similarity(self, i: int, j: int) -> float:
         """Mean similarity of the matched heads of an old and a new layer: the tie-break of the layer map."""
@@ -158,6 +163,8 @@ class Pairing:
             fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
         units, unit_fits = self._match_units(i, j)
         gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*self.attention, *self.units)}
+        self._heads.cache_clear()
+        give_back()
         return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
 
     def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def _output(command: argparse.ArgumentParser, what: str) -> None:
 def _running(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                          help="numbers in which the models run (default: the checkpoint's own)")  # fmt: skip
-    command.add_argument("--device-map", metavar="MAP", help='as in transformers: "auto", "cuda:0", ...; or "disk"')
+    command.add_argument("--device-map", metavar="MAP", help='as in transformers: "auto", "cuda:0", ...')
     command.add_argument("--trust-remote-code", action="store_true", help="let repositories run code of their own")
 
 
@@ -123,8 +123,8 @@ def _map(commands: Any) -> None:
     command.add_argument("--calibration", metavar="FILE", help="text file for the layer similarity (default: built in)")
     command.add_argument("--tokens", type=_positive, default=2048, help="calibration tokens (default: 2048)")
     command.add_argument("--seed", type=int, default=0, help="of the choice of tokens (default: 0)")
-    command.add_argument("--low-memory", dest="device_map", action="store_const", const="disk",
-                         help="leave the layers on disk while the models run (as --device-map disk)")  # fmt: skip
+    command.add_argument("--low-memory", action="store_true",
+                         help="leave the layers on disk while the models run: the same map, slower")  # fmt: skip
     _running(command)
 
 

@@ -61,7 +61,8 @@ def map(args: Namespace) -> Told:
         return planned.to_dict(), text(planned)
     built = UpgradeMap.build(
         old, new, options, methods=args.methods,
-        calibration=args.calibration, device_map=args.device_map, dtype=args.dtype, progress=progress,
+        calibration=args.calibration, device_map=args.device_map, low_memory=args.low_memory, dtype=args.dtype,
+        progress=progress,
     )  # fmt: skip
     if is_first():
         built.save(args.output, overwrite=args.overwrite)

@@ -27,28 +27,31 @@ def cache_folder() -> Path:
 
 def map_for(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
-    progress: Progress = silent, **settings: Any,
+    low_memory: bool = False, progress: Progress = silent, **settings: Any,
 ) -> UpgradeMap:  # fmt: skip
     """Return the cached map of a pair, or build it and keep it; says which in the log.
 
-    Sections of ``methods`` that the kept map lacks are added to it and kept as well.
+    ``low_memory`` is how it is built if it has to be; the map is the same. Sections of ``methods`` that the kept map
+    lacks are added to it and kept as well.
     """
     options = options or MapOptions()
     folder = cache_folder() / _name(identify(old), identify(new), options)
     if settings:
         log.info("building the upgrade map of %r and %r", old, new)
-        return UpgradeMap.build(old, new, options, methods=methods, progress=progress, **settings)
+        return UpgradeMap.build(
+            old, new, options, methods=methods, low_memory=low_memory, progress=progress, **settings
+        )
     if (folder / META).is_file():
         log.info("using the cached upgrade map %s", folder)
         found, lacking = UpgradeMap.load(folder), False
     else:
         log.info("building the upgrade map of %r and %r", old, new)
-        found, lacking = UpgradeMap.build(old, new, options, progress=progress), True
+        found, lacking = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress), True
     for name in methods:
         section = find(name).section
         if section is not None and section.name not in found.sections:
             log.info("building its section for %s", name)
-            found, lacking = found.with_section(name, old, new, progress=progress), True
+            found, lacking = found.with_section(name, old, new, low_memory=low_memory, progress=progress), True
     if lacking and is_first():
         found.save(folder, overwrite=True)
     wait()

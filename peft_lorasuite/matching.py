@@ -110,9 +110,8 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     """
     free_old, free_new = (torch.arange(count) for count in scores.shape)
     found: list[Tensor] = []
-    share = 1.0
+    share, rest = 1.0, scores
     while len(free_old) and len(free_new):
-        rest = scores[free_old][:, free_new]
         if found and (share < SLOW or len(rest) <= SMALL):
             found.append(_among(assign(rest), free_old, free_new))
             break
@@ -123,6 +122,7 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
         kept = torch.ones(len(free_new), dtype=torch.bool)
         kept[best_new[mutual]] = False
         free_old, free_new = free_old[~mutual], free_new[kept]
+        rest = rest[~mutual][:, kept]
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
 

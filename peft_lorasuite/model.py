@@ -48,6 +48,7 @@ def from_upgraded(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
     device_map: Any = None,
+    low_memory: bool = False,
     dtype: Any = "auto",
     progress: Progress = bars,
 ) -> peft.PeftModel:
@@ -75,6 +76,7 @@ def from_upgraded(
         local_files_only: Use the Hub cache alone.
         trust_remote_code: Whether repositories may run code of their own.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
+        low_memory: If the map has to be built: with the backbones' layers on disk.
         dtype: Of the loaded new backbone, and of both backbones where the method runs them.
         progress: How progress is shown.
 
@@ -98,7 +100,8 @@ def from_upgraded(
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     at_hand = upgrade_map is None or prompts is not None or reads_old(method, upgrade_map)
     if upgrade_map is None:
-        upgrade_map = map_for(old(), new, methods=() if method == "auto" else [method], progress=progress)
+        kept = () if method == "auto" else [method]
+        upgrade_map = map_for(old(), new, methods=kept, low_memory=low_memory, progress=progress)
     needed = old() if at_hand or reads else None
     carried = upgrade(
         adapter, upgrade_map, method=method, options=options, old=needed, new=new, prompts=prompts, rank=rank,

@@ -6,36 +6,55 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .errors import LoraSuiteError
+from .spec import Architecture
 
 DISK = "disk"
 """The ``device_map`` that asks for it."""
 
 
-def on_disk(config: Any, layer_path: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Return transformers' loading options for a model whose layers stay on disk; the rest is held.
+def placed(device_map: Any, low_memory: bool) -> Any:
+    """Return the ``device_map`` that ``low_memory`` stands for."""
+    if low_memory and device_map not in (None, DISK):
+        raise LoraSuiteError(
+            "low memory says where the layers are, and so does the device map",
+            got=device_map,
+            do="leave one of them out",
+        )
+    return DISK if low_memory else device_map
+
+
+def on_disk(config: Any, arch: Architecture, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Return transformers' loading options for a model whose layers (and head of its own) stay on disk.
 
     Safetensors that hold the weights as they are run are read in place; what has to be renamed or converted first is
     written to a scratch folder, which goes with the model (`tidy`).
 
     Args:
         config: The model's config.
-        layer_path: Where its layers are, as in ``Architecture.layer_path``.
+        arch: Its layout.
         trust_remote_code: As in transformers.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    places = {name: DISK if name.startswith(layer_path) else "cpu" for name in _around(shell, layer_path)}
+    away = arch.layer_path, *(() if arch.tied else (arch.head,))  # calibration does not run the head
+    places = {name: DISK if name.startswith(away) else "cpu" for name in _around(shell, arch.layer_path)}
     return {"device_map": places, "offload_folder": tempfile.mkdtemp(prefix="peft-lorasuite-")}
 
 
-def tidy(model: torch.nn.Module, folder: str) -> None:
-    """Remove the scratch folder when the model is gone."""
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+def tidy(model: torch.nn.Module | None, folder: str) -> None:
+    """Remove the scratch folder when the model is gone; at once if there is none, or nothing was written for it."""
+    if model is None or not any(Path(folder).iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
 
 
 def _around(module: torch.nn.Module, layer_path: str, prefix: str = "") -> Iterator[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .errors import LoraSuiteError, unknown
 from .identity import check_same
+from .offload import placed
 from .progress import Progress, silent
 from .source import Source
 from .spec import PARTS
@@ -195,11 +196,13 @@ def add_section(
     parts: Sequence[str] | None = None,
     calibration: Any = None,
     device_map: Any = None,
+    low_memory: bool = False,
     dtype: torch.dtype | str = "auto",
     progress: Progress = silent,
 ) -> UpgradeMap:
     """Return a map that also holds a method's section; see `UpgradeMap.with_section`."""
     spec, settings = checked_methods({method: options})[method]
+    device_map = placed(device_map, low_memory)
     old, new = Backbone.open(old), Backbone.open(new)
     check_same(upgrade_map.old, old, "old")
     check_same(upgrade_map.new, new, "new")

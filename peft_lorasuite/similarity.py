@@ -89,9 +89,16 @@ def _basis(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens kept"]:
 def procrustes(old: Activations, new: Activations, block: int) -> Scores:
     """One minus the normalised Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
     del block
-    left, right = ((x - x.mean(dim=1, keepdim=True)).float() for x in (old, new))
-    left, right = (x / x.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None] for x in (left, right))
-    return torch.stack([torch.stack([torch.linalg.svdvals(x.T @ y).sum() for y in right]) for x in left])
+    rows = []
+    for x in map(_unit, old):
+        rows.append(torch.stack([torch.linalg.svdvals(x.T @ _unit(y)).sum() for y in new]))
+    return torch.stack(rows)
+
+
+def _unit(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+    """Centre one layer's activations and scale them to a norm of one."""
+    x = (x - x.mean(dim=0)).float()
+    return x / x.norm().clamp(min=1e-30)
 
 
 SIMILARITIES: dict[str, Callable[[Activations, Activations, int], Scores]] = {
@@ -146,10 +153,19 @@ def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor]) -> Scores:
     """
     common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
-    left, right = (torch.cat([unit(side[part]) for part in common], dim=1) for side in (old, new))
-    width = left.shape[1]
-    if width > 2 * SKETCH:
-        projection = torch.randn(width, SKETCH, generator=torch.Generator().manual_seed(0)) / SKETCH**0.5
-        left, right = unit(left @ projection), unit(right @ projection)
-        return left @ right.T
-    return left @ right.T / len(common)
+    widths = [old[part].shape[1] for part in common]
+    if sum(widths) <= 2 * SKETCH:
+        return sum((unit(old[part]) @ unit(new[part]).T for part in common), torch.zeros(())) / len(common)
+    projection = torch.randn(sum(widths), SKETCH, generator=torch.Generator().manual_seed(0)) / SKETCH**0.5
+    rows = dict(zip(common, projection.split(widths), strict=True))
+    left, right = (sketched(side, rows) for side in (old, new))
+    return left @ right.T
+
+
+def sketched(parts: dict[str, Tensor], directions: dict[str, Tensor]) -> Float[Tensor, "units sketch"]:
+    """Project the normalised units of all parts together, one part in memory at a time beside what is given."""
+    unit = torch.nn.functional.normalize
+    seen = torch.zeros(())
+    for part, rows in directions.items():
+        seen = seen + unit(parts[part]) @ rows
+    return unit(seen)

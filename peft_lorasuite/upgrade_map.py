@@ -126,7 +126,7 @@ class UpgradeMap:
         """Return the map with a method's section as well; nothing else is built again.
 
         Settings: ``options`` of the method, ``parts`` to build for (all by default), ``calibration``, ``device_map``,
-        ``dtype`` and ``progress`` as for the map. Saving the result over the map's folder adds a file.
+        ``low_memory``, ``dtype`` and ``progress`` as for the map. Saving the result over the map's folder adds a file.
         """
         return add_section(self, method, old, new, **settings)
 
