@@ -115,8 +115,7 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
         if found and (share < SLOW or len(rest) <= SMALL):
             found.append(_among(assign(rest), free_old, free_new))
             break
-        best_new, best_old = rest.argmax(dim=1), rest.argmax(dim=0)
-        mutual = best_old[best_new] == torch.arange(len(rest))
+        mutual, best_new = mutual_bests(rest)
         share = float(mutual.float().mean())
         found.append(_among(torch.stack([mutual.nonzero()[:, 0], best_new[mutual]], dim=1), free_old, free_new))
         kept = torch.ones(len(free_new), dtype=torch.bool)
@@ -125,6 +124,19 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
         rest = rest[~mutual][:, kept]
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
+
+
+def mutual_bests(scores: Float[Tensor, "old new"]) -> tuple[Tensor, Int[Tensor, " old"]]:
+    """Return which old units are the best of their own best, and that best of every old unit.
+
+    Of several that tie for one new unit the first one has it. (A largest value is found ten times faster down the
+    columns than its position is.)
+    """
+    value, best = scores.max(dim=1)
+    rows = torch.arange(len(scores))
+    tied = (value == scores.amax(dim=0)[best]).nonzero()[:, 0]
+    first = torch.full((scores.shape[1],), len(scores)).scatter_reduce_(0, best[tied], tied, "amin")
+    return first[best] == rows, best
 
 
 def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
