@@ -191,13 +191,14 @@ class Costs:
         products = 2 * few * many * compared + (2 * (few + many) * width * compared if sketch else 0)
         scores, left, places = rounds(few, many)
         units = 4 * (few + many) * width
-        compare = 4 * (many * self.new.arch.hidden + (few + many) * compared) + 12 * few * many
+        compare = 4 * (many * self.new.arch.hidden + (few + many) * compared)
+        looked = 4 * few * many + 4 * round((1 - MUTUAL) * few) * (many - round(MUTUAL * few))
         return Stage(
             "unit matching",
             fp32=self.layers * (products + 6 * few * width),
             assign=self.layers * left**2 * places,
             scores=self.layers * scores,
-            memory=self._base + self._heads + units + compare,
+            memory=self._base + self._heads + units + max(compare + 4 * few * many, looked),
         )
 
     def upgrade(self, rank: int) -> Stage:

@@ -96,6 +96,8 @@ def by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
     return torch.stack([numbers, numbers], dim=1)
 
 
+ROWS = 512
+"""Rows of scores that are copied at a time."""
 SMALL = 256
 """So few units are left to the Hungarian method at once: it costs their number to the third."""
 SLOW = 0.02
@@ -121,7 +123,7 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
         kept = torch.ones(len(free_new), dtype=torch.bool)
         kept[best_new[mutual]] = False
         free_old, free_new = free_old[~mutual], free_new[kept]
-        rest = rest[~mutual][:, kept]
+        rest = some_of(rest, ~mutual, kept)
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
 
@@ -137,6 +139,15 @@ def mutual_bests(scores: Float[Tensor, "old new"]) -> tuple[Tensor, Int[Tensor, 
     tied = (value == scores.amax(dim=0)[best]).nonzero()[:, 0]
     first = torch.full((scores.shape[1],), len(scores)).scatter_reduce_(0, best[tied], tied, "amin")
     return first[best] == rows, best
+
+
+def some_of(scores: Float[Tensor, "old new"], rows: Tensor, columns: Tensor) -> Float[Tensor, "some_old some_new"]:
+    """Copy the chosen rows and columns, a few rows at a time: nothing whole beside the scores and the result."""
+    rows, columns = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
+    found = scores.new_empty(len(rows), len(columns))
+    for place, chosen in zip(found.split(ROWS), rows.split(ROWS), strict=True):
+        place[:] = scores[chosen][:, columns]
+    return found
 
 
 def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .errors import LoraSuiteError
-from .matching import assign, mutual_bests
+from .matching import assign, mutual_bests, some_of
 from .stages import Stage
 
 GB = 1e9
@@ -77,7 +77,7 @@ def _round(scores: torch.Tensor) -> torch.Tensor:
     mutual, best = mutual_bests(scores)
     kept = torch.ones(scores.shape[1], dtype=torch.bool)
     kept[best[mutual]] = False
-    return scores[~mutual][:, kept]
+    return some_of(scores, ~mutual, kept)
 
 
 def _fastest(work: Callable[[], Any], tries: int = 3) -> float:
