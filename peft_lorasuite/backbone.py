@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import LoraSuiteError
 from .layout import split
-from .offload import DISK, on_disk, tidy
+from .offload import DISK, on_disk, tidied
 from .registry import architecture
 from .source import Source
 from .spec import Architecture
@@ -206,14 +206,11 @@ class Backbone:
         if device_map == DISK:
             config = options["config"] or self.config
             options |= on_disk(config, self.arch, trust_remote_code=self.trust_remote_code)
-        model: Any = None
-        try:
-            model = AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access())
-        except OSError as error:
-            raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
-        finally:
-            if "offload_folder" in options:
-                tidy(model, options["offload_folder"])
+        with tidied(options) as keep:
+            try:
+                model = keep(AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access()))
+            except OSError as error:
+                raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")

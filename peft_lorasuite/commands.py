@@ -57,7 +57,7 @@ def map(args: Namespace) -> Told:
         from .planning import plan, text
         from .rates import measure_rates
 
-        planned = plan(old, new, options, rates=measure_rates())
+        planned = plan(old, new, options, rates=measure_rates(), dtype=args.dtype, low_memory=args.low_memory)
         return planned.to_dict(), text(planned)
     built = UpgradeMap.build(
         old, new, options, methods=args.methods,

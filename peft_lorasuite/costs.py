@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .activations import BATCH_TOKENS, PIECE
+from .activations import BATCH_TOKENS, BUDGET, PIECE
 from .build import FIT_TOKENS
+from .matching import SLOW, SMALL
 from .similarity import SKETCH
 from .spec import ATTENTION, Architecture
+from .stages import Side, Stage
 from .upgrade_map import MapOptions
 
 SVD = 10
@@ -20,73 +22,32 @@ SURPLUS = 1.3
 """Tokens run for each token kept: the tokenizers cut apart, the first positions of a text do not count."""
 PIECE_TOKENS = PIECE // 4
 """Tokens of the longest calibration text."""
-UNMATCHED = 0.8
-"""Share of feed-forward units that have no mutual best: measured between a 0.5B and a 1.5B model of one family."""
-CACHED = 4
-"""Layer pairs whose heads `build` keeps at a time."""
+MUTUAL, MORE = 0.18, 0.06
+"""Share of the free feed-forward units that are each other's best in the first round, and what every further round adds
+to it: measured on three layers between a 0.5B and a 1.5B model of one family."""
 CHUNK = 8192
 """Rows of the embeddings that are in float64 at a time."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """A backbone: its architecture and the bytes of one of its weights on disk and in calibration."""
-
-    arch: Architecture
-    item: int = 2
-
-    def weights(self, parts: tuple[str, ...]) -> int:
-        """Weights of some parts of one layer."""
-        shapes = [self.arch.shape(part) for part in parts if part in self.arch.parts]
-        return sum(rows * columns for rows, columns in shapes)
-
-    @property
-    def layer(self) -> int:
-        """Weights of one layer."""
-        return self.weights(self.arch.parts)
-
-    @property
-    def table(self) -> int:
-        """Weights of the embedding."""
-        return self.arch.vocabulary * self.arch.hidden
-
-    @property
-    def total(self) -> int:
-        """Weights of the whole checkpoint."""
-        return self.arch.layers * self.layer + self.table * (1 if self.arch.tied else 2)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the work.
+class Costs:
+    """The shapes of a pair, and what each stage of `build.build_map` costs on them.
 
     Attributes:
-        name: What it does.
-        read: Bytes read from the checkpoints, the map or the adapter.
-        fp32: Operations in float32.
-        fp64: Operations in float64.
-        run: Operations in the dtype in which the models run.
-        assign: Steps of the Hungarian method, n^2 m for n things and m places.
-        memory: Bytes held at its peak, without mapped files.
+        old: Old backbone.
+        new: New backbone.
+        options: How the map is built.
+        shared: Tokens that the tokenizers share.
+        item: Bytes of a weight while the models run; None for the checkpoints' own.
+        low_memory: Whether the layers stay on disk meanwhile.
     """
-
-    name: str
-    read: int = 0
-    fp32: int = 0
-    fp64: int = 0
-    run: int = 0
-    assign: int = 0
-    memory: int = 0
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The shapes of a pair, and what each stage of `build.build_map` costs on them."""
 
     old: Side
     new: Side
     options: MapOptions
     shared: int
+    item: int | None = None
+    low_memory: bool = False
 
     @property
     def layers(self) -> int:
@@ -151,40 +112,49 @@ class Costs:
 
     def run_new(self) -> Stage:
         """Forward passes of the new backbone; the old one's activations are kept."""
-        return self._run("calibration, new", self.new, self.outputs(self.old))
+        return self._run("calibration, new", self.new, min(self.outputs(self.old), BUDGET))
 
     def _run(self, name: str, side: Side, held: int) -> Stage:
-        arch, tokens = side.arch, round(self.options.tokens * SURPLUS)
+        arch, tokens, item = side.arch, round(self.options.tokens * SURPLUS), self.item or side.item
         attention = 4 * PIECE_TOKENS * arch.heads.query * arch.heads.size
         run = tokens * arch.layers * (2 * side.layer + attention)
-        batch = BATCH_TOKENS * arch.hidden * arch.layers * side.item
-        memory = side.total * side.item + batch + self.outputs(side) + held
-        return Stage(name, side.total * side.item, run=run, memory=memory + self._base)
+        batch = BATCH_TOKENS * (3 * arch.intermediate + 6 * arch.hidden) * item
+        kept = self.outputs(side)
+        memory = self._base + batch + min(kept, BUDGET) + held
+        mapped = kept if kept > BUDGET else 0
+        times = -(-tokens // BATCH_TOKENS) if self.low_memory else 1
+        if item == side.item:  # the file is mapped as it is
+            mapped += side.module * item if self.low_memory else side.total * item
+        else:
+            memory += (side.table + side.module if self.low_memory else side.total) * item
+        read = (side.table + times * arch.layers * side.layer) * side.item
+        work = {"fp32" if item == 4 else "run": run}
+        return Stage(name, read, memory=memory, mapped=mapped, **work)
 
     def outputs(self, side: Side) -> int:
         """Bytes of the layer outputs that are kept."""
-        return side.arch.layers * self.options.tokens * side.arch.hidden * side.item
+        return side.arch.layers * self.options.tokens * side.arch.hidden * (self.item or side.item)
 
     def similarity(self) -> Stage:
         """Every old layer with every new one, on the tokens kept."""
         (D, E), N, block = self.widths, self.options.tokens, min(self.options.block, self.options.tokens)
         L, M = self.old.arch.layers, self.new.arch.layers
-        memory = self.outputs(self.old) + self.outputs(self.new)
+        memory = self._base + sum(min(self.outputs(side), BUDGET) for side in (self.old, self.new))
         if self.options.similarity == "cka":
-            memory += 4 * block * (L * D + M * E) + 12 * block**2 * (L + M)
+            memory += 16 * block**2 * (L + M) + 12 * block * max(D, E)
             fp64 = 2 * (L * M + L + M) * block * N
-            return Stage(
-                "layer similarity", fp32=2 * block * N * (L * D + M * E), fp64=fp64, memory=memory + self._base
-            )
-        memory += 4 * N * (L * D + M * E)
+            return Stage("layer similarity", fp32=2 * block * N * (L * D + M * E), fp64=fp64, memory=memory)
+        memory += 12 * N * (D + E)
         if self.options.similarity == "procrustes":
+            memory += 8 * D * E
             fp32 = L * M * (2 * N * D * E + SVD * min(D, E) ** 2 * max(D, E))
         else:
             few = min(D, E, N // 4)
+            memory += 4 * N * few * (L + M)
             bases = SVD * N * (L * min(N, D) * D + M * min(N, E) * E)
             fp32 = bases + L * M * (2 * N * few**2 + 2 * SVD * few**3)
             fp32 += L * M * 2 * N * few * (few + D) if self.options.similarity == "pwcca" else 0
-        return Stage("layer similarity", fp32=fp32, memory=memory + self._base)
+        return Stage("layer similarity", fp32=fp32, memory=memory)
 
     def moving(self) -> Stage:
         """Read the matched layers and bring the old ones into the new hidden basis."""
@@ -213,20 +183,22 @@ class Costs:
         return Stage("head fits", fp64=self.layers * 4 * self.pairs * one, memory=memory)
 
     def matching(self) -> Stage:
-        """Cosines of all feed-forward units, in a sketch where they are wide; the assignment of those in doubt."""
+        """Cosines of all feed-forward units, in a sketch where they are wide; rounds of mutual bests, an assignment."""
         few, many = sorted((self.old.arch.intermediate, self.new.arch.intermediate))
         width = len(self.units) * self.new.arch.hidden
         sketch = width > 2 * SKETCH
         compared = SKETCH if sketch else width
         products = 2 * few * many * compared + (2 * (few + many) * width * compared if sketch else 0)
-        doubt = round(UNMATCHED * few)
-        places = many - few + doubt
-        memory = 4 * (few + many) * (3 * width + compared) + 4 * few * many + 12 * doubt * places
+        scores, left, places = rounds(few, many)
+        units = 4 * (few + many) * width
+        compare = 4 * (many * self.new.arch.hidden + (few + many) * compared)
+        looked = 4 * few * many + 4 * round((1 - MUTUAL) * few) * (many - round(MUTUAL * few))
         return Stage(
             "unit matching",
             fp32=self.layers * (products + 6 * few * width),
-            assign=self.layers * doubt**2 * places,
-            memory=self._base + self._heads + memory,
+            assign=self.layers * left**2 * places,
+            scores=self.layers * scores,
+            memory=self._base + self._heads + units + max(compare + 4 * few * many, looked),
         )
 
     def upgrade(self, rank: int) -> Stage:
@@ -258,7 +230,17 @@ class Costs:
         """Bytes of the cached heads: old ones moved, and new ones."""
         E, a = self.new.arch.hidden, self.old.arch.heads
         moved = 2 * (a.query + a.key_value) * a.size * E
-        return 4 * min(CACHED, self.layers) * (moved + self.new.weights(ATTENTION))
+        return 4 * (moved + self.new.weights(ATTENTION))
+
+
+def rounds(few: int, many: int) -> tuple[int, int, int]:
+    """Scores that the rounds of `matching.assign_units` look at, and the units and places left to the assignment."""
+    scores, share = 0, MUTUAL
+    while few > SMALL and share > SLOW:
+        scores += few * many
+        gone = round(min(share, 1.0) * few)
+        few, many, share = few - gone, many - gone, share + MORE
+    return scores, few, many
 
 
 def shared_at_most(old: Architecture, new: Architecture, shared: int | None) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def on_disk(config: Any, arch: Architecture, *, trust_remote_code: bool = False)
     """Return transformers' loading options for a model whose layers (and head of its own) stay on disk.
 
     Safetensors that hold the weights as they are run are read in place; what has to be renamed or converted first is
-    written to a scratch folder, which goes with the model (`tidy`).
+    written to a scratch folder, which goes with the model (`tidied`).
 
     Args:
         config: The model's config.
@@ -49,12 +50,28 @@ def on_disk(config: Any, arch: Architecture, *, trust_remote_code: bool = False)
     return {"device_map": places, "offload_folder": tempfile.mkdtemp(prefix="peft-lorasuite-")}
 
 
-def tidy(model: torch.nn.Module | None, folder: str) -> None:
-    """Remove the scratch folder when the model is gone; at once if there is none, or nothing was written for it."""
-    if model is None or not any(Path(folder).iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+@contextmanager
+def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
+    """Remove the scratch folder of some loading options, if they name one and nothing needs it.
+
+    Yields:
+        What the loaded model is to be passed through: if something was written for it, the folder goes when it does.
+    """
+    folder = options.get("offload_folder")
+    held = False
+
+    def keep(model: Any) -> Any:
+        nonlocal held
+        if folder is not None and any(Path(folder).iterdir()):
+            weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+            held = True
+        return model
+
+    try:
+        yield keep
+    finally:
+        if folder is not None and not held:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _around(module: torch.nn.Module, layer_path: str, prefix: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
-from .costs import UNMATCHED, Costs, Side, Stage, shared_at_most
+from .costs import MUTUAL, Costs, shared_at_most
 from .errors import LoraSuiteError, unknown
 from .matching import FIXED_PATHS
 from .methods import base as methods
@@ -17,6 +17,7 @@ from .rates import GB, Rates
 from .similarity import SIMILARITIES
 from .source import Source, read_json
 from .spec import Architecture
+from .stages import Side, Stage
 from .upgrade_map import MapOptions
 
 
@@ -54,14 +55,20 @@ class Plan:
         return max(stage.memory for stage in self.stages)
 
     @property
+    def mapped(self) -> int:
+        """Bytes of mapped files at most, which the system keeps in memory where there is room."""
+        return max(stage.mapped for stage in self.stages)
+
+    @property
     def bound(self) -> int:
         """Bytes that the map is meant to stay below.
 
         Four times the larger model's layer in float32, both embeddings and 1 GB; where the models run for the
-        calibration, the larger one in its own dtype besides.
+        calibration and are held, the larger one in its own dtype besides.
         """
         sides = self.costs.old, self.costs.new
-        runs = max(side.total * side.item for side in sides) if self.costs.options.layer_map == "cka" else 0
+        held = self.costs.options.layer_map == "cka" and not self.costs.low_memory
+        runs = max(side.total * side.item for side in sides) if held else 0
         tables = sum(side.table * side.item for side in sides)
         return 16 * max(side.layer for side in sides) + tables + 10**9 + runs
 
@@ -74,7 +81,8 @@ class Plan:
         """Return plain JSON values."""
         told = [{**vars(stage), "seconds": round(self.rates.seconds(stage), 3)} for stage in self.stages]
         upgrade = {**vars(self.upgrade), "seconds": round(self.rates.seconds(self.upgrade), 3)}
-        totals = {"read": self.read, "seconds": round(self.seconds, 3), "memory": self.memory, "bound": self.bound}
+        totals = {"read": self.read, "seconds": round(self.seconds, 3), "memory": self.memory}
+        totals |= {"mapped": self.mapped, "bound": self.bound}
         sizes = {"old": self.costs.old.arch.sizes(), "new": self.costs.new.arch.sizes(), "map": self.costs.kept}
         return {**sizes, **totals, "stages": told, "upgrade": upgrade, "rates": vars(self.rates), "needs": needs(self)}
 
@@ -87,6 +95,8 @@ def plan(
     rates: Rates | None = None,
     rank: int = 16,
     shared: int | None = None,
+    dtype: torch.dtype | str = "auto",
+    low_memory: bool = False,
     token: str | bool | None = None,
     cache_dir: str | None = None,
 ) -> Plan:
@@ -98,6 +108,8 @@ def plan(
         options: How the map is to be built.
         rates: The machine's speed; `measure_rates` measures it.
         rank: Rank of the adapter that the upgrade is counted for.
+        dtype: Of the calibration runs; ``"auto"`` is the checkpoints' own.
+        low_memory: Whether the layers stay on disk meanwhile.
         shared: Tokens that the tokenizers share; without it, as many as the smaller vocabulary has.
         token: Hub token.
         cache_dir: Hub cache.
@@ -114,7 +126,8 @@ def plan(
     left, right = (Side(backbone.arch, _item(backbone.config)) for backbone in backbones)
     if rank < 1:
         raise LoraSuiteError("the rank is not positive", got=rank)
-    costs = Costs(left, right, options, shared_at_most(left.arch, right.arch, shared))
+    item = None if dtype == "auto" else _itemsize(dtype)
+    costs = Costs(left, right, options, shared_at_most(left.arch, right.arch, shared), item, low_memory)
     names = backbones[0].name, backbones[1].name
     return Plan(names, costs, rates or Rates(), rank, tuple(costs.stages()))
 
@@ -136,7 +149,10 @@ def _opened(name: Any, token: str | bool | None, cache_dir: str | None) -> Backb
 
 def _item(config: Any) -> int:
     """Bytes of a weight; configs that name no dtype are taken for 16 bits, as nearly all checkpoints are."""
-    dtype = getattr(config, "dtype", None)
+    return _itemsize(getattr(config, "dtype", None))
+
+
+def _itemsize(dtype: Any) -> int:
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return dtype.itemsize if isinstance(dtype, torch.dtype) else 2
 
@@ -168,6 +184,9 @@ def text(planned: Plan) -> str:
     lines += [f"{costs.layers} layers matched, {tokens}", "", *_table(planned), ""]
     total = f"map: {_time(planned.seconds)}, {_size(planned.read)} read, {_size(costs.kept)} on disk"
     lines.append(f"{total}, {_size(planned.memory)} of memory at its peak (bound: {_size(planned.bound)})")
+    lines += [f"  the models run from mapped files: {_size(planned.mapped)} more, if there is room"] * bool(
+        planned.mapped
+    )
     lines += [f"  {line}" for line in _notes(rates)]
     return "\n".join(
         [*lines, "", "beside the adapter:", *(f"  {name}: {want}" for name, want in needs(planned).items())]
@@ -192,9 +211,10 @@ def _notes(rates: Rates) -> list[str]:
     speeds = f"{rates.fp32:.3g} in float32, {rates.fp64:.3g} in float64, {rates.bf16:.3g} in bfloat16"
     return [
         "float32, float64, models (in their own dtype, bfloat16 as a rule): 10^9 operations",
-        f"at {rates.read:.3g} GB/s from disk, 10^9 operations a second: {speeds}, {rates.assign:.3g} of assignment",
+        f"at {rates.read:.3g} GB/s from disk, 10^9 operations a second: {speeds}, {rates.assign:.3g} of assignment, "
+        f"{rates.scores:.3g} of matching",
         "memory: without mapped files and without the libraries themselves (about 0.5 GB)",
-        f"units: {UNMATCHED:.0%} without a mutual best, as measured on a real pair; nearer backbones take less",
+        f"units: {MUTUAL:.0%} matched in the first round, as measured on a real pair; nearer backbones take less",
     ]
 
 

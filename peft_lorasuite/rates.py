@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from .costs import Stage
 from .errors import LoraSuiteError
-from .matching import assign
+from .matching import assign, mutual_bests, some_of
+from .stages import Stage
 
 GB = 1e9
 
@@ -31,6 +31,7 @@ class Rates:
         fp64: The same in float64.
         bf16: The same in bfloat16, in which published backbones run.
         assign: Steps of the Hungarian method (n^2 m) per second, in 10^9.
+        scores: Scores per second that a round of mutual bests goes through, in 10^9.
     """
 
     read: float = 0.4
@@ -38,6 +39,7 @@ class Rates:
     fp64: float = 90.0
     bf16: float = 400.0
     assign: float = 20.0
+    scores: float = 0.3
 
     def __post_init__(self) -> None:
         slow = {name: value for name, value in vars(self).items() if not value > 0}
@@ -46,8 +48,11 @@ class Rates:
 
     def seconds(self, stage: Stage) -> float:
         """Return how long a stage takes: reading and computing add up."""
-        work = ((stage.read, self.read), (stage.fp32, self.fp32), (stage.fp64, self.fp64))
-        return sum(amount / rate / GB for amount, rate in (*work, (stage.run, self.bf16), (stage.assign, self.assign)))
+        work = (
+            (stage.read, self.read), (stage.fp32, self.fp32), (stage.fp64, self.fp64), (stage.run, self.bf16),
+            (stage.assign, self.assign), (stage.scores, self.scores),
+        )  # fmt: skip
+        return sum(amount / rate / GB for amount, rate in work)
 
 
 def measure_rates(*, size: int = 1024, bytes_read: int = 2**27) -> Rates:
@@ -63,7 +68,16 @@ def measure_rates(*, size: int = 1024, bytes_read: int = 2**27) -> Rates:
         rates[name] = 2 * size**3 / _fastest(lambda M=M: M @ M) / GB
     scores = torch.randn(size, 2 * size, generator=torch.Generator().manual_seed(0))
     steps = 2 * size**3 / _fastest(lambda: assign(scores), 1)
-    return Rates(read=_read_rate(bytes_read), assign=steps / GB, **rates)
+    looked = scores.numel() / _fastest(lambda: _round(scores))
+    return Rates(read=_read_rate(bytes_read), assign=steps / GB, scores=looked / GB, **rates)
+
+
+def _round(scores: torch.Tensor) -> torch.Tensor:
+    """Do what a round of mutual bests does: find them, and copy the rest."""
+    mutual, best = mutual_bests(scores)
+    kept = torch.ones(scores.shape[1], dtype=torch.bool)
+    kept[best[mutual]] = False
+    return some_of(scores, ~mutual, kept)
 
 
 def _fastest(work: Callable[[], Any], tries: int = 3) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.costs import SVD, Costs, Side, Stage
+from peft_lorasuite.costs import SVD, Costs, rounds
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.layout import heads_first
+from peft_lorasuite.matching import SMALL
 from peft_lorasuite.planning import plan, text
 from peft_lorasuite.rates import Rates, measure_rates
 from peft_lorasuite.registry import architecture
 from peft_lorasuite.similarity import head_similarity, unit_similarity
 from peft_lorasuite.spec import ATTENTION, WRITERS
+from peft_lorasuite.stages import Side, Stage
 from peft_lorasuite.transfer import hidden_map, part_basis, pseudo_inverse
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
@@ -105,7 +108,8 @@ def test_calibration_takes_the_products_that_are_counted() -> None:
     counted = products(lambda: model.base_model(torch.arange(tokens)[None], use_cache=False))
     linear = 2 * COSTS.old.layer * OLD.layers * tokens
     assert linear <= counted < 1.5 * linear
-    assert COSTS.run_old().run > linear
+    assert COSTS.run_old().fp32 > linear
+    assert replace(COSTS, item=2).run_old().run == COSTS.run_old().fp32
 
 
 @pytest.mark.parametrize("layer_map", ["cka", "first"])
@@ -161,7 +165,9 @@ def test_plans_of_the_papers_pair_of_7_to_8_and_of_70_to_70_billion_print(tmp_pa
     assert made[0].memory < made[1].memory < made[2].memory
     checkpoints = sum(side.total * side.item for side in (made[2].costs.old, made[2].costs.new))
     assert checkpoints < made[2].read < 2.2 * checkpoints
-    assert max(side.total * side.item for side in (made[2].costs.old, made[2].costs.new)) < made[2].memory
+    larger = made[2].costs.new
+    assert made[2].mapped == larger.total * larger.item + made[2].costs.outputs(larger)
+    assert made[2].memory < made[2].bound - larger.total * larger.item  # a matched layer of each, no model
 
 
 def test_depth_costs_time_and_no_memory_but_the_maps_own() -> None:
@@ -182,6 +188,31 @@ def test_without_calibration_no_model_runs() -> None:
     assert fixed.read < full.read
     assert fixed.bound == full.bound - full.costs.new.total * 2
     assert fixed.stages[0].fp64 < full.stages[0].fp64
+
+
+def test_low_memory_reads_the_layers_again_for_every_batch_and_holds_none() -> None:
+    names = fixture("Llama-2-7b"), fixture("Llama-3-8b")
+    plans = {(dtype, low): plan(*names, dtype=dtype, low_memory=low)
+             for dtype in ("auto", "float32") for low in (False, True)}  # fmt: skip
+    new = plans["auto", False].costs.new
+    layers, tokens = new.arch.layers * new.layer * new.item, 2048 * 1.3
+    for dtype in ("auto", "float32"):
+        ordinary, low = (plans[dtype, low].costs.run_new() for low in (False, True))
+        assert low.read - ordinary.read == layers * (math.ceil(tokens / 1024) - 1)
+        assert low.mapped < ordinary.mapped or dtype == "float32"
+        assert plans[dtype, False].bound - plans[dtype, True].bound == new.total * new.item
+        assert plans[dtype, True].memory < plans[dtype, True].bound
+        assert low.fp32 + low.run == ordinary.fp32 + ordinary.run
+    assert plans["float32", False].costs.run_new().memory > 4 * new.total > plans["float32", True].memory
+    assert "the models run from mapped files" in text(plans["auto", False])
+
+
+def test_rounds_of_matching_are_those_of_a_real_pair() -> None:
+    assert rounds(200, 300) == (0, 200, 300)
+    scores, left, places = rounds(4864, 8960)  # three layers: 124, 124 and 126 million, and 242, 124 and 163 left
+    assert scores == pytest.approx(1.24e8, rel=0.03)
+    assert 100 < left <= SMALL
+    assert places - left == 8960 - 4864
 
 
 @pytest.mark.parametrize("similarity", ["cca", "pwcca", "procrustes"])
@@ -205,6 +236,7 @@ def test_of_a_hub_repository_the_config_alone_is_fetched(hub: HubServer, tmp_pat
     for name in ("Phi-1.5", "Phi-2"):
         hub.add_repo(f"org/{name}", {"config.json": Path(fixture(name)).read_bytes()})
     code = """
+from peft_lorasuite.matching import SMALL
 from peft_lorasuite.planning import plan
 print(json.dumps(plan("org/Phi-1.5", "org/Phi-2@main").read))
 """
@@ -239,8 +271,9 @@ def test_a_bad_config_is_refused(tmp_path: Path) -> None:
 
 def test_seconds_follow_the_rates() -> None:
     stage = Stage("all", read=3 * 10**9, fp32=2 * 10**11, fp64=10**11, run=10**11, assign=10**10)
-    rates = Rates(read=3, fp32=100, fp64=50, bf16=25, assign=10)
+    rates = Rates(read=3, fp32=100, fp64=50, bf16=25, assign=10, scores=2)
     assert rates.seconds(stage) == pytest.approx(1 + 2 + 2 + 4 + 1)
+    assert rates.seconds(replace(stage, scores=10**10)) == pytest.approx(15)
     with pytest.raises(LoraSuiteError, match="a rate is not positive"):
         Rates(fp64=0)
 
