@@ -86,7 +86,7 @@ class Run:
         for key, file in (("report", REPORT), ("training", RECORD)):
             if (folder / file).is_file():
                 found = json.loads((folder / file).read_text(encoding="utf-8"))
-                told[key] = found["method"] | found["facts"] if key == "report" else found
+                told[key] = found["method"] | found["facts"] if key == "report" else _counted(found)
         return self.score(peft.PeftModel.from_pretrained(self.new.load(), str(folder)), self.new) | told
 
     def trained(self, name: str, base: str) -> Path:
@@ -192,6 +192,11 @@ class Run:
             "generated_right": "".join(map(str, right)),
             "generated_ended": round(sum(turn.ended for turn in turns) / len(turns), 4),
         }
+
+
+def _counted(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a training with the number of its new modules instead of their names."""
+    return record | {"new_modules": len(record["new_modules"])}
 
 
 def main() -> None:

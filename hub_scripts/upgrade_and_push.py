@@ -14,6 +14,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded, upgrade
 from peft_lorasuite.adapter import old_backbone, reads_backbones
@@ -24,6 +25,7 @@ from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.progress import bars
 from peft_lorasuite.source import Source
+from peft_lorasuite.upgrading import Upgraded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--base-model", metavar="ID", help="Hub id of the new backbone, if --to is a folder")
     made.add_argument("--license", metavar="ID", help="licence for the card (default: the old adapter's)")
     made.add_argument("--evaluation", metavar="JSON", help="scores of the result, as peft-lorasuite evaluate wrote")
-    made.add_argument("--picture", action="store_true", help="pictures of the map for the card (needs matplotlib)")
+    made.add_argument("--picture", action="store_true", help="pictures for the card (needs matplotlib)")
+    made.add_argument("--rows", metavar="DIR", help="with --picture: measured rows, for the bars of the gap")
     made.add_argument("--private", action="store_true", help="make the repository private; refuse a public one")
     made.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     made.add_argument("--message", metavar="TEXT", help="title of the commit")
@@ -79,12 +82,22 @@ def run(args: argparse.Namespace) -> None:
         pushed = push_upgraded(
             carried, args.push, private=args.private or None, create_pr=args.create_pr, commit_message=args.message,
             overwrite=args.overwrite, base_model=args.base_model, license=args.license, evaluation=args.evaluation,
-            picture=card_pictures(scratch, upgrade_map, carried.report.to_dict()) if args.picture else None,
+            picture=pictures(carried, upgrade_map, source, args, Path(scratch)) if args.picture else None,
         )  # fmt: skip
     report = carried.report
     print(
         f"{pushed.url}: {report.coverage:.0%} of the tensors carried by {report.method['name']}, commit {pushed.commit}"
     )
+
+
+def pictures(carried: Upgraded, upgrade_map: UpgradeMap, source: Source, args: argparse.Namespace, place: Path) -> Path:
+    """Draw the pictures of the card; for the size of the updates, what was made is written first."""
+    upgraded = carried.save(place / "adapter")
+    (place / "pictures").mkdir()
+    return card_pictures(
+        place / "pictures", upgrade_map, upgraded, before=source, bases=(args.old, args.to.partition("@")[0]),
+        rows=args.rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from .sizes import Sizes, sizes
 from .source import Source
 
 if TYPE_CHECKING:
-    from .inspection import Drawn
+    from .drawn import Drawn
     from .upgrade_map import UpgradeMap
 
 CARRIED = "carried"

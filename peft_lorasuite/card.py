@@ -28,6 +28,8 @@ PICTURES = {
     "hidden_map.png": "Quality of the hidden map",
     "gate.png": "What the prediction rests on",
     "energy.png": "Energy kept, module by module",
+    "size.png": "Size of the updates, module by module, old adapter against new",
+    "gap.png": "Gap recovered by each measured row, and its accuracy",
 }
 """Files of a card's pictures, in order, and what a screen reader says."""
 TAGS = ["lora", "lorasuite", "upgraded-adapter"]

@@ -163,7 +163,7 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            picture = _pictures(upgrade_map, Path(args.output), Path(scratch))
+            picture = _pictures(upgrade_map, args, Path(scratch))
             return push_upgraded(args.output, args.push, picture=picture, **settings)
     except LoraSuiteError as error:
         told = f"{error.do}; the adapter itself was written to {args.output}" if error.do else None
@@ -173,16 +173,17 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
         ) from error  # fmt: skip
 
 
-def _pictures(upgrade_map: Any, adapter: Path, folder: Path) -> Path | None:
+def _pictures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         return None
     from .inspection import card_pictures
-    from .source import read_json
-    from .upgrading import REPORT
+    from .source import Source
 
-    return card_pictures(folder, upgrade_map, read_json(adapter / REPORT, where=REPORT))
+    name, revision = name_and_revision(args.adapter)
+    bases = args.old and name_and_revision(args.old)[0], name_and_revision(args.new)[0]
+    return card_pictures(folder, upgrade_map, args.output, before=Source(name, "adapter", revision), bases=bases)
 
 
 def finetune(args: Namespace) -> Told:

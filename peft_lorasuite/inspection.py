@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import adapter_pages, map_pages, pages
+from . import adapter_pages, map_pages
+from .drawn import Drawn
 from .errors import LoraSuiteError, context
-from .figures import require, svg
+from .figures import require
 from .folder import writing
 from .gains import Gain, read_rows
-from .sizes import bare_sizes
+from .sizes import sizes
 from .source import Source
 from .upgrade_map import META, UpgradeMap
 from .upgrading import REPORT
 from .variants import CONFIG
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass
-class Drawn:
-    """The figures of a page as they come: each is drawn, or the page says why not.
-
-    Attributes:
-        figures: Names of those that were drawn.
-        missing: Name of what could not be shown -> the reason.
-    """
-
-    figures: list[str] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def figure(self, name: str, draw: Callable[[], Figure], caption: str) -> str:
-        """Draw a figure for the page."""
-        self.figures.append(name)
-        return pages.figure(svg(draw(), name, caption), caption)
-
-    def lacks(self, name: str, reason: str) -> str:
-        """Say that something is not shown, and why."""
-        self.missing[name] = reason
-        return pages.text(f"Not shown: {name}: {reason}.", "quiet")
 
 
 def inspect(
@@ -103,16 +76,28 @@ def inspect(
     return drawn
 
 
-def card_pictures(folder: str | Path, upgrade_map: UpgradeMap, report: Mapping[str, Any] | None = None) -> Path:
+def card_pictures(
+    folder: str | Path,
+    upgrade_map: UpgradeMap,
+    upgraded: str | Path | None = None,
+    *,
+    before: Source | None = None,
+    bases: tuple[Any, Any] = (None, None),
+    rows: str | Path | None = None,
+) -> Path:
     """Draw the pictures of a model card as PNG files into a folder, and return it.
 
     Args:
         folder: An existing folder.
         upgrade_map: The map.
-        report: For an adapter, the values of its ``lorasuite_report.json``: the energy kept is drawn too.
+        upgraded: For an adapter, the folder that `upgrade` wrote: energy kept and size of the updates are drawn too.
+        before: The adapter that it was made of, for the sizes before the upgrade.
+        bases: Old and new backbone, where they are not where the adapters' configs say. What is on this machine is
+            read for the size of the updates against the weights; nothing is fetched for this.
+        rows: Folder with measured rows, as for `inspect`: the bars of the gap recovered.
 
     Raises:
-        LoraSuiteError: When matplotlib is missing.
+        LoraSuiteError: When matplotlib is missing, or there are no rows in the folder.
     """
     from . import adapter_figures
     from . import report as figures
@@ -124,8 +109,14 @@ def card_pictures(folder: str | Path, upgrade_map: UpgradeMap, report: Mapping[s
     }  # fmt: skip
     for name, draw in drawn.items():
         draw(upgrade_map).savefig(Path(folder) / name)
-    if report is not None and report["modules"]:
-        adapter_figures.energy_figure(bare_sizes(report)).savefig(Path(folder) / "energy.png")
+    if rows is not None:
+        adapter_figures.gap_figure(read_rows(rows)).savefig(Path(folder) / "gap.png")
+    if upgraded is not None:
+        source = Source(str(upgraded), "adapter")
+        measured = sizes(source.read_json(REPORT), source, before, bases)
+        if measured.rows:
+            adapter_figures.energy_figure(measured.rows).savefig(Path(folder) / "energy.png")
+            adapter_figures.size_figure(measured).savefig(Path(folder) / "size.png")
     return Path(folder)
 
 

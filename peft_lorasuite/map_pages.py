@@ -12,7 +12,7 @@ from .gains import Gain
 from .upgrade_map import UpgradeMap
 
 if TYPE_CHECKING:
-    from .inspection import Drawn
+    from .drawn import Drawn
 
 METHODS = ("lorasuite", "transplant")
 """The methods that stand for carrying weights and for carrying behaviour in the gate's table."""

@@ -16,6 +16,7 @@ from hub_server import HubServer
 from safetensors.torch import load, save
 
 from peft_lorasuite import LoraSuiteError, upgrade_many
+from peft_lorasuite.card import PICTURES
 from peft_lorasuite.many import plan_many
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
@@ -37,7 +38,8 @@ FLOW = (
     RUN
     + """
 told = {"map": run("publish_map", OLD, NEW, "--push", MAP, "--picture")}
-told["one"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", "me/new-lora", "--private")
+told["one"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", "me/new-lora", "--private",
+                  "--picture", "--rows", ROWS)
 told["taken"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", MAP)
 stage("collection")
 every = ["--user", "many", *pair, "-o", "out", "--push-to", "me"]
@@ -64,11 +66,19 @@ def test_publish_upgrade_and_go_on_with_a_collection(stocked: HubServer, made: P
     hub.add_repo("many/elsewhere", files | {"README.md": card, "adapter_config.json": other})
     work = tmp_path / "work"
     work.mkdir()
-    names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "MAP": MAP, "SCRIPTS": str(SCRIPTS)}
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name, nll in (("base", 3.0), ("lorasuite", 2.0), ("full", 1.0)):
+        measured = {"row": name, "nll": nll, "accuracy": 0.5, "interval": [0.4, 0.6], "items": 90}
+        (rows / f"{name}.json").write_text(json.dumps(measured))
+    names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "MAP": MAP, "SCRIPTS": str(SCRIPTS), "ROWS": str(rows)}
     told = ask_client(hub, f"import os\nos.chdir({str(work)!r})\n" + FLOW, tmp_path / "home", names)
 
     assert told["map"][0] == told["one"][0] == 0, told
     assert "layer_map.png" in hub.files(MAP)
+    assert set(PICTURES) <= set(hub.files("me/new-lora"))
+    shown = hub.files("me/new-lora")["README.md"].decode()
+    assert all(f"]({name})" in shown for name in PICTURES)
     assert hub.api.repos["me/new-lora"].private
     assert config_of(hub, "me/new-lora")["base_model_name_or_path"] == NEW
     assert told["taken"][0] == 1
