@@ -26,6 +26,7 @@ p { margin: .5rem 0; max-width: 48rem }
 .verdict { border: 2px solid var(--ink); border-radius: .4rem; padding: .6rem .9rem; margin: 1rem 0;
   background: var(--raised) }
 .scroll { overflow-x: auto }
+.scroll table { overflow-wrap: break-word }
 figure { margin: 1rem 0 }
 figure svg { display: block; max-width: 100%; height: auto; min-width: 34rem }
 figcaption { margin-top: .4rem; max-width: 48rem }
