@@ -2,11 +2,13 @@
 
 Every head gets its D x D interaction matrices, moved to the new hidden size as they are; every pair of heads a cosine
 of these; every feed-forward part the pseudo-inverse of the whole moved weight; every module the singular values of its
-whole update. All by torch's own dense routines, nothing slowed down on purpose: each old head is moved once, not once a
-pair.
+whole update. All by torch's own dense routines. `head_similarity` is the kinder form, in which each old head is moved
+once; `pair_loop` moves it for every pair, as a loop over pairs of heads does.
 """
 
 from __future__ import annotations
+
+import time
 
 import torch
 from torch import Tensor
@@ -40,6 +42,18 @@ def head_similarity(old: Parts, new: Parts, heads: tuple[Heads, Heads], hidden: 
     left, right = interactions(old, heads[0], hidden), interactions(new, heads[1])
     scores = [[torch.nn.functional.cosine_similarity(a, b, dim=0) for b in right] for a in left]
     return torch.tensor([[float(value) for value in row] for row in scores])
+
+
+def pair_loop(old: Parts, new: Parts, heads: tuple[Heads, Heads], hidden: Tensor, pairs: int) -> float:
+    """Seconds that a loop over all pairs of heads takes, from the first few of them."""
+    left, right = interactions(old, heads[0]), interactions(new, heads[1])
+    size = old["q"].shape[1]
+    start = time.perf_counter()
+    for number in range(pairs):
+        a, b = left[number % len(left)], right[number % len(right)]
+        moved = torch.cat([(hidden.T @ matrix @ hidden).flatten() for matrix in a.reshape(2, size, size)])
+        torch.nn.functional.cosine_similarity(moved, b, dim=0)
+    return (time.perf_counter() - start) / pairs * len(left) * len(right)
 
 
 def head_maps(

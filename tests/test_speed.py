@@ -1,0 +1,84 @@
+"""What makes it fast, held by ratios with wide margins: factored maps, imports, one call for many adapters."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import command_fixtures
+import pytest
+import torch
+from command_fixtures import Pair
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import naive
+from random_pair import backbone
+from speed import WEIGHTS_ONLY, moved, naive_layer
+
+from peft_lorasuite import Backbone, UpgradeMap, upgrade
+from peft_lorasuite.build import Pairing
+from peft_lorasuite.vocabulary import tokenizer_hash
+
+pair = command_fixtures.pair
+NARROW = {"hidden_size": 512, "intermediate_size": 1280, "num_attention_heads": 8, "num_key_value_heads": 4}
+WIDE = {"hidden_size": 768, "intermediate_size": 1920, "num_attention_heads": 12, "num_key_value_heads": 12}
+HEAVY = ("torch", "transformers", "peft", "scipy", "datasets", "accelerate", "matplotlib")
+
+
+def fastest(work: Callable[[], Any], repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_maps_are_far_faster_than_written_down_naively(tmp_path: Path) -> None:
+    """Small as these are, and beside other tests; benchmarks/speed.py measures it at the size of MiniCPM."""
+    sides = backbone(tmp_path / "old", layers=1, **NARROW), backbone(tmp_path / "new", layers=1, seed=1, **WIDE)
+    old, new = (Backbone.open(folder) for folder in sides)
+    built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
+    factored = fastest(lambda: Pairing(old, new, built.hidden, WEIGHTS_ONLY).layer(0, 0))
+    factored += fastest(lambda: moved(built, built.layers[0]))
+    told = naive_layer(old, new, 0, built.hidden, moved(built, built.layers[0]))
+    assert told["largest_difference"] < 1e-5, "both compute the same similarities"
+    assert told["naive_maps"] + told["naive_update"] > 3 * factored
+
+
+def test_the_naive_factors_are_the_same_update() -> None:
+    A, B = torch.randn(4, 30), torch.randn(20, 4)
+    left, right = naive.cut(B @ A, 4)
+    assert torch.allclose(left @ right, B @ A, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["upgrade", "--help"], ["families"], ["--version"]], ids=" ".join)
+def test_commands_that_need_no_tensor_import_none(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom peft_lorasuite.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"sys.stderr.write(' '.join(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_an_upgrade_with_a_ready_map_reads_no_vocabulary(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer whose files were written anew is read after all, and the same vocabulary is found in it."""
+    reads = []
+    monkeypatch.setattr("peft_lorasuite.identity.tokenizer_hash", lambda one: reads.append(one) or tokenizer_hash(one))
+    built = UpgradeMap.load(pair.map)
+    upgrade(pair.adapter, built, method="copy", old=pair.old, new=pair.new)
+    assert reads == []
+    again = shutil.copytree(pair.new, tmp_path / "again")
+    text = (again / "tokenizer.json").read_text()
+    (again / "tokenizer.json").write_text(text + "\n")
+    upgrade(pair.adapter, built, method="copy", old=pair.old, new=again)
+    assert len(reads) == 1
