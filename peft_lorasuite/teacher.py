@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .vocabulary import shared_tokens
+from .vocabulary import first_pieces, shared_tokens
 
 CHUNK = 64
 """Positions whose logits over the whole vocabulary are held at once."""
@@ -50,22 +50,28 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Tokens that both tokenizers have, old ids against new ids, each end of sequence with the other."""
+    """New tokens, and the old token whose change of probability each takes over; every new token at most once.
 
-    old: Int[Tensor, " shared"]
-    new: Int[Tensor, " shared"]
+    A token that both have takes its own, the end of sequence the other's end of sequence, and a token that only the new
+    tokenizer has (``.\\n\\n``) that of the old token which it begins with (``.``): else it would keep its place while all
+    others around it fall.
+    """
+
+    old: Int[Tensor, " tokens"]
+    new: Int[Tensor, " tokens"]
 
     @classmethod
     def of(cls, old: Backbone, new: Backbone) -> Vocabulary:
         """Pair two backbones' tokens; refuses vocabularies with next to nothing in common."""
-        left, right = shared_tokens(
-            old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
-        )
+        rows = {"old_rows": old.arch.vocabulary, "new_rows": new.arch.vocabulary}
+        left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
         if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4):
             raise LoraSuiteError(
                 "the tokenizers share too few tokens", where=f"{old!r} and {new!r}", got=len(left),
                 wanted=f"at least {FEWEST_SHARED}", do="use a weight-based method, or retrain",
             )  # fmt: skip
+        pieces, whole = first_pieces(old.tokenizer, new.tokenizer, **rows)
+        left, right = torch.cat([left, pieces]), torch.cat([right, whole])
         ends = old.tokenizer.eos_token_id, new.tokenizer.eos_token_id
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))

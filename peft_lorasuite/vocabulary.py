@@ -35,6 +35,30 @@ def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
     return {token if token in special else _plain(token, marker): number for token, number in vocabulary.items()}
 
 
+def first_pieces(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the ids of new tokens that the old vocabulary lacks, and of the old token that each begins with.
+
+    That is the longest old token which is a beginning of the new one's text: what the old model would say first to say
+    the same. Special tokens stand for no text and have no pieces.
+    """
+    left = {text: number for text, number in _text_tokens(old).items() if number < old_rows}
+    longest = max(map(len, left), default=0)
+    pairs = []
+    for text, number in _text_tokens(new).items():
+        if number < new_rows and text not in left:
+            beginnings = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
+            piece = next((left[beginning] for beginning in beginnings if beginning in left), None)
+            if piece is not None:
+                pairs.append((piece, number))
+    table = torch.tensor(sorted(pairs), dtype=torch.long).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _text_tokens(tokenizer: Any) -> dict[str, int]:
+    special = set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
+    return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over the vocabulary: token strings and ids."""
     pairs = sorted(tokenizer.get_vocab().items())
