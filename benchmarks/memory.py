@@ -6,8 +6,10 @@ OLD and NEW are folders or Hub ids. With ``--deeper`` NEW is replaced by a rando
 layers, written to a scratch folder. The runs, each a process of its own: ``ordinary`` (calibration in the checkpoint's
 own dtype), ``low-memory`` (the same with the layers on disk, ``low-memory-float32``: converted one at a time), and
 ``weights`` (no calibration, `--layer-map proportional`). A run that is in the file already is not made again.
-Mapped file pages are the operating system's and not counted. "libraries" is what a process holds that has imported
-everything and read both tokenizers. A layer map that differs between ordinary and low memory is an error.
+The forecast's time is set against the seconds that a thread worked ("cpu_seconds" over the threads), so that other
+work on the machine does not count. Mapped file pages are the operating system's and not counted. "libraries" is what
+a process holds that has imported everything and read both tokenizers. A layer map that differs between ordinary and
+low memory is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -50,8 +53,8 @@ time.sleep(1)
 
 
 def watched(command: list[str]) -> dict[str, Any]:
-    """Run a command; return its seconds and its peak anonymous memory, sampled fifty times a second."""
-    start, most = time.perf_counter(), 0
+    """Run a command; return its seconds, those that it had a core, and its peak anonymous memory, sampled."""
+    start, most, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([sys.executable, "-W", "ignore", *command])
     while process.poll() is None:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -59,7 +62,10 @@ def watched(command: list[str]) -> dict[str, Any]:
         time.sleep(0.02)
     if process.returncode:
         raise SystemExit(f"failed with exit code {process.returncode}: {' '.join(command)}")
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(most / GB, 3)}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = round(time.perf_counter() - start, 1)
+    return {"seconds": seconds, "cpu_seconds": round(worked, 1), "peak_gb": round(most / GB, 3)}
 
 
 def deeper(place: str, folder: Path, times: int = 2) -> Path:
@@ -120,7 +126,7 @@ def measure(old: str, new: str, run: str, libraries: float) -> dict[str, Any]:
         stored = json.loads((place / "map.json").read_text(encoding="utf-8"))
     found |= {"parts": stored["facts"]["seconds"], "bound_gb": planned.pop("bound_gb"), "forecast": planned}
     found["within_bound"] = found["peak_gb"] <= found["bound_gb"]
-    found["forecast"]["time_ratio"] = round(planned["seconds"] / found["seconds"], 2)
+    found["forecast"]["time_ratio"] = round(planned["seconds"] / found["cpu_seconds"] * torch.get_num_threads(), 2)
     found["forecast"]["memory_ratio"] = round((planned["memory_gb"] + libraries) / found["peak_gb"], 2)
     found |= {"load_average": [round(value, 1) for value in os.getloadavg()], "layer_map": stored["layers"]}
     return found

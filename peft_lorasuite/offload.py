@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -59,6 +60,9 @@ def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     """
     folder = options.get("offload_folder")
     held = False
+    told = logging.getLogger("accelerate.big_modeling")  # that layers are on disk is what was asked for
+    level = told.level
+    told.setLevel(logging.ERROR if folder is not None else level)
 
     def keep(model: Any) -> Any:
         nonlocal held
@@ -70,6 +74,7 @@ def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     try:
         yield keep
     finally:
+        told.setLevel(level)
         if folder is not None and not held:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -53,8 +53,8 @@ class Vocabulary:
     """New tokens, and the old token whose change of probability each takes over; every new token at most once.
 
     A token that both have takes its own, the end of sequence the other's end of sequence, and a token that only the new
-    tokenizer has (``.\\n\\n``) that of the old token which it begins with (``.``): else it would keep its place while all
-    others around it fall.
+    tokenizer has (``://``) that of the old token which it begins with (``:``): else it would keep its place while all
+    the others around it fall.
     """
 
     old: Int[Tensor, " tokens"]

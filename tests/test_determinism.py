@@ -10,7 +10,7 @@ import pytest
 import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
-from peft_lorasuite import MapOptions, UpgradeMap, upgrade
+from peft_lorasuite import MapOptions, UpgradeMap, activations, upgrade
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
@@ -61,3 +61,35 @@ def test_maps_and_adapters_come_out_the_same_to_the_last_bit(folders: Path, tmp_
             carried.save(tmp_path / f"{method}-{name}")
         found = [bytes_of(tmp_path / f"{method}-{name}") for name in ("one", "two")]
         assert found[0] == found[1] != {}, method
+
+
+def same(left: UpgradeMap, right: UpgradeMap, tolerance: float) -> None:
+    """Two maps match the same things, with figures within a tolerance."""
+    assert left.pairs == right.pairs
+    torch.testing.assert_close(left.similarity, right.similarity, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(left.hidden, right.hidden, rtol=tolerance, atol=tolerance)
+    for one, two in zip(left.layers, right.layers, strict=True):
+        assert torch.equal(one.heads, two.heads)
+        assert torch.equal(one.units, two.units)
+        for part, fit in one.head_fits.items():
+            torch.testing.assert_close(fit.T, two.head_fits[part].T, rtol=tolerance, atol=tolerance)
+
+
+def test_the_size_of_a_batch_changes_nothing(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [build(folders, tmp_path / "whole")]
+    for size in (11, 64):
+        monkeypatch.setattr(activations, "BATCH_TOKENS", size)
+        maps.append(build(folders, tmp_path / str(size)))
+    for other in maps[1:]:
+        same(maps[0], other, 1e-5)
+
+
+def test_another_number_of_threads_changes_no_more_than_rounding_does(folders: Path, tmp_path: Path) -> None:
+    threads, maps = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            maps.append(build(folders, tmp_path / str(count)))
+    finally:
+        torch.set_num_threads(threads)
+    same(maps[0], maps[1], 1e-5)

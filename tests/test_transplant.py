@@ -126,6 +126,20 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     torch.testing.assert_close(teacher.target, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_path):
+    """Else all the words that the old model has fall behind those that it lacks."""
+    old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(["the", "tree"])))
+    new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(["the", "trees", "then"])))
+    found = Vocabulary.of(old, new)
+    assert len(set(found.new.tolist())) == len(found.new)
+    names = [{number: text for text, number in side.tokenizer.get_vocab().items()} for side in (old, new)]
+    taken = {names[1][b]: names[0][a] for a, b in zip(found.old.tolist(), found.new.tolist(), strict=True)}
+    assert taken["Ġthe"] == "Ġthe"
+    assert taken["Ġthen"] == "Ġthe"
+    assert taken["Ġtrees"] == "Ġtree"
+    assert taken[new.tokenizer.eos_token] == old.tokenizer.eos_token
+
+
 def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
     old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(WORDS)))
     new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(WORDS[:3])))
