@@ -200,10 +200,13 @@ def _evaluate(commands: Any) -> None:
     command = _add(
         commands, "evaluate", "measure a model and adapters on the paper's benchmarks (lm-evaluation-harness)"
     )
-    command.add_argument("model", metavar="MODEL", help="backbone, measured without an adapter as well")
-    command.add_argument(
-        "--adapter", action="append", default=[], metavar="ADAPTER", help="may be given more than once"
-    )
+    command.add_argument("model", metavar="MODEL_OR_ADAPTER", help="backbone, or an adapter that names its own")
+    command.add_argument("--adapter", action="append", default=[], metavar="ADAPTER",
+                         help="on that backbone, compared with it bare; may be given more than once")  # fmt: skip
+    command.add_argument("--against", nargs="+", default=[], metavar="OTHER",
+                         help="other models or adapters, each with its own backbone, to compare with")  # fmt: skip
+    command.add_argument("--published", metavar="PAIR",
+                         help='the paper\'s rows beside, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
     command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks with commas between")
     command.add_argument("--data", metavar="DIR", help="folder with NAME_test.json files (default: from the Hub)")
     command.add_argument("--limit", type=_positive, metavar="N", help="items of each benchmark (default: all)")

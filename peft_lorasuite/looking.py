@@ -17,18 +17,23 @@ def evaluate(args: Namespace) -> Told:
     progress = begin(args)
     if args.output:
         check_free(args.output, overwrite=args.overwrite)
-    from .evaluation import compare, comparison_table, markdown_table
+    from .evaluation import compare, comparison_table, markdown_table, published_rows
     from .evaluation import evaluate as measure
 
+    beside = published_rows(args.published, args.suite) if args.published else None  # refused before the work
     names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")
     settings = {name: getattr(args, name) for name in names}
-    rows = {}
-    for adapter in progress("evaluating", [None, *args.adapter]):
-        label = "base" if adapter is None else adapter
-        rows[label] = measure(args.model, adapter=adapter, **settings)
-    texts = [markdown_table(rows)]
-    for label in args.adapter:
-        texts.append(f"{label} against base:\n\n{comparison_table(compare(rows[label], rows['base']))}")
+    first = args.model if args.against else "base"
+    wanted = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
+    wanted |= {name: (name, None) for name in args.against}
+    rows = {
+        label: measure(model, adapter=adapter, **settings)
+        for label, (model, adapter) in progress("evaluating", list(wanted.items()))
+    }
+    texts = [markdown_table(rows, published=beside)]
+    pairs = [(name, first) for name in args.adapter] + [(first, name) for name in args.against]
+    for one, other in pairs:
+        texts.append(f"{one} against {other}:\n\n{comparison_table(compare(rows[one], rows[other]))}")
     text = "\n".join(texts)
     told = {"rows": {label: row.to_dict() for label, row in rows.items()}}
     if args.output:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.evaluation import _tasks, compare, evaluate
 from peft_lorasuite.items import BENCHMARKS, read_items, select
@@ -187,6 +188,27 @@ def test_models_and_adapters_are_loaded_by_name(folders: tuple[Path, Path], data
     for one in adapted:
         found = compare(one, plain).average
         assert (found.wins, found.losses, found.value) == (2, 3, pytest.approx(-0.2))
+
+
+def test_the_command_compares_adapters_and_others_beside_published_rows(
+    folders: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = map(str, folders)
+    call = ["evaluate", base, "--suite", "commonsense", "--data", str(data), "--limit", "2", "-q", "-o"]
+    known = [*call, str(tmp_path / "a"), "--adapter", adapter, "--published", "minicpm-s-1b->minicpm-2b"]
+    assert main(known) == 0
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert f"{adapter} against base:" in table
+    assert "MiniCPM-2B, LoRASuite w LFT (100) *(published)*" in table
+    words = [*call, str(tmp_path / "b")]
+    words[1] = adapter  # an adapter that names its backbone, against that backbone
+    assert main([*words, "--against", base]) == 0
+    table = (tmp_path / "b" / "table.md").read_text()
+    assert f"{adapter} against {base}:" in table
+    assert "| Won |" in table
+    assert main([*call, str(tmp_path / "c"), "--published", "Nobody -> Nothing"]) == 1
+    assert "unknown published pair" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_task_files_read_rows_of_the_hub(tmp_path: Path, data: Path) -> None:
