@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import command_fixtures
 import pytest
+import torch
 from command_fixtures import ITEMS, Pair
 from processes import launched, program
 from safetensors.torch import load_file
 
-from peft_lorasuite import Backbone
+from peft_lorasuite import Backbone, PeftModel
 from peft_lorasuite.adapter import read
 from peft_lorasuite.cli import main
 from peft_lorasuite.many import upgrade_many
@@ -127,6 +132,44 @@ def test_distillation(fsdp: bool, pair: Pair, tmp_path: Path) -> None:
     assert alone.keys() == both.keys()
     for key, update in alone.items():  # the factors themselves are free to turn
         assert (update.delta() - both[key].delta()).norm() < 1e-4 * update.delta().norm(), key
+
+
+def test_a_killed_collection_goes_on_where_it_stopped(pair: Pair, tmp_path: Path) -> None:
+    names = [str(tmp_path / f"adapter-{number}") for number in range(40)]
+    for name in names:
+        Path(name).symlink_to(pair.adapter)
+    out = tmp_path / "out"
+    words = [sys.executable, program(tmp_path, COLLECTION), *names, pair.map, out]
+    worker = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    kept = journal.read_text().count('"done"')
+    assert 3 <= kept < len(names)
+    again = upgrade_many(names, pair.map, out, method="lorasuite")
+    assert [one.status for one in again].count("kept") == kept
+    assert [one.status for one in again].count("done") == len(names) - kept
+    assert {largest_difference(out / names[0].rpartition("/")[2], out / one.folder) for one in again} == {0.0}
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
+def test_a_device_map_through_the_public_calls(device_map: Any, pair: Pair, tmp_path: Path) -> None:
+    if isinstance(device_map, str):
+        words = ["map", pair.old, pair.new, "-o", tmp_path / "map", "--calibration", pair.text, "--tokens", 512]
+        call(*words, "--device-map", device_map)
+        alone, placed = (load_file(folder / "core.safetensors") for folder in (pair.map, tmp_path / "map"))
+        assert all(bool((alone[name] == placed[name]).all()) for name in alone)
+    ids = torch.tensor([[3, 4, 5]])
+    logits = [
+        PeftModel.from_upgraded(
+            pair.new, pair.adapter, upgrade_map=pair.map, method="lorasuite", device_map=chosen
+        )(ids).logits
+        for chosen in (None, device_map)
+    ]  # fmt: skip
+    torch.testing.assert_close(*logits)
 
 
 def test_a_collection_is_dealt_out_and_a_second_run_keeps_it(pair: Pair, tmp_path: Path) -> None:
