@@ -1,6 +1,7 @@
 """Peak anonymous memory and time of `map`, against its bound and against what `map --plan` forecasts.
 
     python benchmarks/memory.py OLD NEW --out benchmarks/results/memory/NAME.json [--deeper] [--runs weights,low-memory]
+    python benchmarks/memory.py --table benchmarks/results/memory/*.json
 
 OLD and NEW are folders or Hub ids. With ``--deeper`` NEW is replaced by a random model of its config with twice the
 layers, written to a scratch folder. The runs, each a process of its own: ``ordinary`` (calibration in the checkpoint's
@@ -104,9 +105,9 @@ def _drawn(weight: torch.Tensor, generator: torch.Generator, layers: int) -> tor
 
 
 def forecast(old: str, new: str, run: str) -> dict[str, Any]:
-    """Return what `map --plan` says of a run, with the rates of this machine at this moment."""
+    """Return what `map --plan` says of a run, with the rates of a thread that has a core to itself."""
     options = MapOptions(layer_map="proportional" if run == "weights" else "cka")
-    rates = measure_rates()
+    rates = measure_rates(clock=time.process_time)
     planned = plan(
         old, new, options, rates=rates, low_memory=run.startswith("low-memory"),
         dtype="float32" if run.endswith("float32") else "auto",
@@ -117,6 +118,15 @@ def forecast(old: str, new: str, run: str) -> dict[str, Any]:
     return {**shown, "rates": {name: round(value, 3) for name, value in vars(rates).items()}}
 
 
+def compared(found: dict[str, Any], planned: dict[str, Any], libraries: float) -> dict[str, Any]:
+    """Set a run against its bound and its forecast."""
+    bound = planned.pop("bound_gb")
+    if "cpu_seconds" in found:
+        planned["time_ratio"] = round(planned["seconds"] / found["cpu_seconds"] * torch.get_num_threads(), 2)
+    planned["memory_ratio"] = round((planned["memory_gb"] + libraries) / found["peak_gb"], 2)
+    return {"bound_gb": bound, "within_bound": found["peak_gb"] <= bound, "forecast": planned}
+
+
 def measure(old: str, new: str, run: str, libraries: float) -> dict[str, Any]:
     """Make one run, and set it against its bound and its forecast."""
     planned = forecast(old, new, run)
@@ -124,23 +134,43 @@ def measure(old: str, new: str, run: str, libraries: float) -> dict[str, Any]:
         place = Path(scratch) / "map"
         found = watched(["-m", "peft_lorasuite", "map", old, new, "-o", str(place), "--quiet", *RUNS[run]])
         stored = json.loads((place / "map.json").read_text(encoding="utf-8"))
-    found |= {"parts": stored["facts"]["seconds"], "bound_gb": planned.pop("bound_gb"), "forecast": planned}
-    found["within_bound"] = found["peak_gb"] <= found["bound_gb"]
-    found["forecast"]["time_ratio"] = round(planned["seconds"] / found["cpu_seconds"] * torch.get_num_threads(), 2)
-    found["forecast"]["memory_ratio"] = round((planned["memory_gb"] + libraries) / found["peak_gb"], 2)
+    found |= {"parts": stored["facts"]["seconds"]} | compared(found, planned, libraries)
     found |= {"load_average": [round(value, 1) for value in os.getloadavg()], "layer_map": stored["layers"]}
     return found
+
+
+def table(paths: list[Path]) -> str:
+    """Return the runs of some files as a table in Markdown."""
+    head = "pair (layers)", "run", "peak", "bound", "forecast", "wall time", "thread time", "forecast"
+    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    for path in paths:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        pair = f"{told['old']} ({told['layers'][0]}) to {told['new']} ({told['layers'][1]})"
+        for name, run in told["runs"].items():
+            expected = run["forecast"]["memory_gb"] + told["libraries_gb"]
+            memory = f"{run['peak_gb']:.2f} GB | {run['bound_gb']:.2f} GB | {expected:.2f} GB"
+            worked = f"{run['cpu_seconds']:.0f} s" if "cpu_seconds" in run else "-"
+            times = f"{run['seconds']:.0f} s | {worked} | {run['forecast']['seconds']:.0f} s"
+            lines.append(f"| {pair} | {name} | {memory} | {times} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Make the runs that the file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old")
-    parser.add_argument("new")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("old", nargs="?")
+    parser.add_argument("new", nargs="?")
+    parser.add_argument("--out")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the table of these files instead")
     parser.add_argument("--deeper", action="store_true", help="NEW as a random model with twice the layers")
+    parser.add_argument("--forecast", action="store_true", help="make the forecasts of the runs in the file anew")
     parser.add_argument("--runs", default=",".join(RUNS))
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
+    if not (args.old and args.new and args.out):
+        parser.error("OLD, NEW and --out are required")
     out = Path(args.out)
     told = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"runs": {}}
     scratch = Path(tempfile.mkdtemp())
@@ -152,8 +182,12 @@ def main() -> None:
         told |= {"old": names[0], "new": names[1], "layers": layers, "libraries_gb": libraries}
         told |= {"threads": torch.get_num_threads(), "machine": machine()}
         for run in args.runs.split(","):
-            if run not in told["runs"]:
-                told["runs"][run] = measure(args.old, new, run, libraries)
+            if run not in told["runs"] or args.forecast:
+                known = told["runs"].get(run)
+                told["runs"][run] = (
+                    {**known, **compared(known, forecast(args.old, new, run), libraries)}
+                    if known else measure(args.old, new, run, libraries)
+                )  # fmt: skip
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
                 shown = {key: value for key, value in told["runs"][run].items() if key != "layer_map"}
