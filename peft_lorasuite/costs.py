@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .activations import BATCH_TOKENS, BUDGET, PIECE
 from .build import FIT_TOKENS
 from .matching import SLOW, SMALL
-from .similarity import SKETCH
+from .similarity import SKETCH, sketch_size
 from .spec import ATTENTION, Architecture
 from .stages import Side, Stage
 from .upgrade_map import MapOptions
@@ -186,9 +186,9 @@ class Costs:
         """Cosines of all feed-forward units, in a sketch where they are wide; rounds of mutual bests, an assignment."""
         few, many = sorted((self.old.arch.intermediate, self.new.arch.intermediate))
         width = len(self.units) * self.new.arch.hidden
-        sketch = width > 2 * SKETCH
-        compared = SKETCH if sketch else width
-        products = 2 * few * many * compared + (2 * (few + many) * width * compared if sketch else 0)
+        wide = width > 2 * SKETCH  # the sketches themselves are sums, no products
+        compared = sketch_size(self.new.arch.hidden) if wide else width
+        products = 2 * few * many * compared
         scores, left, places = rounds(few, many)
         units = 4 * (few + many) * width
         compare = 4 * (many * self.new.arch.hidden + (few + many) * compared)

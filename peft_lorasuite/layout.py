@@ -54,7 +54,14 @@ def split(rows: Float[Tensor, "out ..."], site: Site, arch: Architecture) -> dic
         raise LoraSuiteError(
             "a tensor does not fit its module", where=site.path, got=tuple(rows.shape), wanted=f"{total} rows"
         )
-    return {part: rows[numbers] for part, numbers in table.items()}
+    return {part: _taken(rows, numbers) for part, numbers in table.items()}
+
+
+def _taken(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Take rows by their numbers: a view where they follow each other, as they do unless heads are interleaved."""
+    if bool((numbers.diff() == 1).all()):
+        return rows[int(numbers[0]) : int(numbers[-1]) + 1]
+    return rows[numbers]
 
 
 def join(parts: Mapping[str, Tensor], site: Site, arch: Architecture) -> Tensor:

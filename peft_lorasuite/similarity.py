@@ -14,7 +14,7 @@ from .spec import Heads
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]
 SKETCH = 512
-"""Dimensions in which the units of a wide feed-forward layer are compared."""
+"""Dimensions, at least, in which the units of a wide feed-forward layer are compared."""
 
 
 def layer_similarity(name: str, old: Activations, new: Activations, *, block: int = 256) -> Scores:
@@ -148,24 +148,33 @@ def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
 def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor]) -> Scores:
     """Mean cosine of feed-forward units over the parts that both layers have; parts as ``(units, D_n)``.
 
-    The largest product of a map: wide layers are compared through a random projection to `SKETCH` dimensions, which
-    keeps cosines to within 1 / sqrt(SKETCH) and equal units equal.
+    The largest product of a map: wide layers are compared through sketches of `SKETCH` dimensions, which keep cosines
+    to within 1 / sqrt(SKETCH) and equal units equal.
     """
     common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
     widths = [old[part].shape[1] for part in common]
     if sum(widths) <= 2 * SKETCH:
         return sum((unit(old[part]) @ unit(new[part]).T for part in common), torch.zeros(())) / len(common)
-    projection = torch.randn(sum(widths), SKETCH, generator=torch.Generator().manual_seed(0)) / SKETCH**0.5
-    rows = dict(zip(common, projection.split(widths), strict=True))
-    left, right = (sketched(side, rows) for side in (old, new))
+    drawn = torch.randint(0, 2, (sum(widths),), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    signs = dict(zip(common, drawn.split(widths), strict=True))
+    left, right = (sketched(side, signs) for side in (old, new))
     return left @ right.T
 
 
-def sketched(parts: dict[str, Tensor], directions: dict[str, Tensor]) -> Float[Tensor, "units sketch"]:
-    """Project the normalised units of all parts together, one part in memory at a time beside what is given."""
+def sketched(parts: dict[str, Tensor], signs: dict[str, Tensor]) -> Float[Tensor, "units sketch"]:
+    """Sketch the normalised units of all parts together: sums of a few dimensions each, with random signs.
+
+    Its products are those of the whole units on average, as a dense random projection's are, at the cost of reading
+    them once. One part is in memory at a time beside what is given.
+    """
     unit = torch.nn.functional.normalize
     seen = torch.zeros(())
-    for part, rows in directions.items():
-        seen = seen + unit(parts[part]) @ rows
+    for part, sign in signs.items():
+        seen = seen + (unit(parts[part]) * sign).unflatten(1, (sketch_size(len(sign)), -1)).sum(dim=-1)
     return unit(seen)
+
+
+def sketch_size(width: int) -> int:
+    """Return the fewest dimensions, `SKETCH` or more, into which a width can be summed evenly."""
+    return next(size for size in range(min(SKETCH, width), width + 1) if width % size == 0)

@@ -90,6 +90,9 @@ def _marker(vocabulary: dict[str, int]) -> str | None:
 
 def _plain(token: str, marker: str | None) -> str:
     if marker == BYTE_LEVEL:
+        plain = token.replace(BYTE_LEVEL, " ")
+        if plain.isascii():
+            return plain  # nearly all; printable ASCII stands for itself
         table = _byte_of()
         codes = [table.get(character) for character in token]
         text = bytes(code for code in codes if code is not None).decode("utf-8", errors="replace")
