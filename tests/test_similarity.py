@@ -14,7 +14,14 @@ from peft_lorasuite.activations import Sampling, paired_activations
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.layout import spread
-from peft_lorasuite.similarity import SIMILARITIES, head_similarity, layer_similarity, unit_similarity
+from peft_lorasuite.similarity import (
+    SIMILARITIES,
+    SKETCH,
+    head_similarity,
+    layer_similarity,
+    sketch_size,
+    unit_similarity,
+)
 from peft_lorasuite.spec import Heads
 
 TEXTS = ["the cat sat on the mat.", "a dog ran to the red sun, and it ran on and on.", "two 2 or 3 cats, big cats!"]
@@ -148,3 +155,17 @@ def test_unit_similarity_looks_only_at_parts_that_both_layers_have() -> None:
     got = unit_similarity({"gate": gate, "up": up}, {"up": 2 * up[[2, 0, 1, 3]], "down": other})
     assert got.argmax(dim=1).tolist() == [1, 2, 0, 3]
     assert got.max(dim=1).values == pytest.approx(torch.ones(4), abs=1e-6)
+
+
+@pytest.mark.parametrize("width", [600, 1536, 2304])
+def test_wide_units_are_compared_through_a_sketch_that_keeps_their_cosines(width: int) -> None:
+    old = {part: draw(40, width, seed=n) for n, part in enumerate(("gate", "up", "down"))}
+    near = {part: values + 0.5 * draw(40, width, seed=9 + n) for n, (part, values) in enumerate(old.items())}
+    unit = torch.nn.functional.normalize
+    exact = sum(unit(old[part]) @ unit(near[part]).T for part in old) / 3
+    found = unit_similarity(old, near)
+    assert float((found - exact).abs().max()) < 6 / SKETCH**0.5
+    assert torch.equal(found.argmax(dim=1), torch.arange(40))
+    assert unit_similarity(old, old).diagonal() == pytest.approx(1.0, abs=1e-5)
+    assert SKETCH <= sketch_size(width) < 2 * SKETCH
+    assert width % sketch_size(width) == 0
