@@ -107,7 +107,7 @@ def file_behind(tensor: torch.Tensor) -> bool:
 
 def test_a_kept_map_serves_whoever_asks_for_low_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old, new = map(Backbone.open, (folder(tmp_path, "llama", 1), folder(tmp_path, "qwen2", 2)))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="peft_lorasuite"):
         maps = [map_for(old, new, OPTIONS, low_memory=low) for low in (True, False, True)]
     assert [record.message.split()[0] for record in caplog.records].count("building") == 1
     assert all(torch.equal(maps[0].similarity, other.similarity) for other in maps[1:])
