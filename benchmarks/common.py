@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +102,24 @@ def stage(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
 def peak_gb(who: int = resource.RUSAGE_SELF) -> float:
     """Largest resident memory of this process so far (or of its children), in GB."""
     return round(resource.getrusage(who).ru_maxrss / 2**20, 2)
+
+
+def watched(command: list[str]) -> dict[str, float]:
+    """Run Python with a command; return its seconds, those that it had a core, and its peak anonymous bytes, sampled.
+
+    Mapped file pages are the operating system's, which can drop them at any time: they are not counted.
+    """
+    start, most, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen([sys.executable, "-W", "ignore", *command])
+    while process.poll() is None:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        most = max([most, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))])
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"failed with exit code {process.returncode}: {' '.join(command)}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(worked, 1), "peak": most}
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from random_pair import SMALL, backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.many import upgrade_many
+from peft_lorasuite.rates import fastest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ def upgrading(place: Path, rank: int) -> float:
     """Seconds of one upgrade by weights of an adapter of a rank, read and carried."""
     both = pair(place, layers=4, hidden=1024)
     adapter, built = lora(place, both[0], rank), ready(both)
-    return fastest(lambda: upgrade(adapter, built, method="lorasuite"))
+    return fastest(lambda: upgrade(adapter, built, method="lorasuite"), 5)
 
 
 def collection(place: Path, count: int) -> float:
@@ -108,16 +108,6 @@ def lora(place: Path, base: Path, rank: int) -> Path:
         config = peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         peft.get_peft_model(Backbone.open(base).load(dtype=torch.float32), config).save_pretrained(folder)
     return folder
-
-
-def fastest(work: Callable[[], Any], repeats: int = 5) -> float:
-    """Fastest of some runs, in seconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -18,17 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
+from common import machine, watched
 from safetensors.torch import save_file
 
 from peft_lorasuite import MapOptions
@@ -53,20 +50,10 @@ time.sleep(1)
 """
 
 
-def watched(command: list[str]) -> dict[str, Any]:
-    """Run a command; return its seconds, those that it had a core, and its peak anonymous memory, sampled."""
-    start, most, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, "-W", "ignore", *command])
-    while process.poll() is None:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        most = max([most, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))])
-        time.sleep(0.02)
-    if process.returncode:
-        raise SystemExit(f"failed with exit code {process.returncode}: {' '.join(command)}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "cpu_seconds": round(worked, 1), "peak_gb": round(most / GB, 3)}
+def taken(command: list[str]) -> dict[str, float]:
+    """Watch a command; its peak in GB."""
+    found = watched(command)
+    return {"seconds": found["seconds"], "cpu_seconds": found["cpu_seconds"], "peak_gb": round(found["peak"] / GB, 3)}
 
 
 def deeper(place: str, folder: Path, times: int = 2) -> Path:
@@ -132,7 +119,7 @@ def measure(old: str, new: str, run: str, libraries: float) -> dict[str, Any]:
     planned = forecast(old, new, run)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "map"
-        found = watched(["-m", "peft_lorasuite", "map", old, new, "-o", str(place), "--quiet", *RUNS[run]])
+        found = taken(["-m", "peft_lorasuite", "map", old, new, "-o", str(place), "--quiet", *RUNS[run]])
         stored = json.loads((place / "map.json").read_text(encoding="utf-8"))
     found |= {"parts": stored["facts"]["seconds"]} | compared(found, planned, libraries)
     found |= {"load_average": [round(value, 1) for value in os.getloadavg()], "layer_map": stored["layers"]}
@@ -176,7 +163,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp())
     try:
         new = str(deeper(args.new, scratch)) if args.deeper else args.new
-        libraries = watched(["-c", LIBRARIES, args.old, new])["peak_gb"]
+        libraries = taken(["-c", LIBRARIES, args.old, new])["peak_gb"]
         layers = [Backbone.open(name).arch.layers for name in (args.old, new)]
         names = [Path(args.old).name, f"{Path(args.new).name}, random" if args.deeper else Path(args.new).name]
         told |= {"old": names[0], "new": names[1], "layers": layers, "libraries_gb": libraries}

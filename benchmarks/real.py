@@ -2,39 +2,23 @@
 
     python benchmarks/real.py --old OLD --new NEW --adapter ADAPTER --out FILE.json [--map DIR]
 
-OLD, NEW and ADAPTER are folders or Hub ids. Peak memory is the anonymous memory of the child process, sampled five
-times a second: mapped file pages are the operating system's and can be dropped at any time.
+OLD, NEW and ADAPTER are folders or Hub ids.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-from common import machine
+from common import machine, watched
 
 
-def measured(arguments: list[str]) -> dict[str, Any]:
+def measured(arguments: list[str]) -> dict[str, float]:
     """Run one command of ours; return its seconds and its peak anonymous memory in GB."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "peft_lorasuite", *arguments, "--quiet"])
-    peak = 0
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.2)
-    if process.returncode:
-        raise SystemExit(f"{arguments[0]} failed with exit code {process.returncode}")
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_anonymous_gb": round(peak / 2**20, 2)}
+    found = watched(["-m", "peft_lorasuite", *arguments, "--quiet"])
+    return {"seconds": found["seconds"], "peak_anonymous_gb": round(found["peak"] / 2**30, 2)}
 
 
 def main() -> None:

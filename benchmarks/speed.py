@@ -22,35 +22,25 @@ from typing import Any
 import naive
 import torch
 from common import stage
-from growth import grow
+from growth import WEIGHTS_ONLY, grow
 from random_pair import MINICPM_1B, MINICPM_2B, backbone
 from safetensors import safe_open
 
-from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.activations import Sampling, batches, built_in_text, chosen_tokens, paired_activations, run
 from peft_lorasuite.build import Pairing
 from peft_lorasuite.layout import heads_first
 from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.many import upgrade_many
 from peft_lorasuite.methods.lorasuite import move
+from peft_lorasuite.rates import fastest
 from peft_lorasuite.similarity import head_similarity, layer_similarity
 from peft_lorasuite.spec import ATTENTION
 from peft_lorasuite.transfer import hidden_map
 
 RANK, LOOPED = 16, 8
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""
-WEIGHTS_ONLY = MapOptions(layer_map="proportional")
 FFN = ("gate", "up", "down")
-
-
-def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Fastest of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def layer(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,15 +52,15 @@ def layer(args: argparse.Namespace) -> dict[str, Any]:
     E_o, E_n = old.embedding(ids), new.embedding(ids)
     found: dict[str, Any] = {"layers": [], "threads": torch.get_num_threads()}
     found["hidden_map"] = {
-        "factored": seconds(lambda: hidden_map(E_o, E_n)),
-        "naive": seconds(lambda: naive.hidden_map(E_o, E_n), 1),
+        "factored": fastest(lambda: hidden_map(E_o, E_n)),
+        "naive": fastest(lambda: naive.hidden_map(E_o, E_n), 1),
     }
     hidden = hidden_map(E_o, E_n)
     built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
     for number, pair in enumerate(built.layers):
         told = {
-            "factored": seconds(lambda n=number: Pairing(old, new, hidden, WEIGHTS_ONLY).layer(n, n)),
-            "factored_update": seconds(lambda pair=pair: moved(built, pair)),
+            "factored": fastest(lambda n=number: Pairing(old, new, hidden, WEIGHTS_ONLY).layer(n, n)),
+            "factored_update": fastest(lambda pair=pair: moved(built, pair)),
             **naive_layer(old, new, number, hidden, moved(built, pair)),
         }
         ours, rest = told["factored"] + told["factored_update"], told["naive_maps"] + told["naive_update"]
@@ -139,15 +129,15 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
                 weight = old.part(number, part)
                 hidden.T @ weight if part == "o" else weight @ hidden
 
-    told = {"floor": seconds(floor), "weight_part": seconds(lambda: UpgradeMap.build(old, new, WEIGHTS_ONLY), 2)}
+    told = {"floor": fastest(floor), "weight_part": fastest(lambda: UpgradeMap.build(old, new, WEIGHTS_ONLY), 2)}
     return {**rounded(told), "ratio": round(told["weight_part"] / told["floor"], 2), "threads": torch.get_num_threads()}
 
 
 def one_upgrade(args: argparse.Namespace) -> dict[str, Any]:
     """One adapter with a ready map, by weights: in a running process, through the command line, and its memory."""
     built = UpgradeMap.load(args.map)
-    told = {"in_process": seconds(lambda: upgrade(args.adapter, built, method="lorasuite"))}
-    told["command"] = seconds(lambda: command(args, args.adapter))
+    told = {"in_process": fastest(lambda: upgrade(args.adapter, built, method="lorasuite"))}
+    told["command"] = fastest(lambda: command(args, args.adapter))
     program = (
         "import json, resource, sys, peft_lorasuite, peft_lorasuite.upgrading, peft_lorasuite.methods.lorasuite as m\n"
         "now = int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])\n"
@@ -180,7 +170,7 @@ def collection(args: argparse.Namespace) -> dict[str, Any]:
         together = time.perf_counter() - start
     if any(one.status != "done" for one in done):
         raise SystemExit(f"failed: {next(one.error for one in done if one.error)}")
-    each = sum(seconds(lambda: command(args, args.adapter), 1) for _ in range(few)) / few
+    each = sum(fastest(lambda: command(args, args.adapter), 1) for _ in range(few)) / few
     told = {"together": together, "one_call": each}
     return {**rounded(told), "adapters": count, "calls_timed": few, "ratio": round(count * each / together, 1)}
 
@@ -193,7 +183,7 @@ def start_up(args: argparse.Namespace) -> dict[str, Any]:
     calls = {name: [*here, *arguments] for name, arguments in words.items()}
     calls |= {"import": [sys.executable, "-c", "import peft_lorasuite"], "python": [sys.executable, "-c", "pass"]}
     told = {
-        name: seconds(lambda call=call: subprocess.run(call, capture_output=True), 5) for name, call in calls.items()
+        name: fastest(lambda call=call: subprocess.run(call, capture_output=True), 5) for name, call in calls.items()
     }
     return rounded(told)
 
@@ -209,7 +199,7 @@ def calibration(args: argparse.Namespace) -> dict[str, Any]:
         model = side.load()
         told["loading"] += time.perf_counter() - start
         with torch.inference_mode():
-            told["forward"] += seconds(
+            told["forward"] += fastest(
                 lambda m=model, s=side: [run(m.base_model, b) for _, b in batches(s, texts, chosen)], 2
             )
         del model

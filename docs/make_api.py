@@ -139,7 +139,8 @@ def _default(value: Any) -> str:
 
 
 def _dataclass_rows(options: Any) -> Iterator[str]:
-    told = dict(_attributes(inspect.getdoc(options) or ""))
+    docs = [inspect.getdoc(kind) or "" for kind in reversed(options.__mro__) if dataclasses.is_dataclass(kind)]
+    told = dict(pair for doc in docs for pair in _attributes(doc))
     rows = dataclasses.fields(options)
     if not rows:
         yield from ("No options.", "")

@@ -95,9 +95,8 @@ def pictures(carried: Upgraded, upgrade_map: UpgradeMap, source: Source, args: a
     upgraded = carried.save(place / "adapter")
     (place / "pictures").mkdir()
     return card_pictures(
-        place / "pictures", upgrade_map, upgraded, before=source, bases=(args.old, args.to.partition("@")[0]),
-        rows=args.rows,
-    )  # fmt: skip
+        place / "pictures", upgrade_map, upgraded, before=source, bases=(args.old, None), rows=args.rows
+    )
 
 
 if __name__ == "__main__":

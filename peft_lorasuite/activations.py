@@ -22,6 +22,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .heap import give_back
+from .offload import is_on_disk
 from .processes import share, summed
 from .vocabulary import common_ends
 
@@ -197,10 +198,12 @@ def picked_outputs(
 ) -> Iterator[list[Float[Tensor, "places hidden"]]]:
     """Collect every decoder layer's output, before the final norm, at some (line, position) of a batch."""
     outputs: list[Tensor] = []
+    layers_go = is_on_disk(model)
 
     def keep(module: Any, args: Any, output: Any) -> None:
         outputs.append(first(output).detach()[where[:, 0], where[:, 1]].cpu())
-        give_back()
+        if layers_go:  # else the next layer takes the same memory
+            give_back()
 
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
     try:

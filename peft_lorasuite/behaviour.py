@@ -117,14 +117,17 @@ def fits(backbone: Backbone, prompt: str, length: int) -> bool:
     return len(backbone.tokenizer(prompt)["input_ids"]) + length <= context_of(backbone)
 
 
-def check_fits(backbone: Backbone, prompt: str, length: int, number: int) -> None:
-    """Refuse a prompt, which has a number for the message, that `fits` not."""
-    if not fits(backbone, prompt, length):
-        raise LoraSuiteError(
-            f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
-            got=f"{len(backbone.tokenizer(prompt)['input_ids'])} tokens and {length} to answer",
-            wanted=f"{context_of(backbone)} together",
-        )  # fmt: skip
+def encoded(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
+    """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
+    rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    limit = context_of(backbone)
+    for number, ids in enumerate(rows, 1):
+        if len(ids) + length > limit:
+            raise LoraSuiteError(
+                f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
+                got=f"{len(ids)} tokens and {length} to answer", wanted=f"{limit} together",
+            )  # fmt: skip
+    return rows
 
 
 @torch.inference_mode()
@@ -134,16 +137,14 @@ def answer(
     """Let a model answer prompts greedily, at most ``length`` tokens each."""
     tokenizer = backbone.tokenizer
     end = tokenizer.eos_token_id
-    for number, prompt in enumerate(prompts, 1):
-        check_fits(backbone, prompt, length, number)
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    asked = encoded(backbone, prompts, length)
     turns: dict[int, Turn] = {}
-    order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
+    order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))
     for first in progress("answering", range(0, len(order), batch)):
         rows = order[first : first + batch]
-        width = max(len(encoded[row]) for row in rows)
-        ids = torch.tensor([[end] * (width - len(encoded[row])) + encoded[row] for row in rows])
-        mask = torch.tensor([[0] * (width - len(encoded[row])) + [1] * len(encoded[row]) for row in rows])
+        width = max(len(asked[row]) for row in rows)
+        ids = torch.tensor([[end] * (width - len(asked[row])) + asked[row] for row in rows])
+        mask = torch.tensor([[0] * (width - len(asked[row])) + [1] * len(asked[row]) for row in rows])
         written = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=length,
             do_sample=False, pad_token_id=end, eos_token_id=end,

@@ -182,8 +182,8 @@ def _pictures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
     from .source import Source
 
     name, revision = name_and_revision(args.adapter)
-    bases = args.old and name_and_revision(args.old)[0], name_and_revision(args.new)[0]
-    return card_pictures(folder, upgrade_map, args.output, before=Source(name, "adapter", revision), bases=bases)
+    before, bases = Source(name, "adapter", revision), (args.old and name_and_revision(args.old)[0], None)
+    return card_pictures(folder, upgrade_map, args.output, before=before, bases=bases)
 
 
 def finetune(args: Namespace) -> Told:

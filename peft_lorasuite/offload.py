@@ -51,6 +51,11 @@ def on_disk(config: Any, arch: Architecture, *, trust_remote_code: bool = False)
     return {"device_map": places, "offload_folder": tempfile.mkdtemp(prefix="peft-lorasuite-")}
 
 
+def is_on_disk(model: Any) -> bool:
+    """Whether a loaded model's layers come and go."""
+    return DISK in getattr(model, "hf_device_map", {}).values()
+
+
 @contextmanager
 def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     """Remove the scratch folder of some loading options, if they name one and nothing needs it.

@@ -30,8 +30,7 @@ def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[
 def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
     """Map the text that a token stands for to its id; a word start is a leading space."""
     vocabulary = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
-    marker = _marker(vocabulary)
+    special, marker = _special(tokenizer), _marker(vocabulary)
     return {token if token in special else _plain(token, marker): number for token, number in vocabulary.items()}
 
 
@@ -54,8 +53,12 @@ def first_pieces(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[T
     return table[:, 0], table[:, 1]
 
 
+def _special(tokenizer: Any) -> set[str]:
+    return set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
+
+
 def _text_tokens(tokenizer: Any) -> dict[str, int]:
-    special = set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
+    special = _special(tokenizer)
     return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
 
 

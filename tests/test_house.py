@@ -80,7 +80,6 @@ PICTURES = {
     "gains",
     "inspection",
 }
-SEEN = {"adapter_pages", "inspection", "looking"}
 RIM = {"cli", "commands", "looking", "demo", "hub", "evaluation", "chat"} | PICTURES
 DELEGATES = {"upgrade_map": {"hub"}}
 """``UpgradeMap.push_to_hub`` is where users look for it; it hands over to the Hub's room when called."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import command_fixtures
 import pytest
@@ -18,26 +15,19 @@ from command_fixtures import Pair
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import naive
+from growth import WEIGHTS_ONLY
 from random_pair import backbone
-from speed import WEIGHTS_ONLY, moved, naive_layer
+from speed import moved, naive_layer
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.build import Pairing
+from peft_lorasuite.rates import fastest
 from peft_lorasuite.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
 NARROW = {"hidden_size": 512, "intermediate_size": 1280, "num_attention_heads": 8, "num_key_value_heads": 4}
 WIDE = {"hidden_size": 768, "intermediate_size": 1920, "num_attention_heads": 12, "num_key_value_heads": 12}
 HEAVY = ("torch", "transformers", "peft", "scipy", "datasets", "accelerate", "matplotlib")
-
-
-def fastest(work: Callable[[], Any], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_maps_are_far_faster_than_written_down_naively(tmp_path: Path) -> None:

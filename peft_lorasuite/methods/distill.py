@@ -51,7 +51,7 @@ class DistillOptions:
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
 
     def __post_init__(self) -> None:
-        check_least(self, {**LEAST, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
+        check_least(self, {**LEAST, "gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
@@ -94,9 +94,8 @@ def _train(
     from ..training import FinetuneOptions, train
 
     generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank
-    even = {
-        key: update.padded(rank, generator) for key, update in first.updates.items()
-    }  # facts have a rank of their own
+    # what was memorised has a rank of its own
+    even = {key: update.padded(rank, generator) for key, update in first.updates.items()}
     start = adapter_files.Adapter(new.arch, even, job.adapter.config)
     settings = FinetuneOptions(
         epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, seed=job.seed

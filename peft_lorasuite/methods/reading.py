@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adapter import Key
 from ..backbone import Backbone
-from ..behaviour import Place, Tokens, Turn, adapted, aligned, answer, beginning, check_fits, fits, forward, tokens
+from ..behaviour import Place, Tokens, Turn, adapted, aligned, answer, beginning, encoded, fits, forward, tokens
 from ..elicitation import elicit
 from ..lowrank import LowRank
 from ..memory import memorise, updated
@@ -20,7 +20,7 @@ from ..prompts import check_enough, read_prompts
 from ..teacher import Head, Teacher, Vocabulary, teach
 from .base import Job, check_least
 
-LEAST = {"prompts": 2, "length": 1, "gate": 0, "top": 1, "extra": 0, "recombine": 0}
+LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
 HINT = "the prompts share a form: the option recombine=400 asks the adapter about more than they name, in minutes"
 """For the report, where facts were written of which the adapter probably knows more."""
@@ -50,7 +50,7 @@ class ReadingOptions:
     recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, {**{name: bound for name, bound in LEAST.items() if name != "gate"}, "quiet": 0})
+        check_least(self, {**LEAST, "quiet": 0})
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +151,7 @@ def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str
     """
     if job.prompts is not None:
         prompts = check_enough(read_prompts(job.prompts))
-        for number, prompt in enumerate(prompts, 1):
-            check_fits(old, prompt, length, number)
+        encoded(old, prompts, length)  # all of them, so that a long one is told by the caller's number
     else:
         with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
             ours = [prompt for prompt in read_prompts(path) if fits(old, prompt, length)]

@@ -21,17 +21,9 @@ from .reading import Reading, ReadingOptions, read
 
 @dataclass(frozen=True)
 class TransplantOptions(ReadingOptions):
-    """Options of `transplant`.
+    """Options of `transplant`, beside those of reading both models.
 
     Attributes:
-        prompts: Prompts used at most, drawn by the seed.
-        length: Tokens of a response at most.
-        top: Candidate tokens per position.
-        extra: Further candidate tokens.
-        quiet: Prompt positions used, at which no change is wanted.
-        memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
-        recombine: Further prompts, put together from the given ones where these share a form, about what the old
-            adapted model is surest of; see `elicitation`.
         gate: Entropy in nats at which the old adapted model counts as not knowing; 0 turns the gate off.
         rank: Rank of the update; the adapter's own, if that is larger.
         ridge: Of the regression, as a share of the mean diagonal of the Gram matrix.
