@@ -20,7 +20,7 @@ from .matching import assign, assign_units, by_index, fixed_path, layer_path
 from .offload import placed
 from .processes import share, together
 from .progress import Progress, silent
-from .similarity import head_similarity, layer_similarity, unit_similarity
+from .similarity import head_similarity, layer_similarity, sketch_signs, sketched, unit_similarity
 from .spec import ATTENTION, WRITERS
 from .transfer import Basis, Rotary, fit_heads, fit_units, hidden_map, part_basis, pseudo_inverse
 from .upgrade_map import LayerPair, MapOptions, UpgradeMap
@@ -178,28 +178,30 @@ class Pairing:
         """Read both layers' heads, the old ones moved to the new hidden basis, and the old heads' own norms."""
         old, new, norms = {}, {}, {}
         for part in ATTENTION:
-            weight = self.old.part(i, part)
-            norms[part] = heads_first(weight, part, self.old.arch.heads).flatten(1).norm(dim=1)
-            old[part] = heads_first(self._move(weight, i, j, part), part, self.old.arch.heads)
+            heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
+            norms[part] = heads.flatten(1).norm(dim=1)
+            old[part] = (heads.flatten(0, 1) @ self._matrix(i, j, part)).unflatten(0, heads.shape[:2])
             new[part] = heads_first(self.new.part(j, part), part, self.new.arch.heads)
         return old, new, norms
 
     def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
+        """Match the feed-forward units; of wide layers only sketches are moved, a part is never moved whole."""
         old, new, raw = {}, {}, {}
-        for part in self.units:
-            weight = self.old.part(i, part)
-            raw[part] = _units_first(weight, part).norm(dim=1)
-            old[part] = _units_first(self._move(weight, i, j, part), part)
-            new[part] = _units_first(self.new.part(j, part), part)
+        for part, signs in sketch_signs(self.units, self.new.arch.hidden).items():
+            weight = _units_first(self.old.part(i, part), part)
+            raw[part] = weight.norm(dim=1)
+            old[part] = weight @ sketched(self._matrix(i, j, part), signs)
+            new[part] = sketched(_units_first(self.new.part(j, part), part), signs)
         pairs = assign_units(unit_similarity(old, new))
         left, right = pairs[:, 0], pairs[:, 1]
         return pairs, {
             part: fit_units(old[part][left], new[part][right], float(raw[part][left].norm())) for part in self.units
         }
 
-    def _move(self, weight: Tensor, i: int, j: int, part: str) -> Tensor:
+    def _matrix(self, i: int, j: int, part: str) -> Tensor:
+        """Change of basis ``(D_o, D_n)`` of a part's heads or units, each a row of old hidden dimensions."""
         basis = self._basis(i, j, part)
-        return basis.write(weight) if part in WRITERS else basis.read(weight)
+        return basis.writing() if part in WRITERS else basis.reading()
 
     def _basis(self, i: int, j: int, part: str) -> Basis:
         old, new = self.old.arch, self.new.arch

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .activations import BATCH_TOKENS, BUDGET, PIECE
 from .build import FIT_TOKENS
-from .matching import SLOW, SMALL
-from .similarity import SKETCH, sketch_size
+from .matching import SMALL
+from .similarity import SKETCH
 from .spec import ATTENTION, Architecture
 from .stages import Side, Stage
 from .upgrade_map import MapOptions
@@ -22,9 +22,9 @@ SURPLUS = 1.3
 """Tokens run for each token kept: the tokenizers cut apart, the first positions of a text do not count."""
 PIECE_TOKENS = PIECE // 4
 """Tokens of the longest calibration text."""
-MUTUAL, MORE = 0.18, 0.06
-"""Share of the free feed-forward units that are each other's best in the first round, and what every further round adds
-to it: measured on three layers between a 0.5B and a 1.5B model of one family."""
+MATCHED = 0.65
+"""Share of the free feed-forward units that one look at the scores matches: measured on layers between a 0.5B and a
+1.5B model of one family; nearer backbones need fewer looks."""
 CHUNK = 8192
 """Rows of the embeddings that are in float64 at a time."""
 
@@ -160,9 +160,10 @@ class Costs:
         """Read the matched layers and bring the old ones into the new hidden basis."""
         E, parts = self.new.arch.hidden, (*ATTENTION, *self.units)
         read = self.layers * (self.old.weights(parts) * self.old.item + self.new.weights(parts) * self.new.item)
-        fp32 = self.layers * 2 * E * self.old.weights(parts)
+        moved = E * self.old.weights(ATTENTION) + self._unit_width * self.old.weights(self.units)
         part = max(self.old.weights((part,)) for part in parts)
-        return Stage("moving old weights", read, fp32=fp32, memory=self._base + self._heads + 12 * part)
+        memory = self._base + self._heads + 12 * part
+        return Stage("moving old weights", read, fp32=self.layers * 2 * moved, memory=memory)
 
     def head_similarity(self) -> Stage:
         """Two products for all heads of a layer pair, block products, norms; then the assignment."""
@@ -178,24 +179,22 @@ class Costs:
     def head_fits(self) -> Stage:
         """One least-squares map per matched head and part, in float64."""
         a, b, E = self.old.arch.heads.size, self.new.arch.heads.size, self.new.arch.hidden
-        one = 2 * a * a * E + 2 * a * b * E + 3 * SVD * a**3 + 4 * a * b * E
+        one = 2 * a * a * E + 2 * a * b * E + 3 * SVD * a**3 + 4 * a * a * b
         memory = self._base + self._heads + 8 * self.pairs * E * (2 * a + 2 * b)
         return Stage("head fits", fp64=self.layers * 4 * self.pairs * one, memory=memory)
 
     def matching(self) -> Stage:
-        """Cosines of all feed-forward units, in a sketch where they are wide; rounds of mutual bests, an assignment."""
+        """Cosines of all feed-forward units, in a sketch where they are wide; best pairs first, an assignment."""
         few, many = sorted((self.old.arch.intermediate, self.new.arch.intermediate))
-        width = len(self.units) * self.new.arch.hidden
-        wide = width > 2 * SKETCH  # the sketches themselves are sums, no products
-        compared = sketch_size(self.new.arch.hidden) if wide else width
-        products = 2 * few * many * compared
-        scores, left, places = rounds(few, many)
-        units = 4 * (few + many) * width
-        compare = 4 * (many * self.new.arch.hidden + (few + many) * compared)
-        looked = 4 * few * many + 4 * round((1 - MUTUAL) * few) * (many - round(MUTUAL * few))
+        parts, width = len(self.units), self._unit_width
+        products = 2 * few * many * width * (1 if self._sketched else parts)
+        scores, left, places = looks(few, many)
+        units = 4 * (few + many) * width * parts
+        compare = 8 * (few + many) * width
+        looked = 4 * few * many + 4 * round((1 - MATCHED) * few) * (many - round(MATCHED * few))
         return Stage(
             "unit matching",
-            fp32=self.layers * (products + 6 * few * width),
+            fp32=self.layers * (products + 6 * few * width * parts),
             assign=self.layers * left**2 * places,
             scores=self.layers * scores,
             memory=self._base + self._heads + units + max(compare + 4 * few * many, looked),
@@ -226,6 +225,16 @@ class Costs:
         return self.kept + 4 * self.widths[0] * self.widths[1]
 
     @property
+    def _sketched(self) -> bool:
+        return len(self.units) * self.new.arch.hidden > 2 * SKETCH
+
+    @property
+    def _unit_width(self) -> int:
+        """Dimensions in which feed-forward units are moved and compared: all, or those of a sketch."""
+        hidden = self.new.arch.hidden
+        return min(SKETCH, hidden) if self._sketched else hidden
+
+    @property
     def _heads(self) -> int:
         """Bytes of the cached heads: old ones moved, and new ones."""
         E, a = self.new.arch.hidden, self.old.arch.heads
@@ -233,14 +242,15 @@ class Costs:
         return 4 * (moved + self.new.weights(ATTENTION))
 
 
-def rounds(few: int, many: int) -> tuple[int, int, int]:
-    """Scores that the rounds of `matching.assign_units` look at, and the units and places left to the assignment."""
-    scores, share = 0, MUTUAL
-    while few > SMALL and share > SLOW:
+def looks(few: int, many: int) -> tuple[int, int, int]:
+    """Scores that `matching.assign_units` looks at, and the units and places left to the assignment."""
+    scores = 0
+    while True:
         scores += few * many
-        gone = round(min(share, 1.0) * few)
-        few, many, share = few - gone, many - gone, share + MORE
-    return scores, few, many
+        gone = round(MATCHED * few)
+        few, many = few - gone, many - gone
+        if few <= SMALL:
+            return scores, few, many
 
 
 def shared_at_most(old: Architecture, new: Architecture, shared: int | None) -> int:

@@ -96,60 +96,58 @@ def by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
     return torch.stack([numbers, numbers], dim=1)
 
 
-ROWS = 512
-"""Rows of scores that are copied at a time."""
+CANDIDATES = 16
+"""Best new units that an old one asks for before the scores are looked at again."""
 SMALL = 256
 """So few units are left to the Hungarian method at once: it costs their number to the third."""
 SLOW = 0.02
-"""A round of mutual bests that matches a smaller share than this of what is free is the last one (ties, dead units)."""
+"""Where one look matches a smaller share than this of what is free, the rest is left to it too (ties, dead units)."""
 
 
 def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
-    """Match units one to one: rounds of pairs that are each other's best among the free, the Hungarian method at last.
+    """Match units one to one: the best pair first, then the best among what is free, and so on; the last few optimally.
 
-    Where an exact matching exists, it consists of mutual best pairs alone and costs no assignment. Elsewhere each
-    round costs one look at the free scores; the total score stays within about a hundredth of the optimum.
+    Where an exact matching exists it is found; elsewhere the total score stays within about a hundredth of the optimum.
     """
+    if scores.shape[0] > scores.shape[1]:
+        turned = assign_units(scores.T.contiguous())[:, [1, 0]]
+        return turned[turned[:, 0].argsort()]
     free_old, free_new = (torch.arange(count) for count in scores.shape)
     found: list[Tensor] = []
-    share, rest = 1.0, scores
-    while len(free_old) and len(free_new):
-        if found and (share < SLOW or len(rest) <= SMALL):
-            found.append(_among(assign(rest), free_old, free_new))
+    while True:
+        pairs = asked(scores)
+        found.append(torch.stack([free_old[pairs[:, 0]], free_new[pairs[:, 1]]], dim=1))
+        left, open_ = (torch.ones(count, dtype=torch.bool) for count in scores.shape)
+        left[pairs[:, 0]], open_[pairs[:, 1]] = False, False
+        free_old, free_new, scores = free_old[left], free_new[open_], scores[left][:, open_]
+        if len(free_old) <= SMALL or len(pairs) < SLOW * len(left):
             break
-        mutual, best_new = mutual_bests(rest)
-        share = float(mutual.float().mean())
-        found.append(_among(torch.stack([mutual.nonzero()[:, 0], best_new[mutual]], dim=1), free_old, free_new))
-        kept = torch.ones(len(free_new), dtype=torch.bool)
-        kept[best_new[mutual]] = False
-        free_old, free_new = free_old[~mutual], free_new[kept]
-        rest = some_of(rest, ~mutual, kept)
+    pairs = assign(scores)
+    found.append(torch.stack([free_old[pairs[:, 0]], free_new[pairs[:, 1]]], dim=1))
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
 
 
-def mutual_bests(scores: Float[Tensor, "old new"]) -> tuple[Tensor, Int[Tensor, " old"]]:
-    """Return which old units are the best of their own best, and that best of every old unit.
+def asked(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
+    """Match the best pairs first, among the `CANDIDATES` of every old unit; who loses all of these stays free.
 
-    Of several that tie for one new unit the first one has it. (A largest value is found ten times faster down the
-    columns than its position is.)
+    Every old unit asks for its best new one, and for the next where somebody with a better score has it: the outcome of
+    taking the best pair again and again, from one look at the scores. Of several that tie the first one wins.
     """
-    value, best = scores.max(dim=1)
-    rows = torch.arange(len(scores))
-    tied = (value == scores.amax(dim=0)[best]).nonzero()[:, 0]
-    first = torch.full((scores.shape[1],), len(scores)).scatter_reduce_(0, best[tied], tied, "amin")
-    return first[best] == rows, best
-
-
-def some_of(scores: Float[Tensor, "old new"], rows: Tensor, columns: Tensor) -> Float[Tensor, "some_old some_new"]:
-    """Copy the chosen rows and columns, a few rows at a time: nothing whole beside the scores and the result."""
-    rows, columns = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
-    found = scores.new_empty(len(rows), len(columns))
-    for place, chosen in zip(found.split(ROWS), rows.split(ROWS), strict=True):
-        place[:] = scores[chosen][:, columns]
-    return found
-
-
-def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Return pairs of positions among the free as pairs of units."""
-    return torch.stack([old[pairs[:, 0]], new[pairs[:, 1]]], dim=1)
+    old, new = scores.shape
+    value, best = scores.topk(min(CANDIDATES, new), dim=1)
+    held, holder = torch.full((new,), -torch.inf), torch.full((new,), -1)
+    turn, asking = torch.zeros(old, dtype=torch.long), torch.arange(old)
+    while len(asking):
+        wanted, score = best[asking, turn[asking]], value[asking, turn[asking]]
+        highest = held.scatter_reduce(0, wanted, score, "amax")
+        wins = (score == highest[wanted]) & (score > held[wanted])
+        first = torch.full((new,), old).scatter_reduce_(0, wanted[wins], asking[wins], "amin")
+        wins &= first[wanted] == asking
+        displaced = holder[wanted[wins]]
+        holder[wanted[wins]], held = asking[wins], highest
+        refused = torch.cat([asking[~wins], displaced[displaced >= 0]])
+        turn[refused] += 1
+        asking = refused[turn[refused] < value.shape[1]]
+    taken = (holder >= 0).nonzero()[:, 0]
+    return torch.stack([holder[taken], taken], dim=1)

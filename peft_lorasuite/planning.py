@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
-from .costs import MUTUAL, Costs, shared_at_most
+from .costs import MATCHED, Costs, shared_at_most
 from .errors import LoraSuiteError, unknown
 from .matching import FIXED_PATHS
 from .methods import base as methods
@@ -214,7 +214,7 @@ def _notes(rates: Rates) -> list[str]:
         f"at {rates.read:.3g} GB/s from disk, 10^9 operations a second: {speeds}, {rates.assign:.3g} of assignment, "
         f"{rates.scores:.3g} of matching",
         "memory: without mapped files and without the libraries themselves (about 0.5 GB)",
-        f"units: {MUTUAL:.0%} matched in the first round, as measured on a real pair; nearer backbones take less",
+        f"units: {MATCHED:.0%} matched at the first look, as measured on a real pair; nearer backbones take less",
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .errors import LoraSuiteError
-from .matching import assign, mutual_bests, some_of
+from .matching import asked, assign
 from .stages import Stage
 
 GB = 1e9
@@ -31,7 +31,7 @@ class Rates:
         fp64: The same in float64.
         bf16: The same in bfloat16, in which published backbones run.
         assign: Steps of the Hungarian method (n^2 m) per second, in 10^9.
-        scores: Scores per second that a round of mutual bests goes through, in 10^9.
+        scores: Scores per second that the matching of feed-forward units looks at, in 10^9.
     """
 
     read: float = 0.4
@@ -71,16 +71,8 @@ def measure_rates(
         rates[name] = 2 * size**3 / fastest(lambda M=M: M @ M, clock=clock) / GB
     scores = torch.randn(size, 2 * size, generator=torch.Generator().manual_seed(0))
     steps = 2 * size**3 / fastest(lambda: assign(scores), 1, clock)
-    looked = scores.numel() / fastest(lambda: _round(scores), clock=clock)
+    looked = scores.numel() / fastest(lambda: asked(scores), clock=clock)
     return Rates(read=_read_rate(bytes_read), assign=steps / GB, scores=looked / GB, **rates)
-
-
-def _round(scores: torch.Tensor) -> torch.Tensor:
-    """Do what a round of mutual bests does: find them, and copy the rest."""
-    mutual, best = mutual_bests(scores)
-    kept = torch.ones(scores.shape[1], dtype=torch.bool)
-    kept[best[mutual]] = False
-    return some_of(scores, ~mutual, kept)
 
 
 def fastest(work: Callable[[], Any], tries: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from .spec import Heads
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]
 SKETCH = 512
-"""Dimensions, at least, in which the units of a wide feed-forward layer are compared."""
+"""Dimensions, at most, in which the units of a wide feed-forward layer are moved and compared."""
 
 
 def layer_similarity(name: str, old: Activations, new: Activations, *, block: int = 256) -> Scores:
@@ -146,35 +146,37 @@ def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
 
 
 def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor]) -> Scores:
-    """Mean cosine of feed-forward units over the parts that both layers have; parts as ``(units, D_n)``.
+    """Mean cosine of feed-forward units over the parts that both layers have; parts as ``(units, width)``.
 
-    The largest product of a map: wide layers are compared through sketches of `SKETCH` dimensions, which keep cosines
-    to within 1 / sqrt(SKETCH) and equal units equal.
+    Wide parts come as sketches, all of one size: they are added up, which costs one product instead of one a part. To
+    within 1 / sqrt(SKETCH) that is the same, and equal units stay equal.
     """
     common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
-    widths = [old[part].shape[1] for part in common]
-    if sum(widths) <= 2 * SKETCH:
+    if sum(old[part].shape[1] for part in common) <= 2 * SKETCH:
         return sum((unit(old[part]) @ unit(new[part]).T for part in common), torch.zeros(())) / len(common)
-    drawn = torch.randint(0, 2, (sum(widths),), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
-    signs = dict(zip(common, drawn.split(widths), strict=True))
-    left, right = (sketched(side, signs) for side in (old, new))
+    left, right = (unit(sum((unit(side[part]) for part in common), torch.zeros(()))) for side in (old, new))
     return left @ right.T
 
 
-def sketched(parts: dict[str, Tensor], signs: dict[str, Tensor]) -> Float[Tensor, "units sketch"]:
-    """Sketch the normalised units of all parts together: sums of a few dimensions each, with random signs.
+def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
+    """Draw the signs of each part's sketch, always the same; None where the parts are narrow and compared whole."""
+    if len(parts) * width <= 2 * SKETCH:
+        return dict.fromkeys(parts)
+    drawn = torch.randint(0, 2, (len(parts), width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    return dict(zip(parts, drawn, strict=True))
 
-    Its products are those of the whole units on average, as a dense random projection's are, at the cost of reading
-    them once. One part is in memory at a time beside what is given.
+
+def sketched(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] | None) -> Float[Tensor, "rows sketch"]:
+    """Sketch rows: sums of a few dimensions each, with random signs.
+
+    Products of sketches are on average those of the rows, as under a dense random projection, at the cost of reading
+    the rows once; and the sketch of a product is the product with a sketch, ``sketched(X @ R) = X @ sketched(R)``.
     """
-    unit = torch.nn.functional.normalize
-    seen = torch.zeros(())
-    for part, sign in signs.items():
-        seen = seen + (unit(parts[part]) * sign).unflatten(1, (sketch_size(len(sign)), -1)).sum(dim=-1)
-    return unit(seen)
-
-
-def sketch_size(width: int) -> int:
-    """Return the fewest dimensions, `SKETCH` or more, into which a width can be summed evenly."""
-    return next(size for size in range(min(SKETCH, width), width + 1) if width % size == 0)
+    if signs is None:
+        return rows
+    found = rows.new_zeros(len(rows), min(SKETCH, len(signs)))
+    for start in range(0, len(signs), SKETCH):
+        part = rows[:, start : start + SKETCH]
+        found[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH])
+    return found

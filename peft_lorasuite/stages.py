@@ -51,7 +51,7 @@ class Stage:
         fp64: Operations in float64.
         run: Operations in the dtype in which the models run, where that is not float32.
         assign: Steps of the Hungarian method, n^2 m for n things and m places.
-        scores: Scores that rounds of mutual bests look at.
+        scores: Scores that the matching of units looks at.
         memory: Bytes held at its peak, without mapped files.
         mapped: Bytes of files that are mapped and gone over again and again; the system can do without keeping them.
     """

@@ -104,17 +104,29 @@ class Basis:
     residual: float = 1.0
 
     def read(self, rows: Float[Tensor, "rows old"]) -> Float[Tensor, "rows new"]:
-        """Return ``rows @ R_in``: what reads old hidden states, made to read new ones.
-
-        ``R_in = κ diag(g_o) pinv(W_h)^T diag(1/g_n)``, ``κ = ||W_h||_F / sqrt(D_n)`` behind a norm and 1 without.
-        """
-        scale = float(self.hidden.norm()) / self.hidden.shape[1] ** 0.5 if self.normed else 1.0
-        return (rows * self.old_gain) @ self.inverse.T * (scale / _floored(self.new_gain))
+        """Return ``rows @ R_in``: what reads old hidden states, made to read new ones."""
+        return (rows * self.old_gain) @ self.inverse.T * self._read_scale
 
     def write(self, columns: Float[Tensor, "old columns"]) -> Float[Tensor, "new columns"]:
-        """Return ``R_out @ columns``, ``R_out = diag(1/g_n) W_h^T diag(g_o)`` times the residual multipliers' ratio."""
-        moved = self.hidden.T @ (columns * self.old_gain[:, None])
-        return moved * (self.residual / _floored(self.new_gain))[:, None]
+        """Return ``R_out @ columns``: what writes old hidden states, made to write new ones."""
+        return (self.hidden.T @ (columns * self.old_gain[:, None])) * self._write_scale[:, None]
+
+    def reading(self) -> Float[Tensor, "old new"]:
+        """Form ``R_in = κ diag(g_o) pinv(W_h)^T diag(1/g_n)``, ``κ = ||W_h||_F / sqrt(D_n)`` behind a norm, else 1."""
+        return self.old_gain[:, None] * self.inverse.T * self._read_scale
+
+    def writing(self) -> Float[Tensor, "old new"]:
+        """Form ``R_out^T``, ``R_out = diag(1/g_n) W_h^T diag(g_o)`` times the residual multipliers' ratio."""
+        return self.old_gain[:, None] * self.hidden * self._write_scale
+
+    @property
+    def _read_scale(self) -> Tensor:
+        scale = float(self.hidden.norm()) / self.hidden.shape[1] ** 0.5 if self.normed else 1.0
+        return scale / _floored(self.new_gain)
+
+    @property
+    def _write_scale(self) -> Tensor:
+        return self.residual / _floored(self.new_gain)
 
 
 def part_basis(
@@ -163,21 +175,19 @@ def fit_heads(
             rotary pair, the only maps that positions let through.
     """
     M, N = moved.double(), target.double()
-    gram = torch.linalg.pinv(M @ M.mT, hermitian=True, rtol=1e-12)
-    T = gram @ (M @ N.mT)
-    residual = _relative_residual(T, M, N)
+    gram, cross, size = M @ M.mT, M @ N.mT, N.flatten(1).norm(dim=1)
+    T = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12) @ cross
+    residual = _relative_residual(T, gram, cross, size)
     if rotary is not None and bool((residual > EXACT).any()):
-        narrow = rotary.narrow(M, N)
-        T = torch.where((residual > EXACT)[:, None, None], narrow, T)
-        residual = _relative_residual(T, M, N)
-    norms = torch.stack([old_norms.float(), target.flatten(1).norm(dim=1)], dim=1)
-    return HeadFit(T.float(), residual.float(), norms)
+        T = torch.where((residual > EXACT)[:, None, None], rotary.narrow(gram, cross), T)
+        residual = _relative_residual(T, gram, cross, size)
+    return HeadFit(T.float(), residual.float(), torch.stack([old_norms, size], dim=1).float())
 
 
-def _relative_residual(T: Tensor, M: Tensor, N: Tensor) -> Tensor:
-    size = N.flatten(1).norm(dim=1)
-    off = (T.mT @ M - N).flatten(1).norm(dim=1)
-    return torch.where(size > 0, off / size.clamp(min=1e-300), 0.0)
+def _relative_residual(T: Tensor, gram: Tensor, cross: Tensor, size: Tensor) -> Tensor:
+    """``||T^T M - N|| / ||N||`` from ``M M^T``, ``M N^T`` and ``||N||``: float64 leaves it exact to 1e-8."""
+    square = ((gram @ T - 2 * cross) * T).sum(dim=(1, 2)) + size**2
+    return torch.where(size > 0, square.clamp(min=0).sqrt() / size.clamp(min=1e-300), 0.0)
 
 
 @dataclass(frozen=True)
@@ -189,24 +199,27 @@ class Rotary:
     old_theta: float
     new_theta: float
 
-    def narrow(self, M: Tensor, N: Tensor) -> Float[Tensor, "pairs size_o size_n"]:
+    def narrow(
+        self, gram: Float[Tensor, "pairs size_o size_o"], cross: Float[Tensor, "pairs size_o size_n"]
+    ) -> Float[Tensor, "pairs size_o size_n"]:
         """Fit one complex factor per rotary pair; a new pair takes the old pair of the nearest frequency.
 
-        Dimension p turns with p + size/2. Dimensions that do not turn are fitted freely among themselves.
+        With ``z = M_p + i M_(p + size/2)``, the two dimensions that turn together, and w likewise of N, the factor is
+        ``<z, w> / |z|^2``: sums of four entries of ``M N^T`` and two of ``M M^T``. Dimensions that do not turn are
+        fitted freely among themselves.
         """
         old_half, new_half = self.old_size // 2, self.new_size // 2
-        source = self._nearest()
-        z, w = _complex(M, old_half)[:, source], _complex(N, new_half)
-        size = (z.abs() ** 2).sum(dim=2)
-        factor = (z.conj() * w).sum(dim=2) / size.clamp(min=1e-300)
-        T = M.new_zeros(len(M), M.shape[1], N.shape[1])
-        new = torch.arange(new_half)
-        T[:, source, new] = T[:, source + old_half, new + new_half] = factor.real
-        T[:, source, new + new_half] = factor.imag
-        T[:, source + old_half, new] = -factor.imag
-        rest_o, rest_n = M[:, self.old_size :], N[:, self.new_size :]
-        if rest_o.shape[1] and rest_n.shape[1]:
-            free = torch.linalg.pinv(rest_o @ rest_o.mT, hermitian=True, rtol=1e-12) @ (rest_o @ rest_n.mT)
+        p, q = self._nearest(), torch.arange(new_half)
+        size = (gram[:, p, p] + gram[:, p + old_half, p + old_half]).clamp(min=1e-300)
+        real = (cross[:, p, q] + cross[:, p + old_half, q + new_half]) / size
+        imaginary = (cross[:, p, q + new_half] - cross[:, p + old_half, q]) / size
+        T = torch.zeros_like(cross)
+        T[:, p, q] = T[:, p + old_half, q + new_half] = real
+        T[:, p, q + new_half] = imaginary
+        T[:, p + old_half, q] = -imaginary
+        if self.old_size < gram.shape[1] and self.new_size < cross.shape[2]:
+            still = gram[:, self.old_size :, self.old_size :]
+            free = torch.linalg.pinv(still, hermitian=True, rtol=1e-12) @ cross[:, self.old_size :, self.new_size :]
             T[:, self.old_size :, self.new_size :] = free
         return T
 
@@ -217,10 +230,6 @@ class Rotary:
             for size, theta in ((self.old_size, self.old_theta), (self.new_size, self.new_theta))
         )
         return (old[:, None] - new[None]).abs().argmin(dim=0)
-
-
-def _complex(rows: Tensor, half: int) -> Tensor:
-    return torch.complex(rows[:, :half], rows[:, half : 2 * half])
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,8 +247,8 @@ class UnitFit:
     norms: Tensor
 
 
-def fit_units(moved: Float[Tensor, "pairs new"], target: Float[Tensor, "pairs new"], old_norm: float) -> UnitFit:
-    """Fit one factor per matched unit: ``scale * M ≈ N``."""
+def fit_units(moved: Float[Tensor, "pairs width"], target: Float[Tensor, "pairs width"], old_norm: float) -> UnitFit:
+    """Fit one factor per matched unit: ``scale * M ≈ N``, from weights in the new hidden basis or their sketches."""
     scale = (moved * target).sum(dim=1) / (moved**2).sum(dim=1).clamp(min=1e-30)
     size = target.norm()
     residual = (scale[:, None] * moved - target).norm() / size if float(size) else torch.zeros(())

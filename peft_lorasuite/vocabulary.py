@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[
 
 
 def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Map the text that a token stands for to its id; a word start is a leading space."""
+    """Map the text that a token stands for to its id; a word start is a leading space.
+
+    Of several tokens for one text the lowest id counts: tokenizers list their vocabulary in another order every run.
+    """
     vocabulary = tokenizer.get_vocab()
     special, marker = _special(tokenizer), _marker(vocabulary)
-    return {token if token in special else _plain(token, marker): number for token, number in vocabulary.items()}
+    ordered = sorted(vocabulary.items(), key=itemgetter(1), reverse=True)
+    return {token if token in special else _plain(token, marker): number for token, number in ordered}
 
 
 def first_pieces(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:

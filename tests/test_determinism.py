@@ -9,8 +9,11 @@ import peft
 import pytest
 import torch
 from pico import pico_model, pico_tokenizer, save_backbone
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap, activations, upgrade
+from peft_lorasuite.vocabulary import plain_vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
@@ -93,3 +96,13 @@ def test_another_number_of_threads_changes_no_more_than_rounding_does(folders: P
     finally:
         torch.set_num_threads(threads)
     same(maps[0], maps[1], 1e-5)
+
+
+def test_of_several_tokens_for_one_text_the_first_id_counts_whatever_the_order_of_the_vocabulary() -> None:
+    """The order in which a tokenizer lists its vocabulary differs from process to process, so that one run shows it."""
+    words = [f"word{number}" for number in range(40)]
+    listed = [f"Ġ{word}" for word in words] + [f" {word}" for word in words]
+    vocabulary = {token: number for number, token in enumerate(["<unk>", *listed])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")))
+    plain = plain_vocabulary(tokenizer)
+    assert [plain[f" {word}"] for word in words] == list(range(1, 41))

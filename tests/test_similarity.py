@@ -19,7 +19,8 @@ from peft_lorasuite.similarity import (
     SKETCH,
     head_similarity,
     layer_similarity,
-    sketch_size,
+    sketch_signs,
+    sketched,
     unit_similarity,
 )
 from peft_lorasuite.spec import Heads
@@ -163,9 +164,23 @@ def test_wide_units_are_compared_through_a_sketch_that_keeps_their_cosines(width
     near = {part: values + 0.5 * draw(40, width, seed=9 + n) for n, (part, values) in enumerate(old.items())}
     unit = torch.nn.functional.normalize
     exact = sum(unit(old[part]) @ unit(near[part]).T for part in old) / 3
-    found = unit_similarity(old, near)
+    signs = sketch_signs(tuple(old), width)
+    left, right = ({part: sketched(side[part], signs[part]) for part in side} for side in (old, near))
+    found = unit_similarity(left, right)
     assert float((found - exact).abs().max()) < 6 / SKETCH**0.5
     assert torch.equal(found.argmax(dim=1), torch.arange(40))
-    assert unit_similarity(old, old).diagonal() == pytest.approx(1.0, abs=1e-5)
-    assert SKETCH <= sketch_size(width) < 2 * SKETCH
-    assert width % sketch_size(width) == 0
+    assert unit_similarity(left, left).diagonal() == pytest.approx(1.0, abs=1e-5)
+    assert all(part.shape == (40, SKETCH) for part in left.values())
+
+
+@pytest.mark.parametrize("width", [512, 768, 1300])
+def test_the_sketch_of_a_product_is_the_product_with_a_sketch(width: int) -> None:
+    rows, R = draw(60, 20), draw(20, width, seed=1)
+    signs = sketch_signs(("gate", "up", "down"), width)["up"]
+    assert sketched(rows @ R, signs) == pytest.approx(rows @ sketched(R, signs), abs=1e-4)
+
+
+def test_narrow_units_are_compared_whole() -> None:
+    rows, signs = draw(5, 300), sketch_signs(("gate", "up", "down"), 300)
+    assert set(signs) == {"gate", "up", "down"}
+    assert all(torch.equal(sketched(rows, sign), rows) for sign in signs.values())
