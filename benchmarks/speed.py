@@ -36,7 +36,7 @@ from peft_lorasuite.methods.lorasuite import move
 from peft_lorasuite.rates import fastest
 from peft_lorasuite.similarity import head_similarity, layer_similarity
 from peft_lorasuite.spec import ATTENTION
-from peft_lorasuite.transfer import hidden_map
+from peft_lorasuite.transfer import hidden_map, pseudo_inverse
 
 RANK, LOOPED = 16, 8
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""
@@ -52,14 +52,14 @@ def layer(args: argparse.Namespace) -> dict[str, Any]:
     E_o, E_n = old.embedding(ids), new.embedding(ids)
     found: dict[str, Any] = {"layers": [], "threads": torch.get_num_threads()}
     found["hidden_map"] = {
-        "factored": fastest(lambda: hidden_map(E_o, E_n)),
-        "naive": fastest(lambda: naive.hidden_map(E_o, E_n), 1),
+        "factored": fastest(lambda: pseudo_inverse(hidden_map(E_o, E_n))),
+        "naive": fastest(lambda: torch.linalg.pinv(naive.hidden_map(E_o, E_n)), 1),
     }
     hidden = hidden_map(E_o, E_n)
-    built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
+    built, pairing = UpgradeMap.build(old, new, WEIGHTS_ONLY), Pairing(old, new, hidden, WEIGHTS_ONLY)
     for number, pair in enumerate(built.layers):
         told = {
-            "factored": fastest(lambda n=number: Pairing(old, new, hidden, WEIGHTS_ONLY).layer(n, n)),
+            "factored": fastest(lambda n=number: pairing.layer(n, n)),
             "factored_update": fastest(lambda pair=pair: moved(built, pair)),
             **naive_layer(old, new, number, hidden, moved(built, pair)),
         }
@@ -139,7 +139,7 @@ def one_upgrade(args: argparse.Namespace) -> dict[str, Any]:
     told = {"in_process": fastest(lambda: upgrade(args.adapter, built, method="lorasuite"))}
     told["command"] = fastest(lambda: command(args, args.adapter))
     program = (
-        "import json, resource, sys, peft_lorasuite, peft_lorasuite.upgrading, peft_lorasuite.methods.lorasuite as m\n"
+        "import json, resource, sys, peft, transformers, peft_lorasuite.upgrading, peft_lorasuite.methods.lorasuite\n"
         "now = int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])\n"
         "peft_lorasuite.upgrade(sys.argv[1], sys.argv[2], method='lorasuite').save(sys.argv[3])\n"
         "print(json.dumps([now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"

@@ -188,7 +188,18 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
             tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch)
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return _apart(tensors)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, as safetensors wants them; copies only what does."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        alone = whole and tensor.data_ptr() not in seen
+        found[name] = tensor if alone else tensor.contiguous().clone()
+        seen.add(found[name].data_ptr())
+    return found
 
 
 def by_site(adapter: Adapter) -> dict[tuple[int, Site], LowRank]:

@@ -174,14 +174,23 @@ def fit_heads(
         rotary: For q and k under rotary positions: a fit that is not exact is narrowed to one rotation and scale per
             rotary pair, the only maps that positions let through.
     """
-    M, N = moved.double(), target.double()
-    gram, cross, size = M @ M.mT, M @ N.mT, N.flatten(1).norm(dim=1)
+    gram, cross, size = _products(moved, target)
     T = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12) @ cross
     residual = _relative_residual(T, gram, cross, size)
     if rotary is not None and bool((residual > EXACT).any()):
         T = torch.where((residual > EXACT)[:, None, None], rotary.narrow(gram, cross), T)
         residual = _relative_residual(T, gram, cross, size)
     return HeadFit(T.float(), residual.float(), torch.stack([old_norms, size], dim=1).float())
+
+
+def _products(moved: Tensor, target: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """``M M^T``, ``M N^T`` and ``||N||`` of every pair in float64, a few at a time: large copies are slow to make."""
+    found = []
+    for left, right in zip(moved.split(chunk), target.split(chunk), strict=True):
+        M, N = left.double(), right.double()
+        found.append((M @ M.mT, M @ N.mT, N.flatten(1).norm(dim=1)))
+    gram, cross, size = map(torch.cat, zip(*found, strict=True))
+    return gram, cross, size
 
 
 def _relative_residual(T: Tensor, gram: Tensor, cross: Tensor, size: Tensor) -> Tensor:
