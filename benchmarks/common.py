@@ -32,6 +32,7 @@ class Task:
         options: Possible answers of an example, or None for exact answers.
         prompts: Unlabelled prompts of the task.
         seen: How many of the first test items ask for what a prompt asks for, in other words; 0 where none does.
+        labelled: What the rows with 100 samples draw from, where that is not all of ``train``.
     """
 
     train: list[Example]
@@ -40,13 +41,14 @@ class Task:
     options: Callable[[Example], list[str]] | None
     prompts: list[str]
     seen: int = 0
+    labelled: list[Example] | None = None
 
 
 def load_task(name: str, data: Path, limit: int) -> Task:
     """Read a task from a folder in the format of the LLM-Adapters collection.
 
     ``arc``: ARC-Easy, trained on its training file (with ARC-Challenge's). ``facts``: invented facts in two wordings,
-    tested on a third; the second half of them is never shown to a method. ``math``: chains of thought.
+    tested on a third; 120 of them are prompts, 100 of these have labels, and 120 are shown to no method but full retraining. ``math``: chains of thought.
     """
     if name == "arc":
         train = read_examples(data / "ARC-Easy_train.json")
@@ -56,7 +58,8 @@ def load_task(name: str, data: Path, limit: int) -> Task:
         names = json.loads((data / "facts_options.json").read_text(encoding="utf-8"))
         train, test = read_examples(data / "facts_train.json"), read_examples(data / "facts_test.json")
         seen = train[:120]
-        return Task(train, train[240:], test[:limit], lambda example: names, [fill(one) for one in seen], len(seen))
+        prompts = [fill(one) for one in seen]
+        return Task(train, train[240:], test[:limit], lambda example: names, prompts, len(seen), labelled=seen[:100])
     if name == "math":
         records = json.loads((data / "math_data.json").read_text(encoding="utf-8"))
         train = read_examples([record for record in records if record["output"]])  # a few have no solution

@@ -154,9 +154,9 @@ class Run:
 
     def tune(self, model: Any, *, learning_rate: float, warmup: float = 0.0, samples: int | None = 100) -> Any:
         """Train on labelled samples of the task."""
-        epochs = 3 if samples else 1
+        epochs, data = (3, self.task.labelled or self.task.train) if samples else (1, self.task.train)
         return finetune(
-            model, self.task.train, samples=samples, epochs=epochs, learning_rate=learning_rate, warmup=warmup,
+            model, data, samples=samples, epochs=epochs, learning_rate=learning_rate, warmup=warmup,
             seed=self.args.seed, tokenizer=self.new.tokenizer, modules=self.modules,
             micro_batch_size=self.args.micro_batch_size, progress=bars,
         )  # fmt: skip

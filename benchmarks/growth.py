@@ -117,6 +117,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         x, y = zip(*told["points"], strict=True)
         axes.loglog(x, y, "o-", color="black")
         axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.set_yticks([min(y), max(y)], [f"{min(y):.2g}", f"{max(y):.2g}"])
         axes.minorticks_off()
         axes.set_title(f"{name}: exponent {told['exponent']:g}", fontsize=10)
         axes.set_xlabel(name.partition(": ")[2])

@@ -118,8 +118,10 @@ class Backbone:
         config = self.config if self.arch.runs_as else None  # transformers would look for the unknown type's code
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())
-        except (OSError, ValueError, KeyError) as error:
-            raise LoraSuiteError(f"the tokenizer cannot be loaded: {error}", where=repr(self)) from error
+        except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+            raise LoraSuiteError(
+                f"the tokenizer cannot be loaded: {error}", where=repr(self), do="fetch its tokenizer files again"
+            ) from error
         if not tokenizer.is_fast:
             raise LoraSuiteError(
                 "the tokenizer gives no character offsets", where=repr(self), wanted="a fast tokenizer (tokenizer.json)"

@@ -150,7 +150,7 @@ def open_tokenizer(model: Any, tokenizer: Any) -> Any:
         raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # see Backbone.tokenizer
         raise LoraSuiteError(f"the tokenizer cannot be loaded: {error}", where=name, do="pass tokenizer=") from error
 
 

@@ -21,7 +21,9 @@ def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[
     Word starts are compared whatever their marker: byte-level BPE's, SentencePiece's or WordPiece's. Ids beyond the
     embedding's rows are left out.
     """
-    left, right = plain_vocabulary(old), plain_vocabulary(new)
+    left, right = old.get_vocab(), new.get_vocab()
+    if _marker(left) != _marker(right):  # else the tokens themselves can be compared, which is ten times faster
+        left, right = plain_vocabulary(old), plain_vocabulary(new)
     pairs = [(left[text], right[text]) for text in left if text in right]
     pairs = sorted((a, b) for a, b in pairs if a < old_rows and b < new_rows)
     table = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)

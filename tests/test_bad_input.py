@@ -178,3 +178,17 @@ def test_samples_that_are_none(pair: Pair, tmp_path: Path, capsys: pytest.Captur
     call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
     told = refused(tmp_path, capsys, *call, "--finetune", tmp_path / "data.json")
     assert "data.json, record 1: a record has no output" in told
+
+
+@pytest.mark.parametrize(
+    "text", ['{"version": "1.0", "added_', '{"version": "1.0", "added_tokens": [], "model": {"type": "New"}}']
+)
+def test_a_tokenizer_file_that_is_broken(
+    text: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut short, or whole JSON of something else: the tokenizers library raises a bare exception for the latter."""
+    old = changed(pair.old, tmp_path, lambda f: (f / "tokenizer.json").write_text(text))
+    call = ["upgrade", pair.adapter, "--from", old, "--to", pair.new, "--map", pair.map]
+    told = refused(tmp_path, capsys, *call, "-o", tmp_path / "place" / "out")
+    assert "the tokenizer cannot be loaded" in told
+    assert "fetch its tokenizer files again" in told
