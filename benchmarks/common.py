@@ -48,7 +48,8 @@ def load_task(name: str, data: Path, limit: int) -> Task:
     """Read a task from a folder in the format of the LLM-Adapters collection.
 
     ``arc``: ARC-Easy, trained on its training file (with ARC-Challenge's). ``facts``: invented facts in two wordings,
-    tested on a third; 120 of them are prompts, 100 of these have labels, and 120 are shown to no method but full retraining. ``math``: chains of thought.
+    tested on a third; 120 of them are prompts, 100 of these have labels, and the other 120 are shown to no method but
+    full retraining. ``math``: chains of thought.
     """
     if name == "arc":
         train = read_examples(data / "ARC-Easy_train.json")
