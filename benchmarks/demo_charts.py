@@ -77,10 +77,15 @@ def costs(ways: dict[str, dict[str, Any]], full: str, paper_seconds: float, path
         drawn = axes.barh(
             names, [ways[name][key] for name in names], color=["0.6" if n == full else "C0" for n in names]
         )
-        axes.bar_label(drawn, fmt="%.1f" if axes is left else "%.0f", padding=3, fontsize=8)
+        axes.bar_label(
+            drawn, fmt="%.1f" if axes is left else "%.0f", padding=3, fontsize=8,
+            bbox={"color": "white", "pad": 0.5},
+        )  # fmt: skip
         axes.set_xlabel(label)
         axes.margins(x=0.15)
-    left.axvline(ways[full]["work_seconds"] * (1 + paper_seconds), color="black", linestyle="--", linewidth=0.8)
+    saved = ways[full]["work_seconds"] * (1 + paper_seconds)
+    left.axvline(saved, color="black", linestyle="--", linewidth=0.8, zorder=0)
+    left.text(saved, -0.75, f" paper: {paper_seconds:.0%}", fontsize=8)
     left.invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)

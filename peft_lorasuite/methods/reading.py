@@ -189,8 +189,14 @@ def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int
         needed.setdefault(turn, []).append(position)
     for numbers, states, taken in forward(model, rows, job.progress):
         for line, number in enumerate(numbers):
-            kept |= {(number, p): states[line, p - taken].cpu() for p in needed.get(number, [])}
+            kept |= _at(states[line], number, needed.get(number, []), taken)
     return torch.stack([kept[place] for place in wanted])
+
+
+def _at(values: Tensor, turn: int, positions: Sequence[int], taken: int) -> dict[tuple[int, int], Tensor]:
+    """Copy the values at a turn's positions, so that the batch around them can go; the first ``taken`` were not run."""
+    rows = values[[position - taken for position in positions]].cpu()
+    return {(turn, position): row for position, row in zip(positions, rows, strict=True)}
 
 
 def _read_new(
@@ -228,8 +234,7 @@ def _read_new(
                 for name, table in kept.items():
                     values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
                     for line, number in enumerate(numbers):
-                        wanted_here = places_of.get(number, [])
-                        table |= {(number, p): values[line, p - taken].detach().cpu() for p in wanted_here}
+                        table |= _at(values[line].detach(), number, places_of.get(number, []), taken)
     finally:
         for hook in hooks:
             hook.remove()
