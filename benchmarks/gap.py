@@ -41,10 +41,12 @@ METHODS = {
     "transplant": ("transplant", {}, "task"),
     "transplant-built-in-prompts": ("transplant", {}, "built-in"),
     "transplant-elicited": ("transplant", {}, "elicited"),
+    "transplant-long": ("transplant", {"gate": 0.0, "rank": 64, "positions": 5000}, "task"),
     "distill": ("distill", {}, "task"),
     "distill-elicited": ("distill", {}, "elicited"),
 }
-"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
+"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows. What
+"transplant-long" sets is for long answers, chosen on development items of the chains of thought."""
 ELICITED = 400
 GENERATED = 128
 """Tokens of a generated answer at most."""
