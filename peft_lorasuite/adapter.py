@@ -188,10 +188,10 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
             tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch)
-    return _apart(tensors)
+    return apart(tensors)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return contiguous tensors that share no memory, as safetensors wants them; copies only what does."""
     found, seen = {}, set()
     for name, tensor in tensors.items():

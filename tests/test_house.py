@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("room", sorted(PURE))
 def test_a_pure_room_imports_no_more_than_it_may(room):
     assert imports(PACKAGE / f"{room}.py") <= PURE[room]
+
+
+def test_no_import_at_the_top_of_a_file_goes_in_a_circle():
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        package = list(path.parent.relative_to(ROOT).parts)
+        needed = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = package[: len(package) - node.level + 1]
+                needed.add(".".join([*base, node.module or ""]).strip("."))
+                needed |= {".".join([*base, alias.name]) for alias in node.names if node.module is None}
+        graph[".".join([*package, path.stem]).removesuffix(".__init__")] = needed
+    known = {name: {one for one in needed if one in graph and one != name} for name, needed in graph.items()}
+    assert any(known.values())
+    assert len(list(TopologicalSorter(known).static_order())) == len(graph)
 
 
 def test_only_upgrade_and_methods_bring_adapter_and_map_together():

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from variants import carried, error, pair, trained
 
 from peft_lorasuite import LoraSuiteError, upgrade
+from peft_lorasuite.adapter import apart
 
 TOLERANCE = 1e-4
 pytestmark = [
@@ -246,3 +247,16 @@ print(json.dumps([told, reads_backbones(place), place.need("adapter_config.json"
     told, needs, folder = ask_client(hub, code, tmp_path / "home")
     assert "wanted a or b" in told
     assert (needs, folder) == (False, "b")
+
+
+def test_tensors_are_written_apart_and_copied_only_where_they_share_memory() -> None:
+    table = torch.randn(4, 6)
+    own = torch.randn(3, 2)
+    given = {"own": own, "again": own, "part": table[:2], "turned": table.T}
+    found = apart(given)
+    assert found["own"] is own
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == len(found)
+    for name, tensor in found.items():
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert torch.equal(tensor, given[name])
