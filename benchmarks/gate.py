@@ -177,7 +177,7 @@ def table(rows: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]]) -> str
     for one in real:
         name = one["fitted"]["name"]
         both = choice.judge(aligned, name), choice.judge(aligned, name, one["fitted"])
-        lines.append(line(f"real pair A, {one['point']}", "test", "", name, *both, one["gap_recovered"]))
+        lines.append(line(f"real: {one['point']}", "test", "", name, *both, one["gap_recovered"]))
     counts = {}
     for text in lines[2:]:
         cells = [cell.strip() for cell in text.split("|")]

@@ -7,10 +7,9 @@ OLD and NEW are folders or Hub ids. With ``--deeper`` NEW is replaced by a rando
 layers, written to a scratch folder. The runs, each a process of its own: ``ordinary`` (calibration in the checkpoint's
 own dtype), ``low-memory`` (the same with the layers on disk, ``low-memory-float32``: converted one at a time), and
 ``weights`` (no calibration, `--layer-map proportional`). A run that is in the file already is not made again.
-The forecast's time is set against the seconds that a thread worked ("cpu_seconds" over the threads), so that other
-work on the machine does not count. Mapped file pages are the operating system's and not counted. "libraries" is what
-a process holds that has imported everything and read both tokenizers. A layer map that differs between ordinary and
-low memory is an error.
+The forecast's rates are measured by the clock on the wall just before each run, so that it says little on a crowded
+machine. Mapped file pages are the operating system's and not counted. "libraries" is what a process holds that has
+imported everything and read both tokenizers. A layer map that differs between ordinary and low memory is an error.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +90,9 @@ def _drawn(weight: torch.Tensor, generator: torch.Generator, layers: int) -> tor
 
 
 def forecast(old: str, new: str, run: str) -> dict[str, Any]:
-    """Return what `map --plan` says of a run, with the rates of a thread that has a core to itself."""
+    """Return what `map --plan` says of a run, with the rates that the machine has right now."""
     options = MapOptions(layer_map="proportional" if run == "weights" else "cka")
-    rates = measure_rates(clock=time.process_time)
+    rates = measure_rates()
     planned = plan(
         old, new, options, rates=rates, low_memory=run.startswith("low-memory"),
         dtype="float32" if run.endswith("float32") else "auto",
@@ -108,8 +106,7 @@ def forecast(old: str, new: str, run: str) -> dict[str, Any]:
 def compared(found: dict[str, Any], planned: dict[str, Any], libraries: float) -> dict[str, Any]:
     """Set a run against its bound and its forecast."""
     bound = planned.pop("bound_gb")
-    if "cpu_seconds" in found:
-        planned["time_ratio"] = round(planned["seconds"] / found["cpu_seconds"] * torch.get_num_threads(), 2)
+    planned["time_ratio"] = round(planned["seconds"] / found["seconds"], 2)
     planned["memory_ratio"] = round((planned["memory_gb"] + libraries) / found["peak_gb"], 2)
     return {"bound_gb": bound, "within_bound": found["peak_gb"] <= bound, "forecast": planned}
 
@@ -128,16 +125,15 @@ def measure(old: str, new: str, run: str, libraries: float) -> dict[str, Any]:
 
 def table(paths: list[Path]) -> str:
     """Return the runs of some files as a table in Markdown."""
-    head = "pair (layers)", "run", "peak", "bound", "forecast", "wall time", "thread time", "forecast"
-    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    head = "pair (layers)", "run", "peak", "bound", "forecast", "wall time", "forecast"
+    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|"]
     for path in paths:
         told = json.loads(path.read_text(encoding="utf-8"))
         pair = f"{told['old']} ({told['layers'][0]}) to {told['new']} ({told['layers'][1]})"
         for name, run in told["runs"].items():
             expected = run["forecast"]["memory_gb"] + told["libraries_gb"]
             memory = f"{run['peak_gb']:.2f} GB | {run['bound_gb']:.2f} GB | {expected:.2f} GB"
-            worked = f"{run['cpu_seconds']:.0f} s" if "cpu_seconds" in run else "-"
-            times = f"{run['seconds']:.0f} s | {worked} | {run['forecast']['seconds']:.0f} s"
+            times = f"{run['seconds']:.0f} s | {run['forecast']['seconds']:.0f} s"
             lines.append(f"| {pair} | {name} | {memory} | {times} |")
     return "\n".join(lines)
 
