@@ -38,7 +38,7 @@ from peft_lorasuite.similarity import head_similarity, layer_similarity
 from peft_lorasuite.spec import ATTENTION
 from peft_lorasuite.transfer import hidden_map, pseudo_inverse
 
-RANK, LOOPED = 16, 8
+RANK, LOOPED = 16, 32
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""
 FFN = ("gate", "up", "down")
 
