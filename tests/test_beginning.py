@@ -24,7 +24,7 @@ def batch(*, beginning: int = BEGINNING, seed: int = 0) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("family", sorted(PICO))
 def test_logits_and_gradients_are_those_of_whole_rows(family):
-    torch.manual_seed(0)  # of the LoRA: with some draws float32 leaves 4e-4 between the gradients, a wrong path leaves 1
+    torch.manual_seed(0)  # of the LoRA: after some draws float32 leaves 4e-4 between the gradients, a wrong path 1
     model = pico_model(family)  # in evaluation mode: no dropout, as in our training
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2")
     tuned = peft.get_peft_model(model, config)
