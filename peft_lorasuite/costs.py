@@ -187,7 +187,7 @@ class Costs:
         """Cosines of all feed-forward units, in a sketch where they are wide; best pairs first, an assignment."""
         few, many = sorted((self.old.arch.intermediate, self.new.arch.intermediate))
         parts, width = len(self.units), self._unit_width
-        products = 2 * few * many * width * (1 if self._sketched else parts)
+        products = 2 * few * many * width * (1 if parts * width > 2 * SKETCH else parts)
         scores, left, places = looks(few, many)
         units = 4 * (few + many) * width * parts
         compare = 8 * (few + many) * width
@@ -225,14 +225,10 @@ class Costs:
         return self.kept + 4 * self.widths[0] * self.widths[1]
 
     @property
-    def _sketched(self) -> bool:
-        return len(self.units) * self.new.arch.hidden > 2 * SKETCH
-
-    @property
     def _unit_width(self) -> int:
         """Dimensions in which feed-forward units are moved and compared: all, or those of a sketch."""
         hidden = self.new.arch.hidden
-        return min(SKETCH, hidden) if self._sketched else hidden
+        return min(SKETCH, hidden) if len(self.units) * hidden > 2 * SKETCH else hidden
 
     @property
     def _heads(self) -> int:

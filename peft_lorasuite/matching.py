@@ -116,14 +116,13 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     found: list[Tensor] = []
     while True:
         pairs = asked(scores)
-        found.append(torch.stack([free_old[pairs[:, 0]], free_new[pairs[:, 1]]], dim=1))
+        found.append(_among(pairs, free_old, free_new))
         left, open_ = (torch.ones(count, dtype=torch.bool) for count in scores.shape)
         left[pairs[:, 0]], open_[pairs[:, 1]] = False, False
         free_old, free_new, scores = free_old[left], free_new[open_], scores[left][:, open_]
         if len(free_old) <= SMALL or len(pairs) < SLOW * len(left):
             break
-    pairs = assign(scores)
-    found.append(torch.stack([free_old[pairs[:, 0]], free_new[pairs[:, 1]]], dim=1))
+    found.append(_among(assign(scores), free_old, free_new))
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
 
@@ -151,3 +150,8 @@ def asked(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
         asking = refused[turn[refused] < value.shape[1]]
     taken = (holder >= 0).nonzero()[:, 0]
     return torch.stack([holder[taken], taken], dim=1)
+
+
+def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Return pairs of positions among the free as pairs of units."""
+    return torch.stack([old[pairs[:, 0]], new[pairs[:, 1]]], dim=1)

@@ -55,33 +55,30 @@ class Rates:
         return sum(amount / rate / GB for amount, rate in work)
 
 
-def measure_rates(
-    *, size: int = 1024, bytes_read: int = 2**27, clock: Callable[[], float] = time.perf_counter
-) -> Rates:
+def measure_rates(*, size: int = 1024, bytes_read: int = 2**27) -> Rates:
     """Measure the machine at hand with the threads that torch may use; about two seconds.
 
     Args:
         size: Rows of the matrices that are multiplied.
         bytes_read: Size of the temporary file that is read; its pages leave the cache first where the system allows.
-        clock: Seconds of computing; ``time.process_time`` leaves out what other work on the machine takes.
     """
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16", torch.bfloat16)):
         M = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
-        rates[name] = 2 * size**3 / fastest(lambda M=M: M @ M, clock=clock) / GB
+        rates[name] = 2 * size**3 / fastest(lambda M=M: M @ M) / GB
     scores = torch.randn(size, 2 * size, generator=torch.Generator().manual_seed(0))
-    steps = 2 * size**3 / fastest(lambda: assign(scores), 1, clock)
-    looked = scores.numel() / fastest(lambda: asked(scores), clock=clock)
+    steps = 2 * size**3 / fastest(lambda: assign(scores), 1)
+    looked = scores.numel() / fastest(lambda: asked(scores))
     return Rates(read=_read_rate(bytes_read), assign=steps / GB, scores=looked / GB, **rates)
 
 
-def fastest(work: Callable[[], Any], tries: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+def fastest(work: Callable[[], Any], tries: int = 3) -> float:
     """Return the seconds of the fastest of some runs: other work on the machine only ever adds to them."""
     times = []
     for _ in range(tries):
-        start = clock()
+        start = time.perf_counter()
         work()
-        times.append(clock() - start)
+        times.append(time.perf_counter() - start)
     return max(min(times), 1e-9)
 
 

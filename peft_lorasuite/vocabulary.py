@@ -22,7 +22,7 @@ def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[
     embedding's rows are left out.
     """
     left, right = old.get_vocab(), new.get_vocab()
-    if _marker(left) != _marker(right):  # else the tokens themselves can be compared, which is ten times faster
+    if _marker(left) != _marker(right):  # else the tokens can be compared as they are
         left, right = plain_vocabulary(old), plain_vocabulary(new)
     pairs = [(left[text], right[text]) for text in left if text in right]
     pairs = sorted((a, b) for a, b in pairs if a < old_rows and b < new_rows)

@@ -24,7 +24,7 @@ def batch(*, beginning: int = BEGINNING, seed: int = 0) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("family", sorted(PICO))
 def test_logits_and_gradients_are_those_of_whole_rows(family):
-    torch.manual_seed(0)  # of the LoRA: after some draws float32 leaves 4e-4 between the gradients, a wrong path 1
+    torch.manual_seed(0)  # of the LoRA: float32 keeps the bound below for this draw, not for every one
     model = pico_model(family)  # in evaluation mode: no dropout, as in our training
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2")
     tuned = peft.get_peft_model(model, config)
@@ -43,7 +43,7 @@ def test_logits_and_gradients_are_those_of_whole_rows(family):
         found.append((logits[wanted].detach(), grads))
     (logits, grads), (again, grads_again) = found
     assert torch.allclose(logits, again, atol=1e-4 * float(logits.abs().max()))
-    assert float((grads - grads_again).norm() / grads.norm()) < 1e-3
+    assert float((grads - grads_again).norm() / grads.norm()) < 1e-4
     assert float(grads.norm()) > 0
 
 
