@@ -181,7 +181,8 @@ class Experiment:
     def _finetune(self, model: Any, backbone: Backbone, count: int, folder: Path, **rates: float) -> None:
         finetune(
             model, self._examples(), samples=count, epochs=self.args.epochs, seed=self.args.seed, output=folder,
-            tokenizer=backbone.tokenizer, overwrite=True, progress=bars, **rates,
+            tokenizer=backbone.tokenizer, overwrite=True, progress=bars,
+            micro_batch_size=self.args.micro_batch_size, **rates,
         )  # fmt: skip
 
     def _examples(self) -> list[Example]:
@@ -259,6 +260,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, help="items of each benchmark (default: all)")
     made.add_argument("--max-new-tokens", type=int, help="longest response (default: as in the paper)")
     made.add_argument("--batch-size", type=int, default=8)
+    made.add_argument("--micro-batch-size", type=int, help="samples that training reads at once (default: all)")
     made.add_argument("--dtype", default="auto", help="of the loaded backbones (default: the checkpoint's)")
     made.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
     made.add_argument("--out", help="folder of the results (default: benchmarks/results/reproduce/PAIR-SUITE)")
