@@ -31,14 +31,11 @@ def unfolded(update: LowRank, config: Mapping[str, Any]) -> dict[str, Tensor]:
     return {"lora_A": A, "lora_B": B, "lora_E": values[:, None]}
 
 
-def peft_config(modules: Mapping[str, LowRank], config: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
-    """Return the `peft.AdaLoraConfig`; the rank pattern masks what each module has less than the first rank."""
-    from peft import AdaLoraConfig
-
+def peft_config(modules: Mapping[str, LowRank], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an AdaLoRA's config has of its own; the rank pattern masks what a module has less than ``init_r``."""
     first = config["init_r"]
     pattern = {
         f"{name}.lora_E": [number < update.rank for number in range(first)]
         for name, update in modules.items() if update.rank < first
     }  # fmt: skip
-    schedule = {name: config[name] for name in SCHEDULE if name in config}
-    return AdaLoraConfig(**common, **schedule, rank_pattern=pattern or None)
+    return {name: config[name] for name in SCHEDULE if name in config} | {"rank_pattern": pattern or None}

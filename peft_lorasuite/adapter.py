@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -239,27 +241,36 @@ def old_backbone(adapter: Source, source_model: Any, revision: str | None, acces
     return lambda: Backbone.open(name, revision=revision or config.get("revision"), hub_only=stranger, **access)
 
 
-def peft_config(adapter: Adapter, *, base: str, revision: str | None = None, rank: int | None = None) -> Any:
-    """Return the PEFT config: full module names, one r, alpha = r; AdaLoRA keeps the ranks and scaling that it had."""
-    from peft import LoraConfig
+def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:
+    """Return PEFT's config as it is written: full module names, one r, alpha = r; AdaLoRA keeps its ranks and scaling.
 
+    A plain dictionary: importing PEFT takes longer than an upgrade, and PEFT fills in its defaults when it reads.
+    """
     sites = by_site(adapter)
     names = {f"{adapter.arch.layer_path}.{layer}.{site.path}": update for (layer, site), update in sites.items()}
     settings = dict(adapter.settings)
-    rank = int(rank or settings.pop("r", 0) or adapter.rank)
+    rank = int(settings.pop("r", 0) or adapter.rank)
     common = {
+        "peft_type": "ADALORA" if adapter.kind == "adalora" else "LORA",
+        "peft_version": version("peft"),
         "target_modules": sorted([*names, *settings.pop("target_modules", [])]),
         "fan_in_fan_out": any(site.conv1d for _, site in sites),
         "task_type": adapter.config.get("task_type") or "CAUSAL_LM",
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
         **settings,
     }
     if adapter.kind == "adalora":
-        return adalora.peft_config(names, adapter.config, common)
+        return common | adalora.peft_config(names, adapter.config)
     biased = any(update.bias is not None for update in sites.values())
-    return LoraConfig(r=rank, lora_alpha=rank, lora_bias=biased, use_dora=adapter.kind == "dora", **common)
+    return common | {"r": rank, "lora_alpha": rank, "lora_bias": biased, "use_dora": adapter.kind == "dora"}
 
 
 def write(adapter: Adapter, folder: Path, *, base: str, revision: str | None = None) -> None:
@@ -268,7 +279,7 @@ def write(adapter: Adapter, folder: Path, *, base: str, revision: str | None = N
 
     config = peft_config(adapter, base=base, revision=revision)
     save_file(state_dict(adapter), folder / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _placed(rows: Tensor, order: Tensor) -> Tensor:

@@ -33,13 +33,14 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
     AdaLoRA divides by the rank that it started from, whatever pruning left.
     """
-    from peft.utils.other import get_pattern_key
-
     if config["peft_type"] == "ADALORA":
         return config["lora_alpha"] / (config["init_r"] + 1e-5)
 
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), module), config.get("lora_alpha", rank))
+    alpha = config.get("lora_alpha", rank)
+    if patterns := config.get("alpha_pattern"):
+        from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
+
+        alpha = patterns.get(get_pattern_key(list(patterns), module), alpha)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

@@ -58,6 +58,19 @@ def test_commands_that_need_no_tensor_import_none(words: list[str]) -> None:
     assert done.stderr == ""
 
 
+def test_an_upgrade_by_weights_imports_no_peft(pair: Pair, tmp_path: Path) -> None:
+    """Importing it takes longer than the whole upgrade; what was written is read by it in test_existing_code."""
+    program = (
+        "import sys\nfrom peft_lorasuite.cli import main\nmain(sys.argv[1:])\n"
+        "sys.exit(' '.join(name for name in ('peft', 'scipy', 'datasets', 'matplotlib') if name in sys.modules) or 0)"
+    )
+    words = [pair.adapter, "--from", pair.old, "--to", pair.new, "--map", pair.map, "--method", "lorasuite"]
+    command = [sys.executable, "-c", program, "upgrade", *map(str, words), "-o", str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "adapter_config.json").is_file()
+
+
 def test_an_upgrade_with_a_ready_map_reads_no_vocabulary(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
