@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .activations import padded
 from .backbone import Backbone
-from .beginning import after_beginning, decoder
-from .behaviour import Place, Tokens, Turn, beginning, length_batches, tokens
+from .beginning import decoder
+from .behaviour import Place, Tokens, Turn, tokens
 from .elicitation import common_opening
+from .keys import read_keys, read_text
 from .lowrank import LowRank, reduced_rank_ridge
 from .progress import Progress, silent
 from .recombination import SLOT, forms
@@ -35,8 +35,6 @@ DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
 RIDGE = 0.01
 """Of the regression, as a share of the mean diagonal of the Gram matrix."""
-QUIET = 4
-"""Positions per turn at which nothing is to be added."""
 SHOWN = 8
 """Turns of a form that show how its answers begin."""
 TORN = 0.1
@@ -147,7 +145,9 @@ def memorise(
     down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
     answers = sorted({fact.answer for fact in told})
     values, left = _values(model, head, down, told, answers, rows, ask, seed, progress)
-    keys, quiet = _keys(model, down, told, rows, seed, progress)
+    keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
+    text = read_text(model, new, down, seed)
+    quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
     owners = [fact for fact in told for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in owners]]
     rank = min(len(answers), *new.arch.shape("down"))
@@ -201,46 +201,6 @@ def _begun(model: Any, chosen: Sequence[Fact], rows: Sequence[Tokens]) -> list[t
         cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).cache
         groups.append((alike, ids[:, end:], cache))
     return groups
-
-
-class _ReadError(Exception):
-    """Ends a pass at the layer whose input is wanted."""
-
-
-@torch.no_grad()
-def _keys(
-    model: Any, down: torch.nn.Module, told: Sequence[Fact], rows: Sequence[Tokens], seed: int, progress: Progress
-) -> tuple[Float[Tensor, "ends in_"], Float[Tensor, "others in_"]]:
-    """Input of the projection where the fillings end, fact by fact, and at some other positions of the same turns."""
-    common, generator = beginning(rows), torch.Generator().manual_seed(seed)
-    kept: dict[int, Tensor] = {}
-    others: list[Tensor] = []
-    owners = {fact.turn: number for number, fact in enumerate(told)}
-    seen: dict[str, Tensor] = {}
-
-    def stop(module: Any, args: Any, output: Any) -> None:
-        seen["x"] = args[0]
-        raise _ReadError
-
-    hook = down.register_forward_hook(stop)
-    try:
-        for numbers in progress("reading names", length_batches([rows[fact.turn] for fact in told])):
-            chosen = [told[number] for number in numbers]
-            batch = {name: v.to(model.device) for name, v in padded([rows[f.turn].ids for f in chosen]).items()}
-            hook.remove()
-            begun, taken = after_beginning(model, batch["input_ids"], batch["attention_mask"], common)
-            hook = down.register_forward_hook(stop)
-            with suppress(_ReadError):
-                decoder(model)(**begun)
-            x = seen["x"].reshape(len(chosen), -1, seen["x"].shape[-1]).float().cpu()
-            for line, fact in enumerate(chosen):
-                kept[owners[fact.turn]] = x[line, [end - taken for end in fact.ends]]
-                free = [p for p in range(taken, len(rows[fact.turn].ids)) if p not in fact.ends]
-                drawn = torch.randperm(len(free), generator=generator)[:QUIET].tolist()
-                others.append(x[line, [free[p] - taken for p in drawn]])
-    finally:
-        hook.remove()
-    return torch.cat([kept[number] for number in range(len(told))]), torch.cat(others)
 
 
 def _first(x: Tensor, values: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,9 +136,11 @@ class UpgradeMap:
         """The layer map: (old, new)."""
         return [(pair.old, pair.new) for pair in self.layers]
 
-    def basis(self, pair: LayerPair, part: str) -> Basis:
-        """Return the change of basis of one part of one matched layer."""
-        return part_basis(self.old.arch, self.new.arch, part, self.hidden, self.inverse, pair.gains[part])
+    @cached_property
+    def basis(self) -> Callable[[LayerPair, str], Basis]:
+        """``basis(pair, part)``: the change of basis of one part of one matched layer, the same for every adapter."""
+        old, new = self.old.arch, self.new.arch
+        return cache(lambda pair, part: part_basis(old, new, part, self.hidden, self.inverse, pair.gains[part]))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``map.json``, ``core.safetensors`` and a file a section, whole or not at all."""

@@ -17,6 +17,7 @@ from peft_lorasuite.behaviour import Turn, adapted, tokens
 from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.keys import TEXT, read_text
 from peft_lorasuite.memory import facts, memorise, updated
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import read as read_both
@@ -176,6 +177,23 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
     assert figures["divergence_left"] < 0.8 * before
     assert figures["values_explained"] > 0.8
     assert after < 0.9 * before
+
+
+def test_other_text_is_left_alone(told, monkeypatch):
+    new, reading, teacher = told
+    model = new.load()
+    updates = {}
+    for count in (1, TEXT):
+        monkeypatch.setattr("peft_lorasuite.keys.TEXT", count)
+        layer, updates[count], _ = memorise(
+            model, new, reading.new_head, reading.turns, reading.places,
+            lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,
+        )  # fmt: skip
+    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+    text = read_text(model, new, down, seed=1)
+    assert len(text) == TEXT
+    added = {count: float((text @ update.A.T @ update.B.T).norm()) for count, update in updates.items()}
+    assert added[TEXT] < 0.7 * added[1]
 
 
 def test_names_with_several_answers_are_no_facts(told):
