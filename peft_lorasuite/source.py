@@ -229,7 +229,7 @@ def hub_errors(source: Source) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.RevisionResolutionError):
         raise _hub_error(
             source,
-            "it is not in the local cache and the Hub cannot be asked",
+            f"it is {'' if source.hub_only else 'no folder, '}not in the local cache, and the Hub cannot be asked",
             "check the network, or drop the offline setting",
         ) from None
     except errors.HfHubHTTPError as error:
