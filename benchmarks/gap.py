@@ -26,6 +26,7 @@ from peft_lorasuite.elicitation import elicit
 from peft_lorasuite.finetuning import RECORD, finetune, write_adapter
 from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
+from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import Example, fill
 from peft_lorasuite.scoring import score
@@ -41,12 +42,11 @@ METHODS = {
     "transplant": ("transplant", {}, "task"),
     "transplant-built-in-prompts": ("transplant", {}, "built-in"),
     "transplant-elicited": ("transplant", {}, "elicited"),
-    "transplant-long": ("transplant", {"gate": 0.0, "rank": 64, "positions": 5000}, "task"),
+    "transplant-short": ("transplant", SHORT, "task"),
     "distill": ("distill", {}, "task"),
     "distill-elicited": ("distill", {}, "elicited"),
 }
-"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows. What
-"transplant-long" sets is for long answers, chosen on development items of the chains of thought."""
+"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
 ELICITED = 400
 GENERATED = 128
 """Tokens of a generated answer at most."""

@@ -252,5 +252,5 @@ def _upgrade_text(output: str, report: Any, seconds: float) -> str:
     ]
     lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != "carried"]
     more = [f"  and {len(lost) - 5} more: see lorasuite_report.json"] if len(lost) > 5 else []
-    hint = [f"  {report.facts['hint']}"] if "hint" in report.facts else []
-    return "\n".join([*lines, *lost[:5], *more, *hint])
+    hints = [f"  {hint}" for hint in report.facts.get("hints", [])]
+    return "\n".join([*lines, *lost[:5], *more, *hints])

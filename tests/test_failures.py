@@ -150,4 +150,7 @@ def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: P
 
 def test_no_network(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
     told = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
-    assert "backbone org/new: it is no folder, not in the local cache, and the Hub cannot be asked; check the network" in told[0]
+    assert (
+        "backbone org/new: it is no folder, not in the local cache, and the Hub cannot be asked; check the network"
+        in told[0]
+    )

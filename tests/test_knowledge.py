@@ -20,6 +20,7 @@ from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.keys import TEXT, read_text
 from peft_lorasuite.memory import facts, memorise, updated
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.reading import MORE
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
@@ -223,7 +224,7 @@ def test_transplant_reports_what_it_memorised(knowing, told):
             options={"length": 6, "extra": 50, "memory": memory, "recombine": 10 if memory else 0},
         )  # fmt: skip
         found[memory] = carried
-        assert "hint" not in carried.report.facts
+        assert MORE not in carried.report.facts.get("hints", [])
     assert {key for key, _ in found[True].adapter.updates} == {1, 5}
     assert {key for key, _ in found[False].adapter.updates} == {5}
     assert found[True].report.facts["memory"]["facts"] == 30
@@ -239,4 +240,4 @@ def test_it_is_said_that_the_adapter_may_know_more(knowing, told, tmp_path, caps
         "--prompts", tmp_path / "prompts.txt", "--set", "length=6", "--set", "extra=50", "-o", tmp_path / "out",
     ]  # fmt: skip
     assert main(list(map(str, words))) == 0
-    assert "recombine=400 asks the adapter about more" in capsys.readouterr().out
+    assert MORE in capsys.readouterr().out

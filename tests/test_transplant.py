@@ -11,6 +11,7 @@ from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upg
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.behaviour import Turn, adapted, aligned, answer, tokens
 from peft_lorasuite.lowrank import reduced_rank_ridge
+from peft_lorasuite.methods.reading import CUT
 from peft_lorasuite.model import attach
 from peft_lorasuite.source import Source
 from peft_lorasuite.teacher import Head, Teacher, Vocabulary, teach, wanted_shift
@@ -82,6 +83,14 @@ def test_the_report_says_what_was_read(pair):
     assert report.coverage == 1
     assert report.facts["transplant"]["prompts"] == 16
     assert 0 <= report.facts["transplant"]["divergence_left"] < 5
+
+
+@pytest.mark.parametrize(("length", "given", "gate"), [(6, {}, 0.5), (60, {}, 0.0), (60, {"gate": 0.2}, 0.2)])
+def test_long_answers_have_settings_of_their_own(pair, length, given, gate):
+    """The random old model never ends its answers."""
+    facts = carry(pair, method="transplant", options=SMALL | {"length": length} | given).report.facts
+    assert facts["transplant"]["gate"] == gate
+    assert facts["hints"] == [CUT.format(length, 4 * length)]
 
 
 def test_reduced_rank_ridge_is_the_best_of_its_rank():

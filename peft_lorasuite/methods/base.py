@@ -102,12 +102,11 @@ class Draft:
 
 
 def check_least(options: Any, least: Mapping[str, float]) -> None:
-    """Refuse options below a bound; ``least`` says option -> smallest value."""
+    """Refuse options below a bound; ``least`` says option -> smallest value. None, to be chosen later, passes."""
     for name, bound in least.items():
-        if getattr(options, name) < bound:
-            raise LoraSuiteError(
-                "an option is out of range", where=name, got=getattr(options, name), wanted=f"at least {bound:g}"
-            )
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"at least {bound:g}")
 
 
 @dataclass(frozen=True)

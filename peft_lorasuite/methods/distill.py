@@ -59,7 +59,7 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the new model's logits moved by what the adapter did to the old model's."""
     _, new = job.backbones("distill")
     shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "recombine")}
-    start = TransplantOptions(**shared)
+    start = TransplantOptions(**shared, rank=16)  # more would be trained in every part
     reading = read(job, start)
     teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
@@ -67,9 +67,9 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     del reading  # it holds the new model's head, and training loads the model anew
     trained, loss = _train(job, new, first, turns, places, teacher, options)
     told = dict(first.facts)
-    hint = {"hint": told.pop("hint")} if "hint" in told else {}
+    hints = {"hints": told.pop("hints")} if "hints" in told else {}
     facts = {"prompts": len(turns), "positions": len(places), "loss": round(loss, 4), **told}
-    return Draft(trained, facts={"distill": facts, **hint}, rank=first.rank)
+    return Draft(trained, facts={"distill": facts, **hints}, rank=first.rank)
 
 
 def _nothing(new: Backbone, job: Job) -> Draft:

@@ -22,8 +22,10 @@ from .base import Job, check_least
 
 LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
-HINT = "the prompts share a form: the option recombine=400 asks the adapter about more than they name, in minutes"
-"""For the report, where facts were written of which the adapter probably knows more."""
+MORE = "the prompts share a form: the option recombine=400 asks the adapter about more than they name, in minutes"
+"""Hint in the report, where facts were written of which the adapter probably knows more."""
+CUT = "most answers go on after {0} tokens: the option length={1} reads more of them"
+"""Hint in the report, where the old adapted model did not come to an end."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,15 @@ def read(job: Job, options: ReadingOptions) -> Reading:
         h=h,
         y=y,
         quiet=quiet,
+        facts=_cut(turns, options.length),
     )
     return _remembering(model, reading, job, options) if options.memory else reading
+
+
+def _cut(turns: Sequence[Turn], length: int) -> dict[str, Any]:
+    """Say so where most answers were cut."""
+    ended = sum(turn.ended for turn in turns)
+    return {"hints": [CUT.format(length, 4 * length)]} if 2 * ended < len(turns) else {}
 
 
 def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions) -> Reading:
@@ -139,7 +148,8 @@ def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions
         return reading
     layer, update, told = found
     x, h, y, quiet = _read_new(model, reading.new, reading.turns, reading.places, job, options, (layer, update))
-    facts = {"memory": told} if options.recombine else {"memory": told, "hint": HINT}
+    hints = [*reading.facts.get("hints", []), *([] if options.recombine else [MORE])]
+    facts = {"memory": told} | ({"hints": hints} if hints else {})
     return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts=facts)
 
 

@@ -9,6 +9,7 @@ regression. ``down`` because its output is added last, so that the fit is exact 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,10 +19,19 @@ from ..teacher import wanted_shift
 from .base import Draft, Job, check_least, method
 from .reading import Reading, ReadingOptions, read
 
+SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000}
+"""For formats and choices among answers: the gate keeps the old model's doubts out of them."""
+LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 5000}
+"""For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell."""
+TOKENS = 32
+"""Answers with more tokens than this on average are long."""
+
 
 @dataclass(frozen=True)
 class TransplantOptions(ReadingOptions):
     """Options of `transplant`, beside those of reading both models.
+
+    ``gate``, ``rank`` and ``positions`` that are None become those of `SHORT` or `LONG`, by the answers' length.
 
     Attributes:
         gate: Entropy in nats at which the old adapted model counts as not knowing; 0 turns the gate off.
@@ -33,11 +43,11 @@ class TransplantOptions(ReadingOptions):
         steps: Of that solve at most.
     """
 
-    gate: float = 0.5
-    rank: int = 16
+    gate: float | None = None
+    rank: int | None = None
     ridge: float = 0.1
     weight: float = 8.0
-    positions: int = 2000
+    positions: int | None = None
     shift_ridge: float = 0.01
     steps: int = 25
 
@@ -52,7 +62,7 @@ def transplant(job: Job, options: TransplantOptions) -> Draft:
     """Fit the new model's last layer to what the adapter did to the old model's logits on unlabelled prompts."""
     _, new = job.backbones("transplant")
     most = min(new.arch.shape("down"))
-    if options.rank > most:
+    if options.rank is not None and options.rank > most:
         raise LoraSuiteError(
             "the rank is above the module's dimensions", where="option rank", got=options.rank, wanted=f"1 to {most}"
         )
@@ -63,22 +73,31 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     """Fit the last layer's down projection to the shifts that give the teacher's probabilities."""
     new = reading.new
     layer, site = new.arch.layers - 1, new.arch.site("down")
+    gate, rank, positions = _settled(options, reading)
     order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
-    used = order[: options.positions].sort().values.tolist()
+    used = order[:positions].sort().values.tolist()
     h, x, y = reading.h[used], reading.x[used], reading.y[used]
-    teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed, places=used)
+    teacher = reading.teacher(gate=gate, top=options.top, extra=options.extra, seed=job.seed, places=used)
     shift, left = wanted_shift(reading.new_head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     wanted = shift / new.arch.residual_scale
     if site.post_norm is not None:
         wanted = wanted * y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / new.gain(layer, "down")
-    rank = min(max(options.rank, job.adapter.rank), *new.arch.shape("down"))
+    rank = min(max(rank, job.adapter.rank), *new.arch.shape("down"))
     update, explained = reduced_rank_ridge(
         x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank
     )
     facts = {
-        "prompts": len(reading.turns), "positions": len(h), "divergence_left": round(left, 4),
+        "prompts": len(reading.turns), "positions": len(h), "gate": gate, "divergence_left": round(left, 4),
         "shift_explained": round(explained, 4), "confidence": round(float(teacher.confidence.mean()), 4),
     }  # fmt: skip
     updates = {**reading.memory, (layer, "down"): update}
     rank = max(one.rank for one in updates.values())
     return Draft(updates, facts={"transplant": facts, **reading.facts}, rank=rank)
+
+
+def _settled(options: TransplantOptions, reading: Reading) -> tuple[float, int, int]:
+    """Gate, rank and positions: as given, or what answers of this length want."""
+    chosen = LONG if len(reading.places) > TOKENS * len(reading.turns) else SHORT
+    given = {name: getattr(options, name) for name in chosen}
+    gate, rank, positions = (chosen[name] if value is None else value for name, value in given.items())
+    return gate, rank, positions
