@@ -187,12 +187,13 @@ class Pairing:
     def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
         """Match the feed-forward units; of wide layers only sketches are moved, a part is never moved whole."""
         old, new, raw = {}, {}, {}
-        for part, signs in sketch_signs(self.units, self.new.arch.hidden).items():
+        signs = sketch_signs(self.units, self.new.arch.hidden)
+        for part in self.units:
             weight = _units_first(self.old.part(i, part), part)
             raw[part] = weight.norm(dim=1)
-            old[part] = weight @ sketched(self._matrix(i, j, part), signs)
-            new[part] = sketched(_units_first(self.new.part(j, part), part), signs)
-        pairs = assign_units(unit_similarity(old, new))
+            old[part] = weight @ sketched(self._matrix(i, j, part), signs[part])
+            new[part] = sketched(_units_first(self.new.part(j, part), part), signs[part])
+        pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
         left, right = pairs[:, 0], pairs[:, 1]
         return pairs, {
             part: fit_units(old[part][left], new[part][right], float(raw[part][left].norm())) for part in self.units

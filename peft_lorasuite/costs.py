@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .activations import BATCH_TOKENS, BUDGET, PIECE
 from .build import FIT_TOKENS
 from .matching import SMALL
-from .similarity import SKETCH
+from .similarity import SKETCH, WIDE
 from .spec import ATTENTION, Architecture
 from .stages import Side, Stage
 from .upgrade_map import MapOptions
@@ -187,7 +187,7 @@ class Costs:
         """Cosines of all feed-forward units, in a sketch where they are wide; best pairs first, an assignment."""
         few, many = sorted((self.old.arch.intermediate, self.new.arch.intermediate))
         parts, width = len(self.units), self._unit_width
-        products = 2 * few * many * width * (1 if parts * width > 2 * SKETCH else parts)
+        products = 2 * few * many * width * (1 if self._wide else parts)
         scores, left, places = looks(few, many)
         units = 4 * (few + many) * width * parts
         compare = 8 * (few + many) * width
@@ -227,8 +227,11 @@ class Costs:
     @property
     def _unit_width(self) -> int:
         """Dimensions in which feed-forward units are moved and compared: all, or those of a sketch."""
-        hidden = self.new.arch.hidden
-        return min(SKETCH, hidden) if len(self.units) * hidden > 2 * SKETCH else hidden
+        return SKETCH if self._wide else self.new.arch.hidden
+
+    @property
+    def _wide(self) -> bool:
+        return len(self.units) * self.new.arch.hidden > WIDE
 
     @property
     def _heads(self) -> int:

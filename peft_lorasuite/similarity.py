@@ -13,8 +13,10 @@ from .spec import Heads
 
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]
-SKETCH = 512
-"""Dimensions, at most, in which the units of a wide feed-forward layer are moved and compared."""
+SKETCH = 256
+"""Dimensions in which the units of a wide feed-forward layer are moved and compared."""
+WIDE = 1024
+"""Dimensions of all parts together from which on a layer is wide."""
 
 
 def layer_similarity(name: str, old: Activations, new: Activations, *, block: int = 256) -> Scores:
@@ -145,15 +147,15 @@ def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
     return pairs.clamp(min=0).sqrt()
 
 
-def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor]) -> Scores:
+def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches: bool = False) -> Scores:
     """Mean cosine of feed-forward units over the parts that both layers have; parts as ``(units, width)``.
 
-    Wide parts come as sketches, all of one size: they are added up, which costs one product instead of one a part. To
+    ``sketches``, with signs of their own for every part, are added up: one product instead of one a part. To
     within 1 / sqrt(SKETCH) that is the same, and equal units stay equal.
     """
     common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
-    if sum(old[part].shape[1] for part in common) <= 2 * SKETCH:
+    if not sketches:
         return sum((unit(old[part]) @ unit(new[part]).T for part in common), torch.zeros(())) / len(common)
     left, right = (unit(sum((unit(side[part]) for part in common), torch.zeros(()))) for side in (old, new))
     return left @ right.T
@@ -161,7 +163,7 @@ def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor]) -> Scores:
 
 def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
     """Draw the signs of each part's sketch, always the same; None where the parts are narrow and compared whole."""
-    if len(parts) * width <= 2 * SKETCH:
+    if len(parts) * width <= WIDE:
         return dict.fromkeys(parts)
     drawn = torch.randint(0, 2, (len(parts), width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
     return dict(zip(parts, drawn, strict=True))
@@ -175,7 +177,7 @@ def sketched(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] |
     """
     if signs is None:
         return rows
-    found = rows.new_zeros(len(rows), min(SKETCH, len(signs)))
+    found = rows.new_zeros(len(rows), SKETCH)
     for start in range(0, len(signs), SKETCH):
         part = rows[:, start : start + SKETCH]
         found[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH])

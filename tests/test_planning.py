@@ -29,7 +29,7 @@ from peft_lorasuite.planning import plan, text
 from peft_lorasuite.rates import Rates, measure_rates
 from peft_lorasuite.registry import architecture
 from peft_lorasuite.similarity import head_similarity, sketch_signs, sketched, unit_similarity
-from peft_lorasuite.spec import ATTENTION, WRITERS
+from peft_lorasuite.spec import ATTENTION, WRITERS, Architecture
 from peft_lorasuite.stages import Side, Stage
 from peft_lorasuite.transfer import hidden_map, part_basis, pseudo_inverse
 
@@ -90,14 +90,17 @@ def test_head_similarity_takes_the_products_that_are_counted() -> None:
     assert COSTS.head_similarity().fp32 == COSTS.layers * counted
 
 
-@pytest.mark.parametrize("hidden", [48, 400], ids=["all dimensions", "a sketch"])
-def test_unit_matching_takes_the_products_that_are_counted(hidden: int) -> None:
-    costs = replace(COSTS, new=Side(replace(NEW, hidden=hidden)))
+@pytest.mark.parametrize("old", [OLD, architecture(pico_config("gpt_neox"))], ids=["three parts", "two parts"])
+@pytest.mark.parametrize("hidden", [48, 600], ids=["all dimensions", "a sketch"])
+def test_unit_matching_takes_the_products_that_are_counted(old: Architecture, hidden: int) -> None:
+    costs = replace(COSTS, old=Side(old, 4), new=Side(replace(NEW, hidden=hidden)))
     signs = sketch_signs(costs.units, hidden)
-    old, new = ({part: sketched(torch.randn(side.arch.intermediate, hidden), signs[part]) for part in costs.units}
-                for side in (costs.old, costs.new))  # fmt: skip
-    fits = 6 * costs.old.arch.intermediate * sum(part.shape[1] for part in old.values())
-    assert costs.matching().fp32 == costs.layers * (products(lambda: unit_similarity(old, new)) + fits)
+    left, right = ({part: sketched(torch.randn(side.arch.intermediate, hidden), signs[part]) for part in costs.units}
+                   for side in (costs.old, costs.new))  # fmt: skip
+    compared = products(lambda: unit_similarity(left, right, sketches=hidden == 600))
+    fewer = min(costs.old.arch.intermediate, costs.new.arch.intermediate)
+    fits = 6 * fewer * sum(part.shape[1] for part in left.values())
+    assert costs.matching().fp32 == costs.layers * (compared + fits)
 
 
 def test_the_hidden_map_takes_the_products_that_are_counted() -> None:

@@ -166,10 +166,10 @@ def test_wide_units_are_compared_through_a_sketch_that_keeps_their_cosines(width
     exact = sum(unit(old[part]) @ unit(near[part]).T for part in old) / 3
     signs = sketch_signs(tuple(old), width)
     left, right = ({part: sketched(side[part], signs[part]) for part in side} for side in (old, near))
-    found = unit_similarity(left, right)
+    found = unit_similarity(left, right, sketches=True)
     assert float((found - exact).abs().max()) < 6 / SKETCH**0.5
     assert torch.equal(found.argmax(dim=1), torch.arange(40))
-    assert unit_similarity(left, left).diagonal() == pytest.approx(1.0, abs=1e-5)
+    assert unit_similarity(left, left, sketches=True).diagonal() == pytest.approx(1.0, abs=1e-5)
     assert all(part.shape == (40, SKETCH) for part in left.values())
 
 
