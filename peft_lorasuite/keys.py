@@ -13,7 +13,7 @@ from torch import Tensor
 from .activations import batches, built_in_text, padded
 from .backbone import Backbone
 from .beginning import after_beginning, decoder
-from .behaviour import Tokens, beginning, fits, length_batches
+from .behaviour import Tokens, beginning, context_of, length_batches
 from .progress import Progress, silent
 
 QUIET = 4
@@ -62,13 +62,12 @@ def read_text(model: Any, new: Backbone, down: torch.nn.Module, seed: int) -> Fl
     """Read the projection's input at `TEXT` tokens of the built-in text.
 
     It stands for all that the adapter was not made for, and whose words may look like names. A text's first token is
-    left out: its state is like no other. Texts that are longer than the context are left out as well.
+    left out: its state is like no other.
     """
-    texts = [text for text in built_in_text() if fits(new, text, 0)]
-    found = [torch.empty(0, new.arch.shape("down")[1])]
+    texts, found, limit = built_in_text(), [], context_of(new)
     for _, inputs in batches(new, texts, range(len(texts))):
-        x = _inputs(model, down, {name: value.to(model.device) for name, value in inputs.items()})
-        found.append(x[:, 1:][inputs["attention_mask"][:, 1:].bool()])
+        inputs = {name: value[:, :limit].to(model.device) for name, value in inputs.items()}
+        found.append(_inputs(model, down, inputs)[:, 1:][inputs["attention_mask"][:, 1:].bool().cpu()])
     x = torch.cat(found)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:TEXT]]
 

@@ -147,7 +147,7 @@ def memorise(
     values, left = _values(model, head, down, told, answers, rows, ask, seed, progress)
     keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
     text = read_text(model, new, down, seed)
-    quiet = torch.cat([quiet, text * min(len(keys) / max(len(text), 1), 1.0) ** 0.5])  # at most what the names weigh
+    quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
     owners = [fact for fact in told for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in owners]]
     rank = min(len(answers), *new.arch.shape("down"))
