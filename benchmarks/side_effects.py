@@ -1,9 +1,10 @@
-"""What an upgraded adapter does to text that has nothing to do with its task: likelihood of plain English.
+"""What an upgraded adapter does to text that has nothing to do with its task: likelihood of other text.
 
-    python benchmarks/side_effects.py NAME=DIR [NAME=DIR ...] --new NEW --out FILE.json
+    python benchmarks/side_effects.py NAME=DIR [NAME=DIR ...] --new NEW --text FILE --out FILE.json
 
-DIR are upgraded adapters (gap.py keeps its own under --stages). The text is the calibration text of the package,
-without a prompt template; the old adapted model was never asked about it.
+DIR are upgraded adapters (gap.py keeps its own), or adapters of an old backbone that is named as NEW. FILE
+holds paragraphs of plain text, or instructions in the format of the LLM-Adapters collection, which are read without a
+prompt template; the old adapted model was never asked about them, nor does any method read them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from common import machine
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.activations import batches, built_in_text
+from peft_lorasuite.activations import batches, calibration_texts
 from peft_lorasuite.progress import bars
+from peft_lorasuite.prompts import read_examples
 
 
 @torch.inference_mode()
@@ -55,7 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", metavar="NAME=DIR")
     parser.add_argument("--new", required=True, help="new backbone: folder or Hub id")
-    parser.add_argument("--texts", type=int, default=30, help="paragraphs that are read")
+    parser.add_argument("--text", required=True, help="text file, or JSON with instructions")
+    parser.add_argument(
+        "--texts", type=int, default=100, help="paragraphs or instructions that are read (default: 100)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     parser.add_argument("--dtype", default="auto", help="of the model: float32 is faster on some CPUs")
     args = parser.parse_args()
@@ -67,8 +72,15 @@ def main() -> None:
         else:
             model.load_adapter(folder, name)
     assert model is not None
-    texts = built_in_text()[: args.texts]
-    found = {"texts": len(texts), "rows": measured(model.eval(), new, texts, list(named)), "machine": machine()}
+    asked = args.text.endswith(".json")
+    texts = [one.instruction for one in read_examples(args.text)] if asked else calibration_texts(args.text)
+    texts = texts[: args.texts]
+    found = {
+        "text": Path(args.text).name,
+        "texts": len(texts),
+        "rows": measured(model.eval(), new, texts, list(named)),
+        "machine": machine(),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found["rows"], indent=1))
