@@ -175,6 +175,18 @@ def collection(args: argparse.Namespace) -> dict[str, Any]:
     return {**rounded(told), "adapters": count, "calls_timed": few, "ratio": round(count * each / together, 1)}
 
 
+def sections(args: argparse.Namespace) -> dict[str, Any]:
+    """Cross-LoRA and transport: what they keep in the map is built once, and an upgrade with it ready."""
+    old, new = (Backbone.open(name) for name in (args.old, args.new))
+    built, told = UpgradeMap.load(args.map), {}
+    for method in ("cross-lora", "transport"):
+        start = time.perf_counter()
+        built = built.with_section(method, old, new)
+        told[f"{method}, section"] = time.perf_counter() - start
+        told[method] = fastest(lambda m=method, b=built: upgrade(args.adapter, b, method=m), 2)
+    return {**rounded(told), "threads": torch.get_num_threads()}
+
+
 def start_up(args: argparse.Namespace) -> dict[str, Any]:
     """Wall time of commands that need no tensor, and of importing the package."""
     del args
@@ -218,8 +230,8 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "layer": layer, "reading": reading, "upgrade": one_upgrade, "collection": collection, "start-up": start_up,
-    "calibration": calibration, "growth": grow,
+    "layer": layer, "reading": reading, "upgrade": one_upgrade, "collection": collection, "sections": sections,
+    "start-up": start_up, "calibration": calibration, "growth": grow,
 }  # fmt: skip
 
 
