@@ -33,7 +33,7 @@ Ask = Callable[[Sequence[int]], Teacher]
 """Gives the wanted probabilities at some of the places, by their numbers."""
 DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
-RIDGE = 0.01
+RIDGE = 0.1
 """Of the regression, as a share of the mean diagonal of the Gram matrix."""
 SHOWN = 8
 """Turns of a form that show how its answers begin."""
