@@ -194,7 +194,7 @@ def test_other_text_is_left_alone(told, monkeypatch):
     text = read_text(model, new, down, seed=1)
     assert len(text) == TEXT
     added = {count: float((text @ update.A.T @ update.B.T).norm()) for count, update in updates.items()}
-    assert added[TEXT] < 0.7 * added[1]
+    assert added[TEXT] < 0.9 * added[1]
 
 
 def test_names_with_several_answers_are_no_facts(told):
