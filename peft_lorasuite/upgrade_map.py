@@ -139,8 +139,8 @@ class UpgradeMap:
     @cached_property
     def basis(self) -> Callable[[LayerPair, str], Basis]:
         """``basis(pair, part)``: the change of basis of one part of one matched layer, the same for every adapter."""
-        old, new = self.old.arch, self.new.arch
-        return cache(lambda pair, part: part_basis(old, new, part, self.hidden, self.inverse, pair.gains[part]))
+        old, new, hidden, inverse = self.old.arch, self.new.arch, self.hidden, self.inverse  # not self: no circle
+        return cache(lambda pair, part: part_basis(old, new, part, hidden, inverse, pair.gains[part]))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``map.json``, ``core.safetensors`` and a file a section, whole or not at all."""
