@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .activations import BATCH_TOKENS, BUDGET, PIECE
 from .build import FIT_TOKENS
 from .matching import SMALL
-from .similarity import SKETCH, WIDE
+from .similarity import SKETCH, is_wide
 from .spec import ATTENTION, Architecture
 from .stages import Side, Stage
 from .upgrade_map import MapOptions
@@ -231,7 +231,7 @@ class Costs:
 
     @property
     def _wide(self) -> bool:
-        return len(self.units) * self.new.arch.hidden > WIDE
+        return is_wide(len(self.units), self.new.arch.hidden)
 
     @property
     def _heads(self) -> int:

@@ -161,9 +161,14 @@ def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches:
     return left @ right.T
 
 
+def is_wide(parts: int, width: int) -> bool:
+    """Whether units of so many parts, each of this width, are compared in sketches."""
+    return parts * width > WIDE
+
+
 def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
     """Draw the signs of each part's sketch, always the same; None where the parts are narrow and compared whole."""
-    if len(parts) * width <= WIDE:
+    if not is_wide(len(parts), width):
         return dict.fromkeys(parts)
     drawn = torch.randint(0, 2, (len(parts), width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
     return dict(zip(parts, drawn, strict=True))

@@ -195,7 +195,7 @@ def _products(moved: Tensor, target: Tensor, chunk: int = 8) -> tuple[Tensor, Te
 
 
 def _solved(gram: Tensor, cross: Tensor) -> Tensor:
-    """Return ``pinv(gram) @ cross`` of every pair; heads of full rank take a Cholesky factor, the others an eigenbasis."""
+    """Return ``pinv(gram) @ cross`` of every pair, by a Cholesky factor where the head has full rank."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     heights = factor.diagonal(dim1=1, dim2=2)
     flat = (failed > 0) | (heights.amin(dim=1) <= FLAT * heights.amax(dim=1))
