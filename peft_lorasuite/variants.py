@@ -104,6 +104,13 @@ def check(config: Mapping[str, Any], where: str) -> None:
                 f"adapters with {option} are not carried", where=where, got=config[option],
                 do="train it again without that option",
             )  # fmt: skip
+    scalings = {"lora_alpha": config.get("lora_alpha", 1), "init_r": config.get("init_r", 1)}
+    for name, value in {**scalings, **(config.get("alpha_pattern") or {})}.items():
+        if not isinstance(value, (int, float)):
+            raise LoraSuiteError(
+                "a scaling in the adapter's config is no number", where=f"{where}, {name}", got=repr(value),
+                wanted="a number", do="mend the config, or fetch the adapter again",
+            )  # fmt: skip
 
 
 def kind_of(config: Mapping[str, Any]) -> str:

@@ -158,6 +158,15 @@ def test_a_factor_without_its_partner_is_an_error(llama, tmp_path):
         carried(tmp_path, llama)
 
 
+@pytest.mark.parametrize("wrong", [{"lora_alpha": "16"}, {"alpha_pattern": {"q_proj": "x"}}])
+def test_a_scaling_that_is_no_number_is_an_error(wrong, llama, tmp_path):
+    trained(tmp_path, llama, lora(target_modules=["q_proj"]))
+    config = json.loads((tmp_path / "adapter_config.json").read_text()) | wrong
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(LoraSuiteError, match="a scaling in the adapter's config is no number"):
+        carried(tmp_path, llama)
+
+
 def kinds() -> dict[str, Any]:
     common = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "o_proj", "down_proj"]}
     return {
