@@ -21,6 +21,26 @@ from peft_lorasuite.prompts import Example, fill, read_examples
 PACKAGES = ("peft_lorasuite", "torch", "transformers", "peft", "accelerate")
 
 
+ATTENTION = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task's adapter is trained on, and where."""
+
+    samples: int
+    epochs: int
+    parts: tuple[str, ...]
+
+
+RECIPES = {
+    "arc": Recipe(1600, 1, ATTENTION),
+    "facts": Recipe(480, 5, (*ATTENTION, "gate", "up", "down")),
+    "math": Recipe(1600, 1, (*ATTENTION, "gate", "up", "down")),
+}
+"""Of the source adapters, and of full retraining on the new backbone."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Examples of one skill.

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from common import Task, load_task, stage, wilson
+from common import ATTENTION, RECIPES, Task, load_task, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
@@ -51,7 +52,6 @@ ELICITED = 400
 GENERATED = 128
 """Tokens of a generated answer at most."""
 VANILLA = {"vanilla-3e-4": 3e-4, "vanilla-1e-3": 1e-3, "vanilla-3e-3": 3e-3}
-PARTS = ["q", "k", "v", "o"]
 
 
 class Run:
@@ -97,18 +97,30 @@ class Run:
         if folder.is_dir():
             return folder
         start = time.perf_counter()
-        rate, warmup = (VANILLA | {"full": 3e-4}).get(base, self.args.lft_rate), 0.1
-        if base in METHODS:
-            warmup, carried = self.args.lft_warmup, str(self.adapter(base))
-            model = peft.PeftModel.from_pretrained(self.new.load(), carried, is_trainable=True)
-        else:
-            model = self.fresh(self.new.load())
-        samples = None if base == "full" else 100
-        model = self.tune(model, learning_rate=rate, warmup=warmup, samples=samples)
+        model = self.retrained() if base == "full" else self.lightly_trained(base)
         model.finetune_record["seconds"] = round(time.perf_counter() - start, 1)
         with whole_folder(folder) as part:
             write_adapter(model, part)
         return folder
+
+    def retrained(self) -> Any:
+        """Train a fresh LoRA as the source adapter was trained: its modules, its samples."""
+        recipe = RECIPES[self.args.task]
+        return self.tune(
+            self.fresh(recipe.parts), recipe.parts, self.task.train, learning_rate=self.args.full_rate, warmup=0.1,
+            samples=self.args.full_samples or recipe.samples, epochs=recipe.epochs,
+        )  # fmt: skip
+
+    def lightly_trained(self, base: str) -> Any:
+        """Train on 100 samples: a fresh LoRA, or what a method made."""
+        rate, warmup = VANILLA.get(base, self.args.lft_rate), 0.1
+        if base in METHODS:
+            warmup, carried = self.args.lft_warmup, str(self.adapter(base))
+            model = peft.PeftModel.from_pretrained(self.new.load(), carried, is_trainable=True)
+        else:
+            model = self.fresh(ATTENTION)
+        data = self.task.labelled or self.task.train
+        return self.tune(model, ATTENTION, data, learning_rate=rate, warmup=warmup, samples=100, epochs=3)
 
     def adapter(self, name: str) -> Path:
         """Upgrade the adapter by a row's method, or return the folder where that was done."""
@@ -147,26 +159,20 @@ class Run:
         reads = {"length": self.args.length, "prompts": 1000} if method in ("transplant", "distill") else {}
         return options | reads | chosen
 
-    def fresh(self, plain: Any) -> Any:
-        """Return a fresh LoRA of the paper's shape: r = alpha = 32 on q, k, v, o."""
-        paths = {self.new.arch.site(part).path for part in PARTS}
-        targets = [f"{self.new.arch.layer_path}.{n}.{path}" for n in range(self.new.arch.layers) for path in paths]
+    def fresh(self, parts: Iterable[str]) -> Any:
+        """Return a fresh LoRA of the paper's rank: r = alpha = 32."""
+        layers = [f"{self.new.arch.layer_path}.{layer}." for layer in range(self.new.arch.layers)]
+        targets = [layer + self.new.arch.site(part).path for layer in layers for part in parts]
         config = peft.LoraConfig(r=32, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
-        return peft.get_peft_model(plain, config)
+        return peft.get_peft_model(self.new.load(), config)
 
-    def tune(self, model: Any, *, learning_rate: float, warmup: float = 0.0, samples: int | None = 100) -> Any:
-        """Train on labelled samples of the task."""
-        epochs, data = (3, self.task.labelled or self.task.train) if samples else (1, self.task.train)
+    def tune(self, model: Any, parts: Iterable[str], data: list[Example], **options: Any) -> Any:
+        """Train on labelled samples of the task; what sits in few of these parts' modules gets new LoRA in the rest."""
+        modules = [self.new.arch.site(part).path.rpartition(".")[2] for part in parts]
         return finetune(
-            model, data, samples=samples, epochs=epochs, learning_rate=learning_rate, warmup=warmup,
-            seed=self.args.seed, tokenizer=self.new.tokenizer, modules=self.modules,
-            micro_batch_size=self.args.micro_batch_size, progress=bars,
+            model, data, modules=modules, seed=self.args.seed, tokenizer=self.new.tokenizer,
+            micro_batch_size=self.args.micro_batch_size, progress=bars, **options,
         )  # fmt: skip
-
-    @property
-    def modules(self) -> list[str]:
-        """What every fine-tuned row may train, beside what its adapter holds already."""
-        return [self.new.arch.site(part).path.rpartition(".")[2] for part in PARTS]
 
     def score(self, model: Any, backbone: Backbone) -> dict[str, Any]:
         """Score on the test items, or with --dev on the development items."""
@@ -216,6 +222,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="test items")
     parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
+    parser.add_argument("--full-rate", type=float, default=3e-4, help="learning rate of full retraining")
+    parser.add_argument("--full-samples", type=int, help="its samples: as many as the source adapter was trained on")
     parser.add_argument("--generate", type=int, default=0, help="items answered in full, judged by the last number")
     parser.add_argument("--lft-warmup", type=float, default=0.0, help="share of its steps in which that rate rises")
     parser.add_argument("--micro-batch-size", type=int, help="samples that training reads at once (default: all 16)")

@@ -10,34 +10,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import peft
 import torch
-from common import load_task
+from common import RECIPES, load_task
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.progress import bars
-
-ATTENTION = ("q", "k", "v", "o")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a task's adapter is trained on, and how."""
-
-    samples: int
-    epochs: int
-    parts: tuple[str, ...]
-
-
-RECIPES = {
-    "arc": Recipe(1600, 1, ATTENTION),
-    "facts": Recipe(480, 5, (*ATTENTION, "gate", "up", "down")),
-    "math": Recipe(1600, 1, (*ATTENTION, "gate", "up", "down")),
-}
 
 
 def main() -> None:
