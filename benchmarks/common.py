@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -146,7 +146,7 @@ def watched(command: list[str]) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(worked, 1), "peak": most}
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def wilson(right: float, count: int) -> tuple[float, float]:
     """95 % interval of a share."""
     z, share = 1.96, right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -154,9 +154,9 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return round(middle - half, 4), round(middle + half, 4)
 
 
-def paired(left: str, right: str) -> tuple[float, float, float]:
-    """Mean difference left - right with its 95 % interval (normal); both as one 0 or 1 per item, in one order."""
-    gaps = [int(a) - int(b) for a, b in zip(left, right, strict=True)]
+def paired(left: Iterable[Any], right: Iterable[Any]) -> tuple[float, float, float]:
+    """Mean difference left - right with its 95 % interval (normal); both as 0 to 1 per item, in one order."""
+    gaps = [float(a) - float(b) for a, b in zip(left, right, strict=True)]
     mean = sum(gaps) / len(gaps)
     spread = 1.96 * (sum((gap - mean) ** 2 for gap in gaps) / max(len(gaps) - 1, 1) / len(gaps)) ** 0.5
     return round(mean, 4), round(mean - spread, 4), round(mean + spread, 4)

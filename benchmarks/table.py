@@ -2,6 +2,7 @@
 
     python benchmarks/table.py benchmarks/results/arc [--ceiling ROW]
 
+Rows of further seeds stand in folders seed1, seed2 ... below (gap.py --seed 1 --out DIR/seed1); the table has means.
 Gap recovered = (NLL base - NLL row) / (NLL base - NLL ceiling). The ceiling is full retraining on the new backbone
 where that row is there, otherwise the old backbone with its adapter, and the table says which.
 """
@@ -10,18 +11,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
-from common import paired
+from common import paired, wilson
 
+MEANS = ("nll", "accuracy", "exact", "seen_accuracy", "unseen_accuracy", "seconds")
 LEAST_GAIN = 0.1
 """Nats below which a retraining gains too little for the share to mean anything."""
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the rows of a benchmark."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """Read the rows of a benchmark, each the mean over its seeds; ``spread`` is that of the likelihood."""
+    rows = {}
+    for path in sorted(folder.glob("*.json")):
+        files = [path, *sorted(folder.glob(f"seed*/{path.name}"))]
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        values = [run["nll"] for run in runs]
+        right = [statistics.mean(map(int, item)) for item in zip(*(run["right"] for run in runs), strict=True)]
+        means = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
+        spread = statistics.stdev(values) if len(runs) > 1 else None
+        interval = wilson(sum(right), len(right))
+        rows[path.stem] = runs[0] | means | {"right": right, "interval": interval, "spread": spread, "seeds": len(runs)}
+    return rows
 
 
 def gap(row: dict[str, Any], base: dict[str, Any], ceiling: dict[str, Any]) -> float | None:
@@ -34,15 +47,16 @@ def table(rows: dict[str, dict[str, Any]], ceiling: str) -> str:
     """Return the table in Markdown, best row first."""
     base = rows["base"]
     lines = [
-        "| row | NLL | gap recovered | accuracy (95 % interval) | against base, paired | exact | seconds |",
+        "| row | NLL (± seeds) | gap recovered | accuracy (95 % interval) | against base, paired | exact | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in sorted(rows.items(), key=lambda pair: -pair[1]["nll"]):
         share = None if name in ("old", "old-adapted") else gap(row, base, rows[ceiling])
         low, high = row["interval"]
         mean, lower, upper = paired(row["right"], base["right"])
+        spread = "" if row["spread"] is None else f" ± {row['spread']:.3f} ({row['seeds']})"
         lines.append(
-            f"| {name} | {row['nll']:.3f} | {'-' if share is None else f'{share:.0%}'} | "
+            f"| {name} | {row['nll']:.3f}{spread} | {'-' if share is None else f'{share:.0%}'} | "
             f"{row['accuracy']:.3f} ({low:.2f}-{high:.2f}) | {mean:+.3f} ({lower:+.3f} to {upper:+.3f}) | "
             f"{row['exact']:.2f} | {row['seconds']:.0f} |"
         )
