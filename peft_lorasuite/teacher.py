@@ -1,4 +1,9 @@
-"""The logits that the upgraded model should give: the new model's, moved by what the adapter did to the old one's."""
+"""The logits that the upgraded model should give: the new model's, moved by what the adapter did to the old one's.
+
+The difference of two models says by how much a token rose, not how far it has to: a token that the old backbone found
+likelier than the new one does arrives too low, and what the new one prefers stays on top. So where the adapter made the
+old model sure, its own probabilities are asked for; see `teach`.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +81,11 @@ class Vocabulary:
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
+    def pooled(self, new: Tensor, *, like: Tensor) -> Tensor:
+        """Log-probability, shaped ``like`` the old ones, of all new tokens together that one old token speaks for."""
+        found = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
+        return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
@@ -95,9 +105,9 @@ class Teacher:
 @torch.no_grad()
 def teach(
     old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor, *,
-    gate: float, top: int, extra: int, seed: int,
+    gate: float, trust: float, top: int, extra: int, seed: int,
 ) -> Teacher:  # fmt: skip
-    """Return ``new + c * (old adapted - old)`` in log-probabilities, on the tokens that matter.
+    """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the tokens that matter.
 
     Args:
         old_head: Head of the old backbone.
@@ -108,6 +118,9 @@ def teach(
         states: States of the new model before its final norm, (positions, D_n).
         gate: ``c = clamp(1 - H / gate, 0, 1)``, H the entropy in nats of the old adapted model: no change is asked
             for where it does not know. 0 turns the gate off.
+        trust: ``w = clamp(1 - H / trust, 0, 1) * clamp(K / trust, 0, 1)``, K the divergence of the old adapted model
+            from the old one in nats: where the adapter made the old model sure, the target is what that says itself;
+            where the adapter does nothing, nothing is asked for. 0 leaves the difference of logits alone.
         top: Candidates from the teacher's and the new model's likeliest tokens at every position.
         extra: Further candidates, drawn at random.
         seed: Of that draw.
@@ -116,29 +129,41 @@ def teach(
     seen = torch.zeros(size, dtype=torch.bool)
     seen[torch.randint(size, (extra,), generator=torch.Generator().manual_seed(seed))] = True
     confidence = []
+
+    def moved_at(rows: slice) -> tuple[Tensor, Tensor]:
+        logs = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
+        return _moved(new_head.logits(states[rows]).log_softmax(dim=-1), *logs, vocabulary, gate, trust)
+
     for rows in _chunks(len(states)):
-        moved, sure = _moved(old_head, new_head, vocabulary, adapted[rows], plain[rows], states[rows], gate)
+        moved, sure = moved_at(rows)
         confidence.append(sure)
         for values in (moved, new_head.logits(states[rows])):
             seen[values.topk(min(top, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    target = [
-        _moved(old_head, new_head, vocabulary, adapted[rows], plain[rows], states[rows], gate)[0][:, ids]
-        for rows in _chunks(len(states))
-    ]
+    target = [moved_at(rows)[0][:, ids] for rows in _chunks(len(states))]
     return Teacher(ids, torch.cat(target).log_softmax(dim=-1), torch.cat(confidence))
 
 
 def _moved(
-    old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor, gate: float
+    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, gate: float, trust: float
 ) -> tuple[Tensor, Tensor]:
-    """Move the new logits by the adapter's change of log-probability; tokens that only the new side has keep theirs."""
-    after, before = (old_head.logits(x, normed=True).log_softmax(dim=-1) for x in (adapted, plain))
+    """Move the new log-probabilities by the adapter's change; tokens that only the new side has keep theirs.
+
+    Also return how sure the old adapted model is, by the gate, from 0 to 1.
+    """
     entropy = -(after.exp() * after).sum(dim=-1)
-    sure = (1 - entropy / gate).clamp(0, 1) if gate else torch.ones_like(entropy)
-    logits = new_head.logits(states)
-    logits[:, vocabulary.new] += sure[:, None] * (after - before)[:, vocabulary.old]
-    return logits, sure
+    reference = before
+    if trust:
+        changed = ((after.exp() * (after - before)).sum(dim=-1) / trust).clamp(0, 1)
+        reference = torch.lerp(before, vocabulary.pooled(new, like=after), (_sure(entropy, trust) * changed)[:, None])
+    sure = _sure(entropy, gate) if gate else torch.ones_like(entropy)
+    moved = new.clone()
+    moved[:, vocabulary.new] += sure[:, None] * (after - reference)[:, vocabulary.old]
+    return moved, sure
+
+
+def _sure(entropy: Tensor, bound: float) -> Tensor:
+    return (1 - entropy / bound).clamp(0, 1)
 
 
 def _chunks(count: int) -> Sequence[slice]:

@@ -20,7 +20,7 @@ from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.keys import TEXT, read_text
 from peft_lorasuite.memory import facts, memorise, updated
 from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.reading import MORE
+from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
@@ -122,7 +122,7 @@ def told(knowing):
     adapter = read(Source(str(root / "adapter"), "adapter"), old.arch)
     job = Job(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
     reading = read_both(job, TransplantOptions(length=6, memory=False, extra=50))
-    return new, reading, reading.teacher(gate=0.0, top=64, extra=50, seed=0)
+    return new, reading, reading.teacher(ReadingOptions(extra=50), gate=0.0, seed=0)
 
 
 def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):

@@ -129,7 +129,9 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     states = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
     unsure, plain = torch.zeros(3, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
-    teacher = teach(*heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, top=64, extra=60, seed=0)
+    teacher = teach(
+        *heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, trust=0.0, top=64, extra=60, seed=0
+    )
     assert float(teacher.confidence.max()) == 0
     expected = heads[1].on(teacher.ids).logits(states).log_softmax(-1)
     torch.testing.assert_close(teacher.target, expected, atol=1e-4, rtol=1e-4)
@@ -183,3 +185,26 @@ def test_what_cannot_be_used_is_named(pair, settings, message):
 def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
     with pytest.raises(LoraSuiteError, match=name):
         carry(pair, method=method, options={name: value})
+
+
+def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pair):
+    """The difference alone leaves a token behind that the new backbone found unlikelier than the old one did."""
+    old, new = (Backbone.open(pair[0] / name) for name in ("old", "new"))
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.of(old, new)
+    said, meant = int(vocabulary.old[5]), int(vocabulary.new[5])
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[said].float(), dim=0)[None]
+    plain = sure / 4
+    against = -torch.nn.functional.normalize(heads[1].weight[meant].float(), dim=0)[None]
+    own = heads[0].logits(sure, normed=True).log_softmax(-1)[0, said]
+    assert own > -0.05
+
+    def target(adapted, before, trust):
+        found = teach(*heads, vocabulary, adapted, before, against, gate=0, trust=trust, top=64, extra=60, seed=0)
+        kept = torch.isin(found.ids, vocabulary.new)  # of others the old model says nothing
+        return float(found.target[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
+
+    assert target(sure, plain, 0.5) == pytest.approx(float(own), abs=0.02)
+    assert target(sure, plain, 0.0) < float(own) - 0.2
+    left = heads[1].logits(against)[0, vocabulary.new].log_softmax(-1)[vocabulary.new.tolist().index(meant)]
+    assert target(sure, sure, 0.5) == pytest.approx(float(left), abs=0.05)

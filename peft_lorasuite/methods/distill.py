@@ -33,6 +33,7 @@ class DistillOptions:
         learning_rate: Peak learning rate; it falls linearly.
         top: Candidate tokens per position.
         extra: Further candidate tokens.
+        trust: As in `transplant`.
         start: Start from `transplant` (True) or from the new backbone as it is.
         recombine: As in `transplant`.
         parts: Parts that are trained beside the adapter's own.
@@ -46,6 +47,7 @@ class DistillOptions:
     learning_rate: float = 1e-3
     top: int = 64
     extra: int = 1000
+    trust: float = 0.5
     start: bool = True
     recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
@@ -58,10 +60,10 @@ class DistillOptions:
 def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the new model's logits moved by what the adapter did to the old model's."""
     _, new = job.backbones("distill")
-    shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "recombine")}
+    shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "trust", "recombine")}
     start = TransplantOptions(**shared, rank=16)  # more would be trained in every part
     reading = read(job, start)
-    teacher = reading.teacher(gate=options.gate, top=options.top, extra=options.extra, seed=job.seed)
+    teacher = reading.teacher(start, gate=options.gate, seed=job.seed)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
     turns, places = reading.turns, reading.places
     del reading  # it holds the new model's head, and training loads the model anew

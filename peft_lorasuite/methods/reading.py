@@ -20,7 +20,7 @@ from ..prompts import check_enough, read_prompts
 from ..teacher import Head, Teacher, Vocabulary, teach
 from .base import Job, check_least
 
-LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "recombine": 0}
+LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
 MORE = "the prompts share a form: the option recombine=400 asks the adapter about more than they name, in minutes"
 """Hint in the report, where facts were written of which the adapter probably knows more."""
@@ -37,6 +37,8 @@ class ReadingOptions:
         length: Tokens of a response at most.
         top: Candidate tokens per position.
         extra: Further candidate tokens.
+        trust: Entropy in nats below which the old adapted model's own probabilities become the target, where the
+            adapter changed them; 0 asks for the difference alone. See `teacher.teach`.
         quiet: Prompt positions used, at which no change is wanted.
         memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
         recombine: Further prompts, put together from the given ones where these share a form, about what the old
@@ -47,6 +49,7 @@ class ReadingOptions:
     length: int = 48
     top: int = 64
     extra: int = 1000
+    trust: float = 0.5
     quiet: int = 1000
     memory: bool = True
     recombine: int = 0
@@ -93,12 +96,14 @@ class Reading:
     memory: Mapping[Key, LowRank] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def teacher(self, *, gate: float, top: int, extra: int, seed: int, places: Sequence[int] | None = None) -> Teacher:
+    def teacher(
+        self, options: ReadingOptions, *, gate: float, seed: int, places: Sequence[int] | None = None
+    ) -> Teacher:
         """Return the wanted probabilities at every place or, by their numbers, at some (see `teacher.teach`)."""
         rows = slice(None) if places is None else list(places)
         return teach(
             self.old_head, self.new_head, self.vocabulary, self.adapted[rows], self.plain[rows], self.before[rows],
-            gate=gate, top=top, extra=extra, seed=seed,
+            gate=gate, trust=options.trust, top=options.top, extra=options.extra, seed=seed,
         )  # fmt: skip
 
 
@@ -139,7 +144,7 @@ def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions
     """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
 
     def ask(places: Sequence[int]) -> Teacher:
-        return reading.teacher(gate=0.0, top=options.top, extra=options.extra, seed=job.seed, places=places)
+        return reading.teacher(options, gate=0.0, seed=job.seed, places=places)
 
     found = memorise(
         model, reading.new, reading.new_head, reading.turns, reading.places, ask, seed=job.seed, progress=job.progress

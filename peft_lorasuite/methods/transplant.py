@@ -77,7 +77,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
     used = order[:positions].sort().values.tolist()
     h, x, y = reading.h[used], reading.x[used], reading.y[used]
-    teacher = reading.teacher(gate=gate, top=options.top, extra=options.extra, seed=job.seed, places=used)
+    teacher = reading.teacher(options, gate=gate, seed=job.seed, places=used)
     shift, left = wanted_shift(reading.new_head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     wanted = shift / new.arch.residual_scale
     if site.post_norm is not None:
