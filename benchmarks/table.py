@@ -23,18 +23,22 @@ LEAST_GAIN = 0.1
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the rows of a benchmark, each the mean over its seeds; ``spread`` is that of the likelihood."""
+    """Read the rows of a benchmark, each the mean over its seeds."""
     rows = {}
     for path in sorted(folder.glob("*.json")):
         files = [path, *sorted(folder.glob(f"seed*/{path.name}"))]
-        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        values = [run["nll"] for run in runs]
-        right = [statistics.mean(map(int, item)) for item in zip(*(run["right"] for run in runs), strict=True)]
-        means = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
-        spread = statistics.stdev(values) if len(runs) > 1 else None
-        interval = wilson(sum(right), len(right))
-        rows[path.stem] = runs[0] | means | {"right": right, "interval": interval, "spread": spread, "seeds": len(runs)}
+        rows[path.stem] = mean([json.loads(file.read_text(encoding="utf-8")) for file in files])
     return rows
+
+
+def mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row's mean over its seeds, with the ``spread`` of its likelihood; one run as it is."""
+    if len(runs) == 1:
+        return runs[0]
+    right = [statistics.mean(map(int, item)) for item in zip(*(run["right"] for run in runs), strict=True)]
+    means = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
+    spread = f" ± {statistics.stdev(run['nll'] for run in runs):.3f} ({len(runs)})"
+    return runs[0] | means | {"right": right, "interval": wilson(sum(right), len(right)), "spread": spread}
 
 
 def gap(row: dict[str, Any], base: dict[str, Any], ceiling: dict[str, Any]) -> float | None:
@@ -54,9 +58,8 @@ def table(rows: dict[str, dict[str, Any]], ceiling: str) -> str:
         share = None if name in ("old", "old-adapted") else gap(row, base, rows[ceiling])
         low, high = row["interval"]
         mean, lower, upper = paired(row["right"], base["right"])
-        spread = "" if row["spread"] is None else f" ± {row['spread']:.3f} ({row['seeds']})"
         lines.append(
-            f"| {name} | {row['nll']:.3f}{spread} | {'-' if share is None else f'{share:.0%}'} | "
+            f"| {name} | {row['nll']:.3f}{row.get('spread', '')} | {'-' if share is None else f'{share:.0%}'} | "
             f"{row['accuracy']:.3f} ({low:.2f}-{high:.2f}) | {mean:+.3f} ({lower:+.3f} to {upper:+.3f}) | "
             f"{row['exact']:.2f} | {row['seconds']:.0f} |"
         )
