@@ -1,4 +1,4 @@
-"""Distil: train the upgraded adapter on unlabelled prompts towards ``new + (old adapted - old)``, a few dozen steps."""
+"""Distil: train the upgraded adapter on unlabelled prompts, a few dozen steps, towards what `transplant` wants."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DistillOptions:
 
 @method("distill", options=DistillOptions, needs_backbones=True)
 def distill(job: Job, options: DistillOptions) -> Draft:
-    """Train, without labels, towards the new model's logits moved by what the adapter did to the old model's."""
+    """Train, without labels, towards the logits that `teach` derives from what the adapter did to the old model."""
     _, new = job.backbones("distill")
     shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "trust", "recombine")}
     start = TransplantOptions(**shared, rank=16)  # more would be trained in every part

@@ -1,9 +1,10 @@
 """Transplant: carry over what the adapter does to the logits, not its weights; training-free, without labels.
 
 The old adapted model answers unlabelled prompts. At every position of its answers the wanted logits are
-``new + c (old adapted - old)``; the shift of the new model's last state that gives them is solved for, and the last
-layer's ``down`` gets the low-rank update that produces these shifts from its own input, by reduced-rank ridge
-regression. ``down`` because its output is added last, so that the fit is exact for the layer's output.
+``new + c (old adapted - old)`` or, where the adapter made the old model sure, its own (see `teacher`). The shift of the
+new model's last state that gives them is solved for, and the last layer's ``down`` gets the low-rank update that
+produces these shifts from its own input, by reduced-rank ridge regression. ``down`` because its output is added last,
+so that the fit is exact for the layer's output.
 """
 
 from __future__ import annotations
