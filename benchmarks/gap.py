@@ -48,7 +48,6 @@ METHODS = {
     "distill-elicited": ("distill", {}, "elicited"),
 }
 """Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
-ELICITED = 400
 GENERATED = 128
 """Tokens of a generated answer at most."""
 VANILLA = {"vanilla-3e-4": 3e-4, "vanilla-1e-3": 1e-3, "vanilla-3e-3": 3e-3}
@@ -145,10 +144,10 @@ class Run:
         return [*self.task.prompts, *more]
 
     def elicited(self) -> dict[str, Any]:
-        """Return what ``recombine=ELICITED`` adds to the prompts: a stage of its own, since several rows want it."""
+        """Return what ``recombine=N`` adds to the prompts: a stage of its own, since several rows want it."""
         with adapted(self.old, read(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
             found = elicit(
-                model, self.old, self.task.prompts, count=ELICITED, length=self.args.length, seed=self.args.seed,
+                model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length, seed=self.args.seed,
                 progress=bars,
             )  # fmt: skip
         return {"prompts": found}
@@ -221,6 +220,7 @@ def main() -> None:
     parser.add_argument("--map", help="folder of the pair's upgrade map; by default it is built and cached")
     parser.add_argument("--limit", type=int, default=240, help="test items")
     parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
+    parser.add_argument("--elicited", type=int, default=400, help="prompts that the rows 'elicited' put together anew")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
     parser.add_argument("--full-rate", type=float, default=3e-4, help="learning rate of full retraining")
     parser.add_argument("--full-samples", type=int, help="its samples: as many as the source adapter was trained on")
