@@ -147,8 +147,8 @@ class Run:
         """Return what ``recombine=N`` adds to the prompts: a stage of its own, since several rows want it."""
         with adapted(self.old, read(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
             found = elicit(
-                model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length, seed=self.args.seed,
-                progress=bars,
+                model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length,
+                seed=self.args.seed, progress=bars,
             )  # fmt: skip
         return {"prompts": found}
 
