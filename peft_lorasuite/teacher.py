@@ -131,8 +131,8 @@ def teach(
     confidence = []
 
     def moved_at(rows: slice) -> tuple[Tensor, Tensor]:
-        logs = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
-        return _moved(new_head.logits(states[rows]).log_softmax(dim=-1), *logs, vocabulary, gate, trust)
+        after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
+        return _moved(new_head.logits(states[rows]).log_softmax(dim=-1), after, before, vocabulary, gate, trust)
 
     for rows in _chunks(len(states)):
         moved, sure = moved_at(rows)
