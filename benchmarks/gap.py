@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--map", help="folder of the pair's upgrade map; by default it is built and cached")
     parser.add_argument("--limit", type=int, default=240, help="test items")
     parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
-    parser.add_argument("--elicited", type=int, default=400, help="prompts that the rows 'elicited' put together anew")
+    parser.add_argument("--elicited", type=int, default=800, help="prompts that the rows 'elicited' put together anew")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
     parser.add_argument("--full-rate", type=float, default=3e-4, help="learning rate of full retraining")
     parser.add_argument("--full-samples", type=int, help="its samples: as many as the source adapter was trained on")
