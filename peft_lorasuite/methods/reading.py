@@ -22,7 +22,7 @@ from .base import Job, check_least
 
 LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
-MORE = "the prompts share a form: recombine=800 asks the adapter about more than they name, and takes several times as long"
+MORE = "the prompts share a form: recombine=800 asks the adapter about more than they name, and takes far longer"
 """Hint in the report, where facts were written of which the adapter probably knows more."""
 CUT = "most answers go on after {0} tokens: the option length={1} reads more of them"
 """Hint in the report, where the old adapted model did not come to an end."""
