@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lorasuite.prompts import Example, fill, read_examples
+from peft_lorasuite.spec import Architecture, Site
 
 PACKAGES = ("peft_lorasuite", "torch", "transformers", "peft", "accelerate")
 
@@ -93,6 +94,18 @@ def load_task(name: str, data: Path, limit: int) -> Task:
 def _listed(example: Example) -> list[str]:
     """Options of a multiple-choice question whose answers are called answer1, answer2, ..."""
     return [f"answer{n}" for n in range(1, 6) if f"Answer{n}:" in example.instruction]
+
+
+def sites_of(arch: Architecture, parts: Iterable[str]) -> list[Site]:
+    """Return the places of a layer that hold one of these parts."""
+    wanted = set(parts)
+    return [site for site in arch.sites if wanted & set(site.parts)]
+
+
+def modules_of(arch: Architecture, parts: Iterable[str]) -> list[str]:
+    """Names of the modules that hold one of these parts, in every layer: the targets of a LoRA."""
+    sites = sites_of(arch, parts)
+    return [f"{arch.layer_path}.{layer}.{site.path}" for layer in range(arch.layers) for site in sites]
 
 
 def machine() -> dict[str, Any]:

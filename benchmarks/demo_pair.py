@@ -20,6 +20,7 @@ from typing import Any
 
 import peft
 import torch
+from common import modules_of, sites_of
 
 import peft_lorasuite
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
@@ -158,9 +159,7 @@ class DemoPair:
     ) -> Any:  # fmt: skip
         """Return the new (or old) backbone with a LoRA that knows nothing, on all modules or on those of some parts."""
         backbone = self.old if old else self.new
-        arch = backbone.arch
-        paths = {site.path for site in arch.sites if parts is None or set(site.parts) & set(parts)}
-        targets = [f"{arch.layer_path}.{layer}.{path}" for layer in range(arch.layers) for path in sorted(paths)]
+        targets = modules_of(backbone.arch, backbone.arch.parts if parts is None else parts)
         config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, task_type="CAUSAL_LM")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -168,7 +167,7 @@ class DemoPair:
 
     def tuned(self, made: Made, *, seed: int = 0, parts: Sequence[str] | None = None, **training: Any) -> Made:
         """Train it on labelled samples, 100 if nothing else is said."""
-        sites = [site for site in self.new.arch.sites if parts is None or set(site.parts) & set(parts)]
+        sites = sites_of(self.new.arch, self.new.arch.parts if parts is None else parts)
         names = [site.path.rpartition(".")[2] for site in sites]
         model, seconds, peak = timed(
             lambda: finetune(

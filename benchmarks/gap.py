@@ -17,7 +17,7 @@ from typing import Any
 
 import peft
 import torch
-from common import ATTENTION, RECIPES, Task, load_task, stage, wilson
+from common import ATTENTION, RECIPES, Task, load_task, modules_of, sites_of, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
@@ -160,14 +160,13 @@ class Run:
 
     def fresh(self, parts: Iterable[str]) -> Any:
         """Return a fresh LoRA of the paper's rank: r = alpha = 32."""
-        layers = [f"{self.new.arch.layer_path}.{layer}." for layer in range(self.new.arch.layers)]
-        targets = [layer + self.new.arch.site(part).path for layer in layers for part in parts]
+        targets = modules_of(self.new.arch, parts)
         config = peft.LoraConfig(r=32, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
         return peft.get_peft_model(self.new.load(), config)
 
     def tune(self, model: Any, parts: Iterable[str], data: list[Example], **options: Any) -> Any:
         """Train on labelled samples of the task; what sits in few of these parts' modules gets new LoRA in the rest."""
-        modules = [self.new.arch.site(part).path.rpartition(".")[2] for part in parts]
+        modules = [site.path.rpartition(".")[2] for site in sites_of(self.new.arch, parts)]
         return finetune(
             model, data, modules=modules, seed=self.args.seed, tokenizer=self.new.tokenizer,
             micro_batch_size=self.args.micro_batch_size, progress=bars, **options,

@@ -23,7 +23,7 @@ from typing import Any
 
 import peft
 import torch
-from common import stage
+from common import ATTENTION, modules_of, stage
 from experiment_plan import experiment
 from pairs import PAIRS, TRAIN, Pair
 
@@ -167,10 +167,7 @@ class Experiment:
         return folder
 
     def _train(self, backbone: Backbone, count: int, folder: Path) -> None:
-        paths = {backbone.arch.site(part).path for part in ("q", "k", "v", "o")}
-        targets = [
-            f"{backbone.arch.layer_path}.{n}.{path}" for n in range(backbone.arch.layers) for path in sorted(paths)
-        ]
+        targets = modules_of(backbone.arch, ATTENTION)
         config = peft.LoraConfig(
             r=self.args.rank, lora_alpha=self.args.rank, target_modules=targets, task_type="CAUSAL_LM"
         )

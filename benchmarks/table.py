@@ -27,11 +27,11 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     rows = {}
     for path in sorted(folder.glob("*.json")):
         files = [path, *sorted(folder.glob(f"seed*/{path.name}"))]
-        rows[path.stem] = mean([json.loads(file.read_text(encoding="utf-8")) for file in files])
+        rows[path.stem] = averaged([json.loads(file.read_text(encoding="utf-8")) for file in files])
     return rows
 
 
-def mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a row's mean over its seeds, with the ``spread`` of its likelihood; one run as it is."""
     if len(runs) == 1:
         return runs[0]

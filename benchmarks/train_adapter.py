@@ -14,7 +14,7 @@ from pathlib import Path
 
 import peft
 import torch
-from common import RECIPES, load_task
+from common import RECIPES, load_task, modules_of
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.finetuning import finetune
@@ -38,11 +38,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe, base = RECIPES[args.task], Backbone.open(args.base, dtype=args.dtype)
-    arch, start = base.arch, time.perf_counter()
-    paths = {arch.site(part).path for part in recipe.parts if part in arch.parts}
+    start = time.perf_counter()
     config = peft.LoraConfig(
         r=args.rank, lora_alpha=2 * args.rank, task_type="CAUSAL_LM",
-        target_modules=[f"{arch.layer_path}.{layer}.{path}" for layer in range(arch.layers) for path in sorted(paths)],
+        target_modules=modules_of(base.arch, recipe.parts),
     )  # fmt: skip
     torch.manual_seed(args.seed)
     model = peft.get_peft_model(base.load(), config)

@@ -130,17 +130,18 @@ def teach(
     seen[torch.randint(size, (extra,), generator=torch.Generator().manual_seed(seed))] = True
     confidence = []
 
-    def moved_at(rows: slice) -> tuple[Tensor, Tensor]:
+    def moved_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
-        return _moved(new_head.logits(states[rows]).log_softmax(dim=-1), after, before, vocabulary, gate, trust)
+        new = new_head.logits(states[rows]).log_softmax(dim=-1)
+        return new, *_moved(new, after, before, vocabulary, gate, trust)
 
     for rows in _chunks(len(states)):
-        moved, sure = moved_at(rows)
+        new, moved, sure = moved_at(rows)
         confidence.append(sure)
-        for values in (moved, new_head.logits(states[rows])):
+        for values in (moved, new):
             seen[values.topk(min(top, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    target = [moved_at(rows)[0][:, ids] for rows in _chunks(len(states))]
+    target = [moved_at(rows)[1][:, ids] for rows in _chunks(len(states))]
     return Teacher(ids, torch.cat(target).log_softmax(dim=-1), torch.cat(confidence))
 
 

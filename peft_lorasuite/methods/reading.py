@@ -107,11 +107,11 @@ class Reading:
         )  # fmt: skip
 
 
-def read(job: Job, options: ReadingOptions) -> Reading:
-    """Let the old adapted model answer, and read off both models what the fit needs."""
+def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None) -> Reading:
+    """Let the old adapted model answer (or take given answers), and read off both models what the fit needs."""
     old, new = job.backbones("transplant")
     vocabulary = Vocabulary.of(old, new)
-    turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options)
+    turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
     model = new.load()
     x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
@@ -176,17 +176,12 @@ def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str
 
 
 def _read_old(
-    job: Job, old: Backbone, new: Backbone, options: ReadingOptions
-) -> tuple[list[Turn], Tensor, Tensor, Head, list[Place]]:
+    job: Job, old: Backbone, new: Backbone, options: ReadingOptions, given: Sequence[Turn] | None
+) -> tuple[Sequence[Turn], Tensor, Tensor, Head, list[Place]]:
     """Let the old adapted model answer, then read its final states with and without the adapter."""
-    prompts = chosen_prompts(job, old, options.prompts, options.length)
+    prompts = chosen_prompts(job, old, options.prompts, options.length) if given is None else []
     with adapted(old, job.adapter) as model:
-        if options.recombine:
-            prompts += elicit(
-                model, old, prompts, count=options.recombine, length=options.length, seed=job.seed,
-                progress=job.progress,
-            )  # fmt: skip
-        turns = answer(model, old, prompts, length=options.length, progress=job.progress)
+        turns = _answers(model, old, prompts, job, options) if given is None else given
         rows = [tokens(old, turn) for turn in turns]
         places = aligned(rows, [tokens(new, turn) for turn in turns])
         wanted = [(turn, position) for turn, position, _ in places]
@@ -194,6 +189,15 @@ def _read_old(
     del model
     plain = old.load()
     return turns, states, _final_states(plain, rows, wanted, job), Head(plain, old), places
+
+
+def _answers(model: Any, old: Backbone, prompts: list[str], job: Job, options: ReadingOptions) -> list[Turn]:
+    """Let the old adapted model answer the prompts, and those that it adds to them."""
+    if options.recombine:
+        prompts += elicit(
+            model, old, prompts, count=options.recombine, length=options.length, seed=job.seed, progress=job.progress
+        )
+    return answer(model, old, prompts, length=options.length, progress=job.progress)
 
 
 def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job) -> Tensor:
