@@ -180,7 +180,8 @@ def test_what_cannot_be_used_is_named(pair, settings, message):
 @pytest.mark.parametrize(
     ("method", "name", "value"),
     [("transplant", "length", 0), ("transplant", "prompts", 1), ("transplant", "ridge", -1.0),
-     ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0), ("distill", "recombine", -1)],
+     ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0), ("distill", "recombine", -1),
+     ("transplant", "trust", -0.1), ("distill", "trust", -0.1)],
 )  # fmt: skip
 def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
     with pytest.raises(LoraSuiteError, match=name):
