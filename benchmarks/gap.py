@@ -189,7 +189,7 @@ class Run:
     def generated(self, model: Any, backbone: Backbone, items: list[Example]) -> dict[str, Any]:
         """Let the model write out answers to every n-th item, greedily, and take the last number of each."""
         chosen = items[:: max(len(items) // self.args.generate, 1)][: self.args.generate]
-        turns = answer(model, backbone, [fill(one) for one in chosen], length=GENERATED, batch=20, progress=bars)
+        turns = answer(model, backbone, [fill(one) for one in chosen], length=GENERATED, batch=50, progress=bars)
         told = [score_number({"answer": one.answer}, [turn.response]) for one, turn in zip(chosen, turns, strict=True)]
         right = [int(one["acc"]) for one in told]
         return {
