@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .backbone import Backbone
-from .errors import LoraSuiteError, unknown
+from .errors import LoraSuiteError
 from .identity import check_same
 from .offload import placed
 from .progress import Progress, silent
 from .source import Source
-from .spec import PARTS
+from .spec import check_parts
 from .weights import broken, open_safetensors
 
 if TYPE_CHECKING:
@@ -253,7 +253,5 @@ def map_key(upgrade_map: UpgradeMap) -> str:
 def common_parts(upgrade_map: UpgradeMap, parts: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the parts that both backbones have, of those asked for."""
     old, new = upgrade_map.old.arch.parts, upgrade_map.new.arch.parts
-    strange = [part for part in parts or () if part not in PARTS]
-    if strange:
-        raise unknown("part", strange[0], PARTS)
+    check_parts(parts or ())
     return tuple(part for part in old if part in new and (parts is None or part in parts))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import LoraSuiteError
+from .errors import LoraSuiteError, unknown
 
 READERS = ("q", "k", "v", "gate", "up")
 """Parts that read the normalised hidden state: input is the hidden size."""
@@ -17,6 +18,13 @@ ROWS = ("part head dim", "head part dim", "group part dim")
 """Orders of a projection's output rows: all of one part after the other (Phi-3, and every projection that is not
 fused), query, key and value head by head (GPT-NeoX, Bloom), or per key/value group: its query heads, its key, its
 value (Falcon)."""
+
+
+def check_parts(parts: Iterable[str]) -> None:
+    """Refuse what is not one of `PARTS`."""
+    for part in parts:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from command_fixtures import Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
+from peft_lorasuite import LoraSuiteError
+from peft_lorasuite.methods.base import find, make_options
+
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -110,9 +113,43 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
     assert "unknown option of lorasuite 'gian'; did you mean 'gain'?" in refused(
         tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gian=2"
     )
-    assert "gain: an option has a value of another type (got big" in refused(
+    assert "gain: an option has a value of another type (got 'big', wanted a number)" in refused(
         tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=big"
     )
+    assert "unknown part 'gat'; did you mean 'gate'?" in refused(
+        tmp_path, capsys, *call, "--method", "distill", "--set", "parts=q,gat"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value", "taken"),
+    [
+        ("lorasuite", "gain", "2", 2.0), ("lorasuite", "gain", 2, 2.0), ("lorasuite", "normalize", "none", "none"),
+        ("transplant", "memory", "No", False), ("transplant", "memory", True, True),
+        ("transplant", "rank", "None", None), ("transplant", "rank", "8", 8), ("transplant", "rank", None, None),
+        ("transplant", "gate", "auto", None), ("transplant", "gate", ".5", 0.5),
+        ("distill", "parts", "q, gate", ("q", "gate")), ("distill", "parts", ["up"], ("up",)),
+    ],
+)  # fmt: skip
+def test_an_option_is_read_as_its_type(method: str, name: str, value: object, taken: object) -> None:
+    options = make_options(find(method), {name: value})
+    assert getattr(options, name) == taken
+    assert type(getattr(options, name)) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value", "wanted"),
+    [
+        ("transplant", "prompts", 3.5, "a whole number"), ("transplant", "prompts", "3.5", "a whole number"),
+        ("transplant", "prompts", True, "a whole number"), ("transplant", "ridge", "nan", "a number"),
+        ("transplant", "rank", "few", "none or a whole number"), ("transplant", "memory", "perhaps", "yes or no"),
+        ("transplant", "memory", 1, "yes or no"), ("lorasuite", "normalize", 1, "a word"),
+        ("distill", "parts", [1], "words with commas between"), ("distill", "parts", None, "words with commas between"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_type_is_refused(method: str, name: str, value: object, wanted: str) -> None:
+    with pytest.raises(LoraSuiteError, match=f"{name}: an option has a value of another type .*wanted {wanted}\\)"):
+        make_options(find(method), {name: value})
 
 
 def test_backbones_that_share_no_token(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

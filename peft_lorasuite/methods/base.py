@@ -14,6 +14,7 @@ from ..lowrank import LowRank
 from ..progress import Progress, silent
 from ..sections import Request, Section, SectionSpec, build_section, common_parts
 from ..upgrade_map import UpgradeMap
+from .options import converted
 
 BUILT_IN = {
     "copy": "copy",
@@ -195,26 +196,4 @@ def make_options(chosen: Method, options: Any) -> Any:
         if name not in known:
             raise unknown(f"option of {chosen.name}", name, known)
     types = get_type_hints(chosen.options)
-    return chosen.options(**{name: _converted(name, value, types[name]) for name, value in options.items()})
-
-
-def _converted(name: str, value: Any, kind: Any) -> Any:
-    """Convert a string of the command line to an option's type; anything else is passed on."""
-    if not isinstance(value, str) or kind is str:
-        return value
-    if value.lower() in ("none", "auto") and kind not in (int, float, bool):
-        return None if value.lower() == "none" else value
-    if kind is bool:
-        table = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if value.lower() in table:
-            return table[value.lower()]
-        raise LoraSuiteError("an option is yes or no", where=name, got=value)
-    for candidate in (int, float):
-        if candidate is kind or candidate in getattr(kind, "__args__", ()):
-            try:
-                return candidate(value)
-            except ValueError:
-                continue
-    if str in getattr(kind, "__args__", ()):
-        return value
-    raise LoraSuiteError("an option has a value of another type", where=name, got=value, wanted=kind)
+    return chosen.options(**{name: converted(name, value, types[name]) for name, value in options.items()})

@@ -14,6 +14,7 @@ from .. import adapter as adapter_files
 from ..backbone import Backbone
 from ..behaviour import Place, Turn, tokens
 from ..source import Source
+from ..spec import check_parts
 from ..teacher import Teacher
 from .base import Draft, Job, check_least, method
 from .reading import LEAST, read
@@ -54,6 +55,7 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         check_least(self, {**LEAST, "gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
+        check_parts(self.parts)
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
