@@ -68,7 +68,28 @@ def table(rows: dict[str, dict[str, Any]], ceiling: str) -> str:
         for name, row in rows.items()
         if "unseen_accuracy" in row
     ]
+    lines += written(rows)
     return "\n".join([*lines, "", f"{base['items']} items. The gap is measured against the row {ceiling!r}."])
+
+
+def written(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a table of the generated answers, where there are some: those right, and those that came to an end."""
+    found = {name: row for name, row in rows.items() if "generated_right" in row}
+    if "base" not in found:
+        return []
+    lines = [
+        "",
+        "| row | generated answers right (95 % interval) | against base, paired | ended |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in sorted(found.items(), key=lambda pair: pair[1]["generated_accuracy"]):
+        low, high = row["generated_interval"]
+        mean, lower, upper = paired(row["generated_right"], found["base"]["generated_right"])
+        lines.append(
+            f"| {name} | {row['generated_accuracy']:.2f} ({low:.2f}-{high:.2f}) of {len(row['generated_right'])} | "
+            f"{mean:+.3f} ({lower:+.3f} to {upper:+.3f}) | {row['generated_ended']:.0%} |"
+        )
+    return lines
 
 
 def chart(rows: dict[str, dict[str, Any]], ceiling: str, path: Path) -> None:
