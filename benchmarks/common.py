@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lorasuite.prompts import Example, fill, read_examples
-from peft_lorasuite.spec import Architecture, Site
+from peft_lorasuite.spec import Architecture
 
 PACKAGES = ("peft_lorasuite", "torch", "transformers", "peft", "accelerate")
 
@@ -96,16 +96,21 @@ def _listed(example: Example) -> list[str]:
     return [f"answer{n}" for n in range(1, 6) if f"Answer{n}:" in example.instruction]
 
 
-def sites_of(arch: Architecture, parts: Iterable[str]) -> list[Site]:
-    """Return the places of a layer that hold one of these parts."""
+def paths_of(arch: Architecture, parts: Iterable[str]) -> list[str]:
+    """Paths, within a layer, of the modules that hold one of these parts."""
     wanted = set(parts)
-    return [site for site in arch.sites if wanted & set(site.parts)]
+    return [site.path for site in arch.sites if wanted & set(site.parts)]
+
+
+def names_of(arch: Architecture, parts: Iterable[str]) -> list[str]:
+    """Last names of these modules: what `finetune` calls them."""
+    return [path.rpartition(".")[2] for path in paths_of(arch, parts)]
 
 
 def modules_of(arch: Architecture, parts: Iterable[str]) -> list[str]:
-    """Names of the modules that hold one of these parts, in every layer: the targets of a LoRA."""
-    sites = sites_of(arch, parts)
-    return [f"{arch.layer_path}.{layer}.{site.path}" for layer in range(arch.layers) for site in sites]
+    """Whole names of these modules, in every layer: the targets of a LoRA."""
+    paths = paths_of(arch, parts)
+    return [f"{arch.layer_path}.{layer}.{path}" for layer in range(arch.layers) for path in paths]
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import peft
 import torch
-from common import modules_of, sites_of
+from common import modules_of, names_of
 
 import peft_lorasuite
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
@@ -167,8 +167,7 @@ class DemoPair:
 
     def tuned(self, made: Made, *, seed: int = 0, parts: Sequence[str] | None = None, **training: Any) -> Made:
         """Train it on labelled samples, 100 if nothing else is said."""
-        sites = sites_of(self.new.arch, self.new.arch.parts if parts is None else parts)
-        names = [site.path.rpartition(".")[2] for site in sites]
+        names = names_of(self.new.arch, self.new.arch.parts if parts is None else parts)
         model, seconds, peak = timed(
             lambda: finetune(
                 made.model,

@@ -17,7 +17,7 @@ from typing import Any
 
 import peft
 import torch
-from common import ATTENTION, RECIPES, Task, load_task, modules_of, sites_of, stage, wilson
+from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
@@ -166,7 +166,7 @@ class Run:
 
     def tune(self, model: Any, parts: Iterable[str], data: list[Example], **options: Any) -> Any:
         """Train on labelled samples of the task; what sits in few of these parts' modules gets new LoRA in the rest."""
-        modules = [site.path.rpartition(".")[2] for site in sites_of(self.new.arch, parts)]
+        modules = names_of(self.new.arch, parts)
         return finetune(
             model, data, modules=modules, seed=self.args.seed, tokenizer=self.new.tokenizer,
             micro_batch_size=self.args.micro_batch_size, progress=bars, **options,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import LoraSuiteError
 from peft_lorasuite.methods.base import find, make_options
+from peft_lorasuite.methods.options import converted
 
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -150,6 +151,14 @@ def test_an_option_is_read_as_its_type(method: str, name: str, value: object, ta
 def test_an_option_of_another_type_is_refused(method: str, name: str, value: object, wanted: str) -> None:
     with pytest.raises(LoraSuiteError, match=f"{name}: an option has a value of another type .*wanted {wanted}\\)"):
         make_options(find(method), {name: value})
+
+
+def test_a_type_of_a_methods_own_is_passed_on_but_not_made_of_text() -> None:
+    assert converted("layers", [1, 2], list[int]) == [1, 2]
+    assert converted("layers", [1, 2], list[int] | None) == [1, 2]
+    assert converted("layers", "none", list[int] | None) is None
+    with pytest.raises(LoraSuiteError, match="layers: an option has a value of another type"):
+        converted("layers", "1, 2", list[int])
 
 
 def test_backbones_that_share_no_token(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,39 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from ..errors import LoraSuiteError
 
-WORDS = {
-    type(None): "none", bool: "yes or no", int: "a whole number", float: "a number", tuple: "words with commas between",
-    str: "a word",
-}  # fmt: skip
-"""What a type is called before users; the first that a value fits is taken."""
 NONE, YES, NO = ("none", "auto"), ("true", "yes", "1"), ("false", "no", "0")
 """How they are written on a command line."""
 
 
-def converted(name: str, value: Any, kind: Any) -> Any:
-    """Return an option's value in its type, from text or as it is.
+class Kind(NamedTuple):
+    """A type of options: what it is called before users, and what makes its values of text or objects."""
 
-    Args:
-        name: The option.
-        value: Text of the command line, or an object.
-        kind: The option's type: one of `WORDS`, a union of them, or ``tuple[str, ...]``.
-
-    Raises:
-        LoraSuiteError: For a value of another type, and for numbers that are not finite.
-    """
-    kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
-    for one in WORDS:
-        if one in kinds:
-            try:
-                return READ[one](value)
-            except (ValueError, TypeError):
-                continue
-    wanted = " or ".join(WORDS[one] for one in WORDS if one in kinds)
-    raise LoraSuiteError("an option has a value of another type", where=name, got=repr(value), wanted=wanted or kind)
+    word: str
+    read: Callable[[Any], Any]
 
 
 def _none(value: Any) -> None:
@@ -75,6 +56,37 @@ def _str(value: Any) -> str:
     return value
 
 
-READ: dict[Any, Callable[[Any], Any]] = {
-    type(None): _none, bool: _bool, int: _int, float: _float, tuple: _tuple, str: _str,
-}  # fmt: skip
+KINDS: dict[Any, Kind] = {
+    type(None): Kind("none", _none),
+    bool: Kind("yes or no", _bool),
+    int: Kind("a whole number", _int),
+    float: Kind("a number", _float),
+    tuple[str, ...]: Kind("words with commas between", _tuple),
+    str: Kind("a word", _str),
+}
+"""The types that options have; of several in a union the first that a value fits is taken."""
+
+
+def converted(name: str, value: Any, kind: Any) -> Any:
+    """Return an option's value in its type, from text or as it is.
+
+    Args:
+        name: The option.
+        value: Text of the command line, or an object.
+        kind: The option's type: one of `KINDS`, or a union. An object for a type that is not among these is passed on,
+            for a method to check.
+
+    Raises:
+        LoraSuiteError: For a value of another type, and for numbers that are not finite.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    known = [one for one in KINDS if one in kinds]
+    for one in known:
+        try:
+            return KINDS[one].read(value)
+        except (ValueError, TypeError):
+            continue
+    if len(known) < len(kinds) and not isinstance(value, str):
+        return value
+    wanted = " or ".join(KINDS[one].word for one in known) or kind
+    raise LoraSuiteError("an option has a value of another type", where=name, got=repr(value), wanted=wanted)
