@@ -143,6 +143,7 @@ def test_an_option_is_read_as_its_type(method: str, name: str, value: object, ta
     [
         ("transplant", "prompts", 3.5, "a whole number"), ("transplant", "prompts", "3.5", "a whole number"),
         ("transplant", "prompts", True, "a whole number"), ("transplant", "ridge", "nan", "a number"),
+        ("transplant", "ridge", 10**400, "a number"),
         ("transplant", "rank", "few", "none or a whole number"), ("transplant", "memory", "perhaps", "yes or no"),
         ("transplant", "memory", 1, "yes or no"), ("lorasuite", "normalize", 1, "a word"),
         ("distill", "parts", [1], "words with commas between"), ("distill", "parts", None, "words with commas between"),

@@ -84,7 +84,7 @@ def converted(name: str, value: Any, kind: Any) -> Any:
     for one in known:
         try:
             return KINDS[one].read(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     if len(known) < len(kinds) and not isinstance(value, str):
         return value
