@@ -21,8 +21,9 @@ from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, st
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
+from peft_lorasuite.answering import answer
 from peft_lorasuite.answers import score_number
-from peft_lorasuite.behaviour import adapted, answer
+from peft_lorasuite.behaviour import adapted
 from peft_lorasuite.elicitation import elicit
 from peft_lorasuite.finetuning import RECORD, finetune, write_adapter
 from peft_lorasuite.folder import whole_folder

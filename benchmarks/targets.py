@@ -19,7 +19,8 @@ from common import load_task, stage
 
 from peft_lorasuite import Backbone, UpgradeMap
 from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.behaviour import Turn, tokens
+from peft_lorasuite.answering import Turn
+from peft_lorasuite.behaviour import tokens
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import Reading, ReadingOptions, read
 from peft_lorasuite.progress import bars

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WORTH = 8
@@ -21,6 +23,28 @@ def shared(ids: Tensor, first: int) -> int:
     return min(int(same.sum()), first)
 
 
+def before_padding(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """Read what rows of any length begin with, for padding that stands behind it.
+
+    Returns:
+        The count of tokens, the last of every row left out, and their cache for every row. None and 0 where it is not
+        worth a pass, or where a layer's window counts the padding too.
+    """
+    most = min(map(len, rows)) - 1
+    count = shared(torch.tensor([list(row[:most]) for row in rows]), most)
+    if len(rows) < 2 or count < WORTH:
+        return 0, None
+    cache = _read_for(model, torch.tensor(rows[:1]).to(model.device)[:, :count], len(rows))
+    return (0, None) if any(cache.is_sliding) else (count, cache)
+
+
+def _read_for(model: Any, beginning: Tensor, rows: int) -> Any:
+    """Return the cache of one beginning, (1, tokens), for that many rows."""
+    cache = decoder(model)(input_ids=beginning, use_cache=True).cache
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
 def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
     """Read what all rows begin with once; gradients flow through it.
 
@@ -36,6 +60,5 @@ def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[
     count = shared(ids, first)
     if len(ids) < 2 or count < WORTH:
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
-    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
-    cache.batch_repeat_interleave(len(ids))
+    cache = _read_for(model, ids[:1, :count], len(ids))
     return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count

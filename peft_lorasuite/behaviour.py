@@ -1,4 +1,4 @@
-"""What an adapter does to its backbone: the responses it writes and the states behind them, read off forward passes."""
+"""What an adapter does to its backbone: the states behind the responses that it writes, read off forward passes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,11 @@ from torch import Tensor
 from . import adapter as adapter_files
 from .activations import BATCH_TOKENS, SINKS, padded
 from .adapter import Adapter
+from .answering import Turn
 from .backbone import Backbone
 from .beginning import after_beginning, decoder, shared
 from .errors import LoraSuiteError
 from .progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A prompt and the response that the old adapted model wrote, ``ended`` if it closed it itself."""
-
-    prompt: str
-    response: str
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -105,55 +97,6 @@ def _trained_biases(model: Any, adapter: Adapter) -> list[tuple[Tensor, Tensor]]
     if adapter.config.get("bias", "none") == "none":
         return []
     return [(weight, weight.detach().clone()) for name, weight in model.named_parameters() if name.endswith("bias")]
-
-
-def context_of(backbone: Backbone) -> int:
-    """Tokens that a backbone can read at once; unbounded where its config names no limit."""
-    return getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
-
-
-def fits(backbone: Backbone, prompt: str, length: int) -> bool:
-    """Whether a prompt and a response of ``length`` tokens fit the context."""
-    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= context_of(backbone)
-
-
-def encoded(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
-    """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
-    rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    limit = context_of(backbone)
-    for number, ids in enumerate(rows, 1):
-        if len(ids) + length > limit:
-            raise LoraSuiteError(
-                f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
-                got=f"{len(ids)} tokens and {length} to answer", wanted=f"{limit} together",
-            )  # fmt: skip
-    return rows
-
-
-@torch.inference_mode()
-def answer(
-    model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
-) -> list[Turn]:
-    """Let a model answer prompts greedily, at most ``length`` tokens each."""
-    tokenizer = backbone.tokenizer
-    end = tokenizer.eos_token_id
-    asked = encoded(backbone, prompts, length)
-    turns: dict[int, Turn] = {}
-    order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))
-    for first in progress("answering", range(0, len(order), batch)):
-        rows = order[first : first + batch]
-        width = max(len(asked[row]) for row in rows)
-        ids = torch.tensor([[end] * (width - len(asked[row])) + asked[row] for row in rows])
-        mask = torch.tensor([[0] * (width - len(asked[row])) + [1] * len(asked[row]) for row in rows])
-        written = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=length,
-            do_sample=False, pad_token_id=end, eos_token_id=end,
-        )[:, width:].tolist()  # fmt: skip
-        for row, reply in zip(rows, written, strict=True):
-            closed = end in reply
-            text = tokenizer.decode(reply[: reply.index(end)] if closed else reply, skip_special_tokens=False)
-            turns[row] = Turn(prompts[row], text, closed)
-    return [turns[number] for number in range(len(prompts))]
 
 
 def beginning(rows: Sequence[Tokens]) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from .answering import answer
 from .answers import check_template
 from .backbone import Backbone
-from .behaviour import answer
 from .errors import LoraSuiteError
 from .prompts import Example, fill
 from .source import Source

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from .answering import Turn, answer
 from .backbone import Backbone
 from .beginning import after_beginning
-from .behaviour import Turn, answer
 from .progress import Progress, silent
 from .recombination import SLOT, Form, forms, recombined
 

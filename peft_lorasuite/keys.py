@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .activations import batches, built_in_text, padded
+from .answering import context_of
 from .backbone import Backbone
 from .beginning import after_beginning, decoder
-from .behaviour import Tokens, beginning, context_of, length_batches
+from .behaviour import Tokens, beginning, length_batches
 from .progress import Progress, silent
 
 QUIET = 4

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .answering import Turn
 from .backbone import Backbone
 from .beginning import decoder
-from .behaviour import Place, Tokens, Turn, tokens
+from .behaviour import Place, Tokens, tokens
 from .elicitation import common_opening
 from .keys import read_keys, read_text
 from .lowrank import LowRank, reduced_rank_ridge

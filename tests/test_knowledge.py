@@ -13,7 +13,8 @@ from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.behaviour import Turn, adapted, tokens
+from peft_lorasuite.answering import Turn
+from peft_lorasuite.behaviour import adapted, tokens
 from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune

@@ -9,9 +9,12 @@ from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.behaviour import Turn, adapted, aligned, answer, tokens
+from peft_lorasuite.answering import Turn, answer, answered
+from peft_lorasuite.behaviour import adapted, aligned, tokens
 from peft_lorasuite.lowrank import reduced_rank_ridge
-from peft_lorasuite.methods.reading import CUT
+from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.reading import CUT, read
+from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
 from peft_lorasuite.source import Source
 from peft_lorasuite.teacher import Head, Teacher, Vocabulary, teach, wanted_shift
@@ -70,6 +73,21 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
     training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
+
+
+def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
+    """Also where the text of an answer reads back as other tokens than the ones that were chosen."""
+    root, _ = pair
+    old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
+    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    options = TransplantOptions(prompts=16, length=6)
+    kept = read(job, options)
+    torch.testing.assert_close(kept.adapted, read(job, options, kept.turns).adapted, rtol=1e-4, atol=1e-4)
+    with adapted(old, adapter) as carried:
+        found = answered(carried, old, PROMPTS, length=6)
+    same = {tokens(old, turn).ids[tokens(old, turn).start :] == written.ids for turn, written in found}
+    assert same == {True, False}
 
 
 def test_the_same_seed_gives_the_same_adapter(pair):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from .. import adapter as adapter_files
+from ..answering import Turn
 from ..backbone import Backbone
-from ..behaviour import Place, Turn, tokens
+from ..behaviour import Place, tokens
 from ..source import Source
 from ..spec import check_parts
 from ..teacher import Teacher

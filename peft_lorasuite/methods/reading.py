@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapter import Key
+from ..answering import Turn, Written, answered, encoded, fits
 from ..backbone import Backbone
-from ..behaviour import Place, Tokens, Turn, adapted, aligned, answer, beginning, encoded, fits, forward, tokens
+from ..behaviour import Place, Tokens, adapted, aligned, beginning, forward, tokens
 from ..elicitation import elicit
+from ..heap import give_back
 from ..lowrank import LowRank
 from ..memory import memorise, updated
 from ..prompts import check_enough, read_prompts
@@ -112,6 +116,7 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     old, new = job.backbones("transplant")
     vocabulary = Vocabulary.of(old, new)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
+    _let_go()
     model = new.load()
     x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
@@ -181,34 +186,59 @@ def _read_old(
     """Let the old adapted model answer, then read its final states with and without the adapter."""
     prompts = chosen_prompts(job, old, options.prompts, options.length) if given is None else []
     with adapted(old, job.adapter) as model:
-        turns = _answers(model, old, prompts, job, options) if given is None else given
+        found = _answers(model, old, prompts, job, options) if given is None else []
+        turns = [turn for turn, _ in found] if given is None else given
         rows = [tokens(old, turn) for turn in turns]
         places = aligned(rows, [tokens(new, turn) for turn in turns])
         wanted = [(turn, position) for turn, position, _ in places]
-        states = _final_states(model, rows, wanted, job)
+        states = _final_states(model, rows, wanted, job, _heard(rows, [written for _, written in found]))
     del model
+    _let_go()
     plain = old.load()
     return turns, states, _final_states(plain, rows, wanted, job), Head(plain, old), places
 
 
-def _answers(model: Any, old: Backbone, prompts: list[str], job: Job, options: ReadingOptions) -> list[Turn]:
+def _let_go() -> None:
+    """Free a model that was used up: accelerate's hooks and a PEFT model hold each other, the heap holds its pages."""
+    gc.collect()
+    give_back()
+
+
+def _answers(
+    model: Any, old: Backbone, prompts: list[str], job: Job, options: ReadingOptions
+) -> list[tuple[Turn, Written]]:
     """Let the old adapted model answer the prompts, and those that it adds to them."""
     if options.recombine:
         prompts += elicit(
             model, old, prompts, count=options.recombine, length=options.length, seed=job.seed, progress=job.progress
         )
-    return answer(model, old, prompts, length=options.length, progress=job.progress)
+    return answered(model, old, prompts, length=options.length, progress=job.progress)
 
 
-def _final_states(model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job) -> Tensor:
-    """States after the final norm at some (turn, position), in their order."""
-    kept: dict[tuple[int, int], Tensor] = {}
+def _heard(rows: Sequence[Tokens], written: Sequence[Written]) -> dict[tuple[int, int], Tensor]:
+    """Return the final states at which answers were written, where their text reads back as the same tokens."""
+    return {
+        (turn, row.start - 1 + step): state
+        for turn, (row, one) in enumerate(zip(rows, written, strict=False))
+        if row.ids[row.start :] == one.ids
+        for step, state in enumerate(one.states)
+    }
+
+
+def _final_states(
+    model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job,
+    known: Mapping[tuple[int, int], Tensor] = MappingProxyType({}),
+) -> Tensor:  # fmt: skip
+    """States after the final norm at some (turn, position), in their order; those that are not known yet are read."""
+    kept = dict(known)
     needed: dict[int, list[int]] = {}
     for turn, position in wanted:
-        needed.setdefault(turn, []).append(position)
-    for numbers, states, taken in forward(model, rows, job.progress):
+        if (turn, position) not in kept:
+            needed.setdefault(turn, []).append(position)
+    unread = list(needed)
+    for numbers, states, taken in forward(model, [rows[turn] for turn in unread], job.progress) if unread else ():
         for line, number in enumerate(numbers):
-            kept |= _at(states[line], number, needed.get(number, []), taken)
+            kept |= _at(states[line], unread[number], needed[unread[number]], taken)
     return torch.stack([kept[place] for place in wanted])
 
 
