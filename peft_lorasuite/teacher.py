@@ -8,7 +8,8 @@ old model sure, its own probabilities are asked for; see `teach`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,16 @@ class Head:
         self.bias = None if out.bias is None else out.bias.detach()[pick].float()
         self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
         self.cap = getattr(model.config, "final_logit_softcapping", None)
+
+    @contextmanager
+    def away(self, backbone: Backbone) -> Iterator[None]:
+        """Make room for a larger model: the weight goes, and is read from the backbone's checkpoint again."""
+        like = self.weight[:0]
+        if not backbone.in_memory:
+            self.weight = like.clone()
+        yield
+        if not backbone.in_memory:
+            self.weight = backbone.unembedding().to(like)
 
     def on(self, ids: Tensor) -> Head:
         """Return the head restricted to some tokens, its weight in float32 for solves."""

@@ -141,6 +141,25 @@ def test_the_wanted_shift_gives_the_teachers_probabilities(pair):
     torch.testing.assert_close(got.exp(), target.exp(), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "phi", "minicpm"])
+def test_a_head_that_made_room_gives_the_same_logits(family, tmp_path):
+    """Tied or not, with a bias, a cap or a scaling."""
+    backbone = Backbone.open(save_backbone(tmp_path, pico_model(family), pico_tokenizer(WORDS)), dtype="float32")
+    head, states = Head(backbone.load(), backbone), torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    before = head.logits(states)
+    with head.away(backbone):
+        assert head.weight.numel() == 0
+    assert torch.equal(head.logits(states), before)
+
+
+def test_a_model_in_memory_keeps_its_head():
+    model = pico_model("llama")
+    backbone = Backbone.open(model)
+    head = Head(model, backbone)
+    with head.away(backbone):
+        assert head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+
+
 def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     root, _ = pair
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")

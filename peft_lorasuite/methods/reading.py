@@ -116,9 +116,10 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     old, new = job.backbones("transplant")
     vocabulary = Vocabulary.of(old, new)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
-    _let_go()
-    model = new.load()
-    x, h, y, quiet = _read_new(model, new, turns, places, job, options)
+    with old_head.away(old):
+        _let_go()
+        model = new.load()
+        x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
     reading = Reading(
         new,
@@ -136,7 +137,10 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
         quiet=quiet,
         facts=_cut(turns, options.length),
     )
-    return _remembering(model, reading, job, options) if options.memory else reading
+    reading = _remembering(model, reading, job, options) if options.memory else reading
+    del model
+    _let_go()
+    return reading
 
 
 def _cut(turns: Sequence[Turn], length: int) -> dict[str, Any]:
