@@ -17,7 +17,11 @@ from typing import Any
 
 from common import paired, wilson
 
-MEANS = ("nll", "accuracy", "exact", "seen_accuracy", "unseen_accuracy", "seconds")
+MEANS = (
+    "nll", "accuracy", "exact", "seen_accuracy", "unseen_accuracy", "generated_accuracy", "generated_ended", "seconds"
+)  # fmt: skip
+JUDGED = {"right": "interval", "generated_right": "generated_interval"}
+"""What is told item by item -> the interval of its mean."""
 LEAST_GAIN = 0.1
 """Nats below which a retraining gains too little for the share to mean anything."""
 
@@ -35,10 +39,12 @@ def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a row's mean over its seeds, with the ``spread`` of its likelihood; one run as it is."""
     if len(runs) == 1:
         return runs[0]
-    right = [statistics.mean(map(int, item)) for item in zip(*(run["right"] for run in runs), strict=True)]
-    means = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
-    spread = f" ± {statistics.stdev(run['nll'] for run in runs):.3f} ({len(runs)})"
-    return runs[0] | means | {"right": right, "interval": wilson(sum(right), len(right)), "spread": spread}
+    means: dict[str, Any] = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
+    for name, interval in JUDGED.items():
+        if name in runs[0]:
+            right = [statistics.mean(map(int, item)) for item in zip(*(run[name] for run in runs), strict=True)]
+            means |= {name: right, interval: wilson(sum(right), len(right))}
+    return runs[0] | means | {"spread": f" ± {statistics.stdev(run['nll'] for run in runs):.3f} ({len(runs)})"}
 
 
 def gap(row: dict[str, Any], base: dict[str, Any], ceiling: dict[str, Any]) -> float | None:
