@@ -8,8 +8,7 @@ old model sure, its own probabilities are asked for; see `teach`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,25 +33,29 @@ class Head:
         out = model.get_output_embeddings()
         self.norm = copy.deepcopy(model.get_submodule(backbone.arch.final_norm)).float().requires_grad_(False)
         pick = slice(None) if ids is None else ids
-        self.weight = out.weight.detach()[pick]
+        self._weight: Tensor | None = out.weight.detach()[pick]
+        self._read_again: Callable[[], Tensor]
         self.bias = None if out.bias is None else out.bias.detach()[pick].float()
         self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
         self.cap = getattr(model.config, "final_logit_softcapping", None)
 
-    @contextmanager
-    def away(self, backbone: Backbone) -> Iterator[None]:
-        """Make room for a larger model: the weight goes, and is read from the backbone's checkpoint again."""
-        like = self.weight[:0]
+    @property
+    def weight(self) -> Tensor:
+        """One row for every token, (tokens, D)."""
+        if self._weight is None:
+            self._weight = self._read_again()
+        return self._weight
+
+    def let_go(self, backbone: Backbone) -> None:
+        """Make room: the weight is read from the backbone's checkpoint when it is asked for again."""
         if not backbone.in_memory:
-            self.weight = like.clone()
-        yield
-        if not backbone.in_memory:
-            self.weight = backbone.unembedding().to(like)
+            like = self.weight[:0].clone()
+            self._weight, self._read_again = None, lambda: backbone.unembedding().to(like)
 
     def on(self, ids: Tensor) -> Head:
         """Return the head restricted to some tokens, its weight in float32 for solves."""
         part = copy.copy(self)
-        part.weight = self.weight[ids].float()
+        part._weight = self.weight[ids].float()
         part.bias = None if self.bias is None else self.bias[ids]
         return part
 

@@ -116,10 +116,10 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     old, new = job.backbones("transplant")
     vocabulary = Vocabulary.of(old, new)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
-    with old_head.away(old):
-        _let_go()
-        model = new.load()
-        x, h, y, quiet = _read_new(model, new, turns, places, job, options)
+    old_head.let_go(old)
+    _let_go()
+    model = new.load()
+    x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
     reading = Reading(
         new,
