@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import tempfile
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .heap import give_back
+from .heap import free_models, give_back
 from .offload import is_on_disk
 from .processes import share, summed
 from .vocabulary import common_ends
@@ -118,7 +117,7 @@ def paired_activations(
         model = backbone.load(dtype=dtype, device_map=device_map)
         sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
-        gc.collect()  # accelerate's hooks and the model hold each other
+        free_models()
     return Paired(*sides)
 
 

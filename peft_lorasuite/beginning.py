@@ -27,22 +27,25 @@ def before_padding(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]
     """Read what rows of any length begin with, for padding that stands behind it.
 
     Returns:
-        The count of tokens, the last of every row left out, and their cache for every row. None and 0 where it is not
-        worth a pass, or where a layer's window counts the padding too.
+        The count of tokens, the last of every row left out, and their cache for every row. 0 and None where it is not
+        worth a pass, or where a layer's window would count the padding too.
     """
-    most = min(map(len, rows)) - 1
-    count = shared(torch.tensor([list(row[:most]) for row in rows]), most)
-    if len(rows) < 2 or count < WORTH:
+    from transformers import DynamicCache
+
+    if any(DynamicCache(config=decoder(model).config).is_sliding):
         return 0, None
-    cache = _read_for(model, torch.tensor(rows[:1]).to(model.device)[:, :count], len(rows))
-    return (0, None) if any(cache.is_sliding) else (count, cache)
+    shortest = min(map(len, rows))
+    return _begun(model, torch.tensor([row[:shortest] for row in rows], device=model.device), shortest - 1)
 
 
-def _read_for(model: Any, beginning: Tensor, rows: int) -> Any:
-    """Return the cache of one beginning, (1, tokens), for that many rows."""
-    cache = decoder(model)(input_ids=beginning, use_cache=True).cache
-    cache.batch_repeat_interleave(rows)
-    return cache
+def _begun(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
+    """Read the first columns in which all rows agree, at most ``first``: their count and cache; 0 and None for few."""
+    count = shared(ids, first)
+    if len(ids) < 2 or count < WORTH:
+        return 0, None
+    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
+    cache.batch_repeat_interleave(len(ids))
+    return count, cache
 
 
 def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
@@ -57,8 +60,7 @@ def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[
     Returns:
         Inputs for the rest of every row, and how many positions were taken off; 0 where it is not worth a pass.
     """
-    count = shared(ids, first)
-    if len(ids) < 2 or count < WORTH:
+    count, cache = _begun(model, ids, first)
+    if not count:
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
-    cache = _read_for(model, ids[:1, :count], len(ids))
     return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count

@@ -1,8 +1,9 @@
-"""The heap of the C library: what was freed goes back to the system."""
+"""Memory that was used: what was freed goes back to the system."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from functools import cache
 from typing import Any
@@ -17,6 +18,12 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+def free_models() -> None:
+    """Free models that nobody uses any more: PEFT's wrappers, and accelerate's hooks, hold a model that holds them."""
+    gc.collect()
+    give_back()
 
 
 @cache

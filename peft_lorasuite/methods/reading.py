@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from ..answering import Turn, Written, answered, encoded, fits
 from ..backbone import Backbone
 from ..behaviour import Place, Tokens, adapted, aligned, beginning, forward, tokens
 from ..elicitation import elicit
-from ..heap import give_back
+from ..heap import free_models
 from ..lowrank import LowRank
 from ..memory import memorise, updated
 from ..prompts import check_enough, read_prompts
@@ -117,7 +115,7 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     vocabulary = Vocabulary.of(old, new)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
     old_head.let_go(old)
-    _let_go()
+    free_models()
     model = new.load()
     x, h, y, quiet = _read_new(model, new, turns, places, job, options)
     head = Head(model, new)
@@ -139,7 +137,7 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     )
     reading = _remembering(model, reading, job, options) if options.memory else reading
     del model
-    _let_go()
+    free_models()
     return reading
 
 
@@ -190,22 +188,16 @@ def _read_old(
     """Let the old adapted model answer, then read its final states with and without the adapter."""
     prompts = chosen_prompts(job, old, options.prompts, options.length) if given is None else []
     with adapted(old, job.adapter) as model:
-        found = _answers(model, old, prompts, job, options) if given is None else []
-        turns = [turn for turn, _ in found] if given is None else given
+        found = _answers(model, old, prompts, job, options) if given is None else [(turn, None) for turn in given]
+        turns = [turn for turn, _ in found]
         rows = [tokens(old, turn) for turn in turns]
         places = aligned(rows, [tokens(new, turn) for turn in turns])
         wanted = [(turn, position) for turn, position, _ in places]
-        states = _final_states(model, rows, wanted, job, _heard(rows, [written for _, written in found]))
+        states = _final_states(model, rows, wanted, job, _kept(rows, [written for _, written in found]))
     del model
-    _let_go()
+    free_models()
     plain = old.load()
-    return turns, states, _final_states(plain, rows, wanted, job), Head(plain, old), places
-
-
-def _let_go() -> None:
-    """Free a model that was used up: accelerate's hooks and a PEFT model hold each other, the heap holds its pages."""
-    gc.collect()
-    give_back()
+    return turns, states, _final_states(plain, rows, wanted, job, {}), Head(plain, old), places
 
 
 def _answers(
@@ -219,19 +211,19 @@ def _answers(
     return answered(model, old, prompts, length=options.length, progress=job.progress)
 
 
-def _heard(rows: Sequence[Tokens], written: Sequence[Written]) -> dict[tuple[int, int], Tensor]:
+def _kept(rows: Sequence[Tokens], written: Sequence[Written | None]) -> dict[tuple[int, int], Tensor]:
     """Return the final states at which answers were written, where their text reads back as the same tokens."""
     return {
         (turn, row.start - 1 + step): state
-        for turn, (row, one) in enumerate(zip(rows, written, strict=False))
-        if row.ids[row.start :] == one.ids
+        for turn, (row, one) in enumerate(zip(rows, written, strict=True))
+        if one is not None and row.ids[row.start :] == one.ids
         for step, state in enumerate(one.states)
     }
 
 
 def _final_states(
     model: Any, rows: Sequence[Tokens], wanted: Sequence[tuple[int, int]], job: Job,
-    known: Mapping[tuple[int, int], Tensor] = MappingProxyType({}),
+    known: Mapping[tuple[int, int], Tensor],
 ) -> Tensor:  # fmt: skip
     """States after the final norm at some (turn, position), in their order; those that are not known yet are read."""
     kept = dict(known)
