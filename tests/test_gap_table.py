@@ -1,0 +1,103 @@
+"""The table of a gap benchmark: shares of the gain, means over seeds, and what it does not claim."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    """The module benchmarks/table.py."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import table
+
+        yield table
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def put(folder: Path, name: str, nll: float, right: str, **more: Any) -> None:
+    """Write the JSON of a row, as gap.py does."""
+    row = {
+        "row": name, "nll": nll, "accuracy": right.count("1") / len(right), "interval": [0.0, 1.0], "exact": 0.0,
+        "items": len(right), "right": right, "seconds": 10.0,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(row | more), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Rows of a pair: a base, a row with two seeds, and what counts as all of the gain."""
+    put(tmp_path, "base", 3.0, "0000")
+    put(tmp_path, "full", 1.0, "1111")
+    put(tmp_path, "some", 2.0, "0011")
+    put(tmp_path / "seed1", "some", 1.6, "0001")
+    return tmp_path
+
+
+def cells(text: str, row: str) -> list[str]:
+    """Return what stands in the first line of a row."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
+    return [cell.strip() for cell in line.split("|")]
+
+
+def test_a_row_is_the_mean_over_its_seeds_and_says_how_many(program: Any, folder: Path) -> None:
+    text = program.table(program.load(folder), "full")
+    assert cells(text, "some")[2:4] == ["1.800 ± 0.283 (2)", "60%"]
+    assert cells(text, "some")[4].startswith("0.375 ")
+    assert cells(text, "some")[5].startswith("+0.375 ")
+    assert cells(text, "base")[3] == "0%"
+    assert cells(text, "full")[3] == "100%"
+
+
+def test_a_gain_of_less_than_a_tenth_of_a_nat_has_no_shares(program: Any, folder: Path) -> None:
+    put(folder, "full", 2.95, "1111")
+    assert cells(program.table(program.load(folder), "full"), "some")[3] == "-"
+
+
+def test_the_old_backbone_has_no_share_of_the_new_ones_gain(program: Any, folder: Path) -> None:
+    put(folder, "old-adapted", 0.5, "1111")
+    assert cells(program.table(program.load(folder), "full"), "old-adapted")[3] == "-"
+
+
+def test_facts_are_told_apart_by_what_the_prompts_asked_for(program: Any, folder: Path) -> None:
+    put(folder, "other", 1.2, "1100", seen_accuracy=1.0, unseen_accuracy=0.25)
+    text = program.table(program.load(folder), "full")
+    assert "other: 1.000 on what the prompts asked for, 0.250 on the rest." in text
+
+
+def test_answers_that_were_written_out_have_a_table_of_their_own(program: Any, folder: Path) -> None:
+    wrote = {"generated_interval": [0.0, 1.0], "generated_ended": 0.5}
+    put(folder, "base", 3.0, "0000", generated_accuracy=0.0, generated_right="00", **wrote)
+    put(folder, "full", 1.0, "1111", generated_accuracy=0.5, generated_right="10", **wrote)
+    text = program.table(program.load(folder), "full").partition("generated answers right")[2]
+    assert cells(text, "full")[2].startswith("0.50 ")
+    assert cells(text, "full")[3].startswith("+0.500 ")
+    assert cells(text, "full")[4] == "50%"
+
+
+def test_without_a_base_or_a_ceiling_it_says_what_to_measure(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "full", 1.0, "1")
+    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="'base' and 'full'"):
+        program.main()
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_table_and_chart_stand_beside_the_rows(program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the benchmarks draw")
+    monkeypatch.setattr(sys, "argv", ["table.py", str(folder)])
+    program.main()
+    assert "The gap is measured against the row 'full'." in (folder / "table.md").read_text(encoding="utf-8")
+    assert (folder / "gap.png").read_bytes().startswith(b"\x89PNG")
