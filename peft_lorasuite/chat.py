@@ -14,9 +14,10 @@ from .answering import answer
 from .answers import check_template
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .loading import adapter_folder, put_on
 from .prompts import Example, fill
 from .source import Source
-from .variants import CONFIG, WEIGHTS
+from .variants import CONFIG
 
 LEAST = 24
 """Characters of a column below which answers are set one under the other."""
@@ -129,17 +130,10 @@ def check_chat(template: str | None, length: int) -> None:
 
 def _adapted(backbone: Backbone, adapter: str, revision: str | None, dtype: Any, device_map: Any) -> Any:
     """Load a backbone with an adapter through PEFT's own loader, as production would."""
-    from peft import PeftModel
-
     source = Source(str(adapter), "adapter", revision)
-    folder = source.need(CONFIG, do="name the folder or Hub repository of a PEFT adapter").parent
-    source.need(WEIGHTS)
+    folder = adapter_folder(source)
     model = backbone.load(dtype=dtype, device_map=device_map)
-    try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
-    except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise LoraSuiteError(f"the adapter does not fit {backbone!r}: {first}", where=source) from error
+    return put_on(model, folder, source, base=repr(backbone)).eval()
 
 
 def _named_base(adapter: str, revision: str | None) -> Backbone:

@@ -199,40 +199,34 @@ def _samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load what is given by name. The tokenizer is copied, because the harness sets its padding."""
-    from transformers import AutoTokenizer
+    from .loading import open_tokenizer
 
-    if not isinstance(model, str | Path):
-        if adapter is not None:
-            raise LoraSuiteError(
-                "adapter needs a folder or Hub id as model", do="load the adapter on the model yourself"
-            )
-        network, home = model, getattr(model.config, "_name_or_path", "")
+    if isinstance(model, str | Path):
+        network = _load_by_name(str(model), adapter)
+    elif adapter is not None:
+        raise LoraSuiteError("adapter needs a folder or Hub id as model", do="load the adapter on the model yourself")
     else:
-        network, home = _load_by_name(str(model), adapter)
-    if tokenizer is None and not home:
-        raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer")
-    if tokenizer is None or isinstance(tokenizer, str | Path):
-        return network, AutoTokenizer.from_pretrained(str(tokenizer or home))
-    return network, copy.deepcopy(tokenizer)
+        network = model
+    return network, copy.deepcopy(open_tokenizer(network, tokenizer))
 
 
-def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str]:
-    import torch
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.peft_utils import find_adapter_config_file
+def _load_by_name(model: str, adapter: str | Path | None) -> Any:
+    from .adapter import read_config
+    from .loading import adapter_folder, load_model, put_on
+    from .source import Source
+    from .variants import CONFIG
 
-    if adapter is None and find_adapter_config_file(model) is not None:
-        adapter, base = model, PeftConfig.from_pretrained(model).base_model_name_or_path
-        if not base:
+    base = Source(model, "model")
+    upper = None if adapter is None else Source(str(adapter), "adapter")
+    if upper is None and base.fetch(CONFIG) is not None:
+        upper, config = Source(model, "adapter"), read_config(base)
+        if not config.get("base_model_name_or_path"):
             raise LoraSuiteError("the adapter does not name its base model", where=model, do="pass model and adapter")
-        model = base
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype="auto", device_map="auto" if torch.cuda.is_available() else None
-    )
-    if adapter is not None:
-        network = PeftModel.from_pretrained(network, str(adapter))
-    return network, model
+        base = Source(config["base_model_name_or_path"], "model", config.get("revision"), hub_only=base.folder is None)
+    if upper is None:
+        return load_model(base)
+    folder = adapter_folder(upper)
+    return put_on(load_model(base), folder, upper, base=base)
 
 
 def _run(

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from .backbone import Backbone
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
+from .loading import adapter_folder, open_tokenizer, put_on
 from .processes import is_first
 from .progress import Progress, silent
 from .prompts import read_examples
@@ -124,34 +126,21 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     """Return a PEFT model as it is; load an adapter by name onto its backbone, ready to train."""
     from peft import PeftModel
 
-    from .adapter import old_backbone
-    from .backbone import Backbone
+    from .adapter import old_backbone, read, read_config
     from .source import Source
+    from .variants import READ, check
 
     if isinstance(model, PeftModel):
         return model
     if not isinstance(model, (str, Path)):
         raise LoraSuiteError("no adapter", got=type(model).__name__, wanted="a PEFT model, a folder or a Hub id")
     source = Source(str(model), "adapter", revision)
+    config, folder = read_config(source), adapter_folder(source)
+    check(config, source.name)
     backbone: Backbone = old_backbone(source, base, None, {})()
-    place = source.folder if source.folder is not None else source.need("adapter_config.json").parent
-    source.need("adapter_model.safetensors", do="PEFT's pickle format is not opened")
-    return PeftModel.from_pretrained(backbone.load(), str(place), is_trainable=True)
-
-
-def open_tokenizer(model: Any, tokenizer: Any) -> Any:
-    """Return a tokenizer as it is, or load it by name, or from where the backbone came from."""
-    from transformers import AutoTokenizer
-
-    name = str(tokenizer or getattr(model.config, "_name_or_path", "") or "")
-    if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
-        return tokenizer
-    if not name:
-        raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # see Backbone.tokenizer
-        raise LoraSuiteError(f"the tokenizer cannot be loaded: {error}", where=name, do="pass tokenizer=") from error
+    if config["peft_type"] in READ:
+        read(source, backbone.arch, old=backbone)  # refuses what `upgrade` refuses: PEFT fills in what is missing
+    return put_on(backbone.load(), folder, source, base=repr(backbone), is_trainable=True)
 
 
 def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[str]:

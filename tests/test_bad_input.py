@@ -83,6 +83,27 @@ def test_a_broken_adapter(kind: str, pair: Pair, tmp_path: Path, capsys: pytest.
     assert str(broken) in told
 
 
+@pytest.mark.parametrize("kind", [*ADAPTERS, "unknown kind", "no tensor"])
+def test_fine_tuning_refuses_the_same_adapters(
+    kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "unknown kind": (lambda f: config_of(f, peft_type="FOO"), "FOO"),
+        "no tensor": (lambda f: rewrite(f, dict.clear), "the adapter's file holds no tensor"),
+    }
+    change, message = more[kind] if kind in more else ADAPTERS[kind][:2]
+    broken = changed(pair.adapter, tmp_path, change)
+    told = refused(tmp_path, capsys, "finetune", broken, "--data", pair.data, "-o", tmp_path / "place" / "out")
+    assert message in told
+
+
+def test_fine_tuning_refuses_an_adapter_of_another_backbone(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["finetune", pair.adapter, "--base", pair.new, "--data", pair.data, "-o", tmp_path / "place" / "out"]
+    assert "the adapter does not fit the old backbone" in refused(tmp_path, capsys, *call)
+
+
 def test_an_adapter_that_does_not_fit_the_named_old_backbone(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

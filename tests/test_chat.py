@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,20 @@ def test_lines_of_the_standard_input_are_questions(
         (["--template", "no place"], "{instruction}"),
         (["--old-base", "OLD"], "an old backbone without its adapter says nothing"),
         (["--adapter", "OLD"], "the adapter has no adapter_config.json"),
-        (["--adapter", "ADAPTER"], "the adapter does not fit"),
+        (["--adapter", "ADAPTER"], "size mismatch for base_model"),
+        (["--adapter", "PICKLE"], "the weights are a pickle, which can run code when read, and are not opened"),
+        (["--adapter", "FOO"], "KeyError: 'FOO'"),
     ],
 )
 def test_what_cannot_talk_is_refused(
-    pair: Pair, upgraded: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    pair: Pair, upgraded: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {"OLD": pair.old, "ADAPTER": pair.adapter}
+    names = {"OLD": pair.old, "ADAPTER": pair.adapter, "PICKLE": tmp_path / "pickle", "FOO": tmp_path / "foo"}
+    for kind in ("pickle", "foo"):
+        shutil.copytree(upgraded, tmp_path / kind)
+    (tmp_path / "pickle" / "adapter_model.safetensors").rename(tmp_path / "pickle" / "adapter_model.bin")
+    config = json.loads((upgraded / "adapter_config.json").read_text())
+    (tmp_path / "foo" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "FOO"}))
     call = ["chat", "--base", pair.new, "--adapter", upgraded, "--prompt", "the", "--quiet"]
     assert run(*call, *[names.get(word, word) for word in words]) == 1
     told = capsys.readouterr().err

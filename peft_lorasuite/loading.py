@@ -1,0 +1,74 @@
+"""Models, adapters and tokenizers by name, through the loaders of transformers and PEFT; never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .adapter import read_config
+from .errors import LoraSuiteError, brief
+from .source import Source
+from .variants import CONFIG, WEIGHTS
+from .weights import Checkpoint, no_safetensors, read_all
+
+
+def load_model(source: Source) -> Any:
+    """Load a model of any family that transformers knows, on the GPUs if there are any."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if source.fetch(CONFIG) is not None:
+        raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
+    source.need("config.json")
+    Checkpoint(source).fetch()  # refuses a pickle, and what is not whole
+    where = source.name if source.folder is None else str(source.folder)
+    device_map = "auto" if torch.cuda.is_available() else None
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            where, revision=source.commit, dtype="auto", device_map=device_map, use_safetensors=True
+        )
+    except Exception as error:  # strict configs and broken files raise many kinds; all mean the same to the user
+        raise LoraSuiteError(f"the model cannot be loaded: {brief(error)}", where=source.name) from error
+
+
+def adapter_folder(source: Source) -> Path:
+    """Return the local folder of an adapter, after its config and weights were read: cheap, and before any model."""
+    read_config(source)
+    path = source.fetch(WEIGHTS)
+    if path is None:
+        raise no_safetensors(source, WEIGHTS)
+    if not read_all(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would put a new adapter in its place
+        raise LoraSuiteError(
+            "the adapter's file holds no tensor", where=f"{source.name}/{WEIGHTS}", do="fetch it again"
+        )
+    return source.need(CONFIG).parent
+
+
+def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
+    """Put an adapter, see `adapter_folder`, on a model; ``base`` is what the model is called."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except Exception as error:  # PEFT raises whatever its code meets first in a config that it does not know
+        raise LoraSuiteError(
+            f"the adapter does not fit {base}: {type(error).__name__}: {brief(error)}", where=source,
+            do="name the backbone that it was made for, or fetch it again",
+        ) from error  # fmt: skip
+
+
+def open_tokenizer(model: Any, tokenizer: Any) -> Any:
+    """Return a tokenizer as it is, or load it by name, or from where the backbone came from."""
+    from transformers import AutoTokenizer
+
+    name = str(tokenizer or getattr(model.config, "_name_or_path", "") or "")
+    if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    if not name:
+        raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # see Backbone.tokenizer
+        raise LoraSuiteError(
+            f"the tokenizer cannot be loaded: {brief(error)}", where=name, do="pass tokenizer="
+        ) from error
