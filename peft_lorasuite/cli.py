@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from . import arguments as take
 from ._version import __version__
 from .errors import LoraSuiteError
 from .processes import is_first
@@ -85,6 +86,7 @@ def _add(commands: Any, name: str, help_: str, epilog: str = "") -> argparse.Arg
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    command.register("type", None, take.named)  # of all that have no other
     command.add_argument("-q", "--quiet", action="store_true", help="no progress and no text, only errors")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of text, and no progress")
     return command
@@ -110,7 +112,7 @@ def _map(commands: Any) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it holds something")
     command.add_argument("--plan", action="store_true",
                          help="say what it would cost in time, memory and bytes, from the configs alone")  # fmt: skip
-    command.add_argument("--methods", type=_names, default=[], metavar="M[,M]",
+    command.add_argument("--methods", type=take.names, default=[], metavar="M[,M]",
                          help="add what these methods keep in a map (transport, cross-lora)")  # fmt: skip
     choices = {
         "--hidden-map": ("embeddings", "polar", "identity"),
@@ -121,8 +123,8 @@ def _map(commands: Any) -> None:
     for name, values in choices.items():
         command.add_argument(name, choices=values, default=values[0], help=f"default: {values[0]}")
     command.add_argument("--calibration", metavar="FILE", help="text file for the layer similarity (default: built in)")
-    command.add_argument("--tokens", type=_positive, default=2048, help="calibration tokens (default: 2048)")
-    command.add_argument("--seed", type=int, default=0, help="of the choice of tokens (default: 0)")
+    command.add_argument("--tokens", type=take.positive, default=2048, help="calibration tokens (default: 2048)")
+    command.add_argument("--seed", type=take.seed, default=0, help="of the choice of tokens (default: 0)")
     command.add_argument("--low-memory", action="store_true",
                          help="leave the layers on disk while the models run: the same map, slower")  # fmt: skip
     _running(command)
@@ -154,12 +156,12 @@ def _carrying(command: argparse.ArgumentParser) -> None:
         "--map", metavar="DIR", help="upgrade map of the pair (default: the kept one, built if need be)"
     )
     command.add_argument("--adapter-name", metavar="NAME", help="which one, where a folder holds several adapters")
-    command.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", dest="options",
+    command.add_argument("--set", action="append", default=[], type=take.pair, metavar="KEY=VALUE", dest="options",
                          help="an option of the method; may be given more than once")  # fmt: skip
-    command.add_argument("--rank", type=_positive, metavar="R", help="rank of the result (default: the adapter's)")
+    command.add_argument("--rank", type=take.positive, metavar="R", help="rank of the result (default: the adapter's)")
     command.add_argument("--as", choices=("same", "lora"), default="same", dest="as_",
                          help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
-    command.add_argument("--seed", type=int, default=0, help="of whatever is drawn at random (default: 0)")
+    command.add_argument("--seed", type=take.seed, default=0, help="of whatever is drawn at random (default: 0)")
     command.add_argument("--finetune", metavar="DATA", help=f"labelled samples to fine-tune on afterwards: {DATA}")
     _training(command)
     _output(command, "the new adapter and its report")
@@ -176,20 +178,22 @@ def _finetune(commands: Any) -> None:
     command.add_argument("adapter", metavar="ADAPTER", help="the adapter, such as `upgrade` writes it")
     command.add_argument("--data", required=True, metavar="DATA", help=DATA)
     command.add_argument("--base", metavar="MODEL", help="backbone (default: the adapter's config says)")
-    command.add_argument("--seed", type=int, default=0, help="of the choice and order of samples (default: 0)")
+    command.add_argument("--seed", type=take.seed, default=0, help="of the choice and order of samples (default: 0)")
     _training(command)
     _output(command, "the trained adapter")
 
 
 def _training(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("fine-tuning (the defaults are the paper's)")
-    group.add_argument("--samples", type=_positive, default=100, help="first N of a shuffle by the seed (default: 100)")
-    group.add_argument("--epochs", type=_positive, default=3, help="default: 3")
-    group.add_argument("--batch-size", type=_positive, default=16, help="samples of one step (default: 16)")
-    group.add_argument("--micro-batch-size", type=_positive, metavar="N", help="samples read at once: less memory")
+    group.add_argument(
+        "--samples", type=take.positive, default=100, help="first N of a shuffle by the seed (default: 100)"
+    )
+    group.add_argument("--epochs", type=take.positive, default=3, help="default: 3")
+    group.add_argument("--batch-size", type=take.positive, default=16, help="samples of one step (default: 16)")
+    group.add_argument("--micro-batch-size", type=take.positive, metavar="N", help="samples read at once: less memory")
     group.add_argument("--learning-rate", type=float, default=1e-3, help="default: 1e-3")
     group.add_argument("--warmup", type=float, default=0.0, help="share of the steps (default: 0)")
-    group.add_argument("--cutoff", type=_positive, default=256, help="longest sample in tokens (default: 256)")
+    group.add_argument("--cutoff", type=take.positive, default=256, help="longest sample in tokens (default: 256)")
     group.add_argument("--template", metavar="TEXT",
                        help="prompt with {instruction} and {input} (default: the one of LLM-Adapters)")  # fmt: skip
     group.add_argument("--new-layers", choices=("train", "freeze"), default="train",
@@ -209,11 +213,11 @@ def _evaluate(commands: Any) -> None:
                          help='the paper\'s rows beside, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
     command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks with commas between")
     command.add_argument("--data", metavar="DIR", help="folder with NAME_test.json files (default: from the Hub)")
-    command.add_argument("--limit", type=_positive, metavar="N", help="items of each benchmark (default: all)")
+    command.add_argument("--limit", type=take.positive, metavar="N", help="items of each benchmark (default: all)")
     command.add_argument("--scoring", choices=("generate", "likelihood"), default="generate", help="default: generate")
-    command.add_argument("--batch-size", type=_positive, default=8, help="default: 8")
+    command.add_argument("--batch-size", type=take.positive, default=8, help="default: 8")
     command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: LLM-Adapters)")
-    command.add_argument("--seed", type=int, default=0, help="of the choice of items (default: 0)")
+    command.add_argument("--seed", type=take.seed, default=0, help="of the choice of items (default: 0)")
     command.add_argument("-o", "--output", metavar="DIR", help="folder for the scores as JSON and the table")
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it holds something")
 
@@ -245,7 +249,7 @@ def _chat(commands: Any) -> None:
     command.add_argument("--old-base", metavar="OLD", help="old backbone (default: the old adapter's config says)")
     command.add_argument("--prompt", metavar="TEXT", help="ask this one thing and stop")
     command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: the text as it is)")
-    command.add_argument("--length", type=_positive, default=128, help="tokens of an answer at most (default: 128)")
+    command.add_argument("--length", type=take.positive, default=128, help="tokens of an answer at most (default: 128)")
     _running(command)
 
 
@@ -258,7 +262,7 @@ def _demo(commands: Any) -> None:
     command.add_argument("-o", "--output", default="demo-result", metavar="DIR",
                          help="folder for the adapters, table and picture (default: demo-result)")  # fmt: skip
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it holds something")
-    command.add_argument("--samples", type=_positive, default=100, help="labelled samples (default: 100)")
+    command.add_argument("--samples", type=take.positive, default=100, help="labelled samples (default: 100)")
 
 
 def _methods_told() -> str:
@@ -268,21 +272,3 @@ def _methods_told() -> str:
 
     lines = [f"  {name:<12}{summary}" for name, summary in methods().items()]
     return "\n".join(["methods:", f"  {'auto':<12}The one that suits the adapter.", *lines])
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found or not key:
-        raise argparse.ArgumentTypeError(f"wanted KEY=VALUE, got {text!r}")
-    return key.replace("-", "_"), value

@@ -112,6 +112,7 @@ def upgrade(args: Namespace) -> Told:
     from .methods.base import reads_old
     from .source import Source
     from .upgrade_map import UpgradeMap
+    from .upgrading import check_rank
     from .upgrading import upgrade as carry
     from .variants import select
 
@@ -119,6 +120,7 @@ def upgrade(args: Namespace) -> Told:
     _check_method(args.method, dict(args.options))
     name, revision = name_and_revision(args.adapter)
     new = open_backbone(Backbone, args.new, args)
+    check_rank(args.rank, new.arch)
     source = select(Source(name, "adapter", revision), args.adapter_name)
     reads = reads_backbones(source)
     old_name, old_revision = name_and_revision(args.old) if args.old else (None, None)
@@ -214,7 +216,12 @@ def _texts(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     if args.template is not None:
         check_template(args.template)
     prompts = check_enough(read_prompts(args.prompts, args.template)) if args.prompts else None
-    return prompts, read_examples(args.finetune) if args.finetune else None
+    if not args.finetune:
+        return prompts, None
+    from .training import FinetuneOptions
+
+    FinetuneOptions(**_training(args))
+    return prompts, read_examples(args.finetune)
 
 
 def _check_method(name: str, options: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import answers, items
+from .checks import check_seed, check_whole
 from .errors import LoraSuiteError
 from .items import Benchmark, Item
 from .published import published, published_pairs, published_rows
@@ -82,6 +83,7 @@ def evaluate(
     """
     chosen = items.select(suite)
     _check_options(chosen, scoring, limit, template, max_new_tokens)
+    check_seed(seed)
     local = None if data is None else _read_all(Path(data), chosen)
     _need_harness()
     overrides = _overrides(scoring, template)
@@ -112,8 +114,8 @@ def _check_options(
         what = "math answers are numbers or letters at the end of a text: there are no options to weigh"
         raise LoraSuiteError(what, where=", ".join(math), do="use scoring='generate'")
     for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise LoraSuiteError("must be at least 1", where=name, got=value)
+        if value is not None:
+            check_whole(name, value)
     if template is not None:
         answers.check_template(template)
 

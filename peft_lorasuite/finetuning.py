@@ -170,15 +170,28 @@ def _missing_modules(model: Any, fill: bool, modules: Sequence[str]) -> list[str
     found = [(place[1], int(place[2]), place[3]) for place in places if place is not None]
     inner = model.get_base_model()
     missing: list[str] = []
+    known: set[str] = set()
     for stack in sorted({stack for stack, _, _ in found}):
         filled = {layer for where, layer, _ in found if where == stack}
         paths = sorted({path for where, _, path in found if where == stack}) if fill else []
         for number, layer in enumerate(inner.get_submodule(stack)):
             wanted = [path for path in paths if number not in filled and _has(inner, f"{stack}.{number}.{path}")]
-            ends = [name for name, part in layer.named_modules() if isinstance(part, torch.nn.Linear)]
+            ends = _linear(layer)
+            known |= {name.removesuffix(".base_layer").rpartition(".")[2] for name in ends}
             wanted += [name for name in ends if name.rpartition(".")[2] in modules and name not in wanted]
             missing += [f"{stack}.{number}.{name}" for name in wanted]
+    if isinstance(modules, str) or set(modules) - known:
+        names = f"a list of {', '.join(sorted(known)) or 'none'}"
+        raise LoraSuiteError("a layer has no such linear module", where="modules", got=repr(modules), wanted=names)
     return missing
+
+
+def _linear(layer: torch.nn.Module) -> list[str]:
+    """Names of a layer's linear modules, but not those of a LoRA."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, Conv1D)
+    return [name for name, part in layer.named_modules() if isinstance(part, kinds) and ".lora_" not in name]
 
 
 def _has(module: torch.nn.Module, name: str) -> bool:

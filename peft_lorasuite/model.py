@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 
 from .adapter import old_backbone, reads_backbones
 from .backbone import Backbone
-from .errors import LoraSuiteError
+from .checks import check_seed
+from .errors import LoraSuiteError, brief
 from .folder import writing
 from .map_cache import map_for
 from .methods.base import reads_old
@@ -20,7 +22,7 @@ from .progress import Progress, bars
 from .prompts import check_enough, read_prompts
 from .source import Source
 from .upgrade_map import UpgradeMap
-from .upgrading import Upgraded, upgrade
+from .upgrading import Upgraded, check_rank, upgrade
 from .variants import select
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,10 @@ def from_upgraded(
     access["trust_remote_code"] = trust_remote_code
     if prompts is not None:
         prompts = check_enough(read_prompts(prompts))
+    check_seed(seed)
+    _check_name(adapter_name)
     new = Backbone.open(model, revision=model_revision, **access)
+    check_rank(rank, new.arch)
     adapter = select(Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only), adapter_name)
     reads = reads_backbones(adapter)
     old = old_backbone(adapter, source_model, source_revision, access)
@@ -109,6 +114,15 @@ def from_upgraded(
     )  # fmt: skip
     loaded = new.load(device_map=device_map)
     return attach(loaded, carried, adapter_name=adapter_name, is_trainable=is_trainable)
+
+
+def _check_name(adapter_name: str) -> None:
+    """Refuse, before the long work, a name that PEFT cannot give to an adapter: it becomes a key of modules."""
+    try:
+        torch.nn.ModuleDict({adapter_name: torch.nn.Identity()})
+    except (KeyError, TypeError) as error:
+        got = repr(adapter_name)
+        raise LoraSuiteError(f"no name for an adapter: {brief(error)}", where="adapter_name", got=got) from error
 
 
 def attach(

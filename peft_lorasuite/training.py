@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .beginning import after_beginning
+from .checks import check_seed, check_whole
 from .encoding import IGNORED, Encoded, batch
 from .errors import LoraSuiteError
 from .processes import on_cpu
@@ -42,16 +45,18 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "cutoff", "micro_batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LoraSuiteError("must be at least 1", where=name, got=value)
+            if value is not None or name in ("epochs", "batch_size", "cutoff"):
+                check_whole(name, value)
+        check_seed(self.seed)
         if self.batch_size % self.at_once:
             raise LoraSuiteError(
                 "does not divide the batch size", where="micro_batch_size", got=f"{self.at_once} of {self.batch_size}"
             )
-        if not self.learning_rate > 0:
-            raise LoraSuiteError("must be above 0", where="learning_rate", got=self.learning_rate)
-        if not 0 <= self.warmup < 1:
-            raise LoraSuiteError("is a share of the steps", where="warmup", got=self.warmup, wanted="0 <= warmup < 1")
+        if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate <= 1:
+            raise LoraSuiteError("must be above 0 and at most 1", where="learning_rate", got=repr(self.learning_rate))
+        if not isinstance(self.warmup, Real) or not 0 <= self.warmup < 1:
+            got = repr(self.warmup)
+            raise LoraSuiteError("is a share of the steps", where="warmup", got=got, wanted="0 <= warmup < 1")
         if self.new_layers not in NEW_LAYERS:
             raise LoraSuiteError(
                 "unknown choice", where="new_layers", got=repr(self.new_layers), wanted=" or ".join(NEW_LAYERS)
@@ -223,7 +228,19 @@ def train(
             trainer.teacher_ids, trainer.teacher_target = teacher.ids, teacher.target
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
-        return loss, whole_weights(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+        weights = whole_weights(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+    _check_finite(loss, weights or {name: one for name, one in model.named_parameters() if one.requires_grad})
+    return loss, weights
+
+
+def _check_finite(loss: float, weights: Mapping[str, Tensor]) -> None:
+    """Refuse what has run away: nobody would notice before the adapter answers."""
+    bad = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if bad or not math.isfinite(loss):
+        raise LoraSuiteError(
+            "the training ended in values that are not finite", where=bad[0] if bad else None, got=f"loss {loss}",
+            do="lower the learning rate, or run the backbone in another dtype",
+        )  # fmt: skip
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:

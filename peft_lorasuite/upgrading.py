@@ -19,6 +19,7 @@ from . import choice, kinds
 from ._version import __version__
 from .adapter import Adapter, Key, join_sites
 from .backbone import Backbone
+from .checks import check_seed, check_whole
 from .differences import differences
 from .errors import LoraSuiteError, context
 from .folder import whole_folder
@@ -142,9 +143,10 @@ def upgrade(
         cache_dir: Hub cache.
         progress: Shows how far a long step is.
     """
+    check_seed(seed)
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
-    _check_rank(rank, upgrade_map.new.arch)
+    check_rank(rank, upgrade_map.new.arch)
     old, new = (None if one is None else Backbone.open(one) for one in (old, new))
     for backbone, wanted, role in ((old, upgrade_map.old, "old"), (new, upgrade_map.new, "new")):
         if backbone is not None:
@@ -184,12 +186,14 @@ def upgrade(
     return Upgraded(result, report, *home, adapter.source)
 
 
-def _check_rank(rank: int | None, arch: Architecture) -> None:
+def check_rank(rank: int | None, arch: Architecture) -> None:
     """Refuse, before the long work, a rank that no module of the new backbone can have."""
+    if rank is None:
+        return
+    check_whole("rank", rank)
     most = max(min(arch.shape(part)) for part in arch.parts)
-    if rank is not None and not 1 <= rank <= most:
-        what = "the rank is above the modules' dimensions" if rank > most else "the rank is not positive"
-        raise LoraSuiteError(what, where="rank", got=rank, wanted=f"1 to {most}")
+    if rank > most:
+        raise LoraSuiteError("the rank is above the modules' dimensions", where="rank", got=rank, wanted=f"1 to {most}")
 
 
 def _revisions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import command_fixtures
 import peft
@@ -100,9 +101,49 @@ def test_a_rank_above_the_modules_dimensions(
     assert "rank: the rank is above the modules' dimensions (got 41, wanted 1 to 40)" in told
 
 
-def test_a_rank_that_is_not_positive(pair: Pair) -> None:
-    with pytest.raises(LoraSuiteError, match=r"rank: the rank is not positive .got 0, wanted 1 to 40"):
-        upgrade(pair.adapter, pair.map, method="copy", rank=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank: must be at least 1"),
+        ({"rank": 1.5}, "rank: must be a whole number .got 1.5"),
+        ({"rank": "4"}, "rank: must be a whole number .got '4'"),
+        ({"seed": None}, "seed: must be a whole number"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_before_the_map_is_read(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LoraSuiteError, match=message):
+        upgrade(pair.adapter, pair.map, method="copy", **settings)
+    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
+    with pytest.raises(LoraSuiteError, match=message):
+        PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, **settings)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "keys", None])
+def test_a_name_that_no_adapter_can_have_is_refused_before_the_map_is_built(
+    name: Any, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
+    with pytest.raises(LoraSuiteError, match="adapter_name: no name for an adapter"):
+        PeftModel.from_upgraded(pair.new, pair.adapter, name, source_model=pair.old)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": MapOptions(seed=2**32)}, "seed: must be at most"),
+        ({"options": MapOptions(layer_map="first"), "calibration": "no-such-file"}, "there is no such text file"),
+    ],
+)
+def test_a_map_is_not_begun_with_what_cannot_be_used(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("peft_lorasuite.build.identify", lambda backbone: pytest.fail("a backbone was read"))
+    with pytest.raises(LoraSuiteError, match=message):
+        UpgradeMap.build(pair.old, pair.new, **settings)
 
 
 def test_a_rank_above_some_modules_dimensions_names_the_module(tmp_path: Path) -> None:

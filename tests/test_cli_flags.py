@@ -54,6 +54,43 @@ def test_a_map_without_output_or_plan_is_a_wrong_call(home: Pair, capsys) -> Non
     assert "one of the arguments -o/--output --plan is required" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--map", ""], "--map: is empty"),
+        (["--from", " "], "--from: is empty"),
+        (["--finetune", ""], "--finetune: is empty"),
+        (["--push", ""], "--push: is empty"),
+        (["--prompts", ""], "--prompts: is empty"),
+        (["--seed", "-1"], "--seed: must be at least 0, got -1"),
+        (["--seed", "4294967296"], "--seed: must be at most 4294967295"),
+        (["--rank", "abc"], "--rank: wanted a whole number, got 'abc'"),
+        (["--rank", "0"], "--rank: must be at least 1, got 0"),
+    ],
+)
+def test_an_argument_that_says_nothing_is_a_wrong_call(words: list[str], message: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        run("upgrade", "adapter", "--to", "new", "-o", tmp_path / "out", *words)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err.replace("argument ", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning-rate", "inf"], "learning_rate: must be above 0 and at most 1"),
+        (["--warmup", "nan"], "warmup: is a share of the steps"),
+        (["--batch-size", "4", "--micro-batch-size", "3"], "micro_batch_size: does not divide"),
+    ],
+)
+def test_training_that_cannot_run_is_refused_before_anything_is_carried(
+    words: list[str], message: str, home: Pair, tmp_path: Path, capsys
+) -> None:
+    call = ["upgrade", "no/such", "--to", "no/such", "--finetune", home.data, "-o", tmp_path / "out", *words]
+    assert run(*call) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_map_takes_sections_of_methods(home: Pair, tmp_path: Path, capsys) -> None:
     call = ["map", home.old, home.new, "-o", tmp_path / "map", "--layer-map", "proportional", "--json"]
     assert run(*call, "--methods", "transport, cross-lora") == 0

@@ -207,7 +207,17 @@ def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
     [
         ({"epochs": 0}, "epochs: must be at least 1"),
         ({"samples": 0}, "samples: must be at least 1"),
+        ({"samples": 1.5}, "samples: must be a whole number"),
+        ({"epochs": None}, "epochs: must be a whole number"),
         ({"learning_rate": -1.0}, "learning_rate: must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be above 0 and at most 1"),
+        ({"learning_rate": 1e30}, "learning_rate: must be above 0 and at most 1"),
+        ({"learning_rate": "1e-3"}, "learning_rate: must be above 0 and at most 1"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295"),
+        ({"modules": ["foo"]}, "modules: a layer has no such linear module .got .'foo'., wanted a list of down_proj, "),
+        ({"modules": ["lm_head"]}, "modules: a layer has no such linear module"),
+        ({"modules": "lm_head"}, "modules: a layer has no such linear module"),
         ({"warmup": 2.0}, "warmup: is a share of the steps"),
         ({"new_layers": "grow"}, "new_layers: unknown choice"),
         ({"micro_batch_size": 3}, "micro_batch_size: does not divide the batch size"),
@@ -219,6 +229,22 @@ def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
 def test_what_cannot_be_trained_is_refused(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
         trained(adapted(), tokenizer, **settings)
+
+
+def test_a_result_that_is_not_finite_is_refused_and_not_written(tokenizer: Any, tmp_path: Path) -> None:
+    model = adapted()
+    for name, weight in model.named_parameters():
+        if "layers.1" in name and "lora_B" in name:
+            torch.nn.init.constant_(weight, float("nan"))
+    with pytest.raises(LoraSuiteError, match=r"layers\.0.*: the training ended in values that are not finite"):
+        trained(model, tokenizer, output=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_of_gpt2_are_found_though_they_are_no_linear_ones(tokenizer: Any) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = trained(peft.get_peft_model(pico_model("gpt2"), config), tokenizer, modules=["c_fc"], samples=4)
+    assert model.finetune_record["new_modules"] == [f"transformer.h.{layer}.mlp.c_fc" for layer in range(3)]
 
 
 def test_a_frozen_or_plain_model_is_refused(tokenizer: Any) -> None:
