@@ -135,8 +135,13 @@ def _adapter(
     before = None
     if old_adapter is not None:
         before = Source(str(old_adapter), "adapter")
+        before.need(CONFIG, do="name the adapter that was upgraded")  # what the report names need not be there
     elif pins.get("adapter"):
         before = Source(str(report["adapter"]), "adapter", pins["adapter"], local_files_only=True, hub_only=True)
+    elif bases[0] is not None:
+        raise LoraSuiteError(
+            "an old backbone without its adapter says nothing", where="--from", do="name --old-adapter"
+        )
     try:
         return adapter_pages.document(report, source, before, upgrade_map, measured, drawn, bases)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

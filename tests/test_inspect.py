@@ -219,6 +219,10 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
         inspect(pair.map, tmp_path)
     with pytest.raises(LoraSuiteError, match="no such folder of rows"):
         inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "none")
+    with pytest.raises(LoraSuiteError, match="none: there is no such adapter"):
+        inspect(upgraded, tmp_path / "a.html", old_adapter=tmp_path / "none")
+    with pytest.raises(LoraSuiteError, match="--from: an old backbone without its adapter says nothing"):
+        inspect(upgraded, tmp_path / "a.html", old=pair.old)
     (tmp_path / "broken").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / "broken" / name).write_bytes((upgraded / name).read_bytes())
