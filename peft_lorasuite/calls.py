@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def begin(args: Namespace) -> Progress:
     shown = not (args.quiet or args.json) and is_first()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO if shown else logging.ERROR)
+    if args.quiet:
+        warnings.simplefilter("ignore")
     if not shown:
         from huggingface_hub.utils import disable_progress_bars
         from transformers.utils import logging as transformers_logging

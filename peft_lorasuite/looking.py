@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 from .calls import Told, begin, name_and_revision, open_backbone
+from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
+from .progress import silent
 
 
 def evaluate(args: Namespace) -> Told:
@@ -24,12 +29,14 @@ def evaluate(args: Namespace) -> Told:
     names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")
     settings = {name: getattr(args, name) for name in names}
     first = args.model if args.against else "base"
+    _check_distinct([first, *args.adapter, *args.against])
     wanted = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
     wanted |= {name: (name, None) for name in args.against}
-    rows = {
-        label: measure(model, adapter=adapter, **settings)
-        for label, (model, adapter) in progress("evaluating", list(wanted.items()))
-    }
+    with _hushed() if progress is silent else nullcontext():
+        rows = {
+            label: measure(model, adapter=adapter, **settings)
+            for label, (model, adapter) in progress("evaluating", list(wanted.items()))
+        }
     texts = [markdown_table(rows, published=beside)]
     pairs = [(name, first) for name in args.adapter] + [(first, name) for name in args.against]
     for one, other in pairs:
@@ -43,6 +50,29 @@ def evaluate(args: Namespace) -> Told:
             (part / "table.md").write_text(text, encoding="utf-8")
         told["output"] = args.output
     return told, text
+
+
+def _check_distinct(labels: Sequence[str]) -> None:
+    """Refuse rows that would take each other's place, before the work."""
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise LoraSuiteError(
+            "two rows would have the same name", got=", ".join(twice), wanted="every model and adapter once",
+            do="leave one out, or write it another way (an adapter in a folder called base as ./base)",
+        )  # fmt: skip
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the harness from showing bars and notes, for which it has no switch."""
+    harness = logging.getLogger("lm_eval")
+    before = harness.level
+    harness.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        harness.setLevel(before)
 
 
 def demo(args: Namespace) -> Told:
@@ -77,7 +107,7 @@ def chat(args: Namespace) -> Told:
     from . import chat as talk
     from .backbone import Backbone
 
-    talk.check_chat(args.template, args.length)
+    talk.check_chat(args.template, args.length, args.prompt)
     adapter, revision = name_and_revision(args.adapter)
     old, old_revision = name_and_revision(args.old) if args.old else (None, None)
     bases = [None if text is None else open_backbone(Backbone, text, args) for text in (args.base, args.old_base)]
@@ -103,7 +133,10 @@ def _typed(*, shown: bool) -> Iterator[str]:
         if asked:
             sys.stdout.write("\n> ")
             sys.stdout.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise LoraSuiteError(f"the standard input cannot be read: {error}", wanted="text in UTF-8") from error
         if not line:
             return
         if line.strip():

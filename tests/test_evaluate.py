@@ -197,6 +197,7 @@ def test_the_command_compares_adapters_and_others_beside_published_rows(
     call = ["evaluate", base, "--suite", "commonsense", "--data", str(data), "--limit", "2", "-q", "-o"]
     known = [*call, str(tmp_path / "a"), "--adapter", adapter, "--published", "minicpm-s-1b->minicpm-2b"]
     assert main(known) == 0
+    assert capsys.readouterr() == ("", "")  # neither bars nor the harness's notes
     table = (tmp_path / "a" / "table.md").read_text()
     assert f"{adapter} against base:" in table
     assert "MiniCPM-2B, LoRASuite w LFT (100) *(published)*" in table

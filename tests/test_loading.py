@@ -10,7 +10,7 @@ from typing import Any
 import command_fixtures
 import pytest
 import torch
-from command_fixtures import Pair
+from command_fixtures import Pair, refused
 from safetensors.torch import load_file
 
 from peft_lorasuite.errors import LoraSuiteError
@@ -61,3 +61,21 @@ def test_what_cannot_be_loaded_by_name_is_one_sentence(pair: Pair, tmp_path: Pat
     with pytest.raises(LoraSuiteError, match=message) as told:
         evaluate(**strange(kind, pair.new, pair.adapter, tmp_path), suite="boolq", data=tmp_path)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--adapter", "base"], ["--adapter", "one", "--adapter", "one"], ["--against", "model"]],
+    ids=["an adapter called base", "an adapter twice", "the model itself"],
+)
+def test_rows_of_one_name_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(tmp_path, capsys, "evaluate", "model", *words, "-o", tmp_path / "place" / "out")
+    assert "two rows would have the same name" in told
+
+
+def test_items_that_no_tokenizer_takes_are_refused(pair: Pair, tmp_path: Path) -> None:
+    broken = json.dumps([ITEM | {"instruction": f"\ud800{ITEM['instruction']}"}])
+    for text, message in ((broken, "item 0, instruction: a text holds a lone surrogate"), ("[" * 10**5, "recursion")):
+        (tmp_path / "boolq_test.json").write_text(text)
+        with pytest.raises(LoraSuiteError, match=message):
+            evaluate(pair.new, suite="boolq", data=tmp_path)
