@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -44,6 +45,9 @@ DATA = "JSON (a list of objects) or JSON lines with instruction, output and, whe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show is no failure
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command == "map" and args.output is None and not args.plan:
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_first():
         return 0
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf")))
     elif text and not args.quiet:
         print(text)
     return 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,16 @@ def test_training_that_cannot_run_is_refused_before_anything_is_carried(
     call = ["upgrade", "no/such", "--to", "no/such", "--finetune", home.data, "-o", tmp_path / "out", *words]
     assert run(*call) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_name_that_a_terminal_cannot_show_is_no_failure(words: list[str], home: Pair, tmp_path: Path) -> None:
+    call = ["upgrade", home.adapter, "--to", home.new, "--map", home.map, "--method", "copy", "-o", tmp_path / "ü"]
+    done = subprocess.run(
+        [sys.executable, "-m", "peft_lorasuite", *map(str, call), *words], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert "\\xfc" in done.stdout or json.loads(done.stdout)["output"] == str(tmp_path / "ü")
 
 
 def test_a_map_takes_sections_of_methods(home: Pair, tmp_path: Path, capsys) -> None:
