@@ -85,7 +85,10 @@ def calibration_texts(source: Any = None) -> list[str]:
         path = Path(source)
         if not path.is_file():
             raise LoraSuiteError("there is no such text file", where=path, do="name a text file for the calibration")
-        texts = paragraphs(path.read_text(encoding="utf-8"))
+        try:
+            texts = paragraphs(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoraSuiteError(f"the file cannot be read: {error}", where=path, wanted="text in UTF-8") from error
     elif hasattr(source, "column_names"):
         columns = source.column_names
         column = (

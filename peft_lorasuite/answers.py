@@ -51,6 +51,16 @@ def check_template(template: str) -> None:
     """Raise `LoraSuiteError` when a template has no place for the instruction."""
     if "{instruction}" not in template:
         raise LoraSuiteError("the prompt template has no {instruction}", where="template", got=repr(template))
+    check_text(template, "template")
+
+
+def check_text(text: str, where: object) -> None:
+    """Raise `LoraSuiteError` for half a character, as of bytes that are no UTF-8: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = repr(text[max(error.start - 10, 0) : error.end])
+        raise LoraSuiteError("a text holds a lone surrogate", where=where, got=got, wanted="text in UTF-8") from error
 
 
 def forced_prompt(doc: Mapping[str, str], template: str | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .answering import answer
-from .answers import check_template
+from .answers import check_template, check_text
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .loading import adapter_folder, put_on
@@ -99,6 +99,7 @@ def ask(found: Sequence[Speaker], text: str, *, template: str | None = None, len
     Returns:
         Name of the column -> answer.
     """
+    check_text(text, "the question")
     prompt = text if template is None else fill(Example(text), template)
     return {speaker.name: speaker.answer(prompt, length) for speaker in found}
 
@@ -120,8 +121,10 @@ def side_by_side(answers: Mapping[str, str], width: int) -> str:
     return "\n".join(GAP.join(_padded(text, columns) for text in row).rstrip() for row in rows)
 
 
-def check_chat(template: str | None, length: int) -> None:
-    """Refuse a template without a place for the question, before a model is loaded."""
+def check_chat(template: str | None, length: int, prompt: str | None = None) -> None:
+    """Refuse a template without a place for the question, or a question that is no text, before a model is loaded."""
+    if prompt is not None:
+        check_text(prompt, "--prompt")
     if template is not None:
         check_template(template)
     if length < 1:

@@ -102,8 +102,8 @@ def read_items(path: Path, benchmark: Benchmark) -> list[Item]:
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LoraSuiteError("not a JSON file", where=path) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise LoraSuiteError(f"not a JSON file: {error}", where=path) from error
     if not isinstance(rows, list) or not rows:
         raise LoraSuiteError("no items", where=path, wanted="a list of objects with instruction and answer")
     return [_checked(row, benchmark, f"{path}, item {index}") for index, row in enumerate(rows)]
@@ -116,6 +116,8 @@ def _checked(row: Any, benchmark: Benchmark, where: str) -> Item:
     # the collection writes AQuA's letter as a list of one
     answer = str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer).strip()
     item = _item(row["instruction"], answer, row.get("input") or "")
+    for name, text in item.items():
+        answers.check_text(text, f"{where}, {name}")
     if not _can_be_right(item, benchmark):
         raise LoraSuiteError(f"the answer is not one of {benchmark.column}", where=where, got=repr(answer))
     return item

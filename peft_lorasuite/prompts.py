@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answers import check_template, prompt
+from .answers import check_template, check_text, prompt
 from .errors import LoraSuiteError
 
 FIELDS = ("instruction", "input", "output", "answer")
@@ -100,6 +100,7 @@ def _prompt(record: Any, where: str, template: str | None) -> str:
     text = record if isinstance(record, str) else fill(_example(record, where, labelled=False), template)
     if not text.strip():
         raise LoraSuiteError("a prompt is empty", where=where)
+    check_text(text, where)
     return text
 
 
@@ -125,7 +126,10 @@ def _example(record: Any, where: str, *, labelled: bool) -> Example:
         raise LoraSuiteError(
             "a field is no text", where=f"{where}, {strange[0]}", got=type(values[strange[0]]).__name__
         )
-    return Example(**{name: str(value) for name, value in values.items()})
+    texts = {name: str(value) for name, value in values.items()}
+    for name, text in texts.items():
+        check_text(text, f"{where}, {name}")
+    return Example(**texts)
 
 
 def _wanted(*, labelled: bool) -> str:
@@ -156,29 +160,22 @@ def _read(path: Path, *, lines: bool) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LoraSuiteError(f"the file cannot be read: {error}", where=path, wanted="text in UTF-8") from error
-    if lines and path.suffix == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
+    if lines and path.suffix.lower() == ".txt":
+        return [line for line in text.split("\n") if line.strip()]  # splitlines would also cut at U+2028 and others
+    do = f"mend the line or export it again{'; plain text, a prompt a line, must end in .txt' if lines else ''}"
     if text.lstrip().startswith("["):
-        return list(_loads(text, str(path)))
+        return list(_loads(text, str(path), do))
     try:
         whole = json.loads(text)
-    except ValueError:
-        return list(_json_lines(text, path))
+    except (ValueError, RecursionError):
+        return [_loads(line, f"{path}, line {n}", do) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not isinstance(whole, dict):
         raise LoraSuiteError("the file holds no records", where=path, got=type(whole).__name__, wanted="a JSON list")
     return [whole]
 
 
-def _json_lines(text: str, path: Path) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _loads(line, f"{path}, line {number}")
-
-
-def _loads(text: str, where: str) -> Any:
+def _loads(text: str, where: str, do: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise LoraSuiteError(
-            f"the file is neither JSON nor JSON lines ({error})", where=where, do="mend the line or export it again"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise LoraSuiteError(f"the file is neither JSON nor JSON lines ({error})", where=where, do=do) from error

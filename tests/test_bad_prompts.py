@@ -190,6 +190,16 @@ def test_a_calibration_text_that_cannot_be_used(
     assert message in refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_calibration_text_in_another_encoding(
+    encoding: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("the red café " * 9, encoding=encoding)
+    words = ("--calibration", tmp_path / "text.txt", "-o", tmp_path / "place" / "out")
+    told = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
+    assert "text.txt: the file cannot be read: 'utf-8' codec" in told
+
+
 def test_a_singular_covariance(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--method", "transport", "--set", "ridge=0", "--set", "tokens=8")
     told = refused(tmp_path, capsys, *call(pair, tmp_path, *words))

@@ -87,6 +87,15 @@ def test_lines_of_the_standard_input_are_questions(
     assert list(turns[0]["answers"]) == ["base", "upgraded", "old + adapter"]
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_on_the_standard_input_that_are_no_text(
+    errors: str, pair: Pair, upgraded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff b\n"), "utf-8", errors))
+    assert run("chat", "--base", pair.new, "--adapter", upgraded, "--quiet") == 1
+    assert "wanted text in UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -96,6 +105,7 @@ def test_lines_of_the_standard_input_are_questions(
         (["--adapter", "ADAPTER"], "size mismatch for base_model"),
         (["--adapter", "PICKLE"], "the weights are a pickle, which can run code when read, and are not opened"),
         (["--adapter", "FOO"], "KeyError: 'FOO'"),
+        (["--prompt", "a\udcff"], "--prompt: a text holds a lone surrogate"),
     ],
 )
 def test_what_cannot_talk_is_refused(

@@ -53,7 +53,11 @@ def test_the_template_has_a_form_with_and_one_without_input() -> None:
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("Q: {question}", "has no {instruction}"), ("Q: {instruction}", "has no place for it")],
+    [
+        ("\udcff{instruction}", "template: a text holds a lone surrogate"),
+        ("Q: {question}", "has no {instruction}"),
+        ("Q: {instruction}", "has no place for it"),
+    ],
 )
 def test_a_template_that_would_lose_text_is_refused(template: str, message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
@@ -79,6 +83,12 @@ def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 2: a record has no output"),
         ('[{"instruction": "a", "output": " "}]', "record 1: a record has no output"),
         ('[{"question": "a"}]', "no instruction and no output .got the keys question"),
+        ("[" * 100_000, "neither JSON nor JSON lines .maximum recursion depth"),
+        ('{"a":' * 100_000, "line 1: the file is neither JSON nor JSON lines .maximum recursion depth"),
+        (
+            '[{"instruction": "a\\ud800", "output": "b"}]',
+            "record 1, instruction: a text holds a lone surrogate .got 'a.+ud800', wanted text in UTF-8",
+        ),
         ('["a"]', "record 1: a record is no object .got str"),
         ('[{"instruction": "a", "output": ["b"]}]', "record 1, output: a field is no text .got list"),
     ],
@@ -103,7 +113,21 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_examples(tmp_path / "data.json")
 
 
-@pytest.mark.parametrize(("record", "message"), [("  ", "a prompt is empty"), ({"prompt": 3}, "a prompt is no text")])
+def test_lines_of_plain_text_end_at_line_ends_alone(tmp_path: Path) -> None:
+    lines = ["one\u2028more", "two\x85more", "three\x0cmore"]
+    assert read_prompts(saved(tmp_path, "\r\n".join(lines), "p.TXT")) == lines
+    with pytest.raises(LoraSuiteError, match=r"plain text, a prompt a line, must end in \.txt"):
+        read_prompts(saved(tmp_path, "one\ntwo\n", "p.md"))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("  ", "a prompt is empty"),
+        ({"prompt": 3}, "a prompt is no text"),
+        ("a\udcff", "record 1: a text holds a lone surrogate"),
+    ],
+)
 def test_a_prompt_says_something(record: Any, message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
         read_prompts([record])
