@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .adapter import Adapter, Key, join_sites
 from .backbone import Backbone
 from .checks import check_seed, check_whole
 from .differences import differences
-from .errors import LoraSuiteError, context
+from .errors import LoraSuiteError, brief, context
 from .folder import whole_folder
 from .identity import check_same, public_name
 from .layout import split
@@ -163,7 +164,7 @@ def upgrade(
     chosen = methods.find(method)
     settings = methods.make_options(chosen, options)
     job = methods.Job(adapter, upgrade_map, old, new, prompts, seed, progress)
-    with context(f"{chosen.name} of {adapter.origin}"):
+    with context(f"{chosen.name} of {adapter.origin}"), _in_range(settings):
         draft = chosen.run(job, settings)
         told["prediction"] = choice.facts(upgrade_map, method, draft.facts)
         if not draft.updates and not adapter.tables:
@@ -184,6 +185,18 @@ def upgrade(
     )
     home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
     return Upgraded(result, report, *home, adapter.source)
+
+
+@contextmanager
+def _in_range(settings: Any) -> Iterator[None]:
+    """Tell a decomposition that failed as what it is: some number has left the range of float32."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise LoraSuiteError(
+            f"the numbers ran out of range ({brief(error)})", got=asdict(settings),
+            do="bring the options nearer to their defaults",
+        ) from error  # fmt: skip
 
 
 def check_rank(rank: int | None, arch: Architecture) -> None:

@@ -175,6 +175,26 @@ def test_an_option_of_another_type_is_refused(method: str, name: str, value: obj
         make_options(find(method), {name: value})
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("lorasuite", "gain", "1e308"), ("lorasuite", "gain", -1e38), ("transplant", "weight", 1e308),
+        ("transplant", "shift_ridge", "1e308"), ("distill", "learning_rate", "1e40"), ("distill", "learning_rate", 2.0),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_too_large_is_refused(method: str, name: str, value: object) -> None:
+    with pytest.raises(LoraSuiteError, match=f"{name}: an option is out of range"):
+        make_options(find(method), {name: value})
+
+
+def test_numbers_that_run_out_of_range_are_told(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every value is finite, and so is every option; the update is not."""
+    huge = changed(pair.adapter, tmp_path, lambda f: rewrite(f, lambda t: [one.mul_(1e35) for one in t.values()]))
+    call = ["upgrade", huge, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
+    told = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
+    assert "the numbers ran out of range" in told
+
+
 def test_a_type_of_a_methods_own_is_passed_on_but_not_made_of_text() -> None:
     assert converted("layers", [1, 2], list[int]) == [1, 2]
     assert converted("layers", [1, 2], list[int] | None) == [1, 2]

@@ -14,6 +14,7 @@ from .. import adapter as adapter_files
 from ..answering import Turn
 from ..backbone import Backbone
 from ..behaviour import Place, tokens
+from ..errors import LoraSuiteError
 from ..source import Source
 from ..spec import check_parts
 from ..teacher import Teacher
@@ -56,6 +57,9 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         check_least(self, {**LEAST, "gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
+        if self.learning_rate > 1:
+            got = self.learning_rate
+            raise LoraSuiteError("an option is out of range", where="learning_rate", got=got, wanted="at most 1")
         check_parts(self.parts)
 
 

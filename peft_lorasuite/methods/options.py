@@ -14,6 +14,10 @@ NONE, YES, NO = ("none", "auto"), ("true", "yes", "1"), ("false", "no", "0")
 """How they are written on a command line."""
 
 
+LARGEST = 1e6
+"""Of a number that is not whole: no option means anything beyond it, and products of larger ones leave float32."""
+
+
 class Kind(NamedTuple):
     """A type of options: what it is called before users, and what makes its values of text or objects."""
 
@@ -83,9 +87,12 @@ def converted(name: str, value: Any, kind: Any) -> Any:
     known = [one for one in KINDS if one in kinds]
     for one in known:
         try:
-            return KINDS[one].read(value)
+            read = KINDS[one].read(value)
         except (ValueError, TypeError, OverflowError):
             continue
+        if isinstance(read, float) and abs(read) > LARGEST:
+            raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"at most {LARGEST:g}")
+        return read
     if len(known) < len(kinds) and not isinstance(value, str):
         return value
     wanted = " or ".join(KINDS[one].word for one in known) or kind
