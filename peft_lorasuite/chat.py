@@ -13,8 +13,8 @@ import torch
 from .answering import answer
 from .answers import check_template, check_text
 from .backbone import Backbone
+from .by_name import adapter_folder, put_on
 from .errors import LoraSuiteError
-from .loading import adapter_folder, put_on
 from .prompts import Example, fill
 from .source import Source
 from .variants import CONFIG

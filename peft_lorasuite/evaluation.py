@@ -201,7 +201,7 @@ def _samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load what is given by name. The tokenizer is copied, because the harness sets its padding."""
-    from .loading import open_tokenizer
+    from .by_name import open_tokenizer
 
     if isinstance(model, str | Path):
         network = _load_by_name(str(model), adapter)
@@ -214,7 +214,7 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> Any:
     from .adapter import read_config
-    from .loading import adapter_folder, load_model, put_on
+    from .by_name import adapter_folder, load_model, put_on
     from .source import Source
     from .variants import CONFIG
 

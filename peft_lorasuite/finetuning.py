@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
+from .by_name import adapter_folder, open_tokenizer, put_on
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
-from .loading import adapter_folder, open_tokenizer, put_on
 from .processes import is_first
 from .progress import Progress, silent
 from .prompts import read_examples
