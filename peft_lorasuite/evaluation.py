@@ -19,6 +19,7 @@ from typing import Any
 
 from . import answers, items
 from .errors import LoraSuiteError
+from .heap import head_in_one_piece
 from .items import Benchmark, Item
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
@@ -247,7 +248,8 @@ def _run(
         wrapped = harness(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
         loaded: Any = {"tasks": tasks}
         # bootstrap_iters=0: the intervals are computed from the outcomes
-        results = run(lm=wrapped, task_dict=loaded, samples=samples, bootstrap_iters=0)
+        with head_in_one_piece(network):
+            results = run(lm=wrapped, task_dict=loaded, samples=samples, bootstrap_iters=0)
     finally:
         network.train(was_training)
     if results is None:
