@@ -136,14 +136,30 @@ Place = tuple[int, int, int]
 
 
 def aligned(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
-    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn."""
+    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn.
+
+    Tokens that are parts of one character all end where it ends: they are paired where both sides cut it into the same
+    tokens, else the last ones alone.
+    """
     places = []
     for turn, (left, right) in enumerate(zip(old, new, strict=True)):
-        ends = {right.ends[position]: position for position in right.predicting}
-        places += [(turn, p, ends[left.ends[p]]) for p in left.predicting if left.ends[p] in ends]
+        others = _at_ends(right)
+        for end, ours in _at_ends(left).items():
+            theirs = others.get(end, [])
+            if [left.ids[p] for p in ours] != [right.ids[p] for p in theirs]:
+                ours, theirs = ours[-1:], theirs[-1:]
+            places += [(turn, p, q) for p, q in zip(ours, theirs, strict=False)]
     if len(places) < 4:
         raise LoraSuiteError(
             "the old adapted model's answers give too few common positions", got=len(places), wanted="at least 4",
             do="give more or other prompts",
         )  # fmt: skip
     return places
+
+
+def _at_ends(row: Tokens) -> dict[int, list[int]]:
+    """Predicting positions by the character at which their tokens end."""
+    found: dict[int, list[int]] = {}
+    for position in row.predicting:
+        found.setdefault(row.ends[position], []).append(position)
+    return found
