@@ -160,6 +160,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     Layers are not filled where the adapter's own config chose them (``layers_to_transform``). Returns their names.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
 
     config = model.peft_config[model.active_adapter]
     missing = _missing_modules(model, fill and getattr(config, "layers_to_transform", None) is None, modules)
@@ -171,6 +172,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     present = [name for name, _ in _lora_modules(model)]
     config.target_modules = {*present, *missing}
     model.base_model.inject_adapter(model.get_base_model(), model.active_adapter)
+    cast_adapter_dtype(model, model.active_adapter)  # injection makes all factors anew, in the backbone's dtype
     set_peft_model_state_dict(model, kept, adapter_name=model.active_adapter)
     log.info("%d modules without an old counterpart start as ordinary LoRA", len(missing))
     return missing

@@ -167,12 +167,27 @@ def test_an_adapter_by_name_is_trained_and_written_whole(folder: Path, tokenizer
     assert json.loads((tmp_path / "out" / RECORD).read_text())["used"] == 4
 
 
-def test_factors_of_a_bfloat16_backbone_are_trained_in_float32(tokenizer: Any, tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = trained(peft.get_peft_model(pico_model("llama").bfloat16(), config), tokenizer, output=tmp_path / "out")
-    kinds = {tensor.dtype for tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").values()}
-    assert kinds == {torch.float32}
+@pytest.mark.parametrize(
+    ("targets", "settings"),
+    [
+        (["q_proj"], {}),
+        (["q_proj"], {"modules": ["v_proj"]}),
+        (["model.layers.1.self_attn.q_proj"], {"new_layers": "train"}),
+    ],
+    ids=["as it is", "more modules", "more layers"],
+)
+def test_factors_of_a_bfloat16_backbone_are_trained_in_float32(
+    targets: list[str], settings: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(pico_model("llama").bfloat16(), config)
+    before = factors(model)
+    model = trained(model, tokenizer, output=tmp_path / "out", learning_rate=1e-9, epochs=1, **settings)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
     assert model.get_base_model().dtype == torch.bfloat16
+    for name, tensor in before.items():
+        torch.testing.assert_close(written[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_samples_read_a_few_at_a_time_give_the_same_steps(tokenizer: Any) -> None:
