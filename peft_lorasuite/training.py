@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .beginning import after_beginning
+from .borrowed import no_dropout
 from .encoding import IGNORED, Encoded, batch
 from .errors import LoraSuiteError
 from .processes import on_cpu
@@ -257,17 +257,3 @@ def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
         use_cpu=on_cpu(),
         seed=options.seed,
     )
-
-
-@contextmanager
-def no_dropout(model: Any) -> Iterator[None]:
-    """Set every dropout layer to zero for a while."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
-    before = [layer.p for layer in layers]
-    try:
-        for layer in layers:
-            layer.p = 0.0
-        yield
-    finally:
-        for layer, p in zip(layers, before, strict=True):
-            layer.p = p

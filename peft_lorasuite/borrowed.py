@@ -1,0 +1,31 @@
+"""What training changes in a model and a process that belong to somebody else: for a while, then it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def no_dropout(model: Any) -> Iterator[None]:
+    """Set every dropout rate to zero for a while: those of layers, and those that are handed to functions."""
+    owners = [owner for part in model.modules() for owner in (part, getattr(part, "config", None))]
+    rates = [(owner, name, rate) for owner in owners for name, rate in _rates(owner).items()]
+    try:
+        for owner, name, _ in rates:
+            setattr(owner, name, 0.0)
+        yield
+    finally:
+        for owner, name, rate in rates:
+            setattr(owner, name, rate)
+
+
+def _rates(owner: Any) -> dict[str, float]:
+    """Return a dropout layer's rate, or those that a module keeps by name, or (Falcon) looks up in its config."""
+    if isinstance(owner, torch.nn.Dropout):
+        return {"p": owner.p}
+    kept = vars(owner) if hasattr(owner, "__dict__") else {}
+    return {name: rate for name, rate in kept.items() if name.endswith("_dropout") and isinstance(rate, float)}
