@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .borrowed import seeded
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
@@ -100,8 +101,7 @@ def finetune(
     model = open_adapter(model, base, revision)
     tokenizer = open_tokenizer(model, tokenizer)
     rows = encode_examples(tokenizer, choose(examples, samples, seed), template, cutoff=cutoff)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
         loss, weights = train(model, rows, padding(tokenizer), options, progress)
