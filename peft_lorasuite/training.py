@@ -130,7 +130,7 @@ class ResponseTrainer(Trainer):
     def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
         """Read the shared beginning, see `after_beginning`; wrappers for several processes read each batch whole."""
         if self.args.world_size > 1:
-            return {name: inputs[name] for name in ("input_ids", "attention_mask")}, 0
+            return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
         return after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 
@@ -214,7 +214,7 @@ def train(
     with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
         trainer = kind(
             model,
-            _arguments(options, scratch),
+            _arguments(options, scratch, model.config),
             data_collator=partial(collate, padding=padding),
             train_dataset=Rows(rows),
             callbacks=[StepBar(progress)],
@@ -236,7 +236,7 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
+def _arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=options.at_once,
@@ -255,5 +255,6 @@ def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         use_cpu=on_cpu(),
+        use_cache=getattr(config, "use_cache", False),  # the Trainer writes it into the config, and leaves it there
         seed=options.seed,
     )

@@ -69,6 +69,7 @@ def test_it_learns_and_touches_nothing_but_the_factors(tokenizer: Any) -> None:
     assert all(torch.equal(frozen[k], v) for k, v in model.state_dict().items() if "lora_" not in k)
     assert not model.training
     assert random_states() == random_state
+    assert model.config.use_cache
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)][:1] == [0.5]
 
 
