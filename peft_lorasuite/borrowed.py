@@ -1,4 +1,4 @@
-"""What training changes in a model and a process that belong to somebody else: for a while, then it is put back."""
+"""What running and training change in a model and a process of somebody else's: for a while, then it is put back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+@contextmanager
+def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Leave a model as it was found, whatever PEFT and training do to it, and even if that fails.
+
+    PEFT puts layers of its own into it, freezes what it has, and writes an adapter's trained biases over its own.
+    """
+    plain = not hasattr(model, "peft_config")
+    parts = [(part, part.training, dict(part._modules)) for part in model.modules()]
+    weights = [(weight, weight.requires_grad) for weight in model.parameters()]
+    biases = [(weight, weight.detach().clone()) for name, weight in model.named_parameters() if name.endswith("bias")]
+    try:
+        yield
+    finally:
+        for part, training, children in parts:
+            part.training = training
+            part._modules.update(children)
+        for weight, wanted in weights:
+            weight.requires_grad_(wanted)
+        for weight, value in biases:
+            weight.data.copy_(value)
+        if plain and hasattr(model, "peft_config"):
+            del model.peft_config
 
 
 @contextmanager
