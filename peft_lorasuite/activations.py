@@ -114,8 +114,8 @@ def paired_activations(
     chosen = chosen_tokens(old, new, texts, sampling)
     sides = []
     for backbone, side in ((old, 1), (new, 2)):
-        model = backbone.load(dtype=dtype, device_map=device_map)
-        sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
+        with backbone.running(dtype=dtype, device_map=device_map) as model:
+            sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
         free_models()
     return Paired(*sides)

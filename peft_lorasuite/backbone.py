@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .borrowed import as_it_was
 from .errors import LoraSuiteError
 from .layout import split
 from .offload import DISK, on_disk, tidied
@@ -218,6 +221,13 @@ class Backbone:
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")
                 mlp.act_fn = torch.nn.Threshold(self.arch.activation_floor, 0.0)
         return model.eval()
+
+    @contextmanager
+    def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
+        """Load the whole model for a while, as `load` does, in evaluation mode; one in memory is left as it was."""
+        model = self.load(dtype=dtype, device_map=device_map)
+        with as_it_was(model) if self.in_memory else nullcontext():
+            yield model.eval()
 
     def _running_config(self) -> Any:
         """Config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""

@@ -71,32 +71,16 @@ def adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
     """
     from peft import PeftModel
 
-    model = backbone.load()
-    biases = _trained_biases(model, adapter)
-    with tempfile.TemporaryDirectory() as written:
+    with backbone.running() as model, tempfile.TemporaryDirectory() as written:
         folder = Path(written)
         if adapter.source is not None:
             folder = adapter.source.need(adapter_files.CONFIG).parent
             adapter.source.need(adapter_files.WEIGHTS)
         else:
             adapter_files.write(adapter, folder, base=backbone.name)
-        carried = PeftModel.from_pretrained(model, str(folder)).eval()
-    if backbone.in_memory:
-        try:
-            yield carried
-        finally:
-            carried.unload()
-            for weight, value in biases:
-                weight.data.copy_(value)
-    else:
-        yield carried.merge_and_unload().eval()
-
-
-def _trained_biases(model: Any, adapter: Adapter) -> list[tuple[Tensor, Tensor]]:
-    """Return the backbone's biases with copies of their values if the adapter's trained ones will replace them."""
-    if adapter.config.get("bias", "none") == "none":
-        return []
-    return [(weight, weight.detach().clone()) for name, weight in model.named_parameters() if name.endswith("bias")]
+        with torch.random.fork_rng():  # PEFT draws factors before it reads them
+            carried = PeftModel.from_pretrained(model, str(folder)).eval()
+        yield carried if backbone.in_memory else carried.merge_and_unload().eval()
 
 
 def beginning(rows: Sequence[Tokens]) -> int:

@@ -29,20 +29,18 @@ def converted(
     from peft import PeftModel
 
     folder = source.need(CONFIG).parent
-    try:
-        model = PeftModel.from_pretrained(old.load(dtype=torch.float32), str(folder))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise LoraSuiteError(
-            f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,
-            do="name the backbone that it was trained on (--from, source_model=)",
-        ) from error  # fmt: skip
-    try:
+    with old.running(dtype=torch.float32) as backbone, torch.random.fork_rng():  # PEFT draws before it reads
+        try:
+            model = PeftModel.from_pretrained(backbone, str(folder))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise LoraSuiteError(
+                f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,
+                do="name the backbone that it was trained on (--from, source_model=)",
+            ) from error  # fmt: skip
         layers = _layers(model)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         wanted = min(rank or max(int(config.get("r") or 0), RANK), smallest)
         factors, biases, kept = _factors(model, layers, wanted, config)
-    finally:
-        model.unload()
     plain = {"peft_type": "LORA", "task_type": config.get("task_type")}
     lora = {f"{PREFIX}{name}.lora_{end}.weight": value for name, pair in factors.items()
             for end, value in (("A", pair.A), ("B", pair.B))}  # fmt: skip

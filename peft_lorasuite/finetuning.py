@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .borrowed import seeded
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
@@ -100,8 +101,7 @@ def finetune(
     model = open_adapter(model, base, revision)
     tokenizer = open_tokenizer(model, tokenizer)
     rows = encode_examples(tokenizer, choose(examples, samples, seed), template, cutoff=cutoff)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
         loss, weights = train(model, rows, padding(tokenizer), options, progress)
@@ -160,6 +160,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     Layers are not filled where the adapter's own config chose them (``layers_to_transform``). Returns their names.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
 
     config = model.peft_config[model.active_adapter]
     missing = _missing_modules(model, fill and getattr(config, "layers_to_transform", None) is None, modules)
@@ -171,6 +172,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     present = [name for name, _ in _lora_modules(model)]
     config.target_modules = {*present, *missing}
     model.base_model.inject_adapter(model.get_base_model(), model.active_adapter)
+    cast_adapter_dtype(model, model.active_adapter)  # injection makes all factors anew, in the backbone's dtype
     set_peft_model_state_dict(model, kept, adapter_name=model.active_adapter)
     log.info("%d modules without an old counterpart start as ordinary LoRA", len(missing))
     return missing

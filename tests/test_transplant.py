@@ -16,6 +16,7 @@ from peft_lorasuite.answering import Turn, answer, answered
 from peft_lorasuite.behaviour import Tokens, adapted, aligned, tokens
 from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
@@ -76,6 +77,16 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
     training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
+
+
+def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
+    root, _ = pair
+    old, new = (Backbone.open(root / side, dtype=torch.bfloat16) for side in ("old", "new"))
+    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    updates = distill(job, DistillOptions(prompts=8, length=6, extra=50, epochs=3)).updates
+    assert len(updates) > 1
+    assert not any(torch.equal(update.B.bfloat16().float(), update.B) for update in updates.values())
 
 
 def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
