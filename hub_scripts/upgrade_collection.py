@@ -27,6 +27,7 @@ from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.progress import bars
 from peft_lorasuite.remote import check_id
+from peft_lorasuite.source import name_and_revision
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """List, upgrade, report; return the exit code."""
-    old, _, old_revision = args.old.partition("@")
+    old, old_revision = name_and_revision(args.old)
     names = read_list(Path(args.list)) if args.list else find_adapters(args.user, old)
     planned = plan_many(names, args.output, base=old)
     for plan in planned:
@@ -79,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     for name in chosen if args.push_to else []:
         check_id(repo(name, args))
     if args.push_to and chosen:
-        check_push(repo(chosen[0], args), args.to.partition("@")[0])
-    new, before = Backbone.open(args.to), Backbone.open(old, revision=old_revision or None)
+        check_push(repo(chosen[0], args), name_and_revision(args.to)[0])
+    new, before = Backbone.open(args.to), Backbone.open(old, revision=old_revision)
     upgrade_map = UpgradeMap.load(args.map) if args.map else map_for(before, new, progress=bars)
     runs = reads_old(args.method, upgrade_map)
     outcomes = upgrade_many(
@@ -115,7 +116,7 @@ def line(plan: Planned, args: argparse.Namespace) -> str:
 
 def repo(adapter: str, args: argparse.Namespace) -> str:
     """Name the repository of a result."""
-    name = adapter.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
+    name = name_and_revision(adapter)[0].rstrip("/").rsplit("/", 1)[-1]
     return f"{args.push_to}/{name}{args.suffix}"
 
 

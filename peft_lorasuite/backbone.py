@@ -14,7 +14,7 @@ from .errors import LoraSuiteError
 from .layout import split
 from .offload import DISK, on_disk, tidied
 from .registry import architecture
-from .source import Source
+from .source import Source, name_and_revision
 from .spec import Architecture
 from .weights import Checkpoint, ModelWeights
 
@@ -59,8 +59,8 @@ class Backbone:
         if model is not None and not isinstance(model, torch.nn.Module):
             raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")
         name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or "model")
-        if model is None and not revision and "@" in name:
-            name, revision = name.rsplit("@", 1)
+        if model is None and not revision:
+            name, revision = name_and_revision(name)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
         return cls(source, model=model, trust_remote_code=trust_remote_code, dtype=dtype)
 

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from .errors import LoraSuiteError
 from .processes import is_first
 from .progress import Progress, bars, silent
+from .source import name_and_revision
 
 Told = tuple[dict[str, Any], str]
 """What a command tells a machine, and what it tells a human."""
-
-
-def name_and_revision(text: str) -> tuple[str, str | None]:
-    """Split ``ID@REVISION``; a folder is a folder whatever its name."""
-    if "@" not in text or Path(text).expanduser().exists():
-        return text, None
-    name, _, revision = text.rpartition("@")
-    if not name or not revision:
-        raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
-    return name, revision
 
 
 def begin(args: Namespace) -> Progress:

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .calls import Told, begin, name_and_revision, open_backbone
+from .calls import Told, begin, open_backbone
 from .catalogue import families as known_families
 from .errors import LoraSuiteError
 from .folder import check_free
 from .looking import chat, demo, evaluate, inspect
 from .processes import is_first, wait
 from .progress import Progress
+from .source import name_and_revision
 
 __all__ = ["chat", "demo", "distill", "evaluate", "families", "finetune", "inspect", "map", "upgrade"]
 

@@ -19,7 +19,7 @@ from .errors import LoraSuiteError
 from .identity import public_name
 from .processes import number_and_count
 from .progress import Progress, silent
-from .source import Source, hub_errors
+from .source import Source, hub_errors, name_and_revision
 from .upgrade_map import UpgradeMap
 from .upgrading import REPORT, Upgraded, upgrade
 
@@ -118,10 +118,10 @@ def upgrade_many(
     journal = _Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
-        start, (place, _, revision) = time.perf_counter(), _split(name)
+        start, (place, revision) = time.perf_counter(), name_and_revision(name)
         carried = upgrade(
             place, upgrade_map, method=method, options=options, old=old, new=new, prompts=prompts, rank=rank, seed=seed,
-            revision=revision or None, token=token, cache_dir=cache_dir,
+            revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
         target = journal.out / folders[name]
         carried.save(target, overwrite=(target / REPORT).is_file())
@@ -160,8 +160,8 @@ def plan_many(
     journal = _Journal(Path(out).expanduser(), 0, 1)
     planned = []
     for name, folder in _folders(_names(adapters, column)).items():
-        place, _, revision = _split(name)
-        source = Source(place, "adapter", revision or None, token, cache_dir)
+        place, revision = name_and_revision(name)
+        source = Source(place, "adapter", revision, token, cache_dir)
         try:
             config = read_config(source)
             named = config.get("base_model_name_or_path")
@@ -250,10 +250,6 @@ def _folders(names: Sequence[str]) -> dict[str, str]:
         name: slug if taken.count(slug) == 1 else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for name, slug in plain.items()
     }
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    return (name, "", "") if Path(name).expanduser().exists() else name.partition("@")
 
 
 def _digest(upgrade_map: UpgradeMap, *settings: Any) -> str:
