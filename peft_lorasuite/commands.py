@@ -162,15 +162,17 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
     from .hub import push_upgraded
 
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
+    written = f"the adapter itself was written to {args.output}"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             picture = _pictures(upgrade_map, args, Path(scratch))
             return push_upgraded(args.output, args.push, picture=picture, **settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(written) from None
     except LoraSuiteError as error:
-        told = f"{error.do}; the adapter itself was written to {args.output}" if error.do else None
         raise LoraSuiteError(
             error.what, where=error.where, got=error.got, wanted=error.wanted,
-            do=told or f"the adapter itself was written to {args.output}",
+            do=f"{error.do}; {written}" if error.do else written,
         ) from error  # fmt: skip
 
 
