@@ -32,5 +32,5 @@ def begin(args: Namespace) -> Progress:
 def open_backbone(kind: Any, text: str, args: Namespace) -> Any:
     """Open a backbone by its name on the command line; ``kind`` is `Backbone`, which the caller has imported."""
     name, revision = name_and_revision(text)
-    dtype = getattr(args, "dtype", "auto")
-    return kind.open(name, revision=revision, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    running = {"dtype": getattr(args, "dtype", "auto"), "device_map": getattr(args, "device_map", None)}
+    return kind.open(name, revision=revision, trust_remote_code=args.trust_remote_code, **running)

@@ -123,7 +123,7 @@ def upgrade(args: Namespace) -> Told:
     source = select(Source(name, "adapter", revision), args.adapter_name)
     reads = reads_backbones(source)
     old_name, old_revision = name_and_revision(args.old) if args.old else (None, None)
-    access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
+    access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype, "device_map": args.device_map}
     old = old_backbone(source, old_name, old_revision, access)
     if args.map:
         where, at = name_and_revision(args.map)
@@ -240,7 +240,7 @@ def _fine_tune(carried: Any, new: Any, samples: list[Any], args: Namespace, prog
     from .finetuning import finetune as train
     from .model import attach
 
-    model = attach(new.load(device_map=args.device_map), carried, is_trainable=True)
+    model = attach(new.load(), carried, is_trainable=True)
     train(
         model, samples, tokenizer=new.tokenizer, output=args.output, overwrite=args.overwrite, progress=progress,
         **_training(args),

@@ -30,7 +30,7 @@ def converted(
 
     folder = source.need(CONFIG).parent
     try:
-        model = PeftModel.from_pretrained(old.load(dtype=torch.float32), str(folder))
+        model = PeftModel.from_pretrained(old.load(dtype=torch.float32, device_map="cpu"), str(folder))
     except (RuntimeError, ValueError, KeyError) as error:
         raise LoraSuiteError(
             f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,

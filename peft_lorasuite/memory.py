@@ -224,7 +224,7 @@ def _examples(told: Sequence[Fact], answers: Sequence[int], seed: int) -> list[F
 @contextmanager
 def adding(down: torch.nn.Module, change: Any) -> Iterator[None]:
     """Add to a projection's output what a function makes of its input, for a while."""
-    hook = down.register_forward_hook(lambda module, args, output: output + change(args[0]).to(output.dtype))
+    hook = down.register_forward_hook(lambda module, args, output: output + change(args[0].cpu()).to(output))
     try:
         yield
     finally:
