@@ -29,7 +29,8 @@ def converted(
     from peft import PeftModel
 
     folder = source.need(CONFIG).parent
-    with old.running(dtype=torch.float32) as backbone, torch.random.fork_rng():  # PEFT draws before it reads
+    # forked, since PEFT draws factors before it reads them
+    with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
         try:
             model = PeftModel.from_pretrained(backbone, str(folder))
         except (RuntimeError, ValueError, KeyError) as error:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .heap import head_in_one_piece
 from .items import Benchmark, Item
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
+from .source import name_and_revision
 from .tables import comparison_table, markdown_table
 
 __all__ = [
@@ -63,7 +65,8 @@ def evaluate(
     the task YAML is not tested offline (see `items`).
 
     Args:
-        model: A loaded model (plain or PEFT), or a folder or Hub id of a model or of a PEFT adapter.
+        model: A loaded model (plain or PEFT), or a folder or Hub id (``owner/name@revision`` pins it) of a model or of
+            a PEFT adapter.
         tokenizer: A tokenizer, or a folder or Hub id of one; by default the model's. It is not changed.
         adapter: Folder or Hub id of a PEFT adapter to put on ``model`` (a folder or Hub id then).
         suite: ``math``, ``commonsense``, or names of benchmarks separated by commas.
@@ -207,33 +210,55 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
             raise LoraSuiteError(
                 "adapter needs a folder or Hub id as model", do="load the adapter on the model yourself"
             )
-        network, home = model, getattr(model.config, "_name_or_path", "")
+        network, home, revision = model, getattr(model.config, "_name_or_path", ""), None
     else:
-        network, home = _load_by_name(str(model), adapter)
+        with _loading(model, adapter):
+            network, home, revision = _load_by_name(str(model), adapter)
     if tokenizer is None and not home:
         raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer")
     if tokenizer is None or isinstance(tokenizer, str | Path):
-        return network, AutoTokenizer.from_pretrained(str(tokenizer or home))
+        if tokenizer is not None:
+            home, revision = name_and_revision(tokenizer)
+        with _loading(home):
+            return network, AutoTokenizer.from_pretrained(home, revision=revision or "main")
     return network, copy.deepcopy(tokenizer)
 
 
-def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str]:
+def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str, str | None]:
+    """Load a model, and the adapter on it; return where the backbone is, and at which revision."""
     import torch
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if adapter is None and find_adapter_config_file(model) is not None:
-        adapter, base = model, PeftConfig.from_pretrained(model).base_model_name_or_path
-        if not base:
+    name, revision = name_and_revision(model)
+    if adapter is None and find_adapter_config_file(name, revision=revision) is not None:
+        config, adapter = PeftConfig.from_pretrained(name, revision=revision), model
+        if not config.base_model_name_or_path:
             raise LoraSuiteError("the adapter does not name its base model", where=model, do="pass model and adapter")
-        model = base
+        name, revision = config.base_model_name_or_path, config.revision
     network = AutoModelForCausalLM.from_pretrained(
-        model, dtype="auto", device_map="auto" if torch.cuda.is_available() else None
+        name, revision=revision or "main", dtype="auto", device_map="auto" if torch.cuda.is_available() else None
     )
     if adapter is not None:
-        network = PeftModel.from_pretrained(network, str(adapter))
-    return network, model
+        place, at = name_and_revision(adapter)
+        network = PeftModel.from_pretrained(network, place, revision=at)
+    return network, name, revision
+
+
+@contextmanager
+def _loading(*names: object) -> Iterator[None]:
+    """Turn what the loaders raise over a name into one sentence."""
+    try:
+        yield
+    except LoraSuiteError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        where = " with ".join(str(name) for name in names if name is not None)
+        raise LoraSuiteError(
+            f"it cannot be loaded: {told}", where=where, do="check the names and the network"
+        ) from error
 
 
 def _run(

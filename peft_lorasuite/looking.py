@@ -8,8 +8,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from .calls import Told, begin, name_and_revision, open_backbone
+from .calls import Told, begin, open_backbone
 from .folder import check_free, whole_folder
+from .source import name_and_revision
 
 
 def evaluate(args: Namespace) -> Told:

@@ -18,7 +18,7 @@ from .errors import LoraSuiteError, context
 from .folder import whole_folder
 from .identity import Identity
 from .sections import Section, add_section, checked_methods, map_key, stored_sections
-from .source import Source, read_json
+from .source import Source, name_and_revision, read_json
 from .spec import ATTENTION, Architecture
 from .transfer import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
 from .weights import read_all
@@ -182,8 +182,8 @@ class UpgradeMap:
         local_files_only: bool = False,
     ) -> UpgradeMap:
         """Read a map from a folder or the Hub (``owner/name@revision``); its names, shapes and values are checked."""
-        if revision is None and "@" in str(name) and not Path(name).exists():
-            name, _, revision = str(name).rpartition("@")
+        if revision is None:
+            name, revision = name_and_revision(name)
         source = Source(str(name), "upgrade map", revision, token, cache_dir, local_files_only)
         with context(source):
             meta = read_json(source.need(META, do="name the folder that `map` wrote"), where=f"{source.name}/{META}")

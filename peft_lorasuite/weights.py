@@ -79,6 +79,10 @@ class Checkpoint:
         piece = self._file(self.shards[name]).get_slice(name)
         return torch.stack([piece[number] for number in numbers])
 
+    def spread(self, name: str, count: int) -> Tensor:
+        """Read some rows, spread evenly over a matrix."""
+        return self.rows(name, evenly(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
+
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
             self._open[shard] = open_safetensors(self.source.need(shard), where=f"{self.source.name}/{shard}")
@@ -102,7 +106,16 @@ class ModelWeights:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
-        return self[name][numbers]
+        return self._tensors[name].detach()[numbers].cpu()  # a few rows leave the GPU, not the matrix
+
+    def spread(self, name: str, count: int) -> Tensor:
+        """Take some rows, spread evenly over a matrix."""
+        return self.rows(name, evenly(len(self._tensors[name]), count))
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Return row numbers from the first to the last."""
+    return torch.linspace(0, length - 1, count).long().tolist()
 
 
 def open_safetensors(path: Path, *, where: str) -> Any:
