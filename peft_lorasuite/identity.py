@@ -108,8 +108,10 @@ def layer_sample(backbone: Backbone) -> str | None:
             except LoraSuiteError:
                 return None
             rows = backbone.weights.spread(name, LAYER_ROWS)
-            if rows.dtype not in PLAIN or rows.is_meta:
-                return None
+            shapes = [backbone.arch.shape(part) for part in site.parts]
+            width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
+            if rows.dtype not in PLAIN or rows.is_meta or rows.shape[1:] != (width,):
+                return None  # the shape too: packed bits may be stored as bfloat16
             digest.update(_bits(rows))
     return digest.hexdigest()
 
