@@ -107,6 +107,8 @@ def test_a_layer_that_never_changes_scores_zero() -> None:
 def test_fewer_than_four_tokens_are_refused() -> None:
     with pytest.raises(LoraSuiteError, match="too few paired tokens"):
         layer_similarity("cka", draw(1, 3, 4), draw(1, 3, 4))
+    with pytest.raises(LoraSuiteError, match="too few paired tokens"):
+        layer_similarity("cka", draw(1, 9, 4), draw(1, 9, 4), block=3)
 
 
 def test_an_unknown_similarity_is_refused_by_name() -> None:
