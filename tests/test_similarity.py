@@ -186,3 +186,18 @@ def test_narrow_units_are_compared_whole() -> None:
     rows, signs = draw(5, 300), sketch_signs(("gate", "up", "down"), 300)
     assert set(signs) == {"gate", "up", "down"}
     assert all(torch.equal(sketched(rows, sign), rows) for sign in signs.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_a_text_of_more_tokens_than_a_context_is_read_up_to_there(name: str, tmp_path: Path) -> None:
+    """As Japanese is to a byte-level tokenizer: a piece of few characters is more tokens than GPT-2 has positions."""
+    small = {"n_positions": 64} if name == "gpt2" else {"max_position_embeddings": 64}
+    models = pico_model("llama"), pico_model(name, **small)
+    old, new = (
+        Backbone.open(save_backbone(tmp_path / str(side), model, pico_tokenizer(["the", "cat"])))
+        for side, model in enumerate(models)
+    )
+    assert (old.context, new.context) == (256, 64)
+    text = "the " + "q" * 400 + " cat"
+    pair = paired_activations(old, new, [text], Sampling(tokens=500))
+    assert pair.old.shape[1] == pair.new.shape[1] == 64 - activations.SINKS
