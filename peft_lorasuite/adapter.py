@@ -157,7 +157,7 @@ def from_tensors(
             tables[table] = read_table(table, tensors, owned, config, scale, old)
         else:
             told = f"a token table's {kind} is not carried; train it as LoRA" if table and kind != "lora" else None
-            unused |= dict.fromkeys(owned.values(), told or why_not(module, owned, arch.family))
+            unused |= dict.fromkeys(owned.values(), told or why_not(owned, arch.family))
     if not updates and not tables:
         raise LoraSuiteError(
             f"no tensor of the adapter belongs to a layer of the old backbone ({arch.family})",

@@ -27,15 +27,14 @@ FEWEST_SHARED = 100
 
 
 class Head:
-    """Final norm and language-model head of a loaded model, in float32, on all or some tokens of the vocabulary."""
+    """Final norm and language-model head of a loaded model, in float32."""
 
-    def __init__(self, model: Any, backbone: Backbone, ids: Tensor | None = None) -> None:
+    def __init__(self, model: Any, backbone: Backbone) -> None:
         out = model.get_output_embeddings()
         self.norm = copy.deepcopy(model.get_submodule(backbone.arch.final_norm)).float().requires_grad_(False)
-        pick = slice(None) if ids is None else ids
-        self._weight: Tensor | None = out.weight.detach()[pick]
+        self._weight: Tensor | None = out.weight.detach()
         self._read_again: Callable[[], Tensor]
-        self.bias = None if out.bias is None else out.bias.detach()[pick].float()
+        self.bias = None if out.bias is None else out.bias.detach().float()
         self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
         self.cap = getattr(model.config, "final_logit_softcapping", None)
 

@@ -13,7 +13,7 @@ from peft_lorasuite import activations
 from peft_lorasuite.activations import Sampling, paired_activations
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.layout import spread
+from peft_lorasuite.layout import group_of
 from peft_lorasuite.similarity import (
     SIMILARITIES,
     SKETCH,
@@ -140,7 +140,7 @@ def test_head_similarity_equals_the_cosine_of_the_interaction_matrices(old: Head
     sides = [(parts(old, 11, 0), old), (parts(new, 11, 9), new)]
     vectors = []
     for side, heads in sides:
-        wide = {part: spread(side[part], heads) if part in ("k", "v") else side[part] for part in "qkvo"}
+        wide = {part: side[part][group_of(heads)] if part in ("k", "v") else side[part] for part in "qkvo"}
         QK, VO = wide["q"].mT @ wide["k"], wide["v"].mT @ wide["o"]
         vectors.append(torch.nn.functional.normalize(torch.cat([QK.flatten(1), VO.flatten(1)], dim=1)))
     got = head_similarity(sides[0][0], sides[1][0], old, new)
