@@ -229,16 +229,18 @@ def old_backbone(adapter: Source, source_model: Any, revision: str | None, acces
     """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
     if source_model is not None:
         return lambda: Backbone.open(source_model, revision=revision, **access)
+    name, own = named_base(adapter)
+    stranger = adapter.folder is None
+    return lambda: Backbone.open(name, revision=revision or own, hub_only=stranger, **access)
+
+
+def named_base(adapter: Source, *, do: str = "name the old backbone (--from, source_model=)") -> tuple[str, str | None]:
+    """Return the base model that an adapter's config names, and its revision."""
     config = read_config(adapter)
     name = config.get("base_model_name_or_path")
-    if not name:
-        raise LoraSuiteError(
-            "the adapter's config names no base model",
-            where=adapter.name,
-            do="name the old backbone (--from, source_model=)",
-        )
-    stranger = adapter.folder is None
-    return lambda: Backbone.open(name, revision=revision or config.get("revision"), hub_only=stranger, **access)
+    if not isinstance(name, str) or not name:
+        raise LoraSuiteError("the adapter's config names no base model", where=adapter.name, do=do)
+    return name, config.get("revision")
 
 
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:
