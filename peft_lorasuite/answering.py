@@ -40,20 +40,15 @@ class Written:
     states: Tensor
 
 
-def context_of(backbone: Backbone) -> int:
-    """Tokens that a backbone can read at once; unbounded where its config names no limit."""
-    return getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
-
-
 def fits(backbone: Backbone, prompt: str, length: int) -> bool:
     """Whether a prompt and a response of ``length`` tokens fit the context."""
-    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= context_of(backbone)
+    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
 
 
 def encoded(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
     """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
     rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    limit = context_of(backbone)
+    limit = backbone.context
     for number, ids in enumerate(rows, 1):
         if len(ids) + length > limit:
             raise LoraSuiteError(

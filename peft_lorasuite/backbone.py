@@ -117,6 +117,11 @@ class Backbone:
         """Shape and layout, from the registered converter."""
         return architecture(self.config)
 
+    @property
+    def context(self) -> int:
+        """Tokens that it can read at once; unbounded where its config names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -208,8 +209,8 @@ def _lora_modules(model: Any) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)]
 
 
-def write_adapter(model: Any, folder: Path, report: Any = None, weights: Any = None) -> None:
-    """Write the active adapter as a plain PEFT folder with the record of its training, and a report if there is one.
+def write_adapter(model: Any, folder: Path, weights: Any = None) -> None:
+    """Write the active adapter as a plain PEFT folder, with the record of its training and its report if it has them.
 
     ``weights`` are the model's own, unless given whole because the model is spread over processes.
     """
@@ -219,16 +220,16 @@ def write_adapter(model: Any, folder: Path, report: Any = None, weights: Any = N
     from .adapter import WEIGHTS
     from .upgrading import REPORT
 
-    tensors = get_peft_model_state_dict(model, weights, adapter_name=model.active_adapter, save_embedding_layers=False)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = model.peft_config[model.active_adapter]
-    trained, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(folder)
-    config.inference_mode = trained
-    (folder / RECORD).write_text(json.dumps(model.finetune_record, indent=2) + "\n", encoding="utf-8")
-    report = report or getattr(model, "upgrade_report", None)
-    if report is not None:
-        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    name = str(model.active_adapter)
+    tensors = get_peft_model_state_dict(model, weights, adapter_name=name, save_embedding_layers=False)
+    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    config = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    report, record = getattr(model, "upgrade_report", None), getattr(model, "finetune_record", None)
+    for file, value in ((REPORT, report and report.to_dict()), (RECORD, record)):
+        if value is not None:
+            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_trainable(model: Any) -> None:

@@ -17,6 +17,7 @@ from ._version import __version__
 from .errors import LoraSuiteError, context
 from .folder import whole_folder
 from .identity import Identity
+from .map_options import MapOptions
 from .sections import Section, add_section, checked_methods, map_key, stored_sections
 from .source import Source, name_and_revision, read_json
 from .spec import ATTENTION, Architecture
@@ -28,30 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 META, CORE = "map.json", "core.safetensors"
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """How a map is built.
-
-    Attributes:
-        hidden_map: ``embeddings``, ``polar`` or ``identity`` (see `transfer.hidden_map`).
-        similarity: ``cka``, ``cca``, ``pwcca`` or ``procrustes``.
-        layer_map: ``cka`` (the dynamic programme over the similarity), ``first``, ``medium``, ``last``,
-            ``proportional``.
-        head_map: ``hungarian``, or ``index`` for none.
-        tokens: Calibration tokens kept for the similarity.
-        block: Tokens of one minibatch of CKA.
-        seed: Of the choice of calibration tokens.
-    """
-
-    hidden_map: str = "embeddings"
-    similarity: str = "cka"
-    layer_map: str = "cka"
-    head_map: str = "hungarian"
-    tokens: int = 2048
-    block: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,22 +16,6 @@ from .source import Source, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "consolidated.00.pth")
-
-
-class Weights(Protocol):
-    """Anything that gives tensors by name."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a tensor of that name."""
-        ...
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype."""
-        ...
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        ...
 
 
 class Checkpoint:
