@@ -24,7 +24,7 @@ from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.progress import bars
-from peft_lorasuite.source import Source
+from peft_lorasuite.source import Source, name_and_revision
 from peft_lorasuite.upgrading import Upgraded
 
 
@@ -67,16 +67,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Upgrade and push."""
-    name, _, revision = args.adapter.partition("@")
-    check_push(args.push, args.base_model or args.to.partition("@")[0])
+    name, revision = name_and_revision(args.adapter)
+    check_push(args.push, args.base_model or name_and_revision(args.to)[0])
     new = Backbone.open(args.to)
-    source = Source(name, "adapter", revision or None)
+    source = Source(name, "adapter", revision)
     old = old_backbone(source, args.old, None, {})
     upgrade_map = UpgradeMap.load(args.map) if args.map else map_for(old(), new, progress=bars)
     at_hand = not args.map or args.old or reads_old(args.method, upgrade_map) or reads_backbones(source)
     carried = upgrade(
         name, upgrade_map, method=args.method, rank=args.rank, old=old() if at_hand else None, new=new,
-        revision=revision or None, progress=bars,
+        revision=revision, progress=bars,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         pushed = push_upgraded(

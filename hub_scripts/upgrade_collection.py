@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
+from peft_lorasuite.adapter import reads_backbones
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import check_push
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
@@ -27,6 +28,7 @@ from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.progress import bars
 from peft_lorasuite.remote import check_id
+from peft_lorasuite.source import Source, name_and_revision
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,22 +69,22 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """List, upgrade, report; return the exit code."""
-    old, _, old_revision = args.old.partition("@")
+    old, old_revision = name_and_revision(args.old)
     names = read_list(Path(args.list)) if args.list else find_adapters(args.user, old)
     planned = plan_many(names, args.output, base=old)
     for plan in planned:
         print(line(plan, args))
     chosen = [plan.adapter for plan in planned if not plan.problem]
     print(f"{len(chosen)} of {len(planned)} adapters sit on {old}")
+    if args.push_to:
+        check_repos(chosen, args)
     if args.dry_run:
         return 0
-    for name in chosen if args.push_to else []:
-        check_id(repo(name, args))
     if args.push_to and chosen:
-        check_push(repo(chosen[0], args), args.to.partition("@")[0])
-    new, before = Backbone.open(args.to), Backbone.open(old, revision=old_revision or None)
+        check_push(repo(chosen[0], args), name_and_revision(args.to)[0])
+    new, before = Backbone.open(args.to), Backbone.open(old, revision=old_revision)
     upgrade_map = UpgradeMap.load(args.map) if args.map else map_for(before, new, progress=bars)
-    runs = reads_old(args.method, upgrade_map)
+    runs = reads_old(args.method, upgrade_map) or any(reads_backbones_of(name) for name in chosen)
     outcomes = upgrade_many(
         chosen, upgrade_map, args.output, method=args.method, rank=args.rank, old=before if runs else None,
         new=new if runs else None, then=pusher(args) if args.push_to else None, progress=bars,
@@ -115,8 +117,29 @@ def line(plan: Planned, args: argparse.Namespace) -> str:
 
 def repo(adapter: str, args: argparse.Namespace) -> str:
     """Name the repository of a result."""
-    name = adapter.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
+    name = name_and_revision(adapter)[0].rstrip("/").rsplit("/", 1)[-1]
     return f"{args.push_to}/{name}{args.suffix}"
+
+
+def check_repos(chosen: Sequence[str], args: argparse.Namespace) -> None:
+    """Refuse names that are none, and two results under one name, before anything is done."""
+    taken: dict[str, str] = {}
+    for name in chosen:
+        other = taken.setdefault(check_id(repo(name, args)), name)
+        if other != name:
+            raise LoraSuiteError(
+                "two adapters would be pushed to one repository", where=repo(name, args), got=f"{other} and {name}",
+                do="upgrade them in two runs, each with a --suffix of its own",
+            )  # fmt: skip
+
+
+def reads_backbones_of(name: str) -> bool:
+    """Whether an adapter is of a kind that needs both backbones; what is wrong with it is told when its turn comes."""
+    place, revision = name_and_revision(name)
+    try:
+        return reads_backbones(Source(place, "adapter", revision))
+    except LoraSuiteError:
+        return False
 
 
 def pusher(args: argparse.Namespace) -> Any:

@@ -105,7 +105,7 @@ def calibration_texts(source: Any = None) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a long text at spaces, so that every piece fits any context."""
+    """Cut a long text at spaces; what a tokenizer cuts so finely that it exceeds the context, `encode` leaves out."""
     return textwrap.wrap(text, PIECE, replace_whitespace=False, drop_whitespace=True) if len(text) > PIECE else [text]
 
 
@@ -117,8 +117,8 @@ def paired_activations(
     chosen = chosen_tokens(old, new, texts, sampling)
     sides = []
     for backbone, side in ((old, 1), (new, 2)):
-        model = backbone.load(dtype=dtype, device_map=device_map)
-        sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
+        with backbone.running(dtype=dtype, device_map=device_map) as model:
+            sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
         free_models()
     return Paired(*sides)
@@ -179,9 +179,10 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def encode(backbone: Backbone, text: str) -> Any:
-    """Tokenise one text as the model is fed, with its special tokens and character offsets."""
-    return backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
+def encode(backbone: Backbone, text: str) -> dict[str, Any]:
+    """Tokenise one text as the model is fed, with its special tokens and character offsets, up to its context."""
+    found = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
+    return {name: found[name][: backbone.context] for name in ("input_ids", "offset_mapping")}
 
 
 def run(model: Any, inputs: dict[str, Tensor]) -> Any:

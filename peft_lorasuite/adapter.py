@@ -157,7 +157,7 @@ def from_tensors(
             tables[table] = read_table(table, tensors, owned, config, scale, old)
         else:
             told = f"a token table's {kind} is not carried; train it as LoRA" if table and kind != "lora" else None
-            unused |= dict.fromkeys(owned.values(), told or why_not(module, owned, arch.family))
+            unused |= dict.fromkeys(owned.values(), told or why_not(owned, arch.family))
     if not updates and not tables:
         raise LoraSuiteError(
             f"no tensor of the adapter belongs to a layer of the old backbone ({arch.family})",
@@ -229,16 +229,18 @@ def old_backbone(adapter: Source, source_model: Any, revision: str | None, acces
     """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
     if source_model is not None:
         return lambda: Backbone.open(source_model, revision=revision, **access)
+    name, own = named_base(adapter)
+    stranger = adapter.folder is None
+    return lambda: Backbone.open(name, revision=revision or own, hub_only=stranger, **access)
+
+
+def named_base(adapter: Source, *, do: str = "name the old backbone (--from, source_model=)") -> tuple[str, str | None]:
+    """Return the base model that an adapter's config names, and its revision."""
     config = read_config(adapter)
     name = config.get("base_model_name_or_path")
-    if not name:
-        raise LoraSuiteError(
-            "the adapter's config names no base model",
-            where=adapter.name,
-            do="name the old backbone (--from, source_model=)",
-        )
-    stranger = adapter.folder is None
-    return lambda: Backbone.open(name, revision=revision or config.get("revision"), hub_only=stranger, **access)
+    if not isinstance(name, str) or not name:
+        raise LoraSuiteError("the adapter's config names no base model", where=adapter.name, do=do)
+    return name, config.get("revision")
 
 
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:

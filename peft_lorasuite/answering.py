@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .beginning import before_padding, decoder
+from .encoding import end_of_sequence
 from .errors import LoraSuiteError
+from .heap import head_in_one_piece
 from .progress import Progress, silent
 
 
@@ -38,20 +40,15 @@ class Written:
     states: Tensor
 
 
-def context_of(backbone: Backbone) -> int:
-    """Tokens that a backbone can read at once; unbounded where its config names no limit."""
-    return getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
-
-
 def fits(backbone: Backbone, prompt: str, length: int) -> bool:
     """Whether a prompt and a response of ``length`` tokens fit the context."""
-    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= context_of(backbone)
+    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
 
 
 def encoded(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
     """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
     rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    limit = context_of(backbone)
+    limit = backbone.context
     for number, ids in enumerate(rows, 1):
         if len(ids) + length > limit:
             raise LoraSuiteError(
@@ -73,7 +70,7 @@ def answered(
     model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
 ) -> list[tuple[Turn, Written]]:
     """Let a model answer as `answer` does; return with every turn what the model had in mind."""
-    tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
+    tokenizer, end = backbone.tokenizer, end_of_sequence(backbone.tokenizer)
     asked = encoded(backbone, prompts, length)
     found: dict[int, tuple[Turn, Written]] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))
@@ -98,12 +95,23 @@ def _generate(model: Any, asked: Sequence[list[int]], end: int, length: int) -> 
     ids = torch.tensor([row[:common] + [end] * (width - len(row)) + row[common:] for row in asked]).to(model.device)
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in asked])
     begun = {"cache": cache} if common else {}
-    with _heard(model) as states:
-        written = model.generate(
-            input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, do_sample=False,
-            pad_token_id=end, eos_token_id=end, **begun,
-        )  # fmt: skip
+    with _greedy(model, end), head_in_one_piece(model), _heard(model) as states:
+        written = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **begun)
     return written[:, width:].tolist(), torch.stack(states, dim=1)
+
+
+@contextmanager
+def _greedy(model: Any, end: int) -> Iterator[None]:
+    """Let the likeliest token follow, whatever the checkpoint asks for: penalties, samples, beams, no cache."""
+    from transformers import GenerationConfig
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=end, eos_token_id=end)
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 @contextmanager

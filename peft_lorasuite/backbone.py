@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .borrowed import as_it_was
 from .errors import LoraSuiteError
 from .layout import split
 from .offload import DISK, on_disk, tidied
 from .registry import architecture
-from .source import Source
+from .source import Source, name_and_revision
 from .spec import Architecture
 from .weights import Checkpoint, ModelWeights
 
@@ -29,13 +32,16 @@ class Backbone:
         model: The loaded model, if there is one.
         trust_remote_code: Whether transformers may run code of the repository; off unless the user says so.
         dtype: In which the whole model runs when it is loaded; ``"auto"`` is the checkpoint's own.
+        device_map: Where it runs then, as in transformers.
     """
 
     def __init__(
-        self, source: Source, *, model: Any = None, trust_remote_code: bool = False, dtype: torch.dtype | str = "auto"
-    ) -> None:
+        self, source: Source, *, model: Any = None, trust_remote_code: bool = False, dtype: torch.dtype | str = "auto",
+        device_map: Any = None,
+    ) -> None:  # fmt: skip
         self.source = source
         self.dtype = dtype
+        self.device_map = device_map
         self.trust_remote_code = trust_remote_code
         self._model = model
 
@@ -51,6 +57,7 @@ class Backbone:
         trust_remote_code: bool = False,
         hub_only: bool = False,
         dtype: torch.dtype | str = "auto",
+        device_map: Any = None,
     ) -> Backbone:
         """Open a folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`."""
         if isinstance(name_or_model, Backbone):
@@ -59,10 +66,10 @@ class Backbone:
         if model is not None and not isinstance(model, torch.nn.Module):
             raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")
         name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or "model")
-        if model is None and not revision and "@" in name:
-            name, revision = name.rsplit("@", 1)
+        if model is None and not revision:
+            name, revision = name_and_revision(name)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
-        return cls(source, model=model, trust_remote_code=trust_remote_code, dtype=dtype)
+        return cls(source, model=model, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map)
 
     def __repr__(self) -> str:
         return repr(self.source)
@@ -109,6 +116,11 @@ class Backbone:
     def arch(self) -> Architecture:
         """Shape and layout, from the registered converter."""
         return architecture(self.config)
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can read at once; unbounded where its config names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -194,8 +206,9 @@ class Backbone:
     def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
         """Load the whole model for a forward pass; a model in memory is returned as it is.
 
-        ``dtype="auto"`` is the one that the backbone was opened with. ``device_map="disk"`` leaves the decoder layers
-        on disk, where each is read when its turn comes: slower, and hardly more memory than the embeddings.
+        ``dtype="auto"`` and ``device_map=None`` are what the backbone was opened with. ``device_map="disk"`` leaves the
+        decoder layers on disk, where each is read when its turn comes: slower, and hardly more memory than the
+        embeddings.
         """
         if self._model is not None:
             return self._model
@@ -204,6 +217,7 @@ class Backbone:
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
         dtype = self.dtype if dtype == "auto" else dtype
+        device_map = self.device_map if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "config": self._running_config()}
         if device_map == DISK:
             config = options["config"] or self.config
@@ -211,13 +225,20 @@ class Backbone:
         with tidied(options) as keep:
             try:
                 model = keep(AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access()))
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter for a device map that is none
                 raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")
                 mlp.act_fn = torch.nn.Threshold(self.arch.activation_floor, 0.0)
         return model.eval()
+
+    @contextmanager
+    def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
+        """Load the whole model for a while, as `load` does, in evaluation mode; one in memory is left as it was."""
+        model = self.load(dtype=dtype, device_map=device_map)
+        with as_it_was(model) if self.in_memory else nullcontext():
+            yield model.eval()
 
     def _running_config(self) -> Any:
         """Config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""

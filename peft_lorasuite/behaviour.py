@@ -71,32 +71,16 @@ def adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
     """
     from peft import PeftModel
 
-    model = backbone.load()
-    biases = _trained_biases(model, adapter)
-    with tempfile.TemporaryDirectory() as written:
+    with backbone.running() as model, tempfile.TemporaryDirectory() as written:
         folder = Path(written)
         if adapter.source is not None:
             folder = adapter.source.need(adapter_files.CONFIG).parent
             adapter.source.need(adapter_files.WEIGHTS)
         else:
             adapter_files.write(adapter, folder, base=backbone.name)
-        carried = PeftModel.from_pretrained(model, str(folder)).eval()
-    if backbone.in_memory:
-        try:
-            yield carried
-        finally:
-            carried.unload()
-            for weight, value in biases:
-                weight.data.copy_(value)
-    else:
-        yield carried.merge_and_unload().eval()
-
-
-def _trained_biases(model: Any, adapter: Adapter) -> list[tuple[Tensor, Tensor]]:
-    """Return the backbone's biases with copies of their values if the adapter's trained ones will replace them."""
-    if adapter.config.get("bias", "none") == "none":
-        return []
-    return [(weight, weight.detach().clone()) for name, weight in model.named_parameters() if name.endswith("bias")]
+        with torch.random.fork_rng():  # PEFT draws factors before it reads them
+            carried = PeftModel.from_pretrained(model, str(folder)).eval()
+        yield carried if backbone.in_memory else carried.merge_and_unload().eval()
 
 
 def beginning(rows: Sequence[Tokens]) -> int:
@@ -136,14 +120,30 @@ Place = tuple[int, int, int]
 
 
 def aligned(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
-    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn."""
+    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn.
+
+    Tokens that are parts of one character all end where it ends: they are paired where both sides cut it into the same
+    tokens, else the last ones alone.
+    """
     places = []
     for turn, (left, right) in enumerate(zip(old, new, strict=True)):
-        ends = {right.ends[position]: position for position in right.predicting}
-        places += [(turn, p, ends[left.ends[p]]) for p in left.predicting if left.ends[p] in ends]
+        others = _at_ends(right)
+        for end, ours in _at_ends(left).items():
+            theirs = others.get(end, [])
+            if [left.ids[p] for p in ours] != [right.ids[p] for p in theirs]:
+                ours, theirs = ours[-1:], theirs[-1:]
+            places += [(turn, p, q) for p, q in zip(ours, theirs, strict=False)]
     if len(places) < 4:
         raise LoraSuiteError(
             "the old adapted model's answers give too few common positions", got=len(places), wanted="at least 4",
             do="give more or other prompts",
         )  # fmt: skip
     return places
+
+
+def _at_ends(row: Tokens) -> dict[int, list[int]]:
+    """Predicting positions by the character at which their tokens end."""
+    found: dict[int, list[int]] = {}
+    for position in row.predicting:
+        found.setdefault(row.ends[position], []).append(position)
+    return found

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .activations import Sampling, calibration_texts, paired_activations
 from .backbone import Backbone
-from .checks import check_seed
 from .errors import LoraSuiteError
 from .heap import give_back
 from .identity import identify
@@ -57,7 +56,6 @@ def build_map(
         dtype: Of the calibration runs; ``"auto"`` is the checkpoint's own.
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
     """
-    check_seed(options.seed)
     calibration = None if calibration is None else calibration_texts(calibration)  # refused before the long work
     device_map = placed(device_map, low_memory)
     old, new = Backbone.open(old), Backbone.open(new)

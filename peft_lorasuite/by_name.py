@@ -7,7 +7,7 @@ from typing import Any
 
 from .adapter import read_config
 from .errors import LoraSuiteError, brief
-from .source import Source
+from .source import Source, name_and_revision
 from .variants import CONFIG, WEIGHTS
 from .weights import Checkpoint, no_safetensors, read_all
 
@@ -57,17 +57,20 @@ def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable:
         ) from error  # fmt: skip
 
 
-def open_tokenizer(model: Any, tokenizer: Any) -> Any:
-    """Return a tokenizer as it is, or load it by name, or from where the backbone came from."""
+def open_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
+    """Return a tokenizer as it is, or load it by name, or from where the backbone came from, at its ``revision``."""
     from transformers import AutoTokenizer
 
-    name = str(tokenizer or getattr(model.config, "_name_or_path", "") or "")
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         return tokenizer
+    if tokenizer:
+        name, revision = name_and_revision(tokenizer)
+    else:
+        name = str(getattr(model.config, "_name_or_path", "") or "")
     if not name:
         raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # see Backbone.tokenizer
         raise LoraSuiteError(
             f"the tokenizer cannot be loaded: {brief(error)}", where=name, do="pass tokenizer="

@@ -5,25 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from .errors import LoraSuiteError
 from .processes import is_first
 from .progress import Progress, bars, silent
+from .source import name_and_revision
 
 Told = tuple[dict[str, Any], str]
 """What a command tells a machine, and what it tells a human."""
-
-
-def name_and_revision(text: str) -> tuple[str, str | None]:
-    """Split ``ID@REVISION``; a folder is a folder whatever its name."""
-    if "@" not in text or Path(text).expanduser().exists():
-        return text, None
-    name, _, revision = text.rpartition("@")
-    if not name or not revision:
-        raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
-    return name, revision
 
 
 def begin(args: Namespace) -> Progress:
@@ -46,5 +35,5 @@ def begin(args: Namespace) -> Progress:
 def open_backbone(kind: Any, text: str, args: Namespace) -> Any:
     """Open a backbone by its name on the command line; ``kind`` is `Backbone`, which the caller has imported."""
     name, revision = name_and_revision(text)
-    dtype = getattr(args, "dtype", "auto")
-    return kind.open(name, revision=revision, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    running = {"dtype": getattr(args, "dtype", "auto"), "device_map": getattr(args, "device_map", None)}
+    return kind.open(name, revision=revision, trust_remote_code=args.trust_remote_code, **running)

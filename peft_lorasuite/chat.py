@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .adapter import named_base
 from .answering import answer
 from .answers import check_template, check_text
 from .backbone import Backbone
@@ -17,7 +18,6 @@ from .by_name import adapter_folder, put_on
 from .errors import LoraSuiteError
 from .prompts import Example, fill
 from .source import Source
-from .variants import CONFIG
 
 LEAST = 24
 """Characters of a column below which answers are set one under the other."""
@@ -141,11 +141,8 @@ def _adapted(backbone: Backbone, adapter: str, revision: str | None, dtype: Any,
 
 def _named_base(adapter: str, revision: str | None) -> Backbone:
     source = Source(str(adapter), "adapter", revision)
-    config = source.read_json(CONFIG, do="name the folder or Hub repository of a PEFT adapter")
-    name = config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise LoraSuiteError("the adapter's config names no base model", where=source, do="name it (--old-base)")
-    return Backbone.open(name, revision=config.get("revision"), hub_only=source.folder is None)
+    name, own = named_base(source, do="name it (--old-base)")
+    return Backbone.open(name, revision=own, hub_only=source.folder is None)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

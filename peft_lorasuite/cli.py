@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show is no failure
-    parser = _parser()
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(words)
+    args = parser.parse_args(words)
     if args.command == "map" and args.output is None and not args.plan:
         parser.error("map: one of the arguments -o/--output --plan is required")
     try:
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(PATIENCE)
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{NAME}: interrupted, {stopped or 'nothing was written'}", file=sys.stderr)
         return 130
     if not is_first():
         return 0
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME, description=HEAD, epilog=TAIL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_map, _upgrade, _distill, _finetune, _evaluate, _inspect, _chat, _families, _demo):
         add(commands)
+    if {"-h", "--help"} & {*words}:
+        commands.choices["upgrade"].epilog = _methods_told()  # the sources are read only for those who ask
     return parser
 
 
@@ -135,7 +138,7 @@ def _map(commands: Any) -> None:
 
 
 def _upgrade(commands: Any) -> None:
-    command = _add(commands, "upgrade", "carry an adapter over to a new backbone", _methods_told())
+    command = _add(commands, "upgrade", "carry an adapter over to a new backbone")
     command.add_argument("--method", default="auto", metavar="M", help="see below (default: auto)")
     command.add_argument("--prompts", metavar="FILE", help="unlabelled prompts, for methods that run the models")
     _carrying(command)
@@ -270,8 +273,6 @@ def _demo(commands: Any) -> None:
 
 
 def _methods_told() -> str:
-    if not {"-h", "--help"} & set(sys.argv[1:]):
-        return ""  # the sources are read only for those who ask
     from .catalogue import methods
 
     lines = [f"  {name:<12}{summary}" for name, summary in methods().items()]

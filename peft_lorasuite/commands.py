@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .calls import Told, begin, name_and_revision, open_backbone
+from .calls import Told, begin, open_backbone
 from .catalogue import families as known_families
 from .errors import LoraSuiteError
 from .folder import check_free
 from .looking import chat, demo, evaluate, inspect
 from .processes import is_first, wait
 from .progress import Progress
+from .source import name_and_revision
 
 __all__ = ["chat", "demo", "distill", "evaluate", "families", "finetune", "inspect", "map", "upgrade"]
 
@@ -124,7 +125,7 @@ def upgrade(args: Namespace) -> Told:
     source = select(Source(name, "adapter", revision), args.adapter_name)
     reads = reads_backbones(source)
     old_name, old_revision = name_and_revision(args.old) if args.old else (None, None)
-    access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
+    access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype, "device_map": args.device_map}
     old = old_backbone(source, old_name, old_revision, access)
     if args.map:
         where, at = name_and_revision(args.map)
@@ -163,15 +164,17 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
     from .hub import push_upgraded
 
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
+    written = f"the adapter itself was written to {args.output}"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             picture = _pictures(upgrade_map, args, Path(scratch))
             return push_upgraded(args.output, args.push, picture=picture, **settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(written) from None
     except LoraSuiteError as error:
-        told = f"{error.do}; the adapter itself was written to {args.output}" if error.do else None
         raise LoraSuiteError(
             error.what, where=error.where, got=error.got, wanted=error.wanted,
-            do=told or f"the adapter itself was written to {args.output}",
+            do=f"{error.do}; {written}" if error.do else written,
         ) from error  # fmt: skip
 
 
@@ -244,7 +247,7 @@ def _fine_tune(carried: Any, new: Any, samples: list[Any], args: Namespace, prog
     from .finetuning import finetune as train
     from .model import attach
 
-    model = attach(new.load(device_map=args.device_map), carried, is_trainable=True)
+    model = attach(new.load(), carried, is_trainable=True)
     train(
         model, samples, tokenizer=new.tokenizer, output=args.output, overwrite=args.overwrite, progress=progress,
         **_training(args),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,20 +30,19 @@ def converted(
     from peft import PeftModel
 
     folder = source.need(CONFIG).parent
-    try:
-        model = PeftModel.from_pretrained(old.load(dtype=torch.float32), str(folder))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise LoraSuiteError(
-            f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,
-            do="name the backbone that it was trained on (--from, source_model=)",
-        ) from error  # fmt: skip
-    try:
+    # forked, since PEFT draws factors before it reads them
+    with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
+        try:
+            model = PeftModel.from_pretrained(backbone, str(folder))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise LoraSuiteError(
+                f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,
+                do="name the backbone that it was trained on (--from, source_model=)",
+            ) from error  # fmt: skip
         layers = _layers(model)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         wanted = min(rank or max(int(config.get("r") or 0), RANK), smallest)
         factors, biases, kept = _factors(model, layers, wanted, config)
-    finally:
-        model.unload()
     plain = {"peft_type": "LORA", "task_type": config.get("task_type")}
     lora = {f"{PREFIX}{name}.lora_{end}.weight": value for name, pair in factors.items()
             for end, value in (("A", pair.A), ("B", pair.B))}  # fmt: skip
@@ -69,14 +69,10 @@ def _factors(
     model: Any, layers: Mapping[str, Any], rank: int, config: Mapping[str, Any]
 ) -> tuple[dict[str, LowRank], dict[str, Tensor], float]:
     """Return factors and bias changes by module, and the mean share of the energy that the factors keep."""
-    import peft
-
     changes = {name: _change(layer) for name, layer in layers.items()}
     biases = {name: bias for name, (_, bias) in changes.items() if bias is not None}
     if not biases and config.get("bias", "none") == "none" and model.supports_lora_conversion():
-        _, tensors = peft.convert_to_lora(model, rank)
-        tensors = {name.removeprefix(PREFIX): value.detach().float() for name, value in tensors.items()}
-        found = {name: LowRank(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in layers}
+        found = {name: _converted_by_peft(layer, rank) for name, layer in layers.items()}
     else:
         found = {name: low_rank_of(change, rank)[0] for name, (change, _) in changes.items()}
     shares = [
@@ -85,20 +81,39 @@ def _factors(
     return found, biases, sum(shares) / len(shares) if shares else 1.0
 
 
+def _converted_by_peft(layer: Any, rank: int) -> LowRank:
+    import peft
+
+    with _in_float32(layer.get_base_layer()):
+        _, tensors = peft.convert_to_lora(layer, rank)
+    A, B = (next(value for name, value in tensors.items() if end in name) for end in ("lora_A", "lora_B"))
+    return LowRank(A.detach().float(), B.detach().float())
+
+
 def _change(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Return what merging a module's adapter adds to its weight ``(out, in)`` and bias; the module stays as it was."""
     base = layer.get_base_layer()
-    before = {name: value.detach().clone() for name, value in base.named_parameters()}
-    with warnings.catch_warnings():
+    with _in_float32(base) as before, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some kinds warn that merging rounds
         layer.merge()
-    change = {name: value.detach().float() - before[name].float() for name, value in base.named_parameters()}
-    for name, value in base.named_parameters():
-        value.data.copy_(before[name])
+        change = {name: value.detach().float() - before[name].float() for name, value in base.named_parameters()}
     layer.merged_adapters.clear()
     weight = change["weight"].T if type(base).__name__ == "Conv1D" else change["weight"]
     bias = change.get("bias")
     return weight, bias if bias is not None and bool(bias.any()) else None
+
+
+@contextmanager
+def _in_float32(base: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Let a module hold float32 copies of its parameters for a while: what bfloat16 rounds away is the whole update."""
+    own = {name: value.data for name, value in base.named_parameters()}
+    for value in base.parameters():
+        value.data = value.data.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    try:
+        yield own
+    finally:
+        for name, value in base.named_parameters():
+            value.data = own[name]
 
 
 def _own_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[str]) -> dict[str, Any]:

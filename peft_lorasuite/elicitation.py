@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .activations import padded
 from .answering import Turn, answer
 from .backbone import Backbone
 from .beginning import after_beginning
@@ -75,11 +76,9 @@ def uncertainty(
     found = [0.0] * len(rows)
     for start in progress("looking for what the adapter knows", range(0, len(order), BATCH)):
         chosen = order[start : start + BATCH]
-        width = max(len(rows[number]) for number in chosen)
-        ids = torch.tensor([[*rows[number], *[0] * (width - len(rows[number]))] for number in chosen])
-        mask = torch.tensor([[1] * len(rows[number]) + [0] * (width - len(rows[number])) for number in chosen])
+        batch = {name: v.to(model.device) for name, v in padded([rows[number] for number in chosen]).items()}
         first = min(len(rows[number]) for number in chosen) - 1
-        begun, taken = after_beginning(model, ids.to(model.device), mask.to(model.device), first)
+        begun, taken = after_beginning(model, batch["input_ids"], batch["attention_mask"], first)
         keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
         logits = model(**begun, logits_to_keep=keep).logits
         last = torch.tensor([len(rows[number]) - 1 - first for number in chosen], device=model.device)

@@ -20,9 +20,11 @@ from typing import Any
 from . import answers, items
 from .checks import check_seed, check_whole
 from .errors import LoraSuiteError
+from .heap import head_in_one_piece
 from .items import Benchmark, Item
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
+from .source import name_and_revision
 from .tables import comparison_table, markdown_table
 
 __all__ = [
@@ -63,7 +65,8 @@ def evaluate(
     the task YAML is not tested offline (see `items`).
 
     Args:
-        model: A loaded model (plain or PEFT), or a folder or Hub id of a model or of a PEFT adapter.
+        model: A loaded model (plain or PEFT), or a folder or Hub id (``owner/name@revision`` pins it) of a model or of
+            a PEFT adapter.
         tokenizer: A tokenizer, or a folder or Hub id of one; by default the model's. It is not changed.
         adapter: Folder or Hub id of a PEFT adapter to put on ``model`` (a folder or Hub id then).
         suite: ``math``, ``commonsense``, or names of benchmarks separated by commas.
@@ -204,31 +207,38 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
     from .by_name import open_tokenizer
 
     if isinstance(model, str | Path):
-        network = _load_by_name(str(model), adapter)
+        network, revision = _load_by_name(str(model), adapter)
     elif adapter is not None:
         raise LoraSuiteError("adapter needs a folder or Hub id as model", do="load the adapter on the model yourself")
     else:
-        network = model
-    return network, copy.deepcopy(open_tokenizer(network, tokenizer))
+        network, revision = model, None
+    return network, copy.deepcopy(open_tokenizer(network, tokenizer, revision))
 
 
-def _load_by_name(model: str, adapter: str | Path | None) -> Any:
+def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
+    """Load a model, and the adapter on it; return the backbone's revision beside it."""
     from .adapter import read_config
     from .by_name import adapter_folder, load_model, put_on
     from .source import Source
     from .variants import CONFIG
 
-    base = Source(model, "model")
-    upper = None if adapter is None else Source(str(adapter), "adapter")
+    base = Source(*_place(model, "model"))
+    upper = None if adapter is None else Source(*_place(adapter, "adapter"))
     if upper is None and base.fetch(CONFIG) is not None:
-        upper, config = Source(model, "adapter"), read_config(base)
-        if not config.get("base_model_name_or_path"):
+        upper, config = Source(*_place(model, "adapter")), read_config(base)
+        name = config.get("base_model_name_or_path")
+        if not name:
             raise LoraSuiteError("the adapter does not name its base model", where=model, do="pass model and adapter")
-        base = Source(config["base_model_name_or_path"], "model", config.get("revision"), hub_only=base.folder is None)
+        base = Source(name, "model", config.get("revision"), hub_only=base.folder is None)
     if upper is None:
-        return load_model(base)
+        return load_model(base), base.revision
     folder = adapter_folder(upper)
-    return put_on(load_model(base), folder, upper, base=base)
+    return put_on(load_model(base), folder, upper, base=base), base.revision
+
+
+def _place(text: str | Path, kind: str) -> tuple[str, str, str | None]:
+    name, revision = name_and_revision(text)
+    return name, kind, revision
 
 
 def _run(
@@ -243,7 +253,8 @@ def _run(
         wrapped = harness(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
         loaded: Any = {"tasks": tasks}
         # bootstrap_iters=0: the intervals are computed from the outcomes
-        results = run(lm=wrapped, task_dict=loaded, samples=samples, bootstrap_iters=0)
+        with head_in_one_piece(network):
+            results = run(lm=wrapped, task_dict=loaded, samples=samples, bootstrap_iters=0)
     finally:
         network.train(was_training)
     if results is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
+from .borrowed import seeded
 from .by_name import adapter_folder, open_tokenizer, put_on
 from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
@@ -102,8 +104,7 @@ def finetune(
     model = open_adapter(model, base, revision)
     tokenizer = open_tokenizer(model, tokenizer)
     rows = encode_examples(tokenizer, choose(examples, samples, seed), template, cutoff=cutoff)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
         loss, weights = train(model, rows, padding(tokenizer), options, progress)
@@ -149,6 +150,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     Layers are not filled where the adapter's own config chose them (``layers_to_transform``). Returns their names.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
 
     config = model.peft_config[model.active_adapter]
     missing = _missing_modules(model, fill and getattr(config, "layers_to_transform", None) is None, modules)
@@ -160,6 +162,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     present = [name for name, _ in _lora_modules(model)]
     config.target_modules = {*present, *missing}
     model.base_model.inject_adapter(model.get_base_model(), model.active_adapter)
+    cast_adapter_dtype(model, model.active_adapter)  # injection makes all factors anew, in the backbone's dtype
     set_peft_model_state_dict(model, kept, adapter_name=model.active_adapter)
     log.info("%d modules without an old counterpart start as ordinary LoRA", len(missing))
     return missing
@@ -208,8 +211,8 @@ def _lora_modules(model: Any) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)]
 
 
-def write_adapter(model: Any, folder: Path, report: Any = None, weights: Any = None) -> None:
-    """Write the active adapter as a plain PEFT folder with the record of its training, and a report if there is one.
+def write_adapter(model: Any, folder: Path, weights: Any = None) -> None:
+    """Write the active adapter as a plain PEFT folder, with the record of its training and its report if it has them.
 
     ``weights`` are the model's own, unless given whole because the model is spread over processes.
     """
@@ -219,16 +222,16 @@ def write_adapter(model: Any, folder: Path, report: Any = None, weights: Any = N
     from .adapter import WEIGHTS
     from .upgrading import REPORT
 
-    tensors = get_peft_model_state_dict(model, weights, adapter_name=model.active_adapter, save_embedding_layers=False)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = model.peft_config[model.active_adapter]
-    trained, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(folder)
-    config.inference_mode = trained
-    (folder / RECORD).write_text(json.dumps(model.finetune_record, indent=2) + "\n", encoding="utf-8")
-    report = report or getattr(model, "upgrade_report", None)
-    if report is not None:
-        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    name = str(model.active_adapter)
+    tensors = get_peft_model_state_dict(model, weights, adapter_name=name, save_embedding_layers=False)
+    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    config = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    report, record = getattr(model, "upgrade_report", None), getattr(model, "finetune_record", None)
+    for file, value in ((REPORT, report and report.to_dict()), (RECORD, record)):
+        if value is not None:
+            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_trainable(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import LoraSuiteError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""What the system says of a handle that takes no more; it names no file then."""
 
 
 def check_free(folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -33,15 +37,19 @@ def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
     A killed process leaves at most a hidden ``.NAME.*.part`` folder beside the target, never a half-written target.
     """
     target = check_free(folder, overwrite=overwrite)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise _cannot_write(target, error) from error
     try:
-        with writing(target):
-            part.chmod(0o755)
+        part.chmod(0o755)
+        try:
             yield part
+        except (OSError, SafetensorError) as error:
+            if not _is_of_writing(error, part):
+                raise
+            raise _cannot_write(target, error) from error
+        check_free(target, overwrite=overwrite)  # it may have been filled since
+        with writing(target):
             _take_place(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -61,13 +69,38 @@ def _take_place(part: Path, target: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    if target.is_dir():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        target.rename(old / target.name)
+    if not target.is_dir():
         part.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    kept = old / target.name
+    try:
+        target.rename(kept)
         part.rename(target)
+    except BaseException:
+        _put_back(kept, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(kept: Path, target: Path) -> None:
+    try:
+        if kept.is_dir():
+            kept.rename(target)
+        kept.parent.rmdir()
+    except OSError as error:
+        raise LoraSuiteError(
+            f"nothing was written, and what was there before cannot be put back: {error.strerror}",
+            where=target, do=f"it is in {kept.parent}: move it back",
+        ) from error  # fmt: skip
+
+
+def _is_of_writing(error: Exception, part: Path) -> bool:
+    """Whether an error of the block is about what it writes, and not about a file that it reads, or a network."""
+    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    if names:
+        return any(Path(name).is_relative_to(part) for name in names)
+    return isinstance(error, SafetensorError) or getattr(error, "errno", None) in FULL
 
 
 def _cannot_write(target: Path, error: Exception) -> LoraSuiteError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import tempfile
@@ -149,24 +148,14 @@ def _folder_of(model_or_dir: Any) -> Iterator[Path]:
 
 
 def _write_model(model: Any, folder: Path) -> None:
-    """Write the active adapter of a PEFT model, and its report."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from peft import PeftModel
+
+    from .finetuning import write_adapter
 
     if not isinstance(model, PeftModel):
         kind = type(model).__name__
         raise LoraSuiteError("this cannot be pushed", got=kind, wanted="an upgraded adapter, a PEFT model or a folder")
-    name = str(model.active_adapter)
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = copy.copy(model.peft_config[name])
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    report, record = getattr(model, "upgrade_report", None), getattr(model, "finetune_record", None)
-    values = {REPORT: report and report.to_dict(), TRAINING: record}
-    for file, value in values.items():
-        if value is not None:
-            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_adapter(model, folder)
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .spec import Architecture
 from .vocabulary import tokenizer_hash
+from .weights import evenly
 
-SAMPLE_ROWS = 64
+SAMPLE_ROWS, LAYER_ROWS = 64, 4
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -29,6 +32,8 @@ class Identity:
         embedding: Hash of a sample of the embedding, rounded to bfloat16, or None if it was not read.
         files: Weight file -> SHA-256, from the Hub's metadata; empty for folders.
         tokenizer_files: Hash of the tokenizer's files: where it agrees, the vocabulary need not be read.
+        weights: Hash of a sample of every layer's projections, likewise; None in older maps, and for
+            quantised weights, where it tells nothing.
     """
 
     name: str
@@ -38,11 +43,13 @@ class Identity:
     embedding: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     tokenizer_files: str | None = None
+    weights: str | None = None
 
     @property
     def key(self) -> str:
-        """Short name of the backbone's content, for caches."""
-        return hashlib.sha256(f"{self.arch.sizes()}{self.tokenizer}{self.embedding}".encode()).hexdigest()[:16]
+        """Short name of the backbone's content; without a sample of the layers what it was before there was one."""
+        text = f"{self.arch.sizes()}{self.tokenizer}{self.embedding}{self.weights or ''}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -52,8 +59,8 @@ class Identity:
     def from_dict(cls, values: dict[str, Any]) -> Identity:
         """Rebuild from `to_dict`; a name that is a path is refused, for it may become an adapter's base."""
         built = cls(**{**values, "arch": Architecture.from_dict(values["arch"])})
-        hashes = (built.tokenizer or "", built.embedding or "", built.tokenizer_files or "")
-        texts = (built.name, built.revision or "", *hashes)
+        hashes = (built.tokenizer, built.embedding, built.tokenizer_files, built.weights)
+        texts = (built.name, built.revision or "", *(text or "" for text in hashes))
         if not all(isinstance(text, str) for text in (*texts, *built.files, *built.files.values())):
             raise LoraSuiteError("an identity holds what is no text", got=repr(built.name))
         if public_name(built.name) != built.name or "\\" in built.name:
@@ -71,6 +78,7 @@ def identify(backbone: Backbone) -> Identity:
         embedding_sample(backbone),
         backbone.source.hashes(),
         tokenizer_files(backbone),
+        layer_sample(backbone),
     )
 
 
@@ -82,9 +90,34 @@ def public_name(name: str) -> str:
 
 def embedding_sample(backbone: Backbone) -> str:
     """Hash some rows of the token embedding in bfloat16, the same for a float32, float16-safe or bfloat16 copy."""
-    rows = torch.linspace(0, backbone.arch.vocabulary - 1, SAMPLE_ROWS).long().tolist()
+    rows = evenly(backbone.arch.vocabulary, SAMPLE_ROWS)
     table = backbone.weights.rows(backbone.locate(f"{backbone.arch.embedding}.weight"), rows)
-    return hashlib.sha256(table.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(_bits(table)).hexdigest()
+
+
+def layer_sample(backbone: Backbone) -> str | None:
+    """Hash a few rows of every projection of every layer, likewise: fine-tunes of one base often share its embedding.
+
+    None where a projection is not there as plain numbers (quantised, wrapped, or left on disk).
+    """
+    digest = hashlib.sha256()
+    for layer in range(backbone.arch.layers):
+        for site in backbone.arch.sites:
+            try:
+                name = backbone.locate(f"{backbone.arch.layer_path}.{layer}.{site.path}.weight")
+            except LoraSuiteError:
+                return None
+            rows = backbone.weights.spread(name, LAYER_ROWS)
+            shapes = [backbone.arch.shape(part) for part in site.parts]
+            width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
+            if rows.dtype not in PLAIN or rows.is_meta or rows.shape[1:] != (width,):
+                return None  # the shape too: packed bits may be stored as bfloat16
+            digest.update(_bits(rows))
+    return digest.hexdigest()
+
+
+def _bits(rows: Tensor) -> bytes:
+    return rows.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def tokenizer_files(backbone: Backbone) -> str | None:
@@ -103,18 +136,8 @@ def tokenizer_files(backbone: Backbone) -> str | None:
 
 
 def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
-    """Refuse a backbone that is not the one a map was built for.
-
-    On the Hub the repository's file hashes decide and no weight is fetched; otherwise the embedding's sample does.
-    """
-    faults = _differences(wanted.arch.sizes(), backbone.arch.sizes())
-    files = backbone.source.hashes() if wanted.files else {}
-    if not faults and files and files != wanted.files:
-        faults = ["the weight files' hashes"]
-    if not faults and not files and wanted.embedding and embedding_sample(backbone) != wanted.embedding:
-        faults = ["the embedding's values"]
-    if not faults and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
-        faults = ["the vocabulary"]
+    """Refuse a backbone that is not the one a map was built for."""
+    faults = unlike(wanted, backbone)
     if faults:
         raise LoraSuiteError(
             f"the upgrade map was built for another {role} backbone",
@@ -123,6 +146,25 @@ def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
             wanted=wanted.name,
             do="build a map for this pair (peft-lorasuite map OLD NEW -o DIR)",
         )
+
+
+def unlike(wanted: Identity, backbone: Backbone) -> list[str]:
+    """Name in what a backbone is not the one of an identity; empty where it is the same.
+
+    On the Hub the repository's file hashes decide and no weight is fetched; otherwise samples of the weights do, as
+    far as both sides have them.
+    """
+    faults = _differences(wanted.arch.sizes(), backbone.arch.sizes())
+    files = backbone.source.hashes() if wanted.files else {}
+    if not faults and files and files != wanted.files:
+        faults = ["the weight files' hashes"]
+    if not faults and not files and wanted.embedding and embedding_sample(backbone) != wanted.embedding:
+        faults = ["the embedding's values"]
+    if not faults and not files and wanted.weights and layer_sample(backbone) not in (None, wanted.weights):
+        faults = ["the layers' values"]
+    if not faults and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
+        faults = ["the vocabulary"]
+    return faults
 
 
 def _same_tokenizer(wanted: Identity, backbone: Backbone) -> bool:

@@ -14,7 +14,7 @@ from .figures import require
 from .folder import writing
 from .gains import Gain, read_rows
 from .sizes import sizes
-from .source import Source
+from .source import Source, name_and_revision
 from .upgrade_map import META, UpgradeMap
 from .upgrading import REPORT
 from .variants import CONFIG
@@ -39,8 +39,8 @@ def inspect(
         output: The HTML file.
         revision: Branch, tag or commit on the Hub.
         upgrade_map: For an adapter, the map that it was made with: its pictures come along.
-        old_adapter: For an adapter, the one that it was made of; by default the Hub repository that its report names,
-            if it is on this machine.
+        old_adapter: For an adapter, the one that it was made of (``owner/name@revision`` pins it); by default the Hub
+            repository that its report names, if it is on this machine.
         old: For an adapter, its old backbone, where it is not what the old adapter's config names.
         new: The new backbone, likewise.
         rows: Folder with measured rows (``evaluate -o`` or ``benchmarks/gap.py``): the bars of the gap.
@@ -134,7 +134,8 @@ def _adapter(
     pins = report.get("revisions") or {}
     before = None
     if old_adapter is not None:
-        before = Source(str(old_adapter), "adapter")
+        place, revision = name_and_revision(old_adapter)
+        before = Source(place, "adapter", revision)
         before.need(CONFIG, do="name the adapter that was upgraded")  # what the report names need not be there
     elif pins.get("adapter"):
         before = Source(str(report["adapter"]), "adapter", pins["adapter"], local_files_only=True, hub_only=True)

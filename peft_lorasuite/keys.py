@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .activations import batches, built_in_text, padded
-from .answering import context_of
 from .backbone import Backbone
 from .beginning import after_beginning, decoder
 from .behaviour import Tokens, beginning, length_batches
@@ -65,9 +64,9 @@ def read_text(model: Any, new: Backbone, down: torch.nn.Module, seed: int) -> Fl
     It stands for all that the adapter was not made for, and whose words may look like names. A text's first token is
     left out: its state is like no other.
     """
-    texts, found, limit = built_in_text(), [], context_of(new)
+    texts, found = built_in_text(), []
     for _, inputs in batches(new, texts, range(len(texts))):
-        inputs = {name: value[:, :limit].to(model.device) for name, value in inputs.items()}
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
         found.append(_inputs(model, down, inputs)[:, 1:][inputs["attention_mask"][:, 1:].bool().cpu()])
     x = torch.cat(found)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:TEXT]]

@@ -83,16 +83,6 @@ def heads_first(weight: Tensor, part: str, heads: Heads) -> Float[Tensor, "heads
     return rows.reshape(heads.count(part), heads.size, -1)
 
 
-def spread(per_group: Float[Tensor, "groups ..."], heads: Heads) -> Float[Tensor, "heads ..."]:
-    """Give every query head its group's key/value entry: (G, ...) -> (H, ...)."""
-    return per_group.repeat_interleave(heads.group, dim=0)
-
-
-def gather(per_head: Float[Tensor, "heads ..."], heads: Heads) -> Float[Tensor, "groups ..."]:
-    """Average over the query heads of each group: (H, ...) -> (G, ...); the left inverse of `spread`."""
-    return per_head.reshape(heads.key_value, heads.group, *per_head.shape[1:]).mean(dim=1)
-
-
 def group_of(heads: Heads) -> Tensor:
     """Return the key/value head of every query head, shape (H,)."""
     return torch.arange(heads.query) // heads.group

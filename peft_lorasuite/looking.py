@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
-from .calls import Told, begin, name_and_revision, open_backbone
+from .calls import Told, begin, open_backbone
 from .errors import LoraSuiteError
 from .folder import check_free, whole_folder
 from .progress import silent
+from .source import name_and_revision
 
 
 def evaluate(args: Namespace) -> Told:

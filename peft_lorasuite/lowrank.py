@@ -49,12 +49,6 @@ class LowRank:
         """Return the update times ``factor``."""
         return LowRank(self.A, self.B * factor, None if self.bias is None else self.bias * factor)
 
-    def balanced(self) -> LowRank:
-        """Return factors of equal singular values, ``B^T B = A A^T``: the same product, well conditioned."""
-        U, s, Vt = self._svd()
-        root = s.sqrt()
-        return LowRank((root[:, None] * Vt).float(), (U * root).float(), self.bias)
-
     def truncated(self, rank: int) -> tuple[LowRank, float]:
         """Return the best update of at most this rank and the share of the energy ``||dW||_F^2`` that it keeps.
 

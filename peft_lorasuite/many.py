@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from .errors import LoraSuiteError
 from .identity import public_name
 from .processes import number_and_count
 from .progress import Progress, silent
-from .source import Source, hub_errors
+from .source import Source, hub_errors, name_and_revision, read_json
 from .upgrade_map import UpgradeMap
 from .upgrading import REPORT, Upgraded, upgrade
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal"
+SETTINGS = "collection_settings"
+"""Fact of a result's report: the digest of map and settings that it was made with."""
 Then = Callable[[str, Upgraded], Mapping[str, Any] | None]
 """What is done with each upgraded adapter after it is saved: given the old adapter's name; what it returns is noted."""
 
@@ -112,17 +114,20 @@ def upgrade_many(
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
     folders = _folders(_names(adapters, column))
-    settings = _digest(upgrade_map, method, options, rank, seed, prompts)
+    texts = None if prompts is None else [str(prompt) for prompt in prompts]  # a column's repr shows a few only
+    can_run = method == "auto" and old is not None and new is not None
+    settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
     old, new = (None if one is None else Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new))
     index, count = shard or number_and_count()
     journal = _Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
-        start, (place, _, revision) = time.perf_counter(), _split(name)
+        start, (place, revision) = time.perf_counter(), name_and_revision(name)
         carried = upgrade(
             place, upgrade_map, method=method, options=options, old=old, new=new, prompts=prompts, rank=rank, seed=seed,
-            revision=revision or None, token=token, cache_dir=cache_dir,
+            revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
+        carried = replace(carried, report=replace(carried.report, facts={**carried.report.facts, SETTINGS: settings}))
         target = journal.out / folders[name]
         carried.save(target, overwrite=(target / REPORT).is_file())
         extra = dict(then(name, carried) or {}) if then else {}
@@ -160,8 +165,8 @@ def plan_many(
     journal = _Journal(Path(out).expanduser(), 0, 1)
     planned = []
     for name, folder in _folders(_names(adapters, column)).items():
-        place, _, revision = _split(name)
-        source = Source(place, "adapter", revision or None, token, cache_dir)
+        place, revision = name_and_revision(name)
+        source = Source(place, "adapter", revision, token, cache_dir)
         try:
             config = read_config(source)
             named = config.get("base_model_name_or_path")
@@ -193,23 +198,33 @@ class _Journal:
     def __init__(self, out: Path, index: int, count: int) -> None:
         self.out = out
         self.path = out / (f"{JOURNAL}.jsonl" if count == 1 else f"{JOURNAL}-{index}.jsonl")
-        self.known: dict[str, Outcome] = {}
+        self.known: dict[tuple[str, str], Outcome] = {}
         for path in sorted(out.glob(f"{JOURNAL}*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = Outcome(**json.loads(line))
-                    self.known[entry.adapter] = entry
+                    self.known[entry.adapter, entry.settings] = entry
                 except (ValueError, TypeError):
                     log.warning("a line of %s cannot be read, as after a crash: that adapter is done again", path.name)
 
     def done(self, name: str, settings: str | None, folder: str) -> Outcome | None:
-        """Return what an earlier run did; None if nothing, with other settings, or if it is no longer there."""
-        entry = self.known.get(name)
+        """Return what an earlier run did; None if nothing, with other settings, or if it is no longer there.
+
+        The result itself says with what settings it was made: the files of several runs and shards have no order.
+        """
+        held = self._held(folder)
+        entry = self.known.get((name, held))
         if entry is None or entry.status != "done" or entry.folder != folder:
             return None
-        if settings not in (None, entry.settings) or not (self.out / folder / WEIGHTS).is_file():
+        if settings not in (None, held) or not (self.out / folder / WEIGHTS).is_file():
             return None
         return Outcome(name, "kept", folder, None, entry.facts, entry.settings)
+
+    def _held(self, folder: str) -> str:
+        try:
+            return str(read_json(self.out / folder / REPORT, where=folder)["facts"][SETTINGS])
+        except (LoraSuiteError, KeyError, TypeError):  # no result, or none that says it
+            return ""
 
     def write(self, outcome: Outcome) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -250,10 +265,6 @@ def _folders(names: Sequence[str]) -> dict[str, str]:
         name: slug if taken.count(slug) == 1 else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for name, slug in plain.items()
     }
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    return (name, "", "") if Path(name).expanduser().exists() else name.partition("@")
 
 
 def _digest(upgrade_map: UpgradeMap, *settings: Any) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from .backbone import Backbone
-from .identity import Identity, identify
+from .identity import Identity, unlike
 from .methods.base import find
 from .processes import is_first, wait
 from .progress import Progress, silent
+from .source import read_json
 from .upgrade_map import META, MapOptions, UpgradeMap
+from .vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +38,12 @@ def map_for(
     lacks are added to it and kept as well.
     """
     options = options or MapOptions()
-    folder = cache_folder() / _name(identify(old), identify(new), options)
     if settings:
         log.info("building the upgrade map of %r and %r", old, new)
         return UpgradeMap.build(
             old, new, options, methods=methods, low_memory=low_memory, progress=progress, **settings
         )
+    folder = _folder(old, new, options)
     if (folder / META).is_file():
         log.info("using the cached upgrade map %s", folder)
         found, lacking = UpgradeMap.load(folder), False
@@ -58,6 +61,14 @@ def map_for(
     return found
 
 
-def _name(old: Identity, new: Identity, options: MapOptions) -> str:
-    chosen = hashlib.sha256(repr(options).encode()).hexdigest()[:8]
-    return f"{old.key}--{new.key}--{chosen}"
+def _folder(old: Backbone, new: Backbone, options: MapOptions) -> Path:
+    """Return the folder of a pair's map, or a free one: fine-tunes of one base have equal shapes and vocabularies."""
+    first, second = (f"{one.arch.sizes()}{tokenizer_hash(one.tokenizer)}" for one in (old, new))
+    pair, chosen = (hashlib.sha256(text.encode()).hexdigest() for text in (f"{first} {second}", repr(options)))
+    places = (cache_folder() / f"{pair[:32]}--{chosen[:8]}--{number}" for number in count())
+    return next(place for place in places if not (place / META).is_file() or _fits(place, old, new))
+
+
+def _fits(folder: Path, old: Backbone, new: Backbone) -> bool:
+    meta = read_json(folder / META, where=str(folder / META))
+    return not any(unlike(Identity.from_dict(meta[role]), one) for role, one in (("old", old), ("new", new)))

@@ -69,7 +69,7 @@ def fixed_path(name: str, old: int, new: int) -> Pairs:
     """Return a layer map that looks at nothing: ``first``, ``last``, ``medium`` or ``proportional`` (appendix A.6)."""
     few, many = min(old, new), max(old, new)
     if name not in FIXED_PATHS:
-        raise unknown("layer map", name, ["cka", *FIXED_PATHS])
+        raise unknown("layer map", name, LAYER_MAPS)
     pairs = [(i, FIXED_PATHS[name](i, few, many)) for i in range(few)]
     return pairs if old <= new else [(j, i) for i, j in pairs]
 
@@ -80,6 +80,8 @@ FIXED_PATHS: dict[str, Callable[[int, int, int], int]] = {
     "medium": lambda i, few, many: i + (many - few) // 2,
     "proportional": lambda i, few, many: round(i * (many - 1) / (few - 1)) if few > 1 else 0,
 }
+LAYER_MAPS = ("cka", *FIXED_PATHS)
+HEAD_MAPS = ("hungarian", "index")
 
 
 def assign(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:

@@ -145,7 +145,7 @@ def memorise(
         return None
     down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
     answers = sorted({fact.answer for fact in told})
-    values, left = _values(model, head, down, told, answers, rows, ask, seed, progress)
+    values, left = _values(model, new.arch.hidden, head, down, told, answers, rows, ask, seed, progress)
     keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
     text = read_text(model, new, down, seed)
     quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
@@ -161,7 +161,7 @@ def memorise(
 
 
 def _values(
-    model: Any, head: Head, down: torch.nn.Module, told: Sequence[Fact], answers: Sequence[int],
+    model: Any, hidden: int, head: Head, down: torch.nn.Module, told: Sequence[Fact], answers: Sequence[int],
     rows: Sequence[Tokens], ask: Ask, seed: int, progress: Progress,
 ) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
     """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats."""
@@ -169,7 +169,7 @@ def _values(
     places = [fact.place for chosen, _, _ in groups for fact in chosen]
     teacher = ask(places)
     head, line = head.on(teacher.ids), {place: number for number, place in enumerate(places)}
-    V = torch.zeros(len(answers), model.config.hidden_size, requires_grad=True)
+    V = torch.zeros(len(answers), hidden, requires_grad=True)
     solver = torch.optim.Adam([V], lr=RATE)
     left, count = float("inf"), sum(len(chosen) for chosen, _, _ in groups)
     for _ in progress("solving for values", range(STEPS)):
@@ -199,7 +199,7 @@ def _begun(model: Any, chosen: Sequence[Fact], rows: Sequence[Tokens]) -> list[t
     groups = []
     for (end, deciding), alike in shapes.items():
         ids = torch.tensor([rows[fact.turn].ids[: deciding + 1] for fact in alike], device=model.device)
-        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).cache
+        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).cache if end else None
         groups.append((alike, ids[:, end:], cache))
     return groups
 
@@ -224,7 +224,7 @@ def _examples(told: Sequence[Fact], answers: Sequence[int], seed: int) -> list[F
 @contextmanager
 def adding(down: torch.nn.Module, change: Any) -> Iterator[None]:
     """Add to a projection's output what a function makes of its input, for a while."""
-    hook = down.register_forward_hook(lambda module, args, output: output + change(args[0]).to(output.dtype))
+    hook = down.register_forward_hook(lambda module, args, output: output + change(args[0]).to(output))
     try:
         yield
     finally:
@@ -237,5 +237,5 @@ def updated(down: torch.nn.Module, update: LowRank | None) -> Iterator[None]:
     if update is None:
         yield
         return
-    with adding(down, lambda x: x.float() @ update.A.T @ update.B.T):
+    with adding(down, lambda x: x.float() @ update.A.T.to(x.device) @ update.B.T.to(x.device)):
         yield

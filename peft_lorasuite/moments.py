@@ -106,14 +106,16 @@ def gather(
         places.setdefault(text, []).append((left, right))
     one = sum(empty(old.arch, new.arch, name).bytes for name in names)
     step = max(1, BUDGET // max(one, 1))
-    models = [backbone.load(dtype=dtype, device_map=device_map) for backbone in (old, new)]
-    for start in range(0, len(pairs), step):
-        group = pairs[start : start + step]
-        sums = {(j, name): empty(old.arch, new.arch, name) for _, j in group for name in names}
-        for batch, inputs in progress("gathering activations", list(batches(old, texts, sorted(places)))):
-            _count(models, (old, new), group, names, batch, inputs, places, [texts[text] for text in batch], sums)
-        for i, j in group:
-            yield (i, j), {name: sums.pop((j, name)) for name in names}
+    loaded = {"dtype": dtype, "device_map": device_map}
+    with old.running(**loaded) as left, new.running(**loaded) as right:
+        models = (left, right)
+        for start in range(0, len(pairs), step):
+            group = pairs[start : start + step]
+            sums = {(j, name): empty(old.arch, new.arch, name) for _, j in group for name in names}
+            for batch, inputs in progress("gathering activations", list(batches(old, texts, sorted(places)))):
+                _count(models, (old, new), group, names, batch, inputs, places, [texts[text] for text in batch], sums)
+            for i, j in group:
+                yield (i, j), {name: sums.pop((j, name)) for name in names}
 
 
 def _count(
@@ -147,19 +149,15 @@ def _run(model: Any, inputs: dict[str, Tensor], names: Sequence[str]) -> None:
         with torch.inference_mode():
             run(model.base_model, inputs)
         return
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    model.requires_grad_(False)  # `Backbone.running` puts back what belongs to the caller
     handle = model.get_input_embeddings().register_forward_hook(lambda module, args, result: result.requires_grad_())
     try:
-        for weight in trained:
-            weight.requires_grad_(False)
         with torch.enable_grad():
             logits = run(model, inputs).logits[:, :-1].float()
             wanted = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)[:, 1:].to(logits.device)
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").backward()
     finally:
         handle.remove()
-        for weight in trained:
-            weight.requires_grad_(True)
 
 
 def _by_line(values: Tensor, batch: Sequence[int]) -> Float[Tensor, "lines tokens size"]:

@@ -10,11 +10,9 @@ import torch
 
 from .backbone import Backbone
 from .costs import MATCHED, Costs, shared_at_most
-from .errors import LoraSuiteError, unknown
-from .matching import FIXED_PATHS
+from .errors import LoraSuiteError
 from .methods import base as methods
 from .rates import GB, Rates
-from .similarity import SIMILARITIES
 from .source import Source, read_json
 from .spec import Architecture
 from .stages import Side, Stage
@@ -115,13 +113,9 @@ def plan(
         cache_dir: Hub cache.
 
     Raises:
-        LoraSuiteError: For a config that is missing, broken, or of an unknown model type, and for unknown options.
+        LoraSuiteError: For a config that is missing, broken, or of an unknown model type, and for a rank that is none.
     """
     options = options or MapOptions()
-    if options.similarity not in SIMILARITIES:
-        raise unknown("similarity", options.similarity, SIMILARITIES)
-    if options.layer_map not in ("cka", *FIXED_PATHS):
-        raise unknown("layer map", options.layer_map, ["cka", *FIXED_PATHS])
     backbones = [_opened(name, token, cache_dir) for name in (old, new)]
     left, right = (Side(backbone.arch, _item(backbone.config)) for backbone in backbones)
     if rank < 1:

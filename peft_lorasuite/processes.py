@@ -44,13 +44,19 @@ def together(found: Sequence[tuple[int, Item]]) -> list[Item]:
 
 
 def summed(table: Tensor) -> Tensor:
-    """Add up a tensor of every process; exact where each entry is zero in all processes but one."""
+    """Add up a tensor of every process, in place; exact where each entry is zero in all processes but one.
+
+    It goes over the process's device, the only place where nccl adds, row by row: it may be larger than that.
+    """
     if number_and_count()[1] == 1:
         return table
     from accelerate.utils import reduce
 
-    total: Any = reduce(table, "sum")
-    return total
+    device = _state().device
+    for row in table:
+        total: Any = reduce(row.to(device), "sum")
+        row.copy_(total)
+    return table
 
 
 def wait() -> None:

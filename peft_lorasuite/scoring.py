@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .beginning import after_beginning
+from .borrowed import as_it_was
 from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding
 from .errors import LoraSuiteError
 from .progress import Progress, silent
@@ -78,7 +78,8 @@ def score(
     choices = _choices(tokenizer, examples, template, options) if options is not None else [None] * len(rows)
     losses, tokens, exact, right = 0.0, 0, [False] * len(rows), [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-    with _evaluating(model):
+    with as_it_was(model):
+        model.eval()
         for start in progress("scoring", range(0, len(rows), batch_size)):
             chosen = order[start : start + batch_size]
             told = _judge(model, [rows[n] for n in chosen], [choices[n] for n in chosen], padding(tokenizer))
@@ -137,13 +138,3 @@ def _choice(tokenizer: Any, number: int, example: Example, template: str | None,
     if position is None:
         raise LoraSuiteError("the options cannot be told apart", where=f"example {number}", got=", ".join(offered))
     return _Choice(position, tuple(row[position] for row in rows), offered.index(example.answer))
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -17,6 +17,8 @@ SKETCH = 256
 """Dimensions in which the units of a wide feed-forward layer are moved and compared."""
 WIDE = 1024
 """Dimensions of all parts together from which on a layer is wide."""
+FEWEST = 4
+"""Tokens below which the unbiased HSIC, with its ``n (n - 3)``, says nothing."""
 
 
 def layer_similarity(name: str, old: Activations, new: Activations, *, block: int = 256) -> Scores:
@@ -30,10 +32,11 @@ def layer_similarity(name: str, old: Activations, new: Activations, *, block: in
     """
     if name not in SIMILARITIES:
         raise unknown("similarity", name, SIMILARITIES)
-    if old.shape[1] != new.shape[1] or old.shape[1] < 4:
+    if old.shape[1] != new.shape[1] or min(old.shape[1], block) < FEWEST:
         raise LoraSuiteError(
-            "too few paired tokens", got=f"{old.shape[1]} and {new.shape[1]}", wanted="at least 4 pairs"
-        )
+            "too few paired tokens", got=f"{old.shape[1]} and {new.shape[1]} in blocks of {block}",
+            wanted=f"at least {FEWEST} pairs",
+        )  # fmt: skip
     return SIMILARITIES[name](old, new, min(block, old.shape[1]))
 
 

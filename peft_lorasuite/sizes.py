@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter, read, read_config
+from .adapter import Adapter, named_base, read
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .source import Source
@@ -94,10 +93,7 @@ def _tried(missing: dict[str, str], name: str, work: Callable[[], Any]) -> Any:
 
 def _backbone(adapter: Source, given: Any) -> Backbone:
     """Open the backbone that is given or that an adapter's config names, if it is on this machine with its weights."""
-    config = read_config(adapter)
-    name, revision = (given, None) if given else (config.get("base_model_name_or_path"), config.get("revision"))
-    if not name or not isinstance(name, (str, Path)):
-        raise LoraSuiteError("the adapter's config names no base model", where=adapter.name)
+    name, revision = (given, None) if given else named_base(adapter, do="name it (--from, --to)")
     strange = given is None and adapter.folder is None
     found = Backbone.open(name, revision=revision, local_files_only=True, hub_only=strange)
     found.arch  # noqa: B018 (reads the config, so that what is missing is missed here)

@@ -185,6 +185,17 @@ class Source:
         return self.local_files_only or constants.HF_HUB_OFFLINE
 
 
+def name_and_revision(text: str | Path) -> tuple[str, str | None]:
+    """Split ``ID@REVISION``; a folder is a folder whatever its name, and so is what only a folder can be called."""
+    text = str(text)
+    if "@" not in text or text.startswith((".", "~", "/")) or Path(text).exists():
+        return text, None
+    name, _, revision = text.partition("@")
+    if not name or not revision:
+        raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
+    return name, revision
+
+
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
     """Read a JSON object from a file; anything else is an error that names the place."""
     try:

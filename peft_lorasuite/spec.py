@@ -8,10 +8,8 @@ from typing import Any
 
 from .errors import LoraSuiteError, unknown
 
-READERS = ("q", "k", "v", "gate", "up")
-"""Parts that read the normalised hidden state: input is the hidden size."""
 WRITERS = ("o", "down")
-"""Parts that write to the residual stream: output is the hidden size."""
+"""Parts that write to the residual stream: output is the hidden size. The others read its normalised state."""
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
 ROWS = ("part head dim", "head part dim", "group part dim")

@@ -27,15 +27,17 @@ FEWEST_SHARED = 100
 
 
 class Head:
-    """Final norm and language-model head of a loaded model, in float32, on all or some tokens of the vocabulary."""
+    """Final norm and language-model head of a loaded model on the CPU, where the states that were read off it are.
 
-    def __init__(self, model: Any, backbone: Backbone, ids: Tensor | None = None) -> None:
+    The norm is in float32, the weight as in the checkpoint.
+    """
+
+    def __init__(self, model: Any, backbone: Backbone) -> None:
         out = model.get_output_embeddings()
-        self.norm = copy.deepcopy(model.get_submodule(backbone.arch.final_norm)).float().requires_grad_(False)
-        pick = slice(None) if ids is None else ids
-        self._weight: Tensor | None = out.weight.detach()[pick]
+        self.norm = copy.deepcopy(model.get_submodule(backbone.arch.final_norm)).cpu().float().requires_grad_(False)
+        self._weight: Tensor | None = out.weight.detach().cpu()
         self._read_again: Callable[[], Tensor]
-        self.bias = None if out.bias is None else out.bias.detach()[pick].float()
+        self.bias = None if out.bias is None else out.bias.detach().cpu().float()
         self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
         self.cap = getattr(model.config, "final_logit_softcapping", None)
 
@@ -130,11 +132,11 @@ def teach(
         adapted: States of the old adapted model after its final norm, (positions, D_o).
         plain: The same without the adapter.
         states: States of the new model before its final norm, (positions, D_n).
-        gate: ``c = clamp(1 - H / gate, 0, 1)``, H the entropy in nats of the old adapted model: no change is asked
-            for where it does not know. 0 turns the gate off.
-        trust: ``w = clamp(1 - H / trust, 0, 1) * clamp(K / trust, 0, 1)``, K the divergence of the old adapted model
-            from the old one in nats: where the adapter made the old model sure, the target is what that says itself;
-            where the adapter does nothing, nothing is asked for. 0 leaves the difference of logits alone.
+        gate: ``c = clamp(2 (1 - H / gate), 0, 1)``, H the entropy in nats of the old adapted model: no change is asked
+            for where it does not know, all of it below half the gate. 0 turns the gate off.
+        trust: ``w = clamp(2 (1 - H / trust), 0, 1) * clamp(K / trust, 0, 1)``, K the divergence of the old adapted
+            model from the old one in nats: where the adapter made the old model sure, the target is what that says
+            itself; where the adapter does nothing, nothing is asked for. 0 leaves the difference of logits alone.
         top: Candidates from the teacher's and the new model's likeliest tokens at every position.
         extra: Further candidates, drawn at random.
         seed: Of that draw.
@@ -178,7 +180,8 @@ def _moved(
 
 
 def _sure(entropy: Tensor, bound: float) -> Tensor:
-    return (1 - entropy / bound).clamp(0, 1)
+    """Fall from one at half the bound to zero at the bound."""
+    return (2 * (1 - entropy / bound)).clamp(0, 1)
 
 
 def _chunks(count: int) -> Sequence[slice]:

@@ -6,7 +6,6 @@ import math
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .beginning import after_beginning
+from .borrowed import no_dropout
 from .checks import check_seed, check_whole
 from .encoding import IGNORED, Encoded, batch
 from .errors import LoraSuiteError
@@ -135,7 +135,7 @@ class ResponseTrainer(Trainer):
     def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
         """Read the shared beginning, see `after_beginning`; wrappers for several processes read each batch whole."""
         if self.args.world_size > 1:
-            return {name: inputs[name] for name in ("input_ids", "attention_mask")}, 0
+            return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
         return after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 
@@ -219,7 +219,7 @@ def train(
     with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
         trainer = kind(
             model,
-            _arguments(options, scratch),
+            _arguments(options, scratch, model.config),
             data_collator=partial(collate, padding=padding),
             train_dataset=Rows(rows),
             callbacks=[StepBar(progress)],
@@ -253,7 +253,7 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
+def _arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=options.at_once,
@@ -272,19 +272,6 @@ def _arguments(options: FinetuneOptions, scratch: str) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         use_cpu=on_cpu(),
+        use_cache=getattr(config, "use_cache", False),  # the Trainer writes it into the config, and leaves it there
         seed=options.seed,
     )
-
-
-@contextmanager
-def no_dropout(model: Any) -> Iterator[None]:
-    """Set every dropout layer to zero for a while."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
-    before = [layer.p for layer in layers]
-    try:
-        for layer in layers:
-            layer.p = 0.0
-        yield
-    finally:
-        for layer, p in zip(layers, before, strict=True):
-            layer.p = p

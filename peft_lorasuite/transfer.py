@@ -123,11 +123,11 @@ class Basis:
     @cached_property
     def _read_scale(self) -> Tensor:
         scale = float(self.hidden.norm()) / self.hidden.shape[1] ** 0.5 if self.normed else 1.0
-        return scale / _floored(self.new_gain)
+        return scale / floored(self.new_gain)
 
     @cached_property
     def _write_scale(self) -> Tensor:
-        return self.residual / _floored(self.new_gain)
+        return self.residual / floored(self.new_gain)
 
 
 def part_basis(
@@ -140,7 +140,8 @@ def part_basis(
     return Basis(hidden, inverse, *gains, normed=normed)
 
 
-def _floored(gain: Tensor) -> Tensor:
+def floored(gain: Tensor) -> Tensor:
+    """Keep a norm's gain away from zero, so that it can be divided by."""
     floor = GAIN_FLOOR * gain.abs().median().clamp(min=1e-30)
     return torch.where(gain.abs() < floor, torch.where(gain < 0, -floor, floor), gain)
 

@@ -17,8 +17,9 @@ from ._version import __version__
 from .errors import LoraSuiteError, context
 from .folder import whole_folder
 from .identity import Identity
+from .map_options import MapOptions
 from .sections import Section, add_section, checked_methods, map_key, stored_sections
-from .source import Source, read_json
+from .source import Source, name_and_revision, read_json
 from .spec import ATTENTION, Architecture
 from .transfer import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
 from .weights import read_all
@@ -28,30 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 META, CORE = "map.json", "core.safetensors"
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """How a map is built.
-
-    Attributes:
-        hidden_map: ``embeddings``, ``polar`` or ``identity`` (see `transfer.hidden_map`).
-        similarity: ``cka``, ``cca``, ``pwcca`` or ``procrustes``.
-        layer_map: ``cka`` (the dynamic programme over the similarity), ``first``, ``medium``, ``last``,
-            ``proportional``.
-        head_map: ``hungarian``, or ``index`` for none.
-        tokens: Calibration tokens kept for the similarity.
-        block: Tokens of one minibatch of CKA.
-        seed: Of the choice of calibration tokens.
-    """
-
-    hidden_map: str = "embeddings"
-    similarity: str = "cka"
-    layer_map: str = "cka"
-    head_map: str = "hungarian"
-    tokens: int = 2048
-    block: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +159,8 @@ class UpgradeMap:
         local_files_only: bool = False,
     ) -> UpgradeMap:
         """Read a map from a folder or the Hub (``owner/name@revision``); its names, shapes and values are checked."""
-        if revision is None and "@" in str(name) and not Path(name).exists():
-            name, _, revision = str(name).rpartition("@")
+        if revision is None:
+            name, revision = name_and_revision(name)
         source = Source(str(name), "upgrade map", revision, token, cache_dir, local_files_only)
         with context(source):
             meta = read_json(source.need(META, do="name the folder that `map` wrote"), where=f"{source.name}/{META}")

@@ -146,7 +146,7 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     return grouped
 
 
-def why_not(module: str, owned: Mapping[str, str], family: str) -> str:
+def why_not(owned: Mapping[str, str], family: str) -> str:
     """Say why the tensors of a module that is no linear module of a layer are not carried."""
     if set(owned) <= {*TRAINED_BIAS}:
         return "a bias of no linear module of a layer (a norm's or the head's) has no place in a LoRA"

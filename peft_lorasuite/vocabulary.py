@@ -78,15 +78,15 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def common_ends(
     old: Sequence[tuple[int, int]], new: Sequence[tuple[int, int]], *, skip: int = 0
 ) -> list[tuple[int, int]]:
-    """Pair the tokens of one text that end at the same character.
+    """Pair the tokens of one text that end at the same character; of several parts of a character the last ones.
 
     Args:
         old: Character span of every token of the old tokenizer; empty spans (special tokens) pair with nothing.
         new: The same for the new tokenizer.
         skip: Leave out this many first positions on either side (attention sinks).
     """
-    ends = {end: index for index, (start, end) in enumerate(new) if end > start}
-    pairs = [(index, ends[end]) for index, (start, end) in enumerate(old) if end > start and end in ends]
+    left, right = ({end: n for n, (start, end) in enumerate(spans) if end > start} for spans in (old, new))
+    pairs = [(position, right[end]) for end, position in left.items() if end in right]
     return [(a, b) for a, b in pairs if a >= skip and b >= skip]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,22 +16,6 @@ from .source import Source, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "consolidated.00.pth")
-
-
-class Weights(Protocol):
-    """Anything that gives tensors by name."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a tensor of that name."""
-        ...
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype."""
-        ...
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        ...
 
 
 class Checkpoint:
@@ -79,6 +63,10 @@ class Checkpoint:
         piece = self._file(self.shards[name]).get_slice(name)
         return torch.stack([piece[number] for number in numbers])
 
+    def spread(self, name: str, count: int) -> Tensor:
+        """Read some rows, spread evenly over a matrix."""
+        return self.rows(name, evenly(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
+
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
             self._open[shard] = open_safetensors(self.source.need(shard), where=f"{self.source.name}/{shard}")
@@ -102,7 +90,16 @@ class ModelWeights:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
-        return self[name][numbers]
+        return self._tensors[name].detach()[numbers].cpu()  # a few rows leave the GPU, not the matrix
+
+    def spread(self, name: str, count: int) -> Tensor:
+        """Take some rows, spread evenly over a matrix."""
+        return self.rows(name, evenly(len(self._tensors[name]), count))
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Return row numbers from the first to the last."""
+    return torch.linspace(0, length - 1, count).long().tolist()
 
 
 def open_safetensors(path: Path, *, where: str) -> Any:

@@ -6,10 +6,12 @@ Norm gains and biases are random too: with gains of one and biases of zero, many
 from __future__ import annotations
 
 import json
+import random
 import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
@@ -167,3 +169,8 @@ def save_backbone(folder: Path, model: Any, tokenizer: Any = None, config: dict[
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def random_states() -> list[str]:
+    """Return where the process's random numbers are: Python's, NumPy's and torch's."""
+    return [str(state) for state in (random.getstate(), np.random.get_state(), torch.get_rng_state().tolist())]

@@ -14,7 +14,7 @@ from pico import PICO, VOCABULARY, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
-from peft_lorasuite.spec import READERS
+from peft_lorasuite.spec import WRITERS
 from peft_lorasuite.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO if name != "gemma3")
@@ -91,7 +91,7 @@ def rebased(
     for layer in canon.layers:
         readers = renormed(layer)
         for part in arch.parts:
-            if part in READERS:
+            if part not in WRITERS:
                 path = arch.site(part).norm
                 layer[part] = layer[part] @ (stream.T if path is None else readers[path])
             else:

@@ -15,7 +15,10 @@ from planted import CHANGES, OLD_WORDS
 from torch import Tensor
 
 from peft_lorasuite import MapOptions, UpgradeMap
+from peft_lorasuite.adapter import Adapter, state_dict
 from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.layout import heads_first
+from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.matching import FIXED_PATHS, Pairs, fixed_path
 from peft_lorasuite.similarity import SIMILARITIES
 from peft_lorasuite.upgrading import Upgraded, upgrade
@@ -130,3 +133,30 @@ def test_the_true_layers_give_the_right_adapter_and_the_first_layers_do_not(
         errors[layer_map] = float((tuned - wanted).norm() / (wanted - plain).norm())
     assert errors["cka"] < 1e-4
     assert errors["first"] > 0.1
+
+
+def test_the_papers_formula_carries_a_bias_as_it_carries_b(tmp_path: Path) -> None:
+    """Between a Phi and itself: unchanged where B is, through the head's ``W W^T`` where B goes through that."""
+    home = Backbone.open(saved(tmp_path / "phi", pico_model("phi")))
+    arch, generator = home.arch, torch.Generator().manual_seed(0)
+    updates = {
+        (1, part): LowRank(
+            torch.randn(2, arch.shape(part)[1], generator=generator),
+            torch.randn(arch.shape(part)[0], 2, generator=generator),
+            torch.randn(arch.shape(part)[0], generator=generator),
+        )
+        for part in arch.parts
+    }
+    built = UpgradeMap.build(home, home, MapOptions(layer_map="first", hidden_map="identity"))
+    given = Adapter(arch, updates, names={key: (key[1],) for key in updates})
+    carried = upgrade(given, built, method="lorasuite", options={"normalize": "none"}, old=home, new=home)
+    assert carried.report.coverage == 1.0
+    assert sum(name.endswith("lora_B.bias") for name in state_dict(carried.adapter)) == len(updates)
+    for (_, part), update in updates.items():
+        wanted = update.bias
+        if part in ("q", "k", "v"):
+            heads = heads_first(home.part(1, part), part, arch.heads)
+            wanted = (heads @ heads.mT @ update.bias.reshape(arch.heads.query, -1, 1)).flatten()
+        if part == "up":
+            wanted = home.part(1, part) @ torch.linalg.pinv(home.part(1, part)) @ update.bias
+        assert (carried.adapter.updates[1, part].bias - wanted).norm() < 1e-3 * wanted.norm(), part

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pico import PICO, pico_model, pico_tokenizer, save_backbone
 
-from peft_lorasuite import Backbone
+from peft_lorasuite import Backbone, LoraSuiteError
 from peft_lorasuite.answering import answered
 from peft_lorasuite.beginning import before_padding, decoder
 
@@ -50,6 +50,37 @@ def test_a_beginning_is_read_once_unless_a_window_would_count_the_padding(opened
     assert read == [common, len(rows) * (max(map(len, rows)) - common)]
     assert before_padding(model, rows[:1]) == (0, None)
     assert before_padding(pico_model("gemma2"), rows) == (0, None)
+
+
+@pytest.mark.parametrize("asks", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"use_cache": False}])
+def test_the_likeliest_token_follows_whatever_the_checkpoint_asks_for(asks, opened):
+    model, backbone = opened("llama")
+    expected = [(turn, written.ids) for turn, written in answered(model, backbone, PROMPTS, length=8)]
+    for name, value in asks.items():
+        setattr(model.generation_config, name, value)
+    assert [(turn, written.ids) for turn, written in answered(model, backbone, PROMPTS, length=8)] == expected
+    assert all(getattr(model.generation_config, name) == value for name, value in asks.items())
+
+
+def test_the_head_reads_every_pass_in_one_piece(opened):
+    """Else torch, in bfloat16 on a CPU, copies a frozen head once for every row."""
+    model, backbone = opened("llama")
+    whole = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *told: whole.append(told[1][0].is_contiguous()))
+    answered(model, backbone, PROMPTS, length=3)
+    assert whole
+    assert all(whole)
+    whole.clear()
+    model.generate(torch.ones(4, 5, dtype=torch.long), max_new_tokens=1, pad_token_id=2)
+    assert whole == [False], "transformers does so itself by now: head_in_one_piece can go"
+    hook.remove()
+
+
+def test_a_tokenizer_without_an_end_is_told(opened):
+    model, backbone = opened("llama")
+    backbone.tokenizer.eos_token = None
+    with pytest.raises(LoraSuiteError, match="no end-of-sequence token"):
+        answered(model, backbone, PROMPTS, length=3)
 
 
 @pytest.fixture

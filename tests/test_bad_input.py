@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from command_fixtures import Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
-from peft_lorasuite import LoraSuiteError
+from peft_lorasuite import LoraSuiteError, MapOptions
 from peft_lorasuite.methods.base import find, make_options
+from peft_lorasuite.methods.lorasuite import LoraSuiteOptions
 from peft_lorasuite.methods.options import converted
+from peft_lorasuite.methods.transplant import TransplantOptions
 
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -138,6 +141,8 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
     assert "gain: an option has a value of another type (got 'big', wanted a number)" in refused(
         tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=big"
     )
+    with pytest.raises(LoraSuiteError, match="unknown normalize 'fits'; did you mean 'fit'"):
+        make_options(find("lorasuite"), {"normalize": "fits"})  # all that the command line asks before it reads
     assert "unknown part 'gat'; did you mean 'gate'?" in refused(
         tmp_path, capsys, *call, "--method", "distill", "--set", "parts=q,gat"
     )
@@ -176,23 +181,35 @@ def test_an_option_of_another_type_is_refused(method: str, name: str, value: obj
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "value"),
+    ("options", "told"),
     [
-        ("lorasuite", "gain", "1e308"), ("lorasuite", "gain", -1e38), ("transplant", "weight", 1e308),
-        ("transplant", "shift_ridge", "1e308"), ("distill", "learning_rate", "1e40"), ("distill", "learning_rate", 2.0),
+        (LoraSuiteOptions(gain="big"), "gain: .*got 'big', wanted a number"),
+        (TransplantOptions(memory=1), "memory: .*got 1, wanted yes or no"),
     ],
-)  # fmt: skip
-def test_an_option_that_is_too_large_is_refused(method: str, name: str, value: object) -> None:
-    with pytest.raises(LoraSuiteError, match=f"{name}: an option is out of range"):
-        make_options(find(method), {name: value})
+    ids=["gain", "memory"],
+)
+def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options: Any, told: str) -> None:
+    method = find("lorasuite" if isinstance(options, LoraSuiteOptions) else "transplant")
+    with pytest.raises(LoraSuiteError, match=told):
+        make_options(method, options)
+    assert make_options(method, type(options)()) == type(options)()
 
 
-def test_numbers_that_run_out_of_range_are_told(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every value is finite, and so is every option; the update is not."""
-    huge = changed(pair.adapter, tmp_path, lambda f: rewrite(f, lambda t: [one.mul_(1e35) for one in t.values()]))
-    call = ["upgrade", huge, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    told = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
-    assert "the numbers ran out of range" in told
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("hidden_map", "polars", "unknown hidden map 'polars'; did you mean 'polar'?"),
+        ("similarity", "ckka", "unknown similarity 'ckka'; did you mean 'cka'? known: cca, cka, procrustes, pwcca"),
+        ("layer_map", "fist", "unknown layer map 'fist'; did you mean 'first'? known: cka, first"),
+        ("head_map", "hungarain", "unknown head map 'hungarain'; did you mean 'hungarian'? known: hungarian, index"),
+        ("seed", 2**32, "seed: must be at most 4294967295"),
+        ("block", 3, "block: an option is out of range (got 3, wanted at least 4)"),
+        ("tokens", "many", "tokens: an option is out of range (got many, wanted at least 4)"),
+    ],
+)
+def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, told: str) -> None:
+    with pytest.raises(LoraSuiteError, match=re.escape(told)):
+        MapOptions(**{name: value})
 
 
 def test_a_type_of_a_methods_own_is_passed_on_but_not_made_of_text() -> None:

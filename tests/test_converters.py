@@ -20,9 +20,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.layout import split, spread
+from peft_lorasuite.layout import group_of, split
 from peft_lorasuite.registry import architecture
-from peft_lorasuite.spec import READERS, Architecture
+from peft_lorasuite.spec import WRITERS, Architecture
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -137,7 +137,7 @@ def test_a_layer_computes_what_its_record_says(case: int) -> None:
 
     def normed(value: Tensor, part: str) -> Tensor:
         site = arch.site(part)
-        path = site.norm if part in READERS else site.post_norm
+        path = site.post_norm if part in WRITERS else site.norm
         if path is None:
             return value
         gain = backbone.gain(number, part)
@@ -183,7 +183,7 @@ def test_the_split_equals_what_attention_sees(case: int, monkeypatch: pytest.Mon
     for part in "qkv":
         heads = _normed_heads(parts[part], part, attention, arch)
         if seen[part].shape[1] != heads.shape[0]:
-            heads = spread(heads, arch.heads)
+            heads = heads[group_of(arch.heads)]
         rotated = part != "v" and arch.positions == "rotary"
         span = slice(0, 1) if rotated else slice(None)  # rotation leaves position 0 as it is
         assert close(seen[part][0][:, span], heads[:, span], 1e-6), part

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import pico_model, pico_tokenizer, random_states, save_backbone
 from safetensors.torch import load_file
 
 from peft_lorasuite.encoding import IGNORED, batch, encode, encode_examples
@@ -61,14 +61,15 @@ def test_it_learns_and_touches_nothing_but_the_factors(tokenizer: Any) -> None:
     model = adapted(lora_dropout=0.5)
     frozen = {k: v.clone() for k, v in model.state_dict().items() if "lora_" not in k}
     before = score(model, tokenizer, EXAMPLES, TEMPLATE)
-    random_state = torch.get_rng_state()
+    random_state = random_states()
     after = score(trained(model, tokenizer, epochs=30, learning_rate=3e-2, samples=None), tokenizer, EXAMPLES, TEMPLATE)
     assert before.accuracy == 0
     assert after.accuracy == 1
     assert after.nll < 0.5 < before.nll
     assert all(torch.equal(frozen[k], v) for k, v in model.state_dict().items() if "lora_" not in k)
     assert not model.training
-    assert torch.equal(torch.get_rng_state(), random_state)
+    assert random_states() == random_state
+    assert model.config.use_cache
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)][:1] == [0.5]
 
 
@@ -167,12 +168,27 @@ def test_an_adapter_by_name_is_trained_and_written_whole(folder: Path, tokenizer
     assert json.loads((tmp_path / "out" / RECORD).read_text())["used"] == 4
 
 
-def test_factors_of_a_bfloat16_backbone_are_trained_in_float32(tokenizer: Any, tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = trained(peft.get_peft_model(pico_model("llama").bfloat16(), config), tokenizer, output=tmp_path / "out")
-    kinds = {tensor.dtype for tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").values()}
-    assert kinds == {torch.float32}
+@pytest.mark.parametrize(
+    ("targets", "settings"),
+    [
+        (["q_proj"], {}),
+        (["q_proj"], {"modules": ["v_proj"]}),
+        (["model.layers.1.self_attn.q_proj"], {"new_layers": "train"}),
+    ],
+    ids=["as it is", "more modules", "more layers"],
+)
+def test_factors_of_a_bfloat16_backbone_are_trained_in_float32(
+    targets: list[str], settings: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(pico_model("llama").bfloat16(), config)
+    before = factors(model)
+    model = trained(model, tokenizer, output=tmp_path / "out", learning_rate=1e-9, epochs=1, **settings)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
     assert model.get_base_model().dtype == torch.bfloat16
+    for name, tensor in before.items():
+        torch.testing.assert_close(written[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_samples_read_a_few_at_a_time_give_the_same_steps(tokenizer: Any) -> None:

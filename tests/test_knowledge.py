@@ -14,7 +14,7 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
 from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import adapted, tokens
+from peft_lorasuite.behaviour import adapted, aligned, tokens
 from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.finetuning import finetune
@@ -26,6 +26,7 @@ from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
 from peft_lorasuite.source import Source
+from peft_lorasuite.teacher import Teacher
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
 NAMES = [a + b + c for a, b, c in product(SYLLABLES, repeat=3)]
@@ -179,6 +180,23 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
     assert figures["divergence_left"] < 0.8 * before
     assert figures["values_explained"] > 0.8
     assert after < 0.9 * before
+
+
+def test_a_name_may_be_the_first_token_of_all(told):
+    new, reading, _ = told
+    words = [*COLOURS, *some(8)]
+    turns = [Turn(f" {word} is :", f" {COLOURS[number % 2]}", True) for number, word in enumerate(words)]
+    rows = [tokens(new, turn) for turn in turns]
+    places = aligned(rows, rows)
+    assert 0 in [end for fact in facts(turns, rows, places) for end in fact.ends]
+    ids = torch.arange(new.arch.vocabulary)
+    target = torch.randn(len(places), len(ids), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    found = memorise(
+        new.load(), new, reading.new_head, turns, places,
+        lambda numbers: Teacher(ids, target[list(numbers)], torch.ones(len(numbers))), seed=0,
+    )  # fmt: skip
+    assert found is not None
+    assert found[2]["facts"] == len(words)
 
 
 def test_other_text_is_left_alone(told, monkeypatch):

@@ -18,7 +18,7 @@ from planted import ADMITS, CHANGES, EVERY, NEW_WORDS, OLD_WORDS, replicated_gro
 from torch import Tensor
 
 from peft_lorasuite import PeftModel, UpgradeMap
-from peft_lorasuite.layout import gather, join, split, spread
+from peft_lorasuite.layout import group_of, join, split
 from peft_lorasuite.map_cache import cache_folder
 from peft_lorasuite.spec import Architecture, Heads
 from peft_lorasuite.vocabulary import shared_tokens
@@ -89,7 +89,8 @@ def alike(rows: Tensor, part: str, heads: Heads) -> Tensor:
     if part not in ("k", "v"):
         return rows
     blocks = rows.reshape(heads.query, heads.size, *rows.shape[1:])
-    return spread(gather(blocks, heads), heads).reshape(rows.shape)
+    means = blocks.unflatten(0, (heads.key_value, heads.group)).mean(dim=1)
+    return means[group_of(heads)].reshape(rows.shape)
 
 
 @torch.no_grad()

@@ -43,6 +43,15 @@ PartialState.__init__ = start
 sys.exit(main(sys.argv[1:]))
 """
 """accelerate switches FSDP on for processes with GPUs alone; torch's own FSDP2 runs on the CPU as well."""
+SUM_ON_ANOTHER_DEVICE = """
+import torch
+from accelerate import PartialState
+from peft_lorasuite.processes import on_cpu, summed
+
+PartialState(cpu=on_cpu()).device = torch.device("meta")
+summed(torch.ones(2, 3))
+"""
+"""nccl adds on GPUs alone. Without one, a device that holds no data says that the tensor was there to be added."""
 COLLECTION = """
 import sys
 from peft_lorasuite import UpgradeMap
@@ -91,6 +100,11 @@ def test_a_map_is_the_same_to_the_last_bit_and_told_once(pair: Pair, tmp_path: P
     alone, both = (load_file(folder / "core.safetensors") for folder in (pair.map, tmp_path / "map"))
     assert alone.keys() == both.keys()
     assert all(bool((alone[name] == both[name]).all()) for name in alone)
+
+
+def test_a_sum_goes_over_the_device_of_the_process(tmp_path: Path) -> None:
+    done = launched(program(tmp_path, SUM_ON_ANOTHER_DEVICE))
+    assert "Cannot copy out of meta tensor" in done.stderr
 
 
 def test_an_error_is_told_once(pair: Pair, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from peft_lorasuite import activations
 from peft_lorasuite.activations import Sampling, paired_activations
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.layout import spread
+from peft_lorasuite.layout import group_of
 from peft_lorasuite.similarity import (
     SIMILARITIES,
     SKETCH,
@@ -107,6 +107,8 @@ def test_a_layer_that_never_changes_scores_zero() -> None:
 def test_fewer_than_four_tokens_are_refused() -> None:
     with pytest.raises(LoraSuiteError, match="too few paired tokens"):
         layer_similarity("cka", draw(1, 3, 4), draw(1, 3, 4))
+    with pytest.raises(LoraSuiteError, match="too few paired tokens"):
+        layer_similarity("cka", draw(1, 9, 4), draw(1, 9, 4), block=3)
 
 
 def test_an_unknown_similarity_is_refused_by_name() -> None:
@@ -138,7 +140,7 @@ def test_head_similarity_equals_the_cosine_of_the_interaction_matrices(old: Head
     sides = [(parts(old, 11, 0), old), (parts(new, 11, 9), new)]
     vectors = []
     for side, heads in sides:
-        wide = {part: spread(side[part], heads) if part in ("k", "v") else side[part] for part in "qkvo"}
+        wide = {part: side[part][group_of(heads)] if part in ("k", "v") else side[part] for part in "qkvo"}
         QK, VO = wide["q"].mT @ wide["k"], wide["v"].mT @ wide["o"]
         vectors.append(torch.nn.functional.normalize(torch.cat([QK.flatten(1), VO.flatten(1)], dim=1)))
     got = head_similarity(sides[0][0], sides[1][0], old, new)
@@ -184,3 +186,18 @@ def test_narrow_units_are_compared_whole() -> None:
     rows, signs = draw(5, 300), sketch_signs(("gate", "up", "down"), 300)
     assert set(signs) == {"gate", "up", "down"}
     assert all(torch.equal(sketched(rows, sign), rows) for sign in signs.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_a_text_of_more_tokens_than_a_context_is_read_up_to_there(name: str, tmp_path: Path) -> None:
+    """As Japanese is to a byte-level tokenizer: a piece of few characters is more tokens than GPT-2 has positions."""
+    small = {"n_positions": 64} if name == "gpt2" else {"max_position_embeddings": 64}
+    models = pico_model("llama"), pico_model(name, **small)
+    old, new = (
+        Backbone.open(save_backbone(tmp_path / str(side), model, pico_tokenizer(["the", "cat"])))
+        for side, model in enumerate(models)
+    )
+    assert (old.context, new.context) == (256, 64)
+    text = "the " + "q" * 400 + " cat"
+    pair = paired_activations(old, new, [text], Sampling(tokens=500))
+    assert pair.old.shape[1] == pair.new.shape[1] == 64 - activations.SINKS

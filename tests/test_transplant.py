@@ -13,9 +13,10 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.answering import Turn, answer, answered
-from peft_lorasuite.behaviour import adapted, aligned, tokens
+from peft_lorasuite.behaviour import Tokens, adapted, aligned, tokens
 from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
@@ -76,6 +77,16 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
     training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
+
+
+def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
+    root, _ = pair
+    old, new = (Backbone.open(root / side, dtype=torch.bfloat16) for side in ("old", "new"))
+    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    updates = distill(job, DistillOptions(prompts=8, length=6, extra=50, epochs=3)).updates
+    assert len(updates) > 1
+    assert not any(torch.equal(update.B.bfloat16().float(), update.B) for update in updates.values())
 
 
 def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
@@ -179,6 +190,33 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     torch.testing.assert_close(teacher.target, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
+    root, _ = pair
+    old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    aim = torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
+    states = torch.linspace(1, 20, 60)[:, None] * aim
+    after = heads[0].logits(states, normed=True).log_softmax(-1)
+    entropy = -(after.exp() * after).sum(-1)
+    found = teach(
+        *heads,
+        Vocabulary.of(old, new),
+        states,
+        states,
+        torch.zeros(60, 48),
+        gate=2.0,
+        trust=0.0,
+        top=9,
+        extra=9,
+        seed=0,
+    ).confidence
+    assert (found[entropy >= 2] == 0).all()
+    assert (found[entropy <= 1] == 1).all()
+    between = (entropy > 1) & (entropy < 2)
+    assert min((entropy >= 2).sum(), (entropy <= 1).sum(), between.sum()) > 3
+    torch.testing.assert_close(found[between], 2 - entropy[between])
+
+
 def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_path):
     """Else all the words that the old model has fall behind those that it lacks."""
     old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(["the", "tree"])))
@@ -203,6 +241,25 @@ def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
     assert places[0][1:] == (rows[0].start - 1, rows[1].start - 1)
     assert [rows[0].ends[a] for _, a, _ in places] == [rows[1].ends[b] for _, _, b in places]
     assert places[-1][1:] == (len(rows[0].ids) - 1, len(rows[1].ids) - 1)
+
+
+def test_parts_of_a_character_are_paired_where_both_sides_have_the_same():
+    def row(*parts: tuple[int, int]) -> Tokens:
+        return Tokens((0, *(token for token, _ in parts)), (1, *(end for _, end in parts)), 1, True)
+
+    left = row((5, 2), (6, 2), (7, 2), (8, 3), (9, 4), (4, 4))
+    assert aligned([left], [left]) == [(0, position, position) for position in range(7)]
+    right = row((5, 2), (6, 2), (7, 2), (8, 3), (3, 4), (2, 4), (1, 4))  # cuts the last character otherwise
+    assert aligned([left], [right]) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (0, 6, 7)]
+
+
+def test_a_norm_that_lets_nothing_of_a_dimension_through_is_not_divided_by(pair, tmp_path):
+    model = pico_model("gemma2", seed=2)
+    model.model.layers[-1].post_feedforward_layernorm.weight.data[3] = -1  # its gain is one more
+    new = save_backbone(tmp_path / "new", model, pico_tokenizer(WORDS))
+    upgrade_map = UpgradeMap.build(pair[0] / "old", new, MapOptions(layer_map="first"))
+    carried = carry((pair[0], upgrade_map), method="transplant", options=SMALL, new=new)
+    assert all(update.B.isfinite().all() for update in carried.adapter.updates.values())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -179,9 +179,10 @@ def reads_old(method: str, upgrade_map: UpgradeMap) -> bool:
 
 
 def make_options(chosen: Method, options: Any) -> Any:
-    """Return a method's options: its own dataclass as it is, a mapping (or None) checked field by field."""
+    """Return a method's options: its own dataclass, or a mapping (or None), checked field by field."""
     if isinstance(options, chosen.options):
-        return options
+        values = {item.name: getattr(options, item.name) for item in fields(options) if item.init}
+        return replace(options, **_typed(type(options), values))
     if options is None:
         return chosen.options()
     if not isinstance(options, Mapping):
@@ -195,5 +196,9 @@ def make_options(chosen: Method, options: Any) -> Any:
     for name in options:
         if name not in known:
             raise unknown(f"option of {chosen.name}", name, known)
-    types = get_type_hints(chosen.options)
-    return chosen.options(**{name: converted(name, value, types[name]) for name, value in options.items()})
+    return chosen.options(**_typed(chosen.options, options))
+
+
+def _typed(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    types = get_type_hints(options)
+    return {name: converted(name, value, types[name]) for name, value in values.items()}

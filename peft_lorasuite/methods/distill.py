@@ -14,6 +14,7 @@ from .. import adapter as adapter_files
 from ..answering import Turn
 from ..backbone import Backbone
 from ..behaviour import Place, tokens
+from ..borrowed import seeded
 from ..errors import LoraSuiteError
 from ..source import Source
 from ..spec import check_parts
@@ -111,16 +112,14 @@ def _train(
     )
     parts = dict.fromkeys([*options.parts, *(part for _, part in job.adapter.updates)])
     names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
-    with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
-        torch.manual_seed(job.seed)
+    with tempfile.TemporaryDirectory() as name, seeded(job.seed), new.running() as plain:
         folder = Path(name)
         adapter_files.write(start, folder, base=new.name)
-        model = peft.PeftModel.from_pretrained(new.load(), name, is_trainable=True)
+        model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
         add_modules(model, fill=False, modules=names)
         rows = _rows(new, turns, places)
         loss, weights = train(model, rows, padding(new.tokenizer), settings, job.progress, teacher)
         model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
-        model.unload()
         found = adapter_files.read(Source(name, "adapter"), new.arch)
     return dict(found.updates), loss
 

@@ -17,6 +17,8 @@ from .base import Draft, Job, method
 from .carry import carry
 from .paper import paper_move
 
+NORMALIZE = ("weights", "fit", "none")
+
 
 @dataclass(frozen=True)
 class LoraSuiteOptions:
@@ -32,12 +34,14 @@ class LoraSuiteOptions:
     normalize: str = "weights"
     gain: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALIZE:
+            raise unknown("normalize", self.normalize, NORMALIZE)
+
 
 @method("lorasuite", options=LoraSuiteOptions)
 def lorasuite(job: Job, options: LoraSuiteOptions) -> Draft:
     """Move every head and unit through the map's changes of basis (LoRASuite section 3.4, in its exact form)."""
-    if options.normalize not in ("weights", "fit", "none"):
-        raise unknown("normalize", options.normalize, ("weights", "fit", "none"))
 
     def step(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, dict[str, float]]:
         if options.normalize == "none":

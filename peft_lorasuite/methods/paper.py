@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..backbone import Backbone
@@ -18,17 +19,27 @@ def paper_move(
     """Move one part by Eq. 3: ``T_Q = Q_a W_h Q_b^T``, ``dQ_b = T_Q^T dQ_a W_h``, and its like for the other parts.
 
     The products are not normalised, so that the size of the result is arbitrary; the paper repairs it by fine-tuning.
-    A ``lora_bias`` is not part of the paper and is left out by the caller.
+    A ``lora_bias``, which the paper does not have, takes the way of B, whose columns are outputs as well.
     """
     weights = old.part(pair.old, part), new.part(pair.new, part)
+    if update.bias is None:
+        return _factors(upgrade_map, pair, part, update, *weights), {}
+    A, B = torch.cat([update.A, torch.zeros_like(update.A[:1])]), torch.cat([update.B, update.bias[:, None]], dim=1)
+    moved = _factors(upgrade_map, pair, part, LowRank(A, B), *weights)
+    return LowRank(moved.A[:-1], moved.B[:, :-1], moved.B[:, -1]), {}
+
+
+def _factors(
+    upgrade_map: UpgradeMap, pair: LayerPair, part: str, update: LowRank, old_weight: Tensor, new_weight: Tensor
+) -> LowRank:
     if part in ATTENTION:
-        return _heads(upgrade_map, pair, part, update, *weights), {}
+        return _heads(upgrade_map, pair, part, update, old_weight, new_weight)
     W = upgrade_map.hidden
     if part == "down":
-        A = update.A @ pseudo_inverse(weights[0]) @ W @ weights[1]
-        return LowRank(A, upgrade_map.inverse @ update.B), {}
-    B = weights[1] @ (upgrade_map.inverse @ (pseudo_inverse(weights[0]) @ update.B))
-    return LowRank(update.A @ W, B), {}
+        A = update.A @ pseudo_inverse(old_weight) @ W @ new_weight
+        return LowRank(A, upgrade_map.inverse @ update.B)
+    B = new_weight @ (upgrade_map.inverse @ (pseudo_inverse(old_weight) @ update.B))
+    return LowRank(update.A @ W, B)
 
 
 def _heads(

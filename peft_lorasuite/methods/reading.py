@@ -116,26 +116,26 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
     old_head.let_go(old)
     free_models()
-    model = new.load()
-    x, h, y, quiet = _read_new(model, new, turns, places, job, options)
-    head = Head(model, new)
-    reading = Reading(
-        new,
-        vocabulary,
-        turns,
-        places,
-        adapted_states,
-        plain_states,
-        old_head,
-        head,
-        before=h,
-        x=x,
-        h=h,
-        y=y,
-        quiet=quiet,
-        facts=_cut(turns, options.length),
-    )
-    reading = _remembering(model, reading, job, options) if options.memory else reading
+    with new.running() as model:
+        x, h, y, quiet = _read_new(model, new, turns, places, job, options)
+        head = Head(model, new)
+        reading = Reading(
+            new,
+            vocabulary,
+            turns,
+            places,
+            adapted_states,
+            plain_states,
+            old_head,
+            head,
+            before=h,
+            x=x,
+            h=h,
+            y=y,
+            quiet=quiet,
+            facts=_cut(turns, options.length),
+        )
+        reading = _remembering(model, reading, job, options) if options.memory else reading
     del model
     free_models()
     return reading
@@ -196,8 +196,8 @@ def _read_old(
         states = _final_states(model, rows, wanted, job, _kept(rows, [written for _, written in found]))
     del model
     free_models()
-    plain = old.load()
-    return turns, states, _final_states(plain, rows, wanted, job, {}), Head(plain, old), places
+    with old.running() as plain:
+        return turns, states, _final_states(plain, rows, wanted, job, {}), Head(plain, old), places
 
 
 def _answers(

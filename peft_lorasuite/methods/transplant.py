@@ -17,6 +17,7 @@ import torch
 from ..errors import LoraSuiteError
 from ..lowrank import reduced_rank_ridge
 from ..teacher import wanted_shift
+from ..transfer import floored
 from .base import Draft, Job, check_least, method
 from .reading import Reading, ReadingOptions, read
 
@@ -82,7 +83,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     shift, left = wanted_shift(reading.new_head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     wanted = shift / new.arch.residual_scale
     if site.post_norm is not None:
-        wanted = wanted * y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / new.gain(layer, "down")
+        wanted = wanted * y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / floored(new.gain(layer, "down"))
     rank = min(max(rank, job.adapter.rank), *new.arch.shape("down"))
     update, explained = reduced_rank_ridge(
         x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank

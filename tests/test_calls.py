@@ -1,0 +1,102 @@
+"""What the commands take from their words: names with revisions, the device map, help; and what an interrupt says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hub_fixtures
+import hub_pair
+import pytest
+from hub_fixtures import ask_client, client_env
+from hub_pair import LORA, NEW, OLD, TOOLS
+from hub_server import HubServer
+
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.cli import main
+from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.offload import is_on_disk
+
+hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
+
+
+def test_help_lists_the_methods_for_whoever_calls_main(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["upgrade", "--help"])
+    told = capsys.readouterr().out
+    assert "methods:\n  auto " in told
+    assert "\n  transplant " in told
+
+
+def test_a_backbone_is_loaded_where_it_was_opened_for(pair: Path) -> None:
+    opened = Backbone.open(pair / "new", device_map="disk")
+    assert is_on_disk(opened.load())
+    assert not is_on_disk(opened.load(device_map="cpu"))
+    assert not is_on_disk(Backbone.open(pair / "new").load())
+
+
+def test_the_device_map_reaches_a_method_that_runs_the_models(made: Path, tmp_path: Path, capsys) -> None:
+    words = ["upgrade", made / "lora", "--from", made / "old", "--to", made / "new", "--map", made / "map", "-q"]
+    words += ["--method", "transplant", "--device-map", "nowhere", "-o", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 1
+    told = capsys.readouterr().err
+    assert "the model cannot be loaded: " in told
+    assert "nowhere" in told
+
+
+NAMED = (
+    TOOLS
+    + """
+from peft_lorasuite.cli import main
+from peft_lorasuite.evaluation import _load
+from peft_lorasuite.inspection import inspect
+network, tokens = _load(f"{NEW}@main", None, None)
+told = [type(network).__name__, len(tokens)]
+network, _ = _load(f"{OLD}@main", f"{LORA}@main", None)
+told += [type(network).__name__, "q_proj" in network.peft_config["default"].target_modules]
+network, _ = _load(f"{LORA}@main", None, None)
+told += [type(network).__name__]
+drawn = inspect(OUT, PAGE, old_adapter=f"{LORA}@main", overwrite=True)
+told += [drawn.missing.get("the old adapter"), attempt(lambda: _load(f"{NEW}@v9", None, None))]
+print(json.dumps(told))
+"""
+)
+
+
+def test_what_is_measured_or_shown_may_be_pinned(stocked: HubServer, made: Path, tmp_path: Path) -> None:
+    names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "OUT": str(made / "out"), "PAGE": str(tmp_path / "page.html")}
+    told = ask_client(stocked, NAMED, tmp_path / "home", names)
+    assert told[0] == "LlamaForCausalLM"
+    assert told[1] > 50
+    assert told[2:5] == ["PeftModelForCausalLM", True, "PeftModelForCausalLM"]
+    assert told[5:] == [None, "LoraSuiteError"]
+
+
+def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
+    from peft_lorasuite.evaluation import _load
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LoraSuiteError, match=r"empty: it cannot be loaded: .*check the names and the network"):
+        _load(str(tmp_path / "empty"), None, None)
+
+
+def test_an_interrupted_push_says_where_the_adapter_is(stocked: HubServer, made: Path, tmp_path: Path) -> None:
+    stocked.fault("slow", "^POST .*/(preupload|commit)/", times=None, delay=3.0)
+    words = ["upgrade", LORA, "--from", OLD, "--to", NEW, "--map", str(made / "map"), "--method", "lorasuite", "-q"]
+    out = tmp_path / "out"
+    call = [sys.executable, "-m", "peft_lorasuite", *words, "-o", str(out), "--push", "me/pushed"]
+    environment = client_env(stocked, tmp_path / "home")
+    worker = subprocess.Popen(call, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not stocked.requests("^POST .*me/pushed/preupload") and worker.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGINT)
+    _, told = worker.communicate(timeout=60)
+    assert worker.returncode == 130, told
+    assert told.endswith(f"peft-lorasuite: interrupted, the adapter itself was written to {out}\n")
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == NEW

@@ -1,0 +1,109 @@
+"""Which backbone a map belongs to, where fine-tunes of one base share shape, tokenizer and embedding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hub_fixtures
+import hub_pair
+import pytest
+import torch
+from hub_fixtures import ask_client, run_client
+from hub_pair import OLD, TOOLS
+from hub_server import HubServer
+from pico import pico_model, pico_tokenizer, save_backbone
+from safetensors.torch import load, save
+
+from peft_lorasuite import MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.identity import check_same, identify
+from peft_lorasuite.map_cache import cache_folder, map_for
+
+hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
+OPTIONS = MapOptions(layer_map="proportional")
+
+
+def tuned(place: Path, *, part: str = "q_proj", **sizes: Any) -> Path:
+    """Write a fine-tune of a small base: one projection of one layer is another, the embedding is not."""
+    model = pico_model("llama", seed=2, **sizes)
+    with torch.no_grad():
+        weight = getattr(model.model.layers[1].self_attn, part).weight
+        weight += 0.1 * torch.randn(len(weight), 1) @ torch.randn(1, weight.shape[1])
+    return save_backbone(place, model, pico_tokenizer(["fox", *hub_pair.WORDS]))
+
+
+def test_fine_tunes_that_share_an_embedding_get_a_map_each(pair: Path, tmp_path: Path) -> None:
+    one, two = (tuned(tmp_path / name, part=part) for name, part in (("one", "q_proj"), ("two", "v_proj")))
+    old, first, second = Backbone.open(pair / "old"), Backbone.open(one), Backbone.open(two)
+    assert identify(first).embedding == identify(second).embedding
+    maps = [map_for(old, new, OPTIONS) for new in (first, second)]
+    assert maps[0].new.key != maps[1].new.key
+    assert len(list(cache_folder().iterdir())) == 2
+    again = [map_for(old, Backbone.open(place), OPTIONS) for place in (one, two)]
+    assert [kept.new.weights for kept in again] == [built.new.weights for built in maps]
+    assert all(kept.home for kept in again), "both were kept"
+    with pytest.raises(LoraSuiteError, match=r"another new backbone .*the layers' values differ"):
+        upgrade(pair / "lora", maps[0], old=pair / "old", new=two)
+
+
+def test_a_copy_in_another_dtype_or_in_memory_is_the_same(tmp_path: Path) -> None:
+    model = pico_model("phi3").to(torch.bfloat16)
+    kept = identify(Backbone.open(save_backbone(tmp_path / "bfloat16", model, pico_tokenizer(hub_pair.WORDS))))
+    wide = Backbone.open(save_backbone(tmp_path / "float32", model.float(), pico_tokenizer(hub_pair.WORDS)))
+    assert kept.weights is not None
+    assert identify(wide).weights == kept.weights
+    check_same(replace(kept, tokenizer=None), Backbone.open(model), "new")
+
+
+def test_a_map_without_the_layers_sample_loads_and_is_used(pair: Path, tmp_path: Path) -> None:
+    built = UpgradeMap.build(pair / "old", pair / "new", OPTIONS)
+    old, new = (replace(one, weights=None) for one in (built.old, built.new))
+    replace(built, old=old, new=new).with_section("cross-lora", pair / "old", pair / "new").save(tmp_path / "map")
+    meta = json.loads((tmp_path / "map" / "map.json").read_text())
+    for role in ("old", "new"):
+        assert meta[role].pop("weights", None) is None
+    (tmp_path / "map" / "map.json").write_text(json.dumps(meta))
+    read = UpgradeMap.load(tmp_path / "map")
+    assert (read.new.key, list(read.sections)) == (new.key, ["svd"])
+    assert upgrade(pair / "lora", read, method="cross-lora", old=pair / "old", new=pair / "new").report.coverage == 1
+    other = save_backbone(tmp_path / "other", pico_model("llama", 7), pico_tokenizer(hub_pair.WORDS))
+    with pytest.raises(LoraSuiteError, match="the embedding's values differ"):
+        upgrade(pair / "lora", read, old=other)
+
+
+ASK = (
+    TOOLS
+    + """
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.map_cache import map_for
+from peft_lorasuite.upgrade_map import MapOptions
+def home_of(new):
+    made = map_for(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))
+    upgrade(LORA, made, old=OLD, new=new)
+    return made.home and made.home.name
+print(json.dumps([home_of(new) for new in ("org/one", "org/two", "org/one", "org/two")]))
+"""
+)
+
+
+def test_equal_samples_and_other_files_on_the_hub_get_a_map_each(hub: HubServer, pair: Path, tmp_path: Path) -> None:
+    place = tuned(tmp_path / "one")
+    hub.add_repo(OLD, pair / "old")
+    hub.add_repo("org/one", place)
+    files = {path.name: path.read_bytes() for path in place.iterdir()}
+    tensors = load(files["model.safetensors"])
+    tensors["model.layers.0.mlp.up_proj.weight"][1] += 1  # no row of the sample
+    hub.add_repo("org/two", files | {"model.safetensors": save(tensors, metadata={"format": "pt"})})
+    names = {"OLD": OLD, "LORA": str(pair / "lora")}
+    built_one, built_two, kept_one, kept_two = ask_client(hub, ASK, tmp_path / "home", names)
+    assert (built_one, built_two) == (None, None)
+    assert None not in (kept_one, kept_two)
+    assert kept_one != kept_two
+    code = "import json\n" + "".join(f"{name} = {value!r}\n" for name, value in names.items()) + ASK
+    done = run_client(hub, code, home=tmp_path / "home", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])[0] == kept_one, "the samples find it where nobody can be asked"

@@ -1,0 +1,59 @@
+"""Names of places: a folder, or ID@REVISION; the same split everywhere."""
+
+from __future__ import annotations
+
+import runpy
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from pico import pico_config
+
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.calls import open_backbone
+from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.source import name_and_revision
+
+SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("org/model", ("org/model", None)),
+        ("org/model@main", ("org/model", "main")),
+        ("org/model@refs/pr/1", ("org/model", "refs/pr/1")),
+        ("org/model@me@work", ("org/model", "me@work")),
+        ("/tmp/me@work/absent", ("/tmp/me@work/absent", None)),
+        ("~/me@work/absent", ("~/me@work/absent", None)),
+    ],
+)
+def test_a_hub_id_is_split_at_its_revision_and_a_path_is_not(text: str, parts: tuple[str, str | None]) -> None:
+    assert name_and_revision(text) == parts
+
+
+@pytest.mark.parametrize("text", ["@main", "org/model@"])
+def test_half_a_name_is_refused(text: str) -> None:
+    with pytest.raises(LoraSuiteError, match=r"the revision or the name is missing \(wanted ID@REVISION"):
+        name_and_revision(text)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_folder_with_an_at_in_its_path_is_opened(
+    relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Path("me@work/old") if relative else tmp_path / "me@work" / "old"
+    pico_config("llama").save_pretrained(place)
+    args = Namespace(trust_remote_code=False)
+    for backbone in (Backbone.open(place), open_backbone(Backbone, str(place), args)):
+        assert backbone.source.revision is None
+        assert backbone.arch.layers == 3
+
+
+def test_a_result_is_named_after_the_folder_with_an_at_in_its_path(tmp_path: Path) -> None:
+    program = runpy.run_path(str(SCRIPTS / "upgrade_collection.py"))
+    args = Namespace(push_to="me", suffix="-new")
+    (tmp_path / "me@work" / "lora").mkdir(parents=True)
+    assert program["repo"](str(tmp_path / "me@work" / "lora"), args) == "me/lora-new"
+    assert program["repo"]("alice/lora@v2", args) == "me/lora-new"

@@ -1,0 +1,39 @@
+"""Numbers that are too large for what is done with them: one sentence, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import command_fixtures
+import pytest
+from command_fixtures import Pair, refused
+from safetensors.torch import load_file, save_file
+
+from peft_lorasuite import LoraSuiteError
+from peft_lorasuite.methods.base import find, make_options
+from peft_lorasuite.variants import WEIGHTS
+
+pair = command_fixtures.pair
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("lorasuite", "gain", "1e308"), ("lorasuite", "gain", -1e38), ("transplant", "weight", 1e308),
+        ("transplant", "shift_ridge", "1e308"), ("distill", "learning_rate", "1e40"), ("distill", "learning_rate", 2.0),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_too_large_is_refused(method: str, name: str, value: object) -> None:
+    with pytest.raises(LoraSuiteError, match=f"{name}: an option is out of range"):
+        make_options(find(method), {name: value})
+
+
+def test_numbers_that_run_out_of_range_are_told(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every value is finite, and so is every option; the update is not."""
+    huge = shutil.copytree(pair.adapter, tmp_path / "huge")
+    tensors = {name: 1e35 * one for name, one in load_file(huge / WEIGHTS).items()}
+    save_file(tensors, huge / WEIGHTS)
+    call = ["upgrade", huge, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
+    told = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
+    assert "the numbers ran out of range" in told
