@@ -52,7 +52,7 @@ def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except Exception as error:  # PEFT raises whatever its code meets first in a config that it does not know
         raise LoraSuiteError(
-            f"the adapter does not fit {base}: {type(error).__name__}: {brief(error)}", where=source,
+            f"the adapter does not fit {base}: {brief(error)}", where=source,
             do="name the backbone that it was made for, or fetch it again",
         ) from error  # fmt: skip
 

@@ -192,7 +192,7 @@ def _in_range(settings: Any) -> Iterator[None]:
     """Tell a decomposition that failed as what it is: some number has left the range of float32."""
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise LoraSuiteError(
             f"the numbers ran out of range ({brief(error)})", got=asdict(settings),
             do="bring the options nearer to their defaults",
