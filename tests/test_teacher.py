@@ -1,0 +1,157 @@
+"""The teacher: which probabilities are wanted where, and positions of two tokenizers that stand at one place."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite import Backbone
+from peft_lorasuite.answering import Turn
+from peft_lorasuite.behaviour import Tokens, aligned, tokens
+from peft_lorasuite.teacher import Head, Teacher, Vocabulary, teach, wanted_shift
+
+WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two unrelated pico backbones with one vocabulary."""
+    root = tmp_path_factory.mktemp("pair")
+    tokenizer = pico_tokenizer(WORDS)
+    old = save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
+    new = save_backbone(root / "new", pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64), tokenizer)
+    return Backbone.open(old), Backbone.open(new)
+
+
+def test_the_wanted_shift_gives_the_teachers_probabilities(pair):
+    _, new = pair
+    states, moves = (torch.randn(6, 48, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    head, ids = Head(new.load(), new), torch.arange(0, 120, 2)
+    target = head.on(ids).logits(states + 0.5 * moves).log_softmax(-1)
+    shift, left = wanted_shift(head, states, Teacher(ids, target, torch.ones(6)), ridge=1e-6, steps=200)
+    assert left < 1e-3
+    got = head.on(ids).logits(states + shift).log_softmax(-1)
+    torch.testing.assert_close(got.exp(), target.exp(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "phi", "minicpm"])
+def test_a_head_that_made_room_gives_the_same_logits(family, tmp_path):
+    """Tied or not, with a bias, a cap or a scaling."""
+    backbone = Backbone.open(save_backbone(tmp_path, pico_model(family), pico_tokenizer(WORDS)), dtype="float32")
+    head, states = Head(backbone.load(), backbone), torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    before = head.logits(states)
+    weight = weakref.ref(head.weight)
+    head.let_go(backbone)
+    gc.collect()
+    assert weight() is None
+    assert torch.equal(head.logits(states), before)
+
+
+def test_a_model_in_memory_keeps_its_head():
+    model = pico_model("llama")
+    backbone = Backbone.open(model)
+    head = Head(model, backbone)
+    head.let_go(backbone)
+    assert head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+
+
+def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    states = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
+    unsure, plain = torch.zeros(3, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    teacher = teach(
+        *heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, trust=0.0, top=64, extra=60, seed=0
+    )
+    assert float(teacher.confidence.max()) == 0
+    expected = heads[1].on(teacher.ids).logits(states).log_softmax(-1)
+    torch.testing.assert_close(teacher.target, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    aim = torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
+    states = torch.linspace(1, 20, 60)[:, None] * aim
+    after = heads[0].logits(states, normed=True).log_softmax(-1)
+    entropy = -(after.exp() * after).sum(-1)
+    found = teach(
+        *heads,
+        Vocabulary.of(old, new),
+        states,
+        states,
+        torch.zeros(60, 48),
+        gate=2.0,
+        trust=0.0,
+        top=9,
+        extra=9,
+        seed=0,
+    ).confidence
+    assert (found[entropy >= 2] == 0).all()
+    assert (found[entropy <= 1] == 1).all()
+    between = (entropy > 1) & (entropy < 2)
+    assert min((entropy >= 2).sum(), (entropy <= 1).sum(), between.sum()) > 3
+    torch.testing.assert_close(found[between], 2 - entropy[between])
+
+
+def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_path):
+    """Else all the words that the old model has fall behind those that it lacks."""
+    old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(["the", "tree"])))
+    new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(["the", "trees", "then"])))
+    found = Vocabulary.of(old, new)
+    assert len(set(found.new.tolist())) == len(found.new)
+    names = [{number: text for text, number in side.tokenizer.get_vocab().items()} for side in (old, new)]
+    taken = {names[1][b]: names[0][a] for a, b in zip(found.old.tolist(), found.new.tolist(), strict=True)}
+    assert taken["Ġthe"] == "Ġthe"
+    assert taken["Ġthen"] == "Ġthe"
+    assert taken["Ġtrees"] == "Ġtree"
+    assert taken[new.tokenizer.eos_token] == old.tokenizer.eos_token
+
+
+def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pair):
+    """The difference alone leaves a token behind that the new backbone found unlikelier than the old one did."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.of(old, new)
+    said, meant = int(vocabulary.old[5]), int(vocabulary.new[5])
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[said].float(), dim=0)[None]
+    plain = sure / 4
+    against = -torch.nn.functional.normalize(heads[1].weight[meant].float(), dim=0)[None]
+    own = heads[0].logits(sure, normed=True).log_softmax(-1)[0, said]
+    assert own > -0.05
+
+    def target(adapted, before, trust):
+        found = teach(*heads, vocabulary, adapted, before, against, gate=0, trust=trust, top=500, extra=0, seed=0)
+        kept = torch.isin(found.ids, vocabulary.new)  # of others the old model says nothing
+        return float(found.target[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
+
+    assert target(sure, plain, 0.5) == pytest.approx(float(own), abs=0.02)
+    assert target(sure, plain, 0.0) < float(own) - 0.2
+    left = heads[1].logits(against)[0, vocabulary.new].log_softmax(-1)[vocabulary.new.tolist().index(meant)]
+    assert target(sure, sure, 0.5) == pytest.approx(float(left), abs=0.05)
+
+
+def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
+    old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(WORDS)))
+    new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(WORDS[:3])))
+    turn = Turn(" the red tree", " stone runs .", True)
+    rows = [tokens(backbone, turn) for backbone in (old, new)]
+    assert len(rows[0].ids) < len(rows[1].ids)
+    places = aligned(rows[:1], rows[1:])
+    assert places[0][1:] == (rows[0].start - 1, rows[1].start - 1)
+    assert [rows[0].ends[a] for _, a, _ in places] == [rows[1].ends[b] for _, _, b in places]
+    assert places[-1][1:] == (len(rows[0].ids) - 1, len(rows[1].ids) - 1)
+
+
+def test_parts_of_a_character_are_paired_where_both_sides_have_the_same():
+    def row(*parts: tuple[int, int]) -> Tokens:
+        return Tokens((0, *(token for token, _ in parts)), (1, *(end for _, end in parts)), 1, True)
+
+    left = row((5, 2), (6, 2), (7, 2), (8, 3), (9, 4), (4, 4))
+    assert aligned([left], [left]) == [(0, position, position) for position in range(7)]
+    right = row((5, 2), (6, 2), (7, 2), (8, 3), (3, 4), (2, 4), (1, 4))  # cuts the last character otherwise
+    assert aligned([left], [right]) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (0, 6, 7)]
