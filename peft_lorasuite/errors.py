@@ -41,6 +41,12 @@ def unknown(kind: str, name: str, known: Iterable[str], *, do: str | None = None
     return LoraSuiteError(f"unknown {kind} {name!r}", do=f"{advice}. {do}" if do else advice)
 
 
+def brief(error: BaseException, length: int = 240) -> str:
+    """Return another library's message in one line: some print a whole page."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return told if len(told) <= length else f"{told[:length].rstrip()} ..."
+
+
 @contextmanager
 def context(where: object) -> Iterator[None]:
     """Add the place to an error that does not name one yet; used once, at the outermost verb."""
