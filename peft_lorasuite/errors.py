@@ -43,7 +43,9 @@ def unknown(kind: str, name: str, known: Iterable[str], *, do: str | None = None
 
 def brief(error: BaseException, length: int = 240) -> str:
     """Return another library's message in one line: some print a whole page."""
-    told = " ".join(str(error).split()) or type(error).__name__
+    told = " ".join(str(error).split())
+    if not told or isinstance(error, KeyError):  # whose message is the key alone
+        told = f"{type(error).__name__} {told}".rstrip()
     return told if len(told) <= length else f"{told[:length].rstrip()} ..."
 
 
