@@ -77,6 +77,11 @@ class Checkpoint:
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Read some rows of a matrix without reading the rest."""
         piece = self._file(self.shards[name]).get_slice(name)
+        if max(numbers) >= piece.get_shape()[0]:
+            raise LoraSuiteError(
+                "a token table does not fit the config", where=f"{self.source!r}, {name}",
+                got=f"{piece.get_shape()[0]} rows", wanted=f"at least {max(numbers) + 1}", do="fetch it again",
+            )  # fmt: skip
         return torch.stack([piece[number] for number in numbers])
 
     def _file(self, shard: str) -> Any:
@@ -98,7 +103,13 @@ class ModelWeights:
         return iter(self._tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].detach().cpu()
+        tensor = self._tensors[name].detach()
+        if tensor.is_meta:
+            raise LoraSuiteError(
+                "the model's weights are not in memory", where=name, got="a tensor on the meta device",
+                do="load it without offloading, or name its folder or Hub id",
+            )  # fmt: skip
+        return tensor.cpu()
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
