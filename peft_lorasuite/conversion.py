@@ -63,7 +63,7 @@ def _loaded(source: Source, old: Backbone) -> Any:
     if missing or result.unexpected_keys:
         model.unload()
         raise LoraSuiteError(
-            f"the tensors are not those of a {model.active_peft_config.peft_type.value} on the old backbone",
+            f"the tensors are not those that {model.active_peft_config.peft_type.value} has on the old backbone",
             where=f"{source.name}/{WEIGHTS}", got=_some(result.unexpected_keys), wanted=_some(missing),
             do="fetch it again, or name the backbone that it was trained on (--from, source_model=)",
         )  # fmt: skip
