@@ -77,11 +77,7 @@ class Checkpoint:
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Read some rows of a matrix without reading the rest."""
         piece = self._file(self.shards[name]).get_slice(name)
-        if max(numbers) >= piece.get_shape()[0]:
-            raise LoraSuiteError(
-                "a token table does not fit the config", where=f"{self.source!r}, {name}",
-                got=f"{piece.get_shape()[0]} rows", wanted=f"at least {max(numbers) + 1}", do="fetch it again",
-            )  # fmt: skip
+        _reaches(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
         return torch.stack([piece[number] for number in numbers])
 
     def _file(self, shard: str) -> Any:
@@ -113,7 +109,16 @@ class ModelWeights:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
+        _reaches(len(self[name]), numbers, name)
         return self[name][numbers]
+
+
+def _reaches(rows: int, numbers: list[int], where: str) -> None:
+    if max(numbers) >= rows:
+        raise LoraSuiteError(
+            "a token table does not fit the config", where=where, got=f"{rows} rows",
+            wanted=f"at least {max(numbers) + 1}", do="fetch the backbone again",
+        )  # fmt: skip
 
 
 def open_safetensors(path: Path, *, where: str) -> Any:

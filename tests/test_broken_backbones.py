@@ -17,8 +17,9 @@ from pico import pico_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_lorasuite import LoraSuiteError
+from peft_lorasuite import LoraSuiteError, PeftModel
 from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.identity import embedding_sample
 
 pair = command_fixtures.pair
 WEIGHTS, UP = "model.safetensors", "model.layers.1.mlp.up_proj.weight"
@@ -130,3 +131,17 @@ def test_a_model_on_the_meta_device_has_no_values() -> None:
     empty = Backbone.open(pico_model("llama").to("meta"))
     with pytest.raises(LoraSuiteError, match="the model's weights are not in memory"):
         empty.part(0, "q")
+
+
+def test_a_table_in_memory_that_is_shorter_than_its_config() -> None:
+    model = pico_model("llama")
+    model.config.vocab_size = 500
+    with pytest.raises(LoraSuiteError, match=r"a token table does not fit the config \(got 120 rows"):
+        embedding_sample(Backbone.open(model))
+
+
+def test_an_upgrade_is_not_put_on_a_model_that_carries_an_adapter(pair: Pair) -> None:
+    """PEFT would have put it beside the model's own and used neither as it was meant."""
+    for settings in ({"model": adapted(), "upgrade_map": pair.map}, {"model": pair.new, "source_model": adapted()}):
+        with pytest.raises(LoraSuiteError, match="the model carries an adapter already"):
+            PeftModel.from_upgraded(**settings, model_id=pair.adapter)
