@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ from torch import Tensor
 from . import adalora
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .layout import head_rows, join, split
+from .layout import head_rows, join
 from .lowrank import LowRank, stack
-from .modules import check_shapes, factors, find_site, per_part, scaling
+from .parsing import Found
 from .source import Source
 from .spec import Architecture, Site
-from .token_tables import TableUpdate, needs_old, read_table, table_of
-from .variants import BESIDE, CONFIG, READ, WEIGHTS, by_module, check, kind_of, needs_backbones, why_not
+from .token_tables import TableUpdate, needs_old
+from .variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
 from .weights import no_safetensors, open_safetensors, read_all
 
-PREFIX = "base_model.model."
 Key = tuple[int, str]
 """Layer and part."""
 
@@ -132,45 +131,18 @@ def from_tensors(
     old: Backbone | None = None,
 ) -> Adapter:  # fmt: skip
     """Make an adapter of the tensors of a LoRA, DoRA or AdaLoRA."""
-    where, kind = f"{source.name}/{WEIGHTS}", kind_of(config)
-    adapter = Adapter(arch, {}, config, {}, {}, source, kind, {}, {})
-    updates, names, unused, magnitudes, tables = {}, {}, {}, {}, {}
-    for module, owned in by_module(tensors).items():
-        path = module.removeprefix(PREFIX)
-        place, table = find_site(path, arch), table_of(path, arch)
-        if place is not None and set(owned) != {"weight"}:
-            layer, site = place
-            used = {ending: tensors[name] for ending, name in owned.items()}
-            update = factors(used, config, path, old, arch, place)
-            if update is None:
-                unused |= dict.fromkeys(owned.values(), "its rank is zero after pruning: there is no update")
-                continue
-            check_shapes(update, arch, layer, site, where)
-            for part, piece in per_part(update, site, arch).items():
-                updates[layer, part], names[layer, part] = piece, tuple(owned.values())
-            if "lora_magnitude_vector" in used:
-                rows = split(used["lora_magnitude_vector"].float().flatten(), site, arch)
-                magnitudes |= {(layer, part): values for part, values in rows.items()}
-        elif table is not None and kind == "lora" and set(owned) - {*BESIDE}:
-            unused |= {owned.pop(ending): why for ending, why in BESIDE.items() if ending in owned}
-            scale = scaling(config, path, _table_rank(tensors, owned))
-            tables[table] = read_table(table, tensors, owned, config, scale, old)
-        else:
-            told = f"a token table's {kind} is not carried; train it as LoRA" if table and kind != "lora" else None
-            unused |= dict.fromkeys(owned.values(), told or why_not(owned, arch.family))
-    if not updates and not tables:
+    where = f"{source.name}/{WEIGHTS}"
+    found = Found(tensors, config, arch, old, where).read()
+    if not found.updates and not found.tables:
         raise LoraSuiteError(
             f"no tensor of the adapter belongs to a layer of the old backbone ({arch.family})",
             where=where,
             got=", ".join(list(tensors)[:3]),
             do="name the backbone that it was trained on (--from, source_model=)",
         )
-    return replace(adapter, updates=updates, names=names, unused=unused, magnitudes=magnitudes, tables=tables)
-
-
-def _table_rank(tensors: Mapping[str, Tensor], owned: Mapping[str, str]) -> int:
-    name = owned.get("lora_A.weight") or owned.get("lora_embedding_A")
-    return len(tensors[name]) if name else 1
+    return Adapter(
+        arch, found.updates, config, found.names, found.unused, source, kind_of(config), found.magnitudes, found.tables
+    )
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:

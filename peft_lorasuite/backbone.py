@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .borrowed import as_it_was
-from .errors import LoraSuiteError
+from .errors import LoraSuiteError, brief
 from .layout import split
+from .loading import checked, loaded, told
 from .offload import DISK, on_disk, tidied
 from .registry import architecture
 from .source import Source, name_and_revision
@@ -63,8 +64,8 @@ class Backbone:
         if isinstance(name_or_model, Backbone):
             return name_or_model
         model = None if isinstance(name_or_model, str) or hasattr(name_or_model, "__fspath__") else name_or_model
-        if model is not None and not isinstance(model, torch.nn.Module):
-            raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")
+        if model is not None:
+            checked(model)
         name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or "model")
         if model is None and not revision:
             name, revision = name_and_revision(name)
@@ -100,7 +101,9 @@ class Backbone:
         try:
             return AutoConfig.for_model(**values)
         except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
-            raise LoraSuiteError(f"the config cannot be read: {error}", where=f"{self.name}/config.json") from error
+            raise LoraSuiteError(
+                f"the config cannot be read: {brief(error)}", where=f"{self.name}/config.json"
+            ) from error
 
     def _config_values(self) -> dict[str, Any]:
         """Read config.json; a release that leaves its type to its own code names the model class at least."""
@@ -132,7 +135,9 @@ class Backbone:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())
         except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
             raise LoraSuiteError(
-                f"the tokenizer cannot be loaded: {error}", where=repr(self), do="fetch its tokenizer files again"
+                f"the tokenizer cannot be loaded: {brief(error)}",
+                where=repr(self),
+                do="fetch its tokenizer files again",
             ) from error
         if not tokenizer.is_fast:
             raise LoraSuiteError(
@@ -166,20 +171,27 @@ class Backbone:
                 "the weights are quantised", where=f"{self!r}, {path}", got=tensor.dtype,
                 do="build the map from the dequantised checkpoint; the adapter then fits the quantised one too",
             )  # fmt: skip
-        return tensor.float()
+        return self._finite(tensor.float(), path)
+
+    def _finite(self, tensor: Tensor, path: str) -> Tensor:
+        """Return a tensor that is used, after looking at its values: a sum is cheap, and tells of any that is none."""
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise LoraSuiteError("values are not finite", where=f"{self!r}, {path}", do="train or fetch it again")
+        return tensor
 
     def part(self, layer: int, part: str) -> Float[Tensor, "out in_"]:
         """Read one part's weight in float32, PyTorch's orientation, rows in head order."""
         site = self.arch.site(part)
-        weight = self.tensor(f"{self.arch.layer_path}.{layer}.{site.path}.weight")
-        weight = weight.T if site.conv1d else weight
-        weight = split(weight, site, self.arch)[part]
-        if tuple(weight.shape) != self.arch.shape(part):
-            where = f"{self!r}, layer {layer}, {site.path}"
-            raise LoraSuiteError(
-                "a weight does not fit the config", where=where, got=tuple(weight.shape), wanted=self.arch.shape(part)
-            )
-        return weight
+        path = f"{self.arch.layer_path}.{layer}.{site.path}.weight"
+        weight = self.tensor(path)
+        weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
+        self._fits(weight, (sum(self.arch.shape(one)[0] for one in site.parts), self.arch.shape(part)[1]), path)
+        return split(weight, site, self.arch)[part]
+
+    def _fits(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
+        if tuple(tensor.shape) != wanted:
+            got = tuple(tensor.shape)
+            raise LoraSuiteError("a weight does not fit the config", where=f"{self!r}, {path}", got=got, wanted=wanted)
 
     def gain(self, layer: int, part: str) -> Float[Tensor, " hidden"]:
         """Effective gain of the norm in front of a reader or behind a writer; ones where there is none."""
@@ -187,11 +199,14 @@ class Backbone:
         path = site.norm if part not in ("o", "down") else site.post_norm
         if path is None:
             return torch.ones(self.arch.hidden)
-        return self.tensor(f"{self.arch.layer_path}.{layer}.{path}.weight") + self.arch.gain_offset
+        path = f"{self.arch.layer_path}.{layer}.{path}.weight"
+        gain = self.tensor(path)
+        self._fits(gain, (self.arch.hidden,), path)
+        return gain + self.arch.gain_offset
 
     def embedding(self, ids: Tensor | None = None) -> Float[Tensor, "tokens hidden"]:
         """Rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalised."""
-        table = self.weights[self.locate(f"{self.arch.embedding}.weight")]
+        table = self._table(self.arch.embedding)
         rows = (table if ids is None else table[ids]).float() * self.arch.embedding_scale
         if self.arch.embedding_norm is None:
             return rows
@@ -200,8 +215,14 @@ class Backbone:
 
     def unembedding(self) -> Float[Tensor, "tokens hidden"]:
         """The head's weight, in its own dtype."""
-        name = self.arch.embedding if self.arch.tied else self.arch.head
-        return self.weights[self.locate(f"{name}.weight")]
+        return self._table(self.arch.embedding if self.arch.tied else self.arch.head)
+
+    def _table(self, name: str) -> Tensor:
+        """Read a token table in its own dtype."""
+        path = f"{name}.weight"
+        table = self.weights[self.locate(path)]
+        self._fits(table, (self.arch.vocabulary, self.arch.hidden), path)
+        return self._finite(table, path)
 
     def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
         """Load the whole model for a forward pass; a model in memory is returned as it is.
@@ -212,21 +233,12 @@ class Backbone:
         """
         if self._model is not None:
             return self._model
-        from transformers import AutoModelForCausalLM
-
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
         dtype = self.dtype if dtype == "auto" else dtype
         device_map = self.device_map if device_map is None else device_map
-        options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "config": self._running_config()}
-        if device_map == DISK:
-            config = options["config"] or self.config
-            options |= on_disk(config, self.arch, trust_remote_code=self.trust_remote_code)
-        with tidied(options) as keep:
-            try:
-                model = keep(AutoModelForCausalLM.from_pretrained(self._location(), **options, **self._access()))
-            except (OSError, ValueError) as error:  # the latter for a device map that is none
-                raise LoraSuiteError(f"the model cannot be loaded: {error}", where=repr(self)) from error
+        with told(repr(self)):
+            model = self._loaded({"dtype": dtype, "device_map": device_map, "use_safetensors": True})
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")
@@ -239,6 +251,14 @@ class Backbone:
         model = self.load(dtype=dtype, device_map=device_map)
         with as_it_was(model) if self.in_memory else nullcontext():
             yield model.eval()
+
+    def _loaded(self, options: dict[str, Any]) -> Any:
+        config = self._running_config()
+        options |= {"config": config}
+        if options["device_map"] == DISK:
+            options |= on_disk(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
+        with tidied(options) as keep:
+            return keep(loaded(self._location(), options | self._access(), where=repr(self)))
 
     def _running_config(self) -> Any:
         """Config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .adapter import PREFIX, Adapter
 from .backbone import Backbone
-from .errors import LoraSuiteError
+from .errors import LoraSuiteError, brief
 from .lowrank import LowRank, low_rank_of
 from .source import Source
-from .variants import CONFIG
+from .variants import CONFIG, WEIGHTS
 
 RANK = 16
 """Rank of the LoRA where neither the caller nor the adapter's own config names a larger one."""
@@ -27,19 +27,10 @@ def converted(
     from_tensors: Callable[..., Adapter],
 ) -> Adapter:  # fmt: skip
     """Load an adapter on its backbone and make a LoRA of it, by PEFT where PEFT can."""
-    from peft import PeftModel
-
-    folder = source.need(CONFIG).parent
     # forked, since PEFT draws factors before it reads them
     with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
-        try:
-            model = PeftModel.from_pretrained(backbone, str(folder))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise LoraSuiteError(
-                f"PEFT cannot load the adapter on the old backbone: {error}", where=source.name,
-                do="name the backbone that it was trained on (--from, source_model=)",
-            ) from error  # fmt: skip
-        layers = _layers(model)
+        model = _loaded(source, backbone)
+        layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         wanted = min(rank or max(int(config.get("r") or 0), RANK), smallest)
         factors, biases, kept = _factors(model, layers, wanted, config)
@@ -52,17 +43,55 @@ def converted(
     return replace(adapter, **_own_names(adapter, tensors, set(factors)), facts=facts)
 
 
-def _layers(model: Any) -> dict[str, Any]:
+def _loaded(source: Source, backbone: Any) -> Any:
+    """Put the adapter on its backbone; PEFT would leave random values where one of its tensors is missing."""
+    from peft import PeftModel
+
+    folder = str(source.need(CONFIG).parent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT warns of is refused below
+            model = PeftModel.from_pretrained(backbone, folder)
+            result = model.load_adapter(folder, "default")  # once more: only this verb tells which keys it found
+    except Exception as error:  # every kind has a loader of its own, and they raise whatever they like
+        raise LoraSuiteError(
+            f"PEFT cannot load the adapter on the old backbone: {brief(error)}", where=source.name,
+            do="name the backbone that it was trained on (--from, source_model=)",
+        ) from error  # fmt: skip
+    shared = "vblora_vector_bank"  # held once, under the model's own name, and shown in every module
+    missing = [key for key in result.missing_keys if shared not in key or key.startswith(f"base_model.{shared}")]
+    if missing or result.unexpected_keys:
+        raise LoraSuiteError(
+            f"the tensors are not those that {model.active_peft_config.peft_type.value} has on the old backbone",
+            where=f"{source.name}/{WEIGHTS}", got=_some(result.unexpected_keys), wanted=_some(missing),
+            do="fetch it again, or name the backbone that it was trained on (--from, source_model=)",
+        )  # fmt: skip
+    return model
+
+
+def _some(keys: list[str]) -> str | None:
+    """Name the first of some keys; None of none."""
+    return (keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "")) if keys else None
+
+
+def _layers(model: Any, where: str) -> dict[str, Any]:
     """Return the adapted linear modules by their path in the backbone."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {
         name.removeprefix(PREFIX): module for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "merge")
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "merge") and _is_linear(module.get_base_layer())
     }  # fmt: skip
     if not layers:
-        raise LoraSuiteError("the adapter has no module whose change can be read", got=type(model).__name__)
+        raise LoraSuiteError(
+            "the adapter changes no linear module, and what changes norms or single tokens alone is not carried",
+            where=where, got=model.active_peft_config.peft_type.value, do="train a LoRA on the new backbone",
+        )  # fmt: skip
     return layers
+
+
+def _is_linear(module: Any) -> bool:
+    return module.weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
 
 
 def _factors(

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .errors import LoraSuiteError
 
+LARGEST = 1e8
+"""Of a factor's values, scaling included."""
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -77,6 +80,17 @@ class LowRank:
         Qa, Ra = torch.linalg.qr(self.A.double().T)
         U, s, Vt = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
         return Qb @ U, s, Vt @ Qa.T
+
+
+def bounded(*factors: Tensor, where: str) -> tuple[Tensor, ...]:
+    """Return factors, refusing values that no training gives: their products would leave the range of float32."""
+    largest = max((float(factor.abs().max()) for factor in factors if factor.numel()), default=0.0)
+    if not largest <= LARGEST:
+        raise LoraSuiteError(
+            "the adapter's values are out of range", where=where, got=f"{largest:.3g}", wanted=f"at most {LARGEST:.0e}",
+            do="train or fetch it again",
+        )  # fmt: skip
+    return factors
 
 
 def same_reader(updates: Sequence[LowRank]) -> bool:

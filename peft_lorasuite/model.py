@@ -96,7 +96,8 @@ def from_upgraded(
     _check_name(adapter_name)
     new = Backbone.open(model, revision=model_revision, **access)
     check_rank(rank, new.arch)
-    adapter = select(Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only), adapter_name)
+    place = Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only)
+    adapter = select(place, adapter_name, names_result=True)
     reads = reads_backbones(adapter)
     old = old_backbone(adapter, source_model, source_revision, access)
     # Without a map the old backbone is fetched anyway, and `auto` may run it; with one it is left alone unless the

@@ -12,10 +12,10 @@ from torch import Tensor
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .layout import split
-from .lowrank import LowRank
+from .lowrank import LowRank, bounded
 from .spec import Architecture, Site
 from .token_tables import needs_old
-from .variants import TRAINED_BIAS
+from .variants import OPTIONAL, OWN, TRAINED_BIAS
 
 
 def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
@@ -49,10 +49,7 @@ def factors(
     place: tuple[int, Site],
 ) -> LowRank | None:  # fmt: skip
     """Fold a module's tensors into one update; None if AdaLoRA has pruned all of it."""
-    A = next((used[name] for name in ("lora_A.weight", "lora_A") if name in used), None)
-    B = next((used[name] for name in ("lora_B.weight", "lora_B") if name in used), None)
-    if (A is None) != (B is None):
-        raise LoraSuiteError("a LoRA A has no B, or a B no A", where=path, do="fetch the adapter again")
+    A, B = (next((used[name] for name in (f"lora_{end}.weight", f"lora_{end}") if name in used), None) for end in "AB")
     stored = next((used[name] for name in TRAINED_BIAS if name in used), None)
     bias = None if stored is None else _bias_change(stored, old, arch, place)
     if A is None or B is None:
@@ -64,27 +61,45 @@ def factors(
     A = A.float() * used["lora_E"].float() if "lora_E" in used else A.float()
     if "lora_B.bias" in used:
         bias = used["lora_B.bias"].float() * scale
-    return LowRank(A, B.float() * scale, bias)
+    return LowRank(*bounded(A, B.float() * scale, where=path), bias)
 
 
 def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:
     """Return what training changed a module's own bias by (``bias="all"`` or ``"lora_only"``)."""
     if old is None:
         raise needs_old("the adapter stores trained biases")
+    if not place[1].bias:
+        raise LoraSuiteError(
+            f"the adapter stores a trained bias, and {arch.family} has none there",
+            where=f"layer {place[0]}, {place[1].path}", do="name the backbone that it was trained on",
+        )  # fmt: skip
     return stored.float() - old.tensor(f"{arch.layer_path}.{place[0]}.{place[1].path}.bias")
 
 
-def check_shapes(update: LowRank, arch: Architecture, layer: int, site: Site, where: str) -> None:
-    """Refuse an update that does not fit its module."""
-    wanted = (sum(arch.shape(part)[0] for part in site.parts), arch.shape(site.parts[0])[1])
-    if update.shape != wanted or update.A.shape[0] != update.B.shape[1] or layer >= arch.layers:
-        raise LoraSuiteError(
-            "the adapter does not fit the old backbone",
-            where=f"{where}, layer {layer}, {site.path}",
-            got=f"an update of {update.shape} in layer {layer}",
-            wanted=f"{wanted} in {arch.layers} layers",
-            do="name the backbone that it was trained on (--from, source_model=)",
-        )
+def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, layer: int, site: Site, where: str) -> None:
+    """Refuse tensors that are not all of their kind, or do not fit one another or their module."""
+    place, needed = f"{where}, layer {layer}, {site.path}", [end for end in OWN[kind] if end not in OPTIONAL]
+    missing = [end for end in needed if end not in used]
+    if missing and len(missing) < len(needed):
+        raise LoraSuiteError(f"a {kind} lacks a tensor", where=place, wanted=missing[0], do="fetch the adapter again")
+    do = "name the backbone that it was trained on (--from, source_model=)"
+    if layer >= arch.layers:
+        got, wanted = f"layer {layer}", f"{arch.layers} layers"
+        raise LoraSuiteError("the adapter does not fit the old backbone", where=place, got=got, wanted=wanted, do=do)
+    out, in_ = sum(arch.shape(part)[0] for part in site.parts), arch.shape(site.parts[0])[1]
+    first = used.get(needed[0])
+    rank = len(first) if first is not None and first.ndim else 0
+    if first is not None and first.ndim == 2 and not rank and kind != "adalora":
+        raise LoraSuiteError("the rank of an update is zero", where=place, do="fetch the adapter again")
+    shapes = {"lora_A": (rank, in_), "lora_B": (out, rank), "lora_E": (rank, 1)}
+    for end, tensor in used.items():
+        wanted = shapes.get(end.removesuffix(".weight"), (out,))
+        if tuple(tensor.shape) != wanted:
+            what = "the adapter does not fit the old backbone"
+            if wanted == (out, rank) and tensor.shape[:-1] == wanted[:1]:
+                what, do = "the ranks of an update's A and B differ", "fetch the adapter again"
+            got, wanted = f"{end} of {tuple(tensor.shape)}", f"(rank, {in_})" if end == needed[0] else wanted
+            raise LoraSuiteError(what, where=place, got=got, wanted=wanted, do=do)
 
 
 def per_part(update: LowRank, site: Site, arch: Architecture) -> dict[str, LowRank]:

@@ -94,9 +94,12 @@ def architecture(config: Any) -> Architecture:
     converter = _converter(model_type)
     try:
         return converter(config)
-    except AttributeError as error:
+    except LoraSuiteError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = "lacks what its family needs" if isinstance(error, AttributeError) else "holds what its family cannot be"
         raise LoraSuiteError(
-            f"the config lacks what its family needs: {error}", where=model_type, do="check the backbone's config.json"
+            f"the config {what}: {error}", where=model_type, do="check the backbone's config.json"
         ) from error
 
 

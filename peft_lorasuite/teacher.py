@@ -8,6 +8,7 @@ old model sure, its own probabilities are asked for; see `teach`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +199,10 @@ def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, 
         The shifts, (positions, D), and the mean divergence that is left, in nats.
     """
     part, h = head.on(teacher.ids), states.float()
-    weight = ridge / (2 * float((h**2).sum(dim=-1).mean()))
+    length = float((h**2).sum(dim=-1).mean())
+    if not length > 0:
+        raise LoraSuiteError("the new backbone's states are all zero or not finite", do="fetch the new backbone again")
+    weight = ridge / (2 * length)
     shift = torch.zeros_like(h, requires_grad=True)
     solver = torch.optim.LBFGS([shift], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
@@ -215,4 +219,7 @@ def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, 
     with torch.enable_grad():
         solver.step(objective)
     with torch.no_grad():
-        return shift.detach(), float(divergence()) / max(len(h), 1)
+        left = float(divergence()) / max(len(h), 1)
+    if not math.isfinite(left):
+        raise LoraSuiteError("a backbone's final norm or head gives no finite logits", do="fetch the backbones again")
+    return shift.detach(), left

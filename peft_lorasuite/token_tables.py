@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .lowrank import LowRank
+from .lowrank import LowRank, bounded
 from .spec import Architecture
 from .transfer import Basis
 from .vocabulary import shared_tokens
+
+EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
+DELTA = "token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,34 +51,70 @@ def table_of(module: str, arch: Architecture) -> str | None:
 
 
 def read_table(
-    table: str, tensors: Mapping[str, Tensor], owned: Mapping[str, str], config: Mapping[str, Any], scale: float,
-    old: Backbone | None,
+    table: str, used: Mapping[str, Tensor], names: tuple[str, ...], config: Mapping[str, Any],
+    scaling: Callable[[int], float], arch: Architecture, old: Backbone | None, *, where: str,
 ) -> TableUpdate:  # fmt: skip
-    """Read one table's update, whichever of its forms the adapter has."""
-    found = {ending: tensors[name].float() for ending, name in owned.items()}
-    names = tuple(owned.values())
-    if "lora_embedding_A" in found:
-        A, B = found["lora_embedding_A"], found["lora_embedding_B"]
-        return TableUpdate("lora", torch.arange(A.shape[1]), A.T * scale, B.T, names)
-    if "lora_A.weight" in found:
-        A, B = found["lora_A.weight"], found["lora_B.weight"]
-        return TableUpdate("lora", torch.arange(len(B)), B * scale, A, names)
+    """Read one table's update, whichever of its forms the adapter has; ``scaling`` gives it for a rank."""
+    module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
+    chosen = _chosen(config.get("trainable_token_indices"), module) if DELTA in used else []
+    found = {end: tensor.float() for end, tensor in used.items()}
+    form = _checked(found, arch.hidden, len(chosen), where)
+    if form == "lora":
+        embedding = "lora_embedding_A" in found
+        A, B = (found[name] for name in (EMBEDDING if embedding else LINEAR))
+        rows, shared = bounded((A.T if embedding else B) * scaling(len(A)), B.T if embedding else A, where=where)
+        return TableUpdate("lora", torch.arange(len(rows)), rows, shared, names)
     if old is None:
         raise needs_old(f"the update of the {table} is stored as new values")
-    arch = old.arch
     weight = old.tensor(f"{arch.embedding if table == 'embedding' or arch.tied else arch.head}.weight")
-    if "weight" in found:
-        delta, form, ids = found["weight"].clone(), "full", torch.arange(len(found["weight"]))
+    if form == "full":
+        delta, ids = found["weight"].clone(), torch.arange(len(found["weight"]))
         count = min(len(weight), len(delta))  # rows beyond the backbone's are tokens that were added to it
         delta[:count] -= weight[:count]
     else:
-        chosen = config["trainable_token_indices"]
-        name = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
-        chosen = chosen if isinstance(chosen, list) else next(v for k, v in chosen.items() if k.endswith(name))
-        ids, form = torch.tensor(sorted(chosen)), "tokens"
-        stored = found["token_adapter.trainable_tokens_delta"][torch.tensor(chosen).argsort()]
-        delta = stored - weight[ids]
+        if not all(type(token) is int and 0 <= token < len(weight) for token in chosen):
+            raise _no_tokens(where, repr(chosen)[:80], f"different numbers from 0 to {len(weight) - 1}")
+        ids = torch.tensor(sorted(chosen))
+        delta = found[DELTA][torch.tensor(chosen).argsort()] - weight[ids]
+    bounded(delta, where=where)
     return TableUpdate(form, ids, delta, torch.eye(delta.shape[1]), names)
+
+
+def _checked(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
+    """Return the form that a table's tensors are in, after looking at their names and shapes; -1 is any number."""
+    rank = next((len(found[end]) for end in (EMBEDDING[0], LINEAR[0]) if end in found and found[end].ndim), 0)
+    forms = (
+        ("lora", dict(zip(EMBEDDING, ((rank, -1), (hidden, rank)), strict=True))),
+        ("lora", dict(zip(LINEAR, ((rank, hidden), (-1, rank)), strict=True))),
+        ("full", {"weight": (-1, hidden)}), ("tokens", {DELTA: (count, hidden)}),
+    )  # fmt: skip
+    form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(found)), ("", {}))
+    for end in sorted({*wanted, *found}):
+        got, shape = tuple(found[end].shape) if end in found else None, wanted.get(end)
+        fits = got and shape and len(got) == len(shape) and all(w in (-1, g) for g, w in zip(got, shape, strict=True))
+        if not fits or not all(got or ()):
+            raise LoraSuiteError(
+                "a token table's update does not fit the old backbone", where=f"{where}, {end}", got=got or "none",
+                wanted=str(shape).replace("-1", "any") if shape else "none",
+                do="fetch the adapter again, or name the backbone that it was trained on (--from, source_model=)",
+            )  # fmt: skip
+    return form
+
+
+def _chosen(indices: Any, module: str) -> list[int]:
+    """Return which tokens of a table were trained; the config names them for every table, or by table."""
+    if isinstance(indices, dict):
+        indices = next((values for name, values in indices.items() if name.endswith(module)), None)
+    if not isinstance(indices, list) or len({repr(token) for token in indices}) < max(len(indices), 1):
+        raise _no_tokens(module, repr(indices)[:80], "a list of different numbers")
+    return indices
+
+
+def _no_tokens(where: str, got: str, wanted: str) -> LoraSuiteError:
+    return LoraSuiteError(
+        "trainable_token_indices does not name the trained tokens", where=where, got=got, wanted=wanted,
+        do="mend the adapter's config, or fetch it again",
+    )  # fmt: skip
 
 
 def needs_old(why: str) -> LoraSuiteError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +14,7 @@ from .errors import LoraSuiteError
 from .source import Source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
 READ = ("LORA", "ADALORA")
 """Kinds whose factors are read; every other kind that changes weights goes through a LoRA on the old backbone."""
 PROMPTS = (
@@ -32,9 +35,20 @@ ENDINGS = (
 )  # fmt: skip
 """Ends of tensor names after the module's path, a longer one before its own end."""
 TRAINED_BIAS = ("base_layer.bias", "bias")
+_LINEAR = ("lora_A.weight", "lora_B.weight", "lora_B.bias", *TRAINED_BIAS)
+OWN = {
+    "lora": _LINEAR,
+    "dora": (*_LINEAR, "lora_magnitude_vector"),
+    "adalora": ("lora_A", "lora_B", "lora_E", *TRAINED_BIAS),
+}
+"""Kind -> ends of the tensors that it has in a linear module."""
+OPTIONAL = ("lora_B.bias", *TRAINED_BIAS)
+"""Those of them that may be absent; where one of the others is, all are."""
+TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 BESIDE = {
     "base_layer.weight": "a copy of the backbone's own table, which PEFT saves beside its update",
     **dict.fromkeys(TRAINED_BIAS, "the head's bias: only its weight is carried"),
+    "lora_B.bias": "a token table's bias: only its weight is carried",
 }
 """What may be stored beside a token table's update, and why it is not carried."""
 OTHER_FORMULAS = (
@@ -55,12 +69,23 @@ class Inside(Source):
         return super().fetch(f"{self.subfolder}/{filename}")
 
 
-def select(source: Source, adapter_name: str | None) -> Source:
+def select(source: Source, adapter_name: str | None, *, names_result: bool = False) -> Source:
     """Return the place of one adapter: the folder itself, or a sub-folder of that name if it holds several.
 
     PEFT saves every adapter but the one called ``default`` to a sub-folder.
+
+    Args:
+        source: The folder or repository.
+        adapter_name: Which adapter.
+        names_result: The name is also what the result is called: a place that holds a single adapter may have any.
     """
     if source.fetch(CONFIG) is not None:
+        own = (None, "default", source.name.rstrip("/").rpartition("/")[2])
+        if adapter_name not in own and not names_result and adapter_name not in _named_inside(source):
+            raise LoraSuiteError(
+                "the place holds a single adapter, which has no name", where=source.name, got=adapter_name,
+                do="leave adapter_name out",
+            )  # fmt: skip
         return source
     inside = _named_inside(source)
     if not inside:
@@ -84,6 +109,7 @@ def _named_inside(source: Source) -> set[str]:
 
 def check(config: Mapping[str, Any], where: str) -> None:
     """Refuse an adapter that has no weights to carry, or whose weights belong to a changed backbone."""
+    _check_names(config, where)
     kind, init = config["peft_type"], config.get("init_lora_weights")
     if kind in PROMPTS:
         raise LoraSuiteError(
@@ -104,13 +130,53 @@ def check(config: Mapping[str, Any], where: str) -> None:
                 f"adapters with {option} are not carried", where=where, got=config[option],
                 do="train it again without that option",
             )  # fmt: skip
-    scalings = {"lora_alpha": config.get("lora_alpha", 1), "init_r": config.get("init_r", 1)}
-    for name, value in {**scalings, **(config.get("alpha_pattern") or {})}.items():
-        if not isinstance(value, (int, float)):
+    _check_scalings(config, where)
+
+
+def _check_names(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a kind or task that PEFT does not know."""
+    kinds = [*READ, *PROMPTS]
+    if config["peft_type"] not in kinds:
+        from peft import PeftType  # importing PEFT takes longer than an upgrade
+
+        kinds = [kind.value for kind in PeftType]
+    for option, known in (("peft_type", kinds), ("task_type", [None, *TASKS])):
+        if config.get(option) not in known:
             raise LoraSuiteError(
-                "a scaling in the adapter's config is no number", where=f"{where}, {name}", got=repr(value),
-                wanted="a number", do="mend the config, or fetch the adapter again",
+                f"PEFT knows no such {option}", where=f"{where}/{CONFIG}", got=repr(config[option]),
+                wanted=" or ".join(sorted(filter(None, known))), do="mend the config, or fetch the adapter again",
             )  # fmt: skip
+
+
+def _check_scalings(config: Mapping[str, Any], where: str) -> None:
+    patterns = config.get("alpha_pattern") or {}
+    faults = [] if isinstance(patterns, dict) else [("alpha_pattern", patterns, "a number by module")]
+    scalings = {"lora_alpha": config.get("lora_alpha", 1), **(patterns if not faults else {})}
+    faults += [(name, value, "a number") for name, value in scalings.items() if not _is_number(value)]
+    if config["peft_type"] == "ADALORA":
+        own = {"lora_alpha": config.get("lora_alpha"), "init_r": config.get("init_r")}
+        faults += [(name, value, "a number above zero") for name, value in own.items()
+                   if not _is_number(value) or value <= 0]  # fmt: skip
+    faults += [(name, name, "a name or a regular expression") for name in scalings if not _is_pattern(name)]
+    for name, value, wanted in faults:
+        raise LoraSuiteError(
+            "a scaling in the adapter's config is wrong", where=f"{where}, {name}", got=repr(value)[:80],
+            wanted=wanted, do="mend the config, or fetch the adapter again",
+        )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _is_pattern(name: str) -> bool:
+    try:
+        return bool(re.compile(name))
+    except re.error:
+        return False
 
 
 def kind_of(config: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ class Checkpoint:
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Read some rows of a matrix without reading the rest."""
         piece = self._file(self.shards[name]).get_slice(name)
+        _reaches(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
         return torch.stack([piece[number] for number in numbers])
 
     def spread(self, name: str, count: int) -> Tensor:
@@ -86,10 +87,17 @@ class ModelWeights:
         return iter(self._tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].detach().cpu()
+        tensor = self._tensors[name].detach()
+        if tensor.is_meta:
+            raise LoraSuiteError(
+                "the model's weights are not in memory", where=name, got="a tensor on the meta device",
+                do="load it without offloading, or name its folder or Hub id",
+            )  # fmt: skip
+        return tensor.cpu()
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
+        _reaches(len(self._tensors[name]), numbers, name)
         return self._tensors[name].detach()[numbers].cpu()  # a few rows leave the GPU, not the matrix
 
     def spread(self, name: str, count: int) -> Tensor:
@@ -100,6 +108,14 @@ class ModelWeights:
 def evenly(length: int, count: int) -> list[int]:
     """Return row numbers from the first to the last."""
     return torch.linspace(0, length - 1, count).long().tolist()
+
+
+def _reaches(rows: int, numbers: list[int], where: str) -> None:
+    if max(numbers) >= rows:
+        raise LoraSuiteError(
+            "a token table does not fit the config", where=where, got=f"{rows} rows",
+            wanted=f"at least {max(numbers) + 1}", do="fetch the backbone again",
+        )  # fmt: skip
 
 
 def open_safetensors(path: Path, *, where: str) -> Any:

@@ -1,0 +1,196 @@
+"""Adapters that are damaged or made by hand: refused in one sentence, never carried as something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import command_fixtures
+import peft
+import pytest
+import torch
+from command_fixtures import Pair, refused
+from pico import pico_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from peft_lorasuite import upgrade
+from peft_lorasuite.adapter import state_dict
+from peft_lorasuite.variants import TASKS
+
+pair = command_fixtures.pair
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Tensors = dict[str, Tensor]
+
+
+def adapter(folder: Path, pair: Pair, change: Callable[[Tensors], object] = len, **values: Any) -> Path:
+    """Copy the pair's adapter with its tensors and config changed."""
+    folder.mkdir()
+    tensors = load_file(pair.adapter / WEIGHTS)
+    change(tensors)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    config = json.loads((pair.adapter / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | values))
+    return folder
+
+
+def call(pair: Pair, folder: Path, tmp_path: Path, *more: Any) -> list[Any]:
+    return ["upgrade", folder, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out", *more]
+
+
+def other_kind(folder: Path, pair: Pair, config: peft.PeftConfig) -> Path:
+    """Save an adapter of another kind on the pair's old backbone."""
+    model = peft.get_peft_model(pico_model("llama"), config)
+    config.base_model_name_or_path = str(pair.old)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_another_kind_that_lacks_tensors_is_refused(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT leaves its random initial values in their place."""
+    loha = peft.LoHaConfig(r=2, alpha=3, target_modules=["q_proj"], init_weights=False, task_type="CAUSAL_LM")
+    folder = other_kind(tmp_path / "loha", pair, loha)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if "hada_w1_a" not in name}, folder / WEIGHTS)
+    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert "the tensors are not those that LOHA has on the old backbone" in told
+    assert "wanted base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a.default and 2 more" in told
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "IA3", "LN_TUNING", "VERA"])
+def test_lora_tensors_under_the_name_of_another_kind_are_refused(
+    kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = adapter(tmp_path / "adapter", pair, peft_type=kind, feedforward_modules=[])
+    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert "PEFT cannot load the adapter" in told or f"the tensors are not those that {kind} has" in told
+    assert "name the backbone that it was trained on" in told
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+def test_a_kind_that_changes_no_linear_module_is_refused(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")
+    folder = other_kind(tmp_path / "norms", pair, config)
+    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert f"{folder}: the adapter changes no linear module" in told
+    assert "train a LoRA on the new backbone" in told
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+A, B = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+UNFIT, FACTS = "the adapter does not fit the old backbone", "layer 0, self_attn.q_proj: "
+TENSORS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
+    "A flat": (lambda t: t.update({A: t[A][0]}), {}, f"{UNFIT} (got lora_A.weight of (32,), wanted (rank, 32)"),
+    "A a number": (lambda t: t.update({A: t[A][0, 0]}), {}, f"{UNFIT} (got lora_A.weight of (), wanted (rank, 32)"),
+    "B turned": (lambda t: t.update({B: t[B].T}), {}, f"{UNFIT} (got lora_B.weight of (4, 32), wanted (32, 4)"),
+    "ranks": (lambda t: t.update({B: t[B][:, :3]}), {}, f"{FACTS}the ranks of an update's A and B differ"),
+    "rank zero": (lambda t: t.update({A: t[A][:0], B: t[B][:, :0]}), {}, f"{FACTS}the rank of an update is zero"),
+    "huge": (lambda t: t[A].fill_(3e38), {}, "the adapter's values are out of range (got 3e+38"),
+    "nothing": (lambda t: t.clear(), {}, f"{WEIGHTS}: the adapter holds no tensor"),
+    "no magnitude": (len, {"use_dora": True}, "a dora lacks a tensor (wanted lora_magnitude_vector)"),
+    "a bias": (
+        lambda t: t.update({f"{Q}.base_layer.bias": torch.ones(32)}), {"bias": "lora_only"},
+        f"{FACTS}the adapter stores a trained bias, and llama has none there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_that_are_no_update(kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, values, message = TENSORS[kind]
+    folder = adapter(tmp_path / "adapter", pair, change, **values)
+    assert message in refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--from", pair.old))
+
+
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    *(({"lora_alpha": value}, "lora_alpha: a scaling in the adapter's config is wrong")
+      for value in (None, "8", float("nan"), float("inf"), 10**400)),
+    *(({"alpha_pattern": value}, "a scaling in the adapter's config is wrong")
+      for value in (["q_proj"], "q", {"(": 4}, {"q_proj": "x"})),
+    ({"lora_alpha": 1e30}, "the adapter's values are out of range"),
+    ({"peft_type": "ADALORA"}, "init_r: a scaling in the adapter's config is wrong (got None"),
+    *(({"peft_type": value}, f"PEFT knows no such peft_type (got {value!r}, wanted ADALORA or ")
+      for value in ("FOO", "lora", 5, ["LORA"])),
+    *(({"task_type": value}, f"PEFT knows no such task_type (got {value!r}, wanted CAUSAL_LM or ")
+      for value in ("FOO", 7, ["CAUSAL_LM"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), CONFIGS)
+def test_a_config_that_says_nothing(
+    values: dict[str, Any], message: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = adapter(tmp_path / "adapter", pair, **values)
+    assert message in refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+
+
+def test_the_known_tasks_are_those_of_peft() -> None:
+    assert set(TASKS) == {task.value for task in peft.TaskType}
+
+
+EMBEDDING, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+DELTA = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"
+TABLES: list[tuple[dict[str, tuple[int, ...]], Any, str]] = [
+    ({f"{EMBEDDING}.lora_embedding_A": (4, 120)}, None, "lora_embedding_B: a token table's update does not fit"),
+    ({f"{EMBEDDING}.lora_embedding_A": (4, 120), f"{EMBEDDING}.lora_embedding_B": (33, 4)}, None, "wanted (32, 4)"),
+    ({f"{EMBEDDING}.lora_embedding_A": (4, 120), f"{EMBEDDING}.lora_embedding_B": (32, 5)}, None, "wanted (32, 4)"),
+    ({f"{EMBEDDING}.lora_embedding_A": (), f"{EMBEDDING}.lora_embedding_B": (32, 4)}, None, "embedding_A: a token"),
+    ({f"{HEAD}.lora_A.weight": (4, 32)}, None, "lora_B.weight: a token table's update does not fit"),
+    ({f"{HEAD}.lora_A.weight": (4, 29), f"{HEAD}.lora_B.weight": (120, 4)}, None, "got (4, 29), wanted (4, 32)"),
+    ({f"{HEAD}.lora_A.weight": (4, 32), f"{HEAD}.lora_B.weight": (120, 4), f"{HEAD}.weight": (120, 32)}, None, "none"),
+    ({f"{EMBEDDING}.weight": (120, 34)}, None, "got (120, 34), wanted (any, 32)"),
+    ({f"{EMBEDDING}.weight": (120,)}, None, "got (120,), wanted (any, 32)"),
+    *(({DELTA: (2, 32)}, indices, "trainable_token_indices does not name the trained tokens")
+      for indices in (None, {"lm_head": [5, 9]}, [5, 999], [5, -1], "59", ["a", "b"], [5, 5], [True, False], [])),
+    ({DELTA: (3, 32)}, [5, 9], "got (3, 32), wanted (2, 32)"),
+    ({DELTA: (2, 32)}, [5, 9, 11], "got (2, 32), wanted (3, 32)"),
+    ({DELTA: (2, 33)}, [5, 9], "got (2, 33), wanted (2, 32)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "indices", "message"), TABLES)
+def test_a_token_table_that_does_not_fit(
+    shapes: dict[str, tuple[int, ...]], indices: Any, message: str, pair: Pair, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    added = {name: torch.ones(shape) for name, shape in shapes.items()}
+    folder = adapter(tmp_path / "adapter", pair, lambda t: t.update(added), trainable_token_indices=indices)
+    assert message in refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--from", pair.old))
+
+
+STRANGERS = {
+    "another tower": (
+        lambda t: {n.replace("model.model.layers", "model.vision.layers"): v * 7 for n, v in t.items() if ".0." in n},
+        "its place in the backbone is that of base_model.model.model.layers.0.",
+    ),
+    "another name": (lambda t: {f"{Q}.lora_A": t[A] * 5}, "a lora has no such tensor"),
+    "a magnitude": (lambda t: {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "a lora has no such tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_tensor_whose_place_is_taken_is_told_and_changes_nothing(kind: str, pair: Pair, tmp_path: Path) -> None:
+    more, why = STRANGERS[kind]
+    folder = adapter(tmp_path / "adapter", pair)
+    wanted = state_dict(upgrade(folder, pair.map, method="copy").adapter)
+    tensors = load_file(folder / WEIGHTS)
+    added = more(tensors)
+    save_file(tensors | added, folder / WEIGHTS)
+    found = upgrade(folder, pair.map, method="copy")
+    for name, tensor in state_dict(found.adapter).items():
+        assert torch.equal(tensor, wanted[name]), name
+    assert found.report.coverage < 1.0
+    assert all(f"not carried: {why}" in found.report.tensors[name] for name in added)
+
+
+def test_a_single_adapter_has_no_name_to_be_chosen_by(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(tmp_path, capsys, *call(pair, pair.adapter, tmp_path, "--adapter-name", "nosuch"))
+    assert f"{pair.adapter}: the place holds a single adapter, which has no name (got nosuch)" in told

@@ -1,0 +1,147 @@
+"""Backbones that are damaged, or none: refused in one sentence, never filled up with random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import command_fixtures
+import peft
+import pytest
+import torch
+from command_fixtures import Pair, refused
+from pico import pico_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from peft_lorasuite import LoraSuiteError, PeftModel
+from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.identity import embedding_sample
+
+pair = command_fixtures.pair
+WEIGHTS, UP = "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+Tensors = dict[str, Tensor]
+
+
+def backbone(folder: Path, source: Path, change: Callable[[Tensors], object] = len, **values: Any) -> Path:
+    """Copy a backbone with its tensors and config changed."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    return folder
+
+
+def fill(name: str, value: float) -> Callable[[Tensors], object]:
+    return lambda tensors: [tensors[key].fill_(value) for key in tensors if name in key]
+
+
+LOADS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
+    "no head": (lambda t: t.pop("lm_head.weight"), {}, "the checkpoint lacks a tensor (wanted lm_head.weight)"),
+    "no projection": (lambda t: t.pop(UP), {}, f"the checkpoint lacks a tensor (wanted {UP})"),
+    "flat": (lambda t: t.update({UP: t[UP].flatten()}), {}, "a weight does not fit the config (got (2560,)"),
+    "sizes": (len, {"intermediate_size": 128}, "a weight does not fit the config (got (40, 64), wanted (40, 128)"),
+    "activation": (len, {"hidden_act": "foo"}, "the model cannot be loaded: KeyError 'foo'"),
+    "quantised": (len, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the model cannot be loaded: "),
+}
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_a_model_that_cannot_be_loaded_whole(kind: str, pair: Pair, tmp_path: Path) -> None:
+    change, values, message = LOADS[kind]
+    broken = Backbone.open(backbone(tmp_path / "new", pair.new, change, **values))
+    with pytest.raises(LoraSuiteError) as caught:
+        broken.load()
+    told = str(caught.value)
+    assert told.startswith(f"backbone {tmp_path / 'new'}")
+    assert f": {message}" in told
+    assert "\n" not in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "foo"}, {"device_map": "foo"}, {"device_map": "cuda:77"}])
+def test_a_dtype_or_device_that_is_none(settings: dict[str, Any], pair: Pair) -> None:
+    with pytest.raises(LoraSuiteError, match="the model cannot be loaded: "):
+        Backbone.open(pair.new).load(**settings)
+
+
+MAPS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
+    "a projection": (fill("layers.1.mlp.up", float("nan")), {}, f"{UP}: values are not finite"),
+    "the embedding": (fill("embed", float("inf")), {}, "embed_tokens.weight: values are not finite"),
+    "norms": (fill("input_layernorm", float("inf")), {}, "input_layernorm.weight: values are not finite"),
+    "more tokens": (len, {"vocab_size": 500}, "a token table does not fit the config (got 120 rows"),
+    "no base": (len, {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "the config "),
+    "no heads": (len, {"num_key_value_heads": 0}, "the model cannot be loaded: "),
+}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_values_that_no_map_can_be_made_of(
+    kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, values, message = MAPS[kind]
+    broken = backbone(tmp_path / "new", pair.new, change, **values)
+    call = ["map", pair.old, broken, "-o", tmp_path / "place" / "out", "--calibration", pair.text, "--tokens", 256]
+    assert message in refused(tmp_path, capsys, *call)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lm_head", float("nan")), ("model.norm", float("nan")), ("down_proj", float("nan"))],
+)
+def test_values_that_nothing_can_be_transplanted_to(
+    name: str, value: float, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The map reads neither head nor final norm; the method does."""
+    broken = backbone(tmp_path / "new", pair.new, fill(name, value))
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([f"the red cat and the {word} dog" for word in command_fixtures.WORDS] * 4))
+    call = ["upgrade", pair.adapter, "--to", broken, "--map", pair.map, "-o", tmp_path / "place" / "out"]
+    options = ["--method", "transplant", "--prompts", prompts, "--set", "prompts=16", "--set", "length=8"]
+    told = refused(tmp_path, capsys, *call, *options)
+    assert "no finite logits" in told or "all zero or not finite" in told
+
+
+def adapted() -> Any:
+    return peft.get_peft_model(pico_model("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+
+
+IN_MEMORY: dict[str, tuple[Callable[[], Any], str]] = {
+    "a PEFT model": (adapted, "the model carries an adapter already"),
+    "its insides": (lambda: adapted().get_base_model(), "the model carries an adapter already"),
+    "no head": (lambda: pico_model("llama").model, "no causal language model"),
+    "one layer": (lambda: torch.nn.Linear(3, 4), "no causal language model"),
+    "no model": (lambda: 5, "no backbone"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_a_model_in_memory_that_is_no_backbone(kind: str) -> None:
+    make, message = IN_MEMORY[kind]
+    with pytest.raises(LoraSuiteError, match=message):
+        Backbone.open(make())
+
+
+def test_a_model_on_the_meta_device_has_no_values() -> None:
+    empty = Backbone.open(pico_model("llama").to("meta"))
+    with pytest.raises(LoraSuiteError, match="the model's weights are not in memory"):
+        empty.part(0, "q")
+
+
+def test_a_table_in_memory_that_is_shorter_than_its_config() -> None:
+    model = pico_model("llama")
+    model.config.vocab_size = 500
+    with pytest.raises(LoraSuiteError, match=r"a token table does not fit the config \(got 120 rows"):
+        embedding_sample(Backbone.open(model))
+
+
+def test_an_upgrade_is_not_put_on_a_model_that_carries_an_adapter(pair: Pair) -> None:
+    """PEFT would have put it beside the model's own and used neither as it was meant."""
+    for settings in ({"model": adapted(), "upgrade_map": pair.map}, {"model": pair.new, "source_model": adapted()}):
+        with pytest.raises(LoraSuiteError, match="the model carries an adapter already"):
+            PeftModel.from_upgraded(**settings, model_id=pair.adapter)
