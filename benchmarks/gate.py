@@ -11,6 +11,7 @@ held when it recovers at least half of what retraining on that new backbone gain
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -106,30 +107,46 @@ def adapters(scratch: Path) -> Callable[[str, str], Path]:
     return made
 
 
-def measure(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> dict[str, Any]:
-    """Build the point, ask the gate, upgrade by every method, and retrain."""
+def built(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> DemoPair:
+    """Build the point's backbones."""
     generator = torch.Generator().manual_seed(point.seed)
     new = pairs.save(point.change(pairs.demo(point.side), generator), point.side, scratch / point.file)
     train, test, prompts = TASKS[point.task]()
     pair = DemoPair(DATA / point.old, new, adapter(point.old, point.task), dev=point.dev, train=train, test=test)
     pair.prompts = prompts
+    return pair
+
+
+def measure(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> dict[str, Any]:
+    """Build the point, ask the gate, upgrade by every method, and retrain."""
+    pair = built(point, scratch, adapter)
     picked = choice.pick(pair.map, can_run=True).method
     row: dict[str, Any] = {
         "point": point.name, "development": point.dev, "scores": asdict(choice.scores(pair.map)), "auto": picked,
         "old_adapted": pair.score(pair.adapted(), old=True)["nll"],
         "base": pair.score(pair.new.load(dtype="float32"))["nll"],
         "full": pair.score(pair.full(**EPOCHS.get(point.task, {})).model)["nll"],
-        "methods": {},
     }  # fmt: skip
-    for method in METHODS:
-        made = pair.upgraded(method)
-        found = pair.score(made.model)
-        share = gap(found, {"nll": row["base"]}, {"nll": row["full"]})
-        row["methods"][method] = {
-            "nll": found["nll"], "accuracy": found["accuracy"], "gap_recovered": share and round(share, 4),
-            "fitted": {method: made.report.get(method, {})},
-        }  # fmt: skip
-    return row
+    return row | {"methods": {method: upgraded(pair, row, method) for method in METHODS}}
+
+
+def upgraded(pair: DemoPair, row: dict[str, Any], method: str) -> dict[str, Any]:
+    """Upgrade by a method, and score."""
+    made = pair.upgraded(method)
+    found = pair.score(made.model)
+    share = gap(found, {"nll": row["base"]}, {"nll": row["full"]})
+    return {
+        "nll": found["nll"], "accuracy": found["accuracy"], "gap_recovered": share and round(share, 4),
+        "fitted": {method: made.report.get(method, {})},
+    }  # fmt: skip
+
+
+def measure_again(point: Point, scratch: Path, adapter: Callable[[str, str], Path], out: Path, method: str) -> None:
+    """Measure one method of a point anew; base and retraining stay."""
+    path = out / f"{point.file}.json"
+    row = json.loads(path.read_text(encoding="utf-8"))
+    row["methods"][method] = upgraded(built(point, scratch, adapter), row, method)
+    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
 def told(row: dict[str, Any], method: str) -> tuple[choice.Prediction, choice.Prediction]:
@@ -192,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gate")
     parser.add_argument("--table", action="store_true", help="measure nothing: table and figure of the rows there are")
+    parser.add_argument("--again", choices=METHODS, help="measure this method anew where a point is there")
     parser.add_argument("--real", nargs="*", type=Path, default=[], help="folders of gap.py's rows")
     args = parser.parse_args()
     quiet()
@@ -200,6 +218,8 @@ def main() -> None:
         adapter = adapters(Path(scratch))
         chosen = [point for point in POINTS if not args.table or (args.out / f"{point.file}.json").is_file()]
         for point in chosen:
+            if args.again and (args.out / f"{point.file}.json").is_file():
+                measure_again(point, Path(scratch), adapter, args.out, args.again)
             rows.append(stage(args.out, point.file, partial(measure, point, Path(scratch), adapter)))
     text = table(rows, real_points(args.real))
     (args.out / "gate.md").write_text(text + "\n", encoding="utf-8")
