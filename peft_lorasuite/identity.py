@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,8 +132,17 @@ def tokenizer_files(backbone: Backbone) -> str | None:
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         path = source.fetch(name) if source.has(name) else None
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path else b"-")
+        digest.update(hashlib.sha256(_content(path)).digest() if path else b"-")
     return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LoraSuiteError(
+            f"the file cannot be read: {error.strerror}", where=path, do="check the rights to it"
+        ) from error
 
 
 def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
