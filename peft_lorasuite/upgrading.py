@@ -21,7 +21,7 @@ from .adapter import Adapter, Key, join_sites
 from .backbone import Backbone
 from .differences import differences
 from .errors import LoraSuiteError, context
-from .folder import whole_folder
+from .folder import check_apart, whole_folder
 from .identity import check_same, public_name
 from .layout import split
 from .lowrank import LowRank
@@ -93,6 +93,7 @@ class Upgraded:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a plain PEFT folder with the report, whole or not at all."""
+        check_apart(folder, (self.base, self.source and self.source.folder))
         with whole_folder(folder, overwrite=overwrite) as part:
             self.write(part)
         return Path(folder)
