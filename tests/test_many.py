@@ -72,6 +72,18 @@ def test_a_dora_in_the_list_gets_both_backbones(mixed: Path, made: Path, tmp_pat
     assert json.loads((tmp_path / "out" / "dora" / "adapter_config.json").read_text())["use_dora"]
 
 
+@pytest.mark.parametrize("to", ["absent", "old"])
+def test_the_new_backbone_is_the_maps(to: str, mixed: Path, made: Path, tmp_path: Path, capsys) -> None:
+    """Also where no adapter and no method reads it."""
+    mixed.write_text(f"{tmp_path / 'plain'}\n")
+    program = runpy.run_path(str(COLLECTION))["main"]
+    words = ["--list", mixed, "--from", made / "old", "--to", made / to, "--map", made / "map", "-o", tmp_path / "out"]
+    assert program([str(word) for word in (*words, "--method", "lorasuite")]) == 1
+    told = {"absent": "there is no such backbone", "old": "the upgrade map was built for another new backbone"}
+    assert told[to] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_results_under_one_repository_name_are_refused(made: Path, tmp_path: Path, capsys) -> None:
     places = [tmp_path / owner / "lora" for owner in ("alice", "bob")]
     for place in places:
