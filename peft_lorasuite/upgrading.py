@@ -51,7 +51,8 @@ class Report:
         tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
         facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
             ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            and the method's own fit let expect.
+            and the method's own fit let expect; under ``named_base``, that the adapter names
+            another backbone than the map's.
         revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
     """
 
@@ -154,7 +155,7 @@ def upgrade(
         source = adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, token, cache_dir)
         adapter = adapter_files.read(select(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
     adapter = kinds.prepared(adapter, as_, old, rank)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = _other_base(adapter, upgrade_map)
     if method == "auto":
         picked = choice.pick(upgrade_map, can_run=old is not None and new is not None)
         method, told["auto"] = picked.method, picked.why
@@ -183,6 +184,23 @@ def upgrade(
     )
     home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
     return Upgraded(result, report, *home, adapter.source)
+
+
+def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
+    """Say where the adapter's config names another backbone than the map's old one.
+
+    No more than that: a folder may be a copy of a repository. Where one side is a folder the last names are compared.
+    """
+    named = adapter.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return {}
+    names = [public_name(text.partition("@")[0]) for text in (named, upgrade_map.old.name)]
+    compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
+    if compared[0] == compared[1]:
+        return {}
+    told = f"the adapter's config names the backbone {names[0]}, and the map was built for {names[1]}"
+    log.warning("%s: do make sure that they are the same", told)
+    return {"named_base": told}
 
 
 def _check_rank(rank: int | None, arch: Architecture) -> None:
