@@ -23,6 +23,9 @@ from .weights import Checkpoint, ModelWeights
 
 log = logging.getLogger(__name__)
 
+NAMELESS = "a model in memory"
+"""Name of a loaded model that does not say where it came from: no Hub id."""
+
 
 class Backbone:
     """A base model in a folder, on the Hub, or in memory.
@@ -65,7 +68,7 @@ class Backbone:
         model = None if isinstance(name_or_model, str) or hasattr(name_or_model, "__fspath__") else name_or_model
         if model is not None and not isinstance(model, torch.nn.Module):
             raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")
-        name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or "model")
+        name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or NAMELESS)
         if model is None and not revision:
             name, revision = name_and_revision(name)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
@@ -127,6 +130,11 @@ class Backbone:
         """The fast tokenizer."""
         from transformers import AutoTokenizer
 
+        if self.in_memory and self.name == NAMELESS:
+            raise LoraSuiteError(
+                "the model does not say where its tokenizer is", where=repr(self), wanted="a folder or Hub id",
+                do="set model.config._name_or_path to where it was loaded from",
+            )  # fmt: skip
         config = self.config if self.arch.runs_as else None  # transformers would look for the unknown type's code
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())

@@ -7,9 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from pico import pico_config
+from pico import pico_config, pico_model, pico_tokenizer
 
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.backbone import NAMELESS, Backbone
 from peft_lorasuite.calls import open_backbone
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.source import name_and_revision
@@ -57,3 +57,15 @@ def test_a_result_is_named_after_the_folder_with_an_at_in_its_path(tmp_path: Pat
     (tmp_path / "me@work" / "lora").mkdir(parents=True)
     assert program["repo"](str(tmp_path / "me@work" / "lora"), args) == "me/lora-new"
     assert program["repo"]("alice/lora@v2", args) == "me/lora-new"
+
+
+@pytest.mark.parametrize("name", ["model", NAMELESS])
+def test_a_loaded_model_without_a_name_takes_no_folder_for_its_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pico_tokenizer(["red"]).save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    opened = Backbone.open(pico_model("llama"))
+    assert opened.name == NAMELESS
+    with pytest.raises(LoraSuiteError, match="the model does not say where its tokenizer is"):
+        _ = opened.tokenizer
