@@ -73,7 +73,7 @@ def identify(backbone: Backbone) -> Identity:
     """Read a backbone's identity; the weights themselves are read only as far as the sample goes."""
     return Identity(
         backbone.name,
-        backbone.source.revision if backbone.source.folder is not None else backbone.source.commit,
+        backbone.source.commit,
         backbone.arch,
         tokenizer_hash(backbone.tokenizer),
         embedding_sample(backbone),

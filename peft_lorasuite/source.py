@@ -194,6 +194,8 @@ def name_and_revision(text: str | Path) -> tuple[str, str | None]:
     name, _, revision = text.partition("@")
     if not name or not revision:
         raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
+    if is_folder(name):
+        raise LoraSuiteError("a folder has no revisions", where=text, got=revision, do="leave it out")
     return name, revision
 
 

@@ -182,7 +182,9 @@ def upgrade(
         facts={**told, **draft.facts, **facts, "differences": differences(upgrade_map.old.arch, upgrade_map.new.arch)},
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
-    home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
+    home = (upgrade_map.new.name, upgrade_map.new.revision)
+    if new is not None:
+        home = (new.name, None if new.source.folder else new.source.revision)
     return Upgraded(result, report, *home, adapter.source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from command_fixtures import Pair, refused
 
 from peft_lorasuite import LoraSuiteError, upgrade
+from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.folder import check_free, whole_folder
+from peft_lorasuite.identity import identify
 
 pair = command_fixtures.pair
 LONG = "n" * 300
@@ -100,6 +103,21 @@ def test_a_name_that_is_too_long_is_told(words: list[str], mine: Path, tmp_path:
     told = refused(tmp_path, capsys, *(word.format(mine) for word in words))
     assert "the name cannot be looked up: File name too long; check the name" in told
     assert len(told) < 400
+
+
+@pytest.mark.parametrize("role", ["adapter", "new"])
+def test_a_folder_has_no_revisions(role: str, mine: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(mine)
+    names = {"adapter": "adapter", "new": "new"} | {role: f"{role}@main"}
+    told = refused(tmp_path, capsys, "upgrade", names["adapter"], "--to", names["new"], "-o", mine / "out")
+    assert "a folder has no revisions (got main); leave it out" in told
+
+
+def test_a_revision_of_a_folder_is_not_written(pair: Pair, tmp_path: Path) -> None:
+    new = Backbone.open(pair.new, revision="v9")
+    upgrade(pair.adapter, pair.map, new=new, method="lorasuite").save(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["revision"] is None
+    assert identify(new).revision is None
 
 
 def test_a_base_of_a_config_that_is_no_name(mine: Path, tmp_path: Path, pair: Pair, capsys) -> None:
