@@ -27,6 +27,7 @@ from peft_lorasuite.identity import check_same
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
+from peft_lorasuite.places import is_file
 from peft_lorasuite.progress import bars
 from peft_lorasuite.remote import check_id
 from peft_lorasuite.source import Source, name_and_revision
@@ -102,9 +103,13 @@ def run(args: argparse.Namespace) -> int:
 
 def read_list(path: Path) -> list[str]:
     """Read the names of a list."""
-    if not path.is_file():
+    if not is_file(path):
         raise LoraSuiteError("there is no such list", where=path, wanted="a text file with a name a line")
-    lines = (text.partition("#")[0].strip() for text in path.read_text(encoding="utf-8").splitlines())
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoraSuiteError(f"the list cannot be read: {error}", where=path, wanted="text in UTF-8") from error
+    lines = (text.partition("#")[0].strip() for text in whole.splitlines())
     return [text for text in lines if text]
 
 

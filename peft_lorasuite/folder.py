@@ -28,12 +28,7 @@ def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[
         inputs: What the work reads: a folder that is one of them, or holds one, is not written to.
     """
     path = Path(folder).expanduser()
-    if exists(path) and not is_folder(path):
-        raise LoraSuiteError("the output is a file", where=path, wanted="a folder", do="choose another name")
-    place = path.resolve()
-    above = next(one for one in (place, *place.parents) if exists(one))
-    if not is_folder(above):
-        raise LoraSuiteError("the output lies below a file", where=path, got=above, do="choose another name")
+    place = check_folder(path)
     check_apart(path, inputs)
     if Path.cwd().is_relative_to(place) or place.is_mount():
         raise LoraSuiteError(
@@ -47,6 +42,17 @@ def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[
             "the output folder is not empty", where=path, do="choose another, or allow it with --overwrite"
         )
     return path
+
+
+def check_folder(folder: Path) -> Path:
+    """Return where a folder is or can be made, links followed; refuse what is a file or lies below one."""
+    if exists(folder) and not is_folder(folder):
+        raise LoraSuiteError("the output is a file", where=folder, wanted="a folder", do="choose another name")
+    place = folder.resolve()
+    above = next(one for one in (place, *place.parents) if exists(one))
+    if not is_folder(above):
+        raise LoraSuiteError("the output lies below a file", where=folder, got=above, do="choose another name")
+    return place
 
 
 def check_apart(folder: str | Path, inputs: Iterable[object]) -> None:
