@@ -103,7 +103,9 @@ class Backbone:
         try:
             return AutoConfig.for_model(**values)
         except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
-            raise LoraSuiteError(f"the config cannot be read: {error}", where=f"{self.name}/config.json") from error
+            raise LoraSuiteError(
+                f"the config cannot be read: {error}", where=self.source.place_of("config.json")
+            ) from error
 
     def _config_values(self) -> dict[str, Any]:
         """Read config.json; a release that leaves its type to its own code names the model class at least."""
@@ -112,7 +114,7 @@ class Backbone:
         guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
         model_type = values.get("model_type") or guess
         if not isinstance(model_type, str) or not model_type:
-            raise LoraSuiteError("the config names no model_type", where=f"{self.name}/config.json")
+            raise LoraSuiteError("the config names no model_type", where=self.source.place_of("config.json"))
         return {**values, "model_type": model_type}
 
     @cached_property

@@ -67,7 +67,7 @@ def _row(path: Path) -> Gain:
         low, high = (float(value) for value in values["interval"])
         nll, seconds = (None if values.get(name) is None else float(values[name]) for name in ("nll", "seconds"))
         return Gain(str(values["row"]), float(values["accuracy"]), (low, high), int(values["items"]), nll, seconds)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, LoraSuiteError):
             raise
         raise LoraSuiteError(f"not a measured row ({error!r})", where=path) from error

@@ -133,6 +133,8 @@ def _adapter(
     if isinstance(upgrade_map, (str, Path)):
         upgrade_map = UpgradeMap.load(upgrade_map)
     pins = report.get("revisions") or {}
+    if not isinstance(pins, dict):
+        raise LoraSuiteError("the report's revisions are no such thing", where=REPORT, got=repr(pins))
     before = None
     if old_adapter is not None:
         place, revision = name_and_revision(old_adapter)

@@ -175,6 +175,10 @@ class Source:
         """Read a JSON object that must be there."""
         return read_json(self.need(filename, do=do), where=f"{self.name}/{filename}")
 
+    def place_of(self, filename: str) -> str:
+        """Name a file of it, for messages."""
+        return f"{self.name}/{filename}"
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the weight files as the Hub's metadata states them; empty for a folder or without a network."""
         files = self.listing.items()
