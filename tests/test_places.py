@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import command_fixtures
@@ -13,7 +17,7 @@ from command_fixtures import Pair, refused
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.folder import check_free, whole_folder
-from peft_lorasuite.identity import identify
+from peft_lorasuite.identity import identify, tokenizer_files
 
 pair = command_fixtures.pair
 LONG = "n" * 300
@@ -103,6 +107,37 @@ def test_a_name_that_is_too_long_is_told(words: list[str], mine: Path, tmp_path:
     told = refused(tmp_path, capsys, *(word.format(mine) for word in words))
     assert "the name cannot be looked up: File name too long; check the name" in told
     assert len(told) < 400
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Whoever runs the tests has no more rights than anybody inside; root may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+def test_what_there_is_no_right_to_read_says_so(pair: Pair) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        home.chmod(0o755)
+        shutil.copytree(pair.new, home / "new")
+        (home / "closed").mkdir(0o000)
+        for name in ("model.safetensors", "tokenizer.json"):
+            (home / "new" / name).chmod(0o000)
+        backbone = Backbone.open(home / "new")
+        with as_nobody():
+            with pytest.raises(LoraSuiteError, match=r"model\.safetensors: there is no right to read the file"):
+                list(backbone.weights)
+            with pytest.raises(LoraSuiteError, match=r"tokenizer\.json: the file cannot be read: Permission denied"):
+                tokenizer_files(backbone)
+            with pytest.raises(LoraSuiteError, match="the name cannot be looked up: Permission denied"):
+                check_free(home / "closed" / "out")
 
 
 @pytest.mark.parametrize("role", ["adapter", "new"])
