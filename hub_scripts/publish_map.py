@@ -23,13 +23,14 @@ from peft_lorasuite.hub import push_map
 from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.progress import bars
+from peft_lorasuite.remote import check_id
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return the exit code."""
     made = parser()
     args = made.parse_args(argv)
-    if (args.map is None) == (args.old is None or args.new is None) or (args.map and args.old):
+    if (args.map is None) == (args.old is None or args.new is None) or args.map == "" or (args.map and args.old):
         made.error("name OLD and NEW, or a map with --map")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO)
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Build or load the map, and push it."""
+    check_id(args.push)
     if args.map:
         upgrade_map = UpgradeMap.load(args.map)
     else:

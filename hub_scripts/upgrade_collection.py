@@ -23,9 +23,11 @@ from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
 from peft_lorasuite.adapter import reads_backbones
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import check_push
+from peft_lorasuite.identity import check_same
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.base import reads_old
+from peft_lorasuite.places import is_file
 from peft_lorasuite.progress import bars
 from peft_lorasuite.remote import check_id
 from peft_lorasuite.source import Source, name_and_revision
@@ -84,10 +86,11 @@ def run(args: argparse.Namespace) -> int:
         check_push(repo(chosen[0], args), name_and_revision(args.to)[0])
     new, before = Backbone.open(args.to), Backbone.open(old, revision=old_revision)
     upgrade_map = UpgradeMap.load(args.map) if args.map else map_for(before, new, progress=bars)
+    check_same(upgrade_map.new, new, "new")
     runs = reads_old(args.method, upgrade_map) or any(reads_backbones_of(name) for name in chosen)
     outcomes = upgrade_many(
         chosen, upgrade_map, args.output, method=args.method, rank=args.rank, old=before if runs else None,
-        new=new if runs else None, then=pusher(args) if args.push_to else None, progress=bars,
+        new=new, then=pusher(args) if args.push_to else None, progress=bars,
     )  # fmt: skip
     failed = [(outcome.adapter, outcome.error) for outcome in outcomes if outcome.status == "failed"]
     failed += [(plan.adapter, plan.problem) for plan in planned if plan.problem]
@@ -100,9 +103,13 @@ def run(args: argparse.Namespace) -> int:
 
 def read_list(path: Path) -> list[str]:
     """Read the names of a list."""
-    if not path.is_file():
+    if not is_file(path):
         raise LoraSuiteError("there is no such list", where=path, wanted="a text file with a name a line")
-    lines = (text.partition("#")[0].strip() for text in path.read_text(encoding="utf-8").splitlines())
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoraSuiteError(f"the list cannot be read: {error}", where=path, wanted="text in UTF-8") from error
+    lines = (text.partition("#")[0].strip() for text in whole.splitlines())
     return [text for text in lines if text]
 
 

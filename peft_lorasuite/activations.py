@@ -22,6 +22,7 @@ from .backbone import Backbone
 from .errors import LoraSuiteError
 from .heap import free_models, give_back
 from .offload import is_on_disk
+from .places import is_file
 from .processes import share, summed
 from .vocabulary import common_ends
 
@@ -83,7 +84,7 @@ def calibration_texts(source: Any = None) -> list[str]:
         return built_in_text()
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if not path.is_file():
+        if not is_file(path):
             raise LoraSuiteError("there is no such text file", where=path, do="name a text file for the calibration")
         try:
             texts = paragraphs(path.read_text(encoding="utf-8"))

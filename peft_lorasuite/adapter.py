@@ -84,6 +84,11 @@ def read_config(source: Source) -> dict[str, Any]:
         raise LoraSuiteError(
             "the config names no peft_type", where=f"{source.name}/{CONFIG}", do="is it a PEFT adapter?"
         )
+    if not isinstance(config.get("revision") or "", str):
+        raise LoraSuiteError(
+            "the revision of the base model is no text", where=f"{source.name}/{CONFIG}", got=repr(config["revision"]),
+            do="mend the config",
+        )  # fmt: skip
     return config
 
 

@@ -24,6 +24,9 @@ from .weights import Checkpoint, ModelWeights
 
 log = logging.getLogger(__name__)
 
+NAMELESS = "a model in memory"
+"""Name of a loaded model that does not say where it came from: no Hub id."""
+
 
 class Backbone:
     """A base model in a folder, on the Hub, or in memory.
@@ -66,7 +69,7 @@ class Backbone:
         model = None if isinstance(name_or_model, str) or hasattr(name_or_model, "__fspath__") else name_or_model
         if model is not None:
             checked(model)
-        name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or "model")
+        name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or NAMELESS)
         if model is None and not revision:
             name, revision = name_and_revision(name)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
@@ -102,7 +105,7 @@ class Backbone:
             return AutoConfig.for_model(**values)
         except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
             raise LoraSuiteError(
-                f"the config cannot be read: {brief(error)}", where=f"{self.name}/config.json"
+                f"the config cannot be read: {brief(error)}", where=self.source.place_of("config.json")
             ) from error
 
     def _config_values(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ class Backbone:
         guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
         model_type = values.get("model_type") or guess
         if not isinstance(model_type, str) or not model_type:
-            raise LoraSuiteError("the config names no model_type", where=f"{self.name}/config.json")
+            raise LoraSuiteError("the config names no model_type", where=self.source.place_of("config.json"))
         return {**values, "model_type": model_type}
 
     @cached_property
@@ -130,6 +133,11 @@ class Backbone:
         """The fast tokenizer."""
         from transformers import AutoTokenizer
 
+        if self.in_memory and self.name == NAMELESS:
+            raise LoraSuiteError(
+                "the model does not say where its tokenizer is", where=repr(self), wanted="a folder or Hub id",
+                do="set model.config._name_or_path to where it was loaded from",
+            )  # fmt: skip
         config = self.config if self.arch.runs_as else None  # transformers would look for the unknown type's code
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .errors import LoraSuiteError
+from .places import is_file
 
 if TYPE_CHECKING:
     from .scores import Evaluation
@@ -147,7 +148,7 @@ def evaluation_of(given: Any) -> Evaluation | None:
 
     if given is None or isinstance(given, Evaluation):
         return given
-    if not Path(given).is_file():
+    if not is_file(given):
         raise LoraSuiteError("there is no such evaluation", where=given, do="name the JSON that `evaluate` wrote")
     return Evaluation.load(given)
 

@@ -12,7 +12,7 @@ from typing import Any
 from .calls import Told, begin, open_backbone
 from .catalogue import families as known_families
 from .errors import LoraSuiteError
-from .folder import check_free
+from .folder import check_apart, check_free
 from .looking import chat, demo, evaluate, inspect
 from .processes import is_first, wait
 from .progress import Progress
@@ -44,7 +44,7 @@ def map(args: Namespace) -> Told:
     """Build and write a map, or say what that would cost."""
     progress = begin(args)
     if args.output is not None:
-        check_free(args.output, overwrite=args.overwrite)
+        check_free(args.output, overwrite=args.overwrite, inputs=(args.old, args.new, args.calibration))
     from .backbone import Backbone
     from .upgrade_map import MapOptions, UpgradeMap
 
@@ -97,7 +97,8 @@ def _check_section(method: str) -> None:
 def upgrade(args: Namespace) -> Told:
     """Carry an adapter over, fine-tune it if there are samples, write it, and push it if a repository is named."""
     progress = begin(args)
-    check_free(args.output, overwrite=args.overwrite)
+    given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
+    check_free(args.output, overwrite=args.overwrite, inputs=given)
     prompts, samples = _texts(args)
     if args.push:
         from .hub import check_push
@@ -107,7 +108,7 @@ def upgrade(args: Namespace) -> Told:
         raise LoraSuiteError(
             "there is nothing to push", got="--private, --create-pr or --base-model", do="name --push REPO_ID"
         )
-    from .adapter import old_backbone, reads_backbones
+    from .adapter import old_backbone, read_config, reads_backbones
     from .backbone import Backbone
     from .map_cache import map_for
     from .methods.base import reads_old
@@ -123,6 +124,8 @@ def upgrade(args: Namespace) -> Told:
     new = open_backbone(Backbone, args.new, args)
     check_rank(args.rank, new.arch)
     source = select(Source(name, "adapter", revision), args.adapter_name)
+    if not args.old:
+        check_apart(args.output, [read_config(source).get("base_model_name_or_path")])
     reads = reads_backbones(source)
     old_name, old_revision = name_and_revision(args.old) if args.old else (None, None)
     access = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype, "device_map": args.device_map}
@@ -194,7 +197,7 @@ def _pictures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
 def finetune(args: Namespace) -> Told:
     """Train an adapter on labelled samples."""
     progress = begin(args)
-    check_free(args.output, overwrite=args.overwrite)
+    check_free(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
     from .finetuning import finetune as train
     from .prompts import read_examples
 

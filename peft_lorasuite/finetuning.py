@@ -99,7 +99,7 @@ def finetune(
         samples, epochs, batch_size, learning_rate, warmup, cutoff, template, new_layers, seed, micro_batch_size
     )  # checked before anything is read
     if output is not None:
-        check_free(output, overwrite=overwrite)
+        check_free(output, overwrite=overwrite, inputs=(model, base, data))
     examples = read_examples(data)
     model = open_adapter(model, base, revision)
     tokenizer = open_tokenizer(model, tokenizer)

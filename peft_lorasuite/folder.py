@@ -6,28 +6,69 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from .errors import LoraSuiteError
+from .places import exists, is_folder
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What the system says of a handle that takes no more; it names no file then."""
 
 
-def check_free(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Return the folder to write to, or refuse: called before the work as well as before the writing."""
+def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> Path:
+    """Return the folder to write to, or refuse: called before the work as well as before the writing.
+
+    Args:
+        folder: Where to; a link stands for what it points to.
+        overwrite: Whether it may hold something.
+        inputs: What the work reads: a folder that is one of them, or holds one, is not written to.
+    """
     path = Path(folder).expanduser()
-    if path.exists() and not path.is_dir():
-        raise LoraSuiteError("the output is a file", where=path, wanted="a folder", do="choose another name")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    place = check_folder(path)
+    check_apart(path, inputs)
+    if Path.cwd().is_relative_to(place) or place.is_mount():
+        raise LoraSuiteError(
+            "the output is the working directory, holds it, or is a mount point, and cannot be replaced whole",
+            where=path, do="name a folder in it",
+        )  # fmt: skip
+    with writing(path):
+        filled = is_folder(place) and any(place.iterdir())
+    if filled and not overwrite:
         raise LoraSuiteError(
             "the output folder is not empty", where=path, do="choose another, or allow it with --overwrite"
         )
     return path
+
+
+def check_folder(folder: Path) -> Path:
+    """Return where a folder is or can be made, links followed; refuse what is a file or lies below one."""
+    if exists(folder) and not is_folder(folder):
+        raise LoraSuiteError("the output is a file", where=folder, wanted="a folder", do="choose another name")
+    place = folder.resolve()
+    above = next(one for one in (place, *place.parents) if exists(one))
+    if not is_folder(above):
+        raise LoraSuiteError("the output lies below a file", where=folder, got=above, do="choose another name")
+    return place
+
+
+def check_apart(folder: str | Path, inputs: Iterable[object]) -> None:
+    """Refuse an output that is an input's folder or holds it: replacing it would destroy the input.
+
+    Inputs that are no names (a loaded model, None) or lie on the Hub cannot be hit.
+    """
+    place = Path(folder).expanduser().resolve()
+    for name in inputs:
+        if not isinstance(name, (str, Path)) or not exists(name):
+            continue
+        if Path(name).expanduser().resolve().is_relative_to(place):
+            raise LoraSuiteError(
+                "the output is an input or holds one, which it would replace", where=folder, got=name,
+                wanted="a folder of its own", do="choose another name",
+            )  # fmt: skip
 
 
 @contextmanager
@@ -36,7 +77,7 @@ def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
 
     A killed process leaves at most a hidden ``.NAME.*.part`` folder beside the target, never a half-written target.
     """
-    target = check_free(folder, overwrite=overwrite)
+    target = check_free(folder, overwrite=overwrite).resolve()
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import LoraSuiteError
 from .identity import public_name
+from .places import is_folder
 from .scores import Evaluation
 
 BASE, FULL = "base", "full"
@@ -49,7 +50,7 @@ def read_rows(folder: str | Path) -> list[Gain]:
         LoraSuiteError: When there is no such folder, no row in it, or a file that is none.
     """
     home = Path(folder).expanduser()
-    if not home.is_dir():
+    if not is_folder(home):
         raise LoraSuiteError("there is no such folder of rows", where=home, wanted="the folder that evaluate -o wrote")
     files = sorted(home.glob("*.json"), key=lambda path: (len(path.stem) if path.stem.isdigit() else 0, path.stem))
     rows = [_row(path) for path in files]
@@ -66,7 +67,7 @@ def _row(path: Path) -> Gain:
         low, high = (float(value) for value in values["interval"])
         nll, seconds = (None if values.get(name) is None else float(values[name]) for name in ("nll", "seconds"))
         return Gain(str(values["row"]), float(values["accuracy"]), (low, high), int(values["items"]), nll, seconds)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, LoraSuiteError):
             raise
         raise LoraSuiteError(f"not a measured row ({error!r})", where=path) from error

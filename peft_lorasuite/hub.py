@@ -13,6 +13,7 @@ from typing import Any
 from . import card
 from .adapter import CONFIG, WEIGHTS
 from .errors import LoraSuiteError, context
+from .places import exists, is_folder
 from .remote import Pushed, check_id, check_secrets, publish
 from .source import Source, hub_errors, read_json
 from .upgrade_map import UpgradeMap
@@ -133,10 +134,11 @@ def check_push(repo_id: str, base_model: str, *, token: str | bool | None = None
 def _folder_of(model_or_dir: Any) -> Iterator[Path]:
     """Give a folder with the adapter's files, whatever was handed over."""
     if isinstance(model_or_dir, (str, Path)):
-        folder = Path(model_or_dir).expanduser()
-        if not folder.is_dir():
-            raise LoraSuiteError("there is no such folder", where=folder, do="name the folder that `upgrade` wrote")
-        yield folder
+        if not is_folder(model_or_dir):
+            raise LoraSuiteError(
+                "there is no such folder", where=model_or_dir, do="name the folder that `upgrade` wrote"
+            )
+        yield Path(model_or_dir).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -188,7 +190,7 @@ def _copy_adapter(given: Path, folder: Path, base_model: str | None) -> str:
 
 def _hub_id(base: Any) -> str:
     """Return the Hub id of a backbone; a folder of this machine is none, whatever its name."""
-    if not isinstance(base, str) or Path(base).expanduser().exists():
+    if not isinstance(base, str) or exists(base):
         raise LoraSuiteError(
             "the new backbone is a folder, which nobody else can load", wanted="a Hub id",
             do="say which with base_model= (--base-model)",
@@ -201,7 +203,7 @@ def _copy_pictures(picture: str | Path | None, folder: Path) -> list[str]:
     if picture is None:
         return []
     place = Path(picture)
-    files = {name: place / name for name in card.PICTURES} if place.is_dir() else {card.PICTURE: place}
+    files = {name: place / name for name in card.PICTURES} if is_folder(place) else {card.PICTURE: place}
     found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
     if not found or not all(data.startswith(b"\x89PNG") for data in found.values()):
         raise LoraSuiteError("the picture is no PNG file", where=place.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def identify(backbone: Backbone) -> Identity:
     """Read a backbone's identity; the weights themselves are read only as far as the sample goes."""
     return Identity(
         backbone.name,
-        backbone.source.revision if backbone.source.folder is not None else backbone.source.commit,
+        backbone.source.commit,
         backbone.arch,
         tokenizer_hash(backbone.tokenizer),
         embedding_sample(backbone),
@@ -131,8 +132,17 @@ def tokenizer_files(backbone: Backbone) -> str | None:
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         path = source.fetch(name) if source.has(name) else None
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path else b"-")
+        digest.update(hashlib.sha256(_content(path)).digest() if path else b"-")
     return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LoraSuiteError(
+            f"the file cannot be read: {error.strerror}", where=path, do="check the rights to it"
+        ) from error
 
 
 def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:

@@ -13,6 +13,7 @@ from .errors import LoraSuiteError, context
 from .figures import require
 from .folder import writing
 from .gains import Gain, read_rows
+from .places import exists, is_folder
 from .sizes import sizes
 from .source import Source, name_and_revision
 from .upgrade_map import META, UpgradeMap
@@ -132,6 +133,8 @@ def _adapter(
     if isinstance(upgrade_map, (str, Path)):
         upgrade_map = UpgradeMap.load(upgrade_map)
     pins = report.get("revisions") or {}
+    if not isinstance(pins, dict):
+        raise LoraSuiteError("the report's revisions are no such thing", where=REPORT, got=repr(pins))
     before = None
     if old_adapter is not None:
         place, revision = name_and_revision(old_adapter)
@@ -154,11 +157,11 @@ def _adapter(
 def check_free_file(path: str | Path, *, overwrite: bool = False) -> Path:
     """Return the file to write to, or refuse: called before the work."""
     target = Path(path).expanduser()
-    if target.is_dir():
+    if is_folder(target):
         raise LoraSuiteError(
             "the output is a folder", where=target, wanted="a file", do="add a name such as report.html"
         )
-    if target.exists() and not overwrite:
+    if exists(target) and not overwrite:
         raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
     return target
 

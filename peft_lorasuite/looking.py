@@ -22,7 +22,8 @@ def evaluate(args: Namespace) -> Told:
     """Measure a model, and adapters on it, and compare each adapter with the bare model."""
     progress = begin(args)
     if args.output:
-        check_free(args.output, overwrite=args.overwrite)
+        given = (args.model, *args.adapter, *args.against, args.data)
+        check_free(args.output, overwrite=args.overwrite, inputs=given)
     from .evaluation import compare, comparison_table, markdown_table, published_rows
     from .evaluation import evaluate as measure
 

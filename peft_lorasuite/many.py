@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,18 @@ from .adapter import WEIGHTS, read_config
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .identity import public_name
+from .journal import SETTINGS, Journal, Outcome
+from .places import is_folder
 from .processes import number_and_count
 from .progress import Progress, silent
-from .source import Source, hub_errors, name_and_revision, read_json
+from .source import Source, hub_errors, name_and_revision
 from .upgrade_map import UpgradeMap
 from .upgrading import REPORT, Upgraded, upgrade
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "journal"
-SETTINGS = "collection_settings"
-"""Fact of a result's report: the digest of map and settings that it was made with."""
 Then = Callable[[str, Upgraded], Mapping[str, Any] | None]
 """What is done with each upgraded adapter after it is saved: given the old adapter's name; what it returns is noted."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one adapter; a line of the journal.
-
-    Attributes:
-        adapter: The old adapter as it was named.
-        status: ``"done"``, ``"failed"``, or ``"kept"``: done by an earlier run.
-        folder: Its folder under ``out``.
-        error: Why it failed, in one sentence.
-        facts: Method, rank, coverage, energy kept, seconds, and what ``then`` returned.
-        settings: Digest of map and settings: a run with others does not take this for done.
-    """
-
-    adapter: str
-    status: str
-    folder: str
-    error: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,12 +96,12 @@ def upgrade_many(
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
     old, new = (None if one is None else Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new))
     index, count = shard or number_and_count()
-    journal = _Journal(Path(out).expanduser(), index, count)
+    journal = Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
         start, (place, revision) = time.perf_counter(), name_and_revision(name)
         carried = upgrade(
-            place, upgrade_map, method=method, options=options, old=old, new=new, prompts=prompts, rank=rank, seed=seed,
+            place, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
             revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
         carried = replace(carried, report=replace(carried.report, facts={**carried.report.facts, SETTINGS: settings}))
@@ -162,21 +139,28 @@ def plan_many(
         token: Hub token.
         cache_dir: Hub cache.
     """
-    journal = _Journal(Path(out).expanduser(), 0, 1)
+    journal = Journal(Path(out).expanduser(), 0, 1)
     planned = []
     for name, folder in _folders(_names(adapters, column)).items():
-        place, revision = name_and_revision(name)
-        source = Source(place, "adapter", revision, token, cache_dir)
         try:
+            place, revision = name_and_revision(name)
+            source = Source(place, "adapter", revision, token, cache_dir)
             config = read_config(source)
             named = config.get("base_model_name_or_path")
-            problem = None if base in (None, named) else f"its backbone is {public_name(str(named))}"
+            problem = None if base is None or _same(base, named) else f"its backbone is {public_name(str(named))}"
             size = _size(source)
         except LoraSuiteError as error:
             config, problem, size = {}, str(error), 0
         done = journal.done(name, None, folder) is not None
         planned.append(Planned(name, folder, done, size, config.get("r"), problem))
     return planned
+
+
+def _same(base: str, named: object) -> bool:
+    """Whether an adapter's config names a backbone: by its name, or by another path to its folder."""
+    if base == named or not isinstance(named, str):
+        return base == named
+    return is_folder(base) and is_folder(named) and Path(base).expanduser().samefile(Path(named).expanduser())
 
 
 def find_adapters(author: str, base: str, *, token: str | bool | None = None) -> list[str]:
@@ -192,50 +176,6 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
     return sorted(model.id for model in models)
 
 
-class _Journal:
-    """Lines of JSON, one an outcome, appended as they come; one file a process, all of them read."""
-
-    def __init__(self, out: Path, index: int, count: int) -> None:
-        self.out = out
-        self.path = out / (f"{JOURNAL}.jsonl" if count == 1 else f"{JOURNAL}-{index}.jsonl")
-        self.known: dict[tuple[str, str], Outcome] = {}
-        for path in sorted(out.glob(f"{JOURNAL}*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = Outcome(**json.loads(line))
-                    self.known[entry.adapter, entry.settings] = entry
-                except (ValueError, TypeError):
-                    log.warning("a line of %s cannot be read, as after a crash: that adapter is done again", path.name)
-
-    def done(self, name: str, settings: str | None, folder: str) -> Outcome | None:
-        """Return what an earlier run did; None if nothing, with other settings, or if it is no longer there.
-
-        The result itself says with what settings it was made: the files of several runs and shards have no order.
-        """
-        held = self._held(folder)
-        entry = self.known.get((name, held))
-        if entry is None or entry.status != "done" or entry.folder != folder:
-            return None
-        if settings not in (None, held) or not (self.out / folder / WEIGHTS).is_file():
-            return None
-        return Outcome(name, "kept", folder, None, entry.facts, entry.settings)
-
-    def _held(self, folder: str) -> str:
-        try:
-            return str(read_json(self.out / folder / REPORT, where=folder)["facts"][SETTINGS])
-        except (LoraSuiteError, KeyError, TypeError):  # no result, or none that says it
-            return ""
-
-    def write(self, outcome: Outcome) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(asdict(outcome), ensure_ascii=False)
-        broken = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if broken else "") + line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
 def _attempt(work: Callable[[str], dict[str, Any]], name: str, folder: str, settings: str) -> Outcome:
     try:
         facts = work(name)
@@ -249,6 +189,11 @@ def _attempt(work: Callable[[str], dict[str, Any]], name: str, folder: str, sett
 
 
 def _names(adapters: Iterable[Any], column: str) -> list[str]:
+    if isinstance(adapters, (str, bytes, os.PathLike, Mapping)):
+        raise LoraSuiteError(
+            "the adapters are no list", got=repr(adapters), wanted="a list of names, or a dataset",
+            do="put a single adapter in brackets",
+        )  # fmt: skip
     names = []
     for row in adapters:
         if isinstance(row, Mapping) and column not in row:

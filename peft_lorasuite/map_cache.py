@@ -44,12 +44,11 @@ def map_for(
             old, new, options, methods=methods, low_memory=low_memory, progress=progress, **settings
         )
     folder = _folder(old, new, options)
-    if (folder / META).is_file():
-        log.info("using the cached upgrade map %s", folder)
-        found, lacking = UpgradeMap.load(folder), False
-    else:
+    found = _kept(folder)
+    lacking = found is None
+    if found is None:
         log.info("building the upgrade map of %r and %r", old, new)
-        found, lacking = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress), True
+        found = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress)
     for name in methods:
         section = find(name).section
         if section is not None and section.name not in found.sections:
@@ -58,6 +57,21 @@ def map_for(
     if lacking and is_first():
         found.save(folder, overwrite=True)
     wait()
+    return found
+
+
+def _kept(folder: Path) -> UpgradeMap | None:
+    """Return the map that is kept in a folder; one that cannot be read is no more than one that is not there."""
+    if not (folder / META).is_file():
+        return None
+    try:
+        found = UpgradeMap.load(folder)
+        for section in found.sections.values():
+            section.check()
+    except ValueError as error:
+        log.warning("the kept upgrade map cannot be used and is built anew: %s", error)
+        return None
+    log.info("using the cached upgrade map %s", folder)
     return found
 
 
@@ -70,5 +84,10 @@ def _folder(old: Backbone, new: Backbone, options: MapOptions) -> Path:
 
 
 def _fits(folder: Path, old: Backbone, new: Backbone) -> bool:
-    meta = read_json(folder / META, where=str(folder / META))
-    return not any(unlike(Identity.from_dict(meta[role]), one) for role, one in (("old", old), ("new", new)))
+    """Whether a kept map is of this pair; one that does not even say of which makes room."""
+    try:
+        meta = read_json(folder / META, where=str(folder / META))
+        kept = [Identity.from_dict(meta[role]) for role in ("old", "new")]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return True
+    return not any(unlike(wanted, one) for wanted, one in zip(kept, (old, new), strict=True))

@@ -101,10 +101,10 @@ def from_upgraded(
     reads = reads_backbones(adapter)
     old = old_backbone(adapter, source_model, source_revision, access)
     # Without a map the old backbone is fetched anyway, and `auto` may run it; with one it is left alone unless the
-    # method or the caller's prompts ask for it.
+    # method, the caller's prompts or the caller himself, who names it, ask for it.
     if isinstance(upgrade_map, (str, Path)):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    at_hand = upgrade_map is None or prompts is not None or reads_old(method, upgrade_map)
+    at_hand = upgrade_map is None or source_model is not None or prompts is not None or reads_old(method, upgrade_map)
     if upgrade_map is None:
         kept = () if method == "auto" else [method]
         upgrade_map = map_for(old(), new, methods=kept, low_memory=low_memory, progress=progress)

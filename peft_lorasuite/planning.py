@@ -133,6 +133,9 @@ class _ConfigFile(Source):
     def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
         return read_json(Path(self.name), where=self.name)
 
+    def place_of(self, filename: str) -> str:
+        return self.name
+
 
 def _opened(name: Any, token: str | bool | None, cache_dir: str | None) -> Backbone:
     place = name.name if isinstance(name, Backbone) else name

@@ -10,6 +10,7 @@ from typing import Any
 
 from .answers import check_template, check_text, prompt
 from .errors import LoraSuiteError
+from .places import is_file
 
 FIELDS = ("instruction", "input", "output", "answer")
 FEWEST = 2
@@ -154,7 +155,7 @@ def _records(source: Any, *, lines: bool = False) -> tuple[str, list[Any]]:
 
 
 def _read(path: Path, *, lines: bool) -> list[Any]:
-    if not path.is_file():
+    if not is_file(path):
         raise LoraSuiteError("there is no such file", where=path, wanted="JSON or JSON lines", do="check the name")
     try:
         text = path.read_text(encoding="utf-8-sig")

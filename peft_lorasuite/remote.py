@@ -120,6 +120,8 @@ def check_id(repo_id: Any, *, owner: bool = True) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
+        if not isinstance(repo_id, str):  # the client takes None for no id at all
+            raise HFValidationError("no text")
         validate_repo_id(repo_id)
         if owner and repo_id.count("/") != 1:
             raise HFValidationError("no owner")

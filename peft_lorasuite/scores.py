@@ -131,7 +131,9 @@ class Evaluation:
         """Read what `save` wrote. Raises `LoraSuiteError` for any other file."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+            if isinstance(error, LoraSuiteError):
+                raise
             raise LoraSuiteError("not a saved evaluation", where=path) from error
 
 

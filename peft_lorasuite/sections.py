@@ -104,6 +104,11 @@ class Section:
         """Its place, for messages."""
         return f"{self.home.name}/{self.file}" if self.home else f"section {self.name}"
 
+    def check(self) -> None:
+        """Refuse a file that is damaged or belongs to another map, before a tensor of it is wanted."""
+        if self.home is not None:
+            self._open()
+
     def read(self, name: str, shape: Sequence[int | None]) -> Tensor:
         """Read one tensor in float32; None in ``shape`` stands for any length."""
         if self.home is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LoraSuiteError
+from .places import exists, is_file, is_folder
 from .retry import patiently, transport_error
 
 LARGE = 50 * 10**6
@@ -60,10 +61,10 @@ class Source:
     @cached_property
     def folder(self) -> Path | None:
         """The local folder, or None for a Hub repository."""
-        path = Path(self.name).expanduser()
-        if not self.hub_only and path.is_dir():
-            return path
-        if path.is_file() or path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1:
+        if not self.hub_only and is_folder(self.name):
+            return Path(self.name).expanduser()
+        local = Path(self.name).is_absolute() or self.name.startswith((".", "~"))
+        if local or is_file(self.name) or self.name.count("/") > 1:
             wanted = "a Hub id (owner/name)" if self.hub_only else "an existing folder or a Hub id (owner/name)"
             raise LoraSuiteError(f"there is no such {self.kind}", where=self.name, wanted=wanted, do="check the name")
         return None
@@ -100,7 +101,7 @@ class Source:
         _refuse_escape(filename, self)
         if self.folder is not None:
             path = self.folder / filename
-            return path if path.is_file() else None
+            return path if is_file(path) else None
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -139,7 +140,7 @@ class Source:
     def has(self, filename: str) -> bool:
         """Whether the place has a file; nothing is downloaded, and without a network the answer is no."""
         if self.folder is not None:
-            return (self.folder / filename).is_file()
+            return is_file(self.folder / filename)
         return filename in self.listing
 
     def _verify(self, path: Path, filename: str) -> None:
@@ -174,6 +175,10 @@ class Source:
         """Read a JSON object that must be there."""
         return read_json(self.need(filename, do=do), where=f"{self.name}/{filename}")
 
+    def place_of(self, filename: str) -> str:
+        """Name a file of it, for messages."""
+        return f"{self.name}/{filename}"
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the weight files as the Hub's metadata states them; empty for a folder or without a network."""
         files = self.listing.items()
@@ -188,11 +193,13 @@ class Source:
 def name_and_revision(text: str | Path) -> tuple[str, str | None]:
     """Split ``ID@REVISION``; a folder is a folder whatever its name, and so is what only a folder can be called."""
     text = str(text)
-    if "@" not in text or text.startswith((".", "~", "/")) or Path(text).exists():
+    if "@" not in text or text.startswith((".", "~", "/")) or exists(text):
         return text, None
     name, _, revision = text.partition("@")
     if not name or not revision:
         raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
+    if is_folder(name):
+        raise LoraSuiteError("a folder has no revisions", where=text, got=revision, do="leave it out")
     return name, revision
 
 

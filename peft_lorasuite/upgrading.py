@@ -23,13 +23,13 @@ from .backbone import Backbone
 from .checks import check_seed, check_whole
 from .differences import differences
 from .errors import LoraSuiteError, brief, context
-from .folder import whole_folder
+from .folder import check_apart, whole_folder
 from .identity import check_same, public_name
 from .layout import split
 from .lowrank import LowRank
 from .methods import base as methods
 from .progress import Progress, silent
-from .source import Source
+from .source import Source, name_and_revision
 from .spec import Architecture
 from .upgrade_map import UpgradeMap
 from .variants import select
@@ -53,7 +53,8 @@ class Report:
         tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
         facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
             ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            and the method's own fit let expect.
+            and the method's own fit let expect; under ``named_base``, that the adapter names
+            another backbone than the map's.
         revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
     """
 
@@ -95,6 +96,7 @@ class Upgraded:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a plain PEFT folder with the report, whole or not at all."""
+        check_apart(folder, (self.base, self.source and self.source.folder))
         with whole_folder(folder, overwrite=overwrite) as part:
             self.write(part)
         return Path(folder)
@@ -156,7 +158,7 @@ def upgrade(
         source = adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, token, cache_dir)
         adapter = adapter_files.read(select(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
     adapter = kinds.prepared(adapter, as_, old, rank)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = _other_base(adapter, upgrade_map)
     if method == "auto":
         picked = choice.pick(upgrade_map, can_run=old is not None and new is not None)
         method, told["auto"] = picked.method, picked.why
@@ -183,7 +185,9 @@ def upgrade(
         facts={**told, **draft.facts, **facts, "differences": differences(upgrade_map.old.arch, upgrade_map.new.arch)},
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
-    home = (new.name, new.source.revision) if new else (upgrade_map.new.name, upgrade_map.new.revision)
+    home = (upgrade_map.new.name, upgrade_map.new.revision)
+    if new is not None:
+        home = (new.name, None if new.source.folder else new.source.revision)
     return Upgraded(result, report, *home, adapter.source)
 
 
@@ -197,6 +201,23 @@ def _in_range(settings: Any) -> Iterator[None]:
             f"the numbers ran out of range ({brief(error)})", got=asdict(settings),
             do="bring the options nearer to their defaults",
         ) from error  # fmt: skip
+
+
+def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
+    """Say where the adapter's config names another backbone than the map's old one.
+
+    No more than that: a folder may be a copy of a repository. Where one side is a folder the last names are compared.
+    """
+    named = adapter.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return {}
+    names = [public_name(name_and_revision(text)[0]) for text in (named, upgrade_map.old.name)]
+    compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
+    if compared[0] == compared[1]:
+        return {}
+    told = f"the adapter's config names the backbone {names[0]}, and the map was built for {names[1]}"
+    log.warning("%s: do make sure that they are the same", told)
+    return {"named_base": told}
 
 
 def check_rank(rank: int | None, arch: Architecture) -> None:

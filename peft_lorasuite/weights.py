@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +124,8 @@ def open_safetensors(path: Path, *, where: str) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if not os.access(path, os.R_OK):  # safetensors says that there is no such file
+            raise LoraSuiteError("there is no right to read the file", where=where, do="check its rights") from error
         raise broken(where, error) from error
 
 

@@ -67,6 +67,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle, which can run code", "save_pretrained does"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), f"{CONFIG}: the file cannot be read as JSON", "again"),
     "no adapter": (lambda f: config_of(f, peft_type=None), "the config names no peft_type", "is it a PEFT adapter?"),
+    "revision": (lambda f: config_of(f, revision=5), "the revision of the base model is no text", "got 5"),
     "nothing of ours": (
         lambda f: rewrite(f, lambda t: [t.__setitem__(n.replace("layers", "blocks"), t.pop(n)) for n in list(t)]),
         "no tensor of the adapter belongs to a layer of the old backbone",

@@ -64,6 +64,15 @@ def test_one_prompt_is_refused_before_the_map_is_built(
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, prompts=["the red cat"])
 
 
+def test_an_old_backbone_that_is_named_counts_with_a_map_as_well(pair: Pair) -> None:
+    """As ``--from`` does: it is opened, checked, and at hand for what `auto` picks."""
+    with pytest.raises(LoraSuiteError, match="there is no such backbone"):
+        PeftModel.from_upgraded(pair.new, pair.adapter, source_model="/nonexistent", upgrade_map=pair.map)
+    carried = PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, upgrade_map=pair.map)
+    report: Any = carried.upgrade_report
+    assert "not at hand" not in report.facts["auto"]
+
+
 def test_a_rank_option_above_the_module(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
     words = ("--method", "transplant", "--set", "rank=1000", "--prompts", tmp_path / "prompts.txt")

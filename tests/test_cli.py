@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,32 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 6
     assert run(*call, "--overwrite") == 0
     assert "of rank 6 by lorasuite, 100% of the adapter's tensors carried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("some/model", "the adapter's config names the backbone some/model, and the map was built for old"),
+        ("someone/old@v2", None), ("/elsewhere/old", None), (None, None),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_names_another_base_than_the_maps_is_told(
+    named: str | None, told: str | None, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    shutil.copytree(pair.adapter, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named}))
+    call = ["upgrade", tmp_path / "adapter", "--to", pair.new, "--map", pair.map, "-o", tmp_path / "out"]
+    call += ["--from", pair.old, "--method", "lorasuite"]
+    assert run(*call) == 0
+    facts = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())["facts"]
+    assert facts.get("named_base") == told
+    assert [record.getMessage() for record in caplog.records if "config names" in record.getMessage()] == (
+        [f"{told}: do make sure that they are the same"] if told else []
+    )
+    caplog.clear()
+    assert run(*call, "--overwrite", "-q") == 0
+    assert not caplog.records
 
 
 def test_upgrade_and_fine_tuning_in_one_go(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,36 @@ def test_a_map_without_the_layers_sample_loads_and_is_used(pair: Path, tmp_path:
     other = save_backbone(tmp_path / "other", pico_model("llama", 7), pico_tokenizer(hub_pair.WORDS))
     with pytest.raises(LoraSuiteError, match="the embedding's values differ"):
         upgrade(pair / "lora", read, old=other)
+
+
+def edited(folder: Path, **values: Any) -> None:
+    meta = json.loads((folder / "map.json").read_text())
+    (folder / "map.json").write_text(json.dumps(meta | values))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut core": lambda f: (f / "core.safetensors").write_bytes((f / "core.safetensors").read_bytes()[:500]),
+    "no core": lambda f: (f / "core.safetensors").unlink(),
+    "cut section": lambda f: (f / "svd.safetensors").write_bytes(b"cut"),
+    "another format": lambda f: edited(f, format=99),
+    "another layer map": lambda f: edited(f, layers="none"),
+    "no identity": lambda f: edited(f, old={"revision": 5}),
+    "no JSON": lambda f: (f / "map.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_kept_map_that_cannot_be_read_is_built_anew(kind: str, pair: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = Backbone.open(pair / "old"), Backbone.open(pair / "new")
+    first = map_for(old, new, OPTIONS, methods=["cross-lora"])
+    (folder,) = cache_folder().iterdir()
+    DAMAGE[kind](folder)
+    with caplog.at_level("WARNING", logger="peft_lorasuite"):
+        again = map_for(old, new, OPTIONS, methods=["cross-lora"])
+    assert torch.equal(again.hidden, first.hidden)
+    assert caplog.text.count("the kept upgrade map cannot be used and is built anew: ") == 1
+    assert map_for(old, new, OPTIONS, methods=["cross-lora"]).home is not None, "what was built is kept"
+    assert list(cache_folder().iterdir()) == [folder]
 
 
 ASK = (

@@ -229,6 +229,12 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     (tmp_path / "broken" / "lorasuite_report.json").write_text('{"method": {"name": "lorasuite"}}')
     with pytest.raises(LoraSuiteError, match="the report is incomplete"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
+    (tmp_path / "broken" / "lorasuite_report.json").write_text('{"revisions": 5}')
+    with pytest.raises(LoraSuiteError, match=r"the report.s revisions are no such thing .got 5"):
+        inspect(tmp_path / "broken", tmp_path / "a.html")
+    (tmp_path / "rows" / "b.json").mkdir(parents=True)
+    with pytest.raises(LoraSuiteError, match="not a measured row"):
+        inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "rows")
     assert not (tmp_path / "a.html").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import hub_pair
 import peft
@@ -12,7 +13,7 @@ import pytest
 from datasets import Dataset
 from pico import pico_model
 
-from peft_lorasuite import upgrade_many
+from peft_lorasuite import LoraSuiteError, upgrade_many
 
 pair, made = hub_pair.pair, hub_pair.made
 COLLECTION = Path(__file__).parent.parent / "hub_scripts" / "upgrade_collection.py"
@@ -70,6 +71,68 @@ def test_a_dora_in_the_list_gets_both_backbones(mixed: Path, made: Path, tmp_pat
     assert told.err.count("failed: ") == 1
     assert "empty: the adapter has no weights" in told.err
     assert json.loads((tmp_path / "out" / "dora" / "adapter_config.json").read_text())["use_dora"]
+
+
+@pytest.mark.parametrize("to", ["absent", "old"])
+def test_the_new_backbone_is_the_maps(to: str, mixed: Path, made: Path, tmp_path: Path, capsys) -> None:
+    """Also where no adapter and no method reads it."""
+    mixed.write_text(f"{tmp_path / 'plain'}\n")
+    program = runpy.run_path(str(COLLECTION))["main"]
+    words = ["--list", mixed, "--from", made / "old", "--to", made / to, "--map", made / "map", "-o", tmp_path / "out"]
+    assert program([str(word) for word in (*words, "--method", "lorasuite")]) == 1
+    told = {"absent": "there is no such backbone", "old": "the upgrade map was built for another new backbone"}
+    assert told[to] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def collection(made: Path, *words: object) -> int:
+    given = ["--from", made / "old", "--to", made / "new", "--map", made / "map", *words]
+    return runpy.run_path(str(COLLECTION))["main"]([str(word) for word in given])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda place: (place / "list.txt").write_bytes("# gr\u00fcn\n".encode("latin-1")),
+            "the list cannot be read: ",
+        ),
+        (lambda place: (place / "out").write_text(""), "the output is a file"),
+        (lambda place: (place / "out").symlink_to(place / "list.txt" / "below"), "the output lies below a file"),
+        (lambda place: (place / "out" / "journal.jsonl").mkdir(parents=True), "the journal is no file"),
+    ],
+    ids=["Latin-1", "file", "below a file", "journal"],
+)
+def test_what_stops_a_collection_is_told_first(spoil: Any, told: str, made: Path, mixed: Path, capsys) -> None:
+    spoil(mixed.parent)
+    assert collection(made, "--list", mixed, "-o", mixed.parent / "out", "--dry-run") == 1
+    heard = capsys.readouterr()
+    assert told in heard.err
+    assert (heard.out, heard.err.count("\n")) == ("", 1)
+
+
+def test_a_list_with_a_mark_and_a_journal_in_another_encoding(made: Path, mixed: Path, tmp_path: Path, capsys) -> None:
+    """The backbone is named by another path to the same folder, too."""
+    (tmp_path / "linked").symlink_to(made)
+    mixed.write_text(f"\ufeff{tmp_path / 'plain'}\n", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.jsonl").write_bytes(b"\xff\xfe\n")
+    words = ["--list", mixed, "-o", tmp_path / "out", "--from", tmp_path / "linked" / "old"]
+    assert collection(made, *words) == 0
+    assert "1 of 1 adapters sit on" in capsys.readouterr().out
+
+
+def test_a_single_name_is_no_list_and_a_generator_of_prompts_serves_all(
+    made: Path, mixed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LoraSuiteError, match=r"the adapters are no list .*put a single adapter in brackets"):
+        upgrade_many(str(tmp_path / "plain"), made / "map", tmp_path / "out")
+    prompts = (text for text in ["the cat sat on a mat", "the dog ran to the sun"])
+    outcomes = upgrade_many(
+        [tmp_path / "plain", tmp_path / "dora"], made / "map", tmp_path / "out", method="distill", prompts=prompts,
+        options={"epochs": 1}, old=made / "old", new=made / "new",
+    )  # fmt: skip
+    assert [outcome.error for outcome in outcomes] == [None, None]
 
 
 def test_two_results_under_one_repository_name_are_refused(made: Path, tmp_path: Path, capsys) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import runpy
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pico import pico_config
+from pico import pico_config, pico_model, pico_tokenizer
 
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.backbone import NAMELESS, Backbone
 from peft_lorasuite.calls import open_backbone
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.remote import check_id
 from peft_lorasuite.source import name_and_revision
 
 SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
@@ -57,3 +59,32 @@ def test_a_result_is_named_after_the_folder_with_an_at_in_its_path(tmp_path: Pat
     (tmp_path / "me@work" / "lora").mkdir(parents=True)
     assert program["repo"](str(tmp_path / "me@work" / "lora"), args) == "me/lora-new"
     assert program["repo"]("alice/lora@v2", args) == "me/lora-new"
+
+
+@pytest.mark.parametrize("name", [None, 5, "no owner", ""])
+def test_a_repository_that_is_no_hub_id_is_refused(name: Any) -> None:
+    with pytest.raises(LoraSuiteError, match="this is no Hub id"):
+        check_id(name)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--map", "", "--push", "me/x"], 2), (["a", "b", "--push", "x"], 1)])
+def test_publish_map_checks_its_words_first(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    program = runpy.run_path(str(SCRIPTS / "publish_map.py"))["main"]
+    if code == 2:
+        with pytest.raises(SystemExit, match="2"):
+            program(words)
+    else:
+        assert program(words) == code
+        assert "this is no Hub id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model", NAMELESS])
+def test_a_loaded_model_without_a_name_takes_no_folder_for_its_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pico_tokenizer(["red"]).save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    opened = Backbone.open(pico_model("llama"))
+    assert opened.name == NAMELESS
+    with pytest.raises(LoraSuiteError, match="the model does not say where its tokenizer is"):
+        _ = opened.tokenizer

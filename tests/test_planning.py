@@ -262,6 +262,13 @@ def test_a_bad_config_is_refused(tmp_path: Path) -> None:
     broken.write_text("{")
     with pytest.raises(LoraSuiteError, match=r"broken\.json: the file cannot be read as JSON"):
         plan(broken, fixture("Phi-2"))
+    for config, told in (
+        ("{}", "the config names no"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "the config cannot be"),
+    ):
+        broken.write_text(config)
+        with pytest.raises(LoraSuiteError, match=rf"broken\.json: {told} "):
+            plan(broken, fixture("Phi-2"))
     broken.write_text('{"model_type": "mamba"}')
     with pytest.raises(LoraSuiteError, match="unknown model type 'mamba'"):
         plan(broken, fixture("Phi-2"))

@@ -24,6 +24,13 @@ def evaluation(*scores: TaskScore, scoring: str = "generate") -> Evaluation:
     return Evaluation(scores, "model", scoring)
 
 
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"[1]", b"{"])
+def test_a_file_that_is_no_evaluation_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_bytes(data)
+    with pytest.raises(LoraSuiteError, match=r"scores\.json: not a saved evaluation"):
+        Evaluation.load(tmp_path / "scores.json")
+
+
 def test_a_score_is_the_mean_with_wilsons_interval() -> None:
     one = score("1" * 8 + "0" * 2)
     assert (one.value, one.n) == (0.8, 10)
