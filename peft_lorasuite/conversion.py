@@ -61,8 +61,9 @@ def _loaded(source: Source, backbone: Any) -> Any:
     shared = "vblora_vector_bank"  # held once, under the model's own name, and shown in every module
     missing = [key for key in result.missing_keys if shared not in key or key.startswith(f"base_model.{shared}")]
     if missing or result.unexpected_keys:
+        kind: Any = model.active_peft_config.peft_type
         raise LoraSuiteError(
-            f"the tensors are not those that {model.active_peft_config.peft_type.value} has on the old backbone",
+            f"the tensors are not those that {kind.value} has on the old backbone",
             where=f"{source.name}/{WEIGHTS}", got=_some(result.unexpected_keys), wanted=_some(missing),
             do="fetch it again, or name the backbone that it was trained on (--from, source_model=)",
         )  # fmt: skip

@@ -27,7 +27,8 @@ def loaded(location: str, options: dict[str, Any], *, where: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
-    model, found = AutoModelForCausalLM.from_pretrained(location, **options, **lenient)
+    both: Any = AutoModelForCausalLM.from_pretrained(location, **options, **lenient)
+    model, found = both
     for name, got, wanted in sorted(found["mismatched_keys"]):
         raise LoraSuiteError(
             "a weight does not fit the config", where=f"{where}, {name}", got=tuple(got), wanted=tuple(wanted)

@@ -61,7 +61,8 @@ def factors(
     A = A.float() * used["lora_E"].float() if "lora_E" in used else A.float()
     if "lora_B.bias" in used:
         bias = used["lora_B.bias"].float() * scale
-    return LowRank(*bounded(A, B.float() * scale, where=path), bias)
+    A, B = bounded(A, B.float() * scale, where=path)
+    return LowRank(A, B, bias)
 
 
 def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:

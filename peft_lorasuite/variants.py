@@ -156,7 +156,7 @@ def _check_scalings(config: Mapping[str, Any], where: str) -> None:
     if config["peft_type"] == "ADALORA":
         own = {"lora_alpha": config.get("lora_alpha"), "init_r": config.get("init_r")}
         faults += [(name, value, "a number above zero") for name, value in own.items()
-                   if not _is_number(value) or value <= 0]  # fmt: skip
+                   if value is None or not _is_number(value) or value <= 0]  # fmt: skip
     faults += [(name, name, "a name or a regular expression") for name in scalings if not _is_pattern(name)]
     for name, value, wanted in faults:
         raise LoraSuiteError(
