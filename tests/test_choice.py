@@ -121,10 +121,11 @@ def test_only_cka_is_held_against_the_threshold_of_cka(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("explained", "confidence", "gap", "verdict"),
     [
-        (0.95, 0.85, 0.95, "holds"),
-        (0.82, 0.5, 0.82, "holds"),
-        (0.4, 0.65, 0.4, "retrain"),
-        (0.9, 0.05, 0.09, "retrain"),
+        (0.95, 0.85, 0.970, "holds"),
+        (0.82, 0.5, 0.888, "holds"),
+        (0.4, 0.65, 0.577, "holds"),
+        (0.3, 0.65, 0.486, "retrain"),
+        (0.9, 0.05, 0.094, "retrain"),
     ],
 )
 def test_what_the_fit_explained_corrects_what_the_map_promised(explained, confidence, gap, verdict):
