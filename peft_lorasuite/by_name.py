@@ -7,6 +7,7 @@ from typing import Any
 
 from .adapter import read_config
 from .errors import LoraSuiteError, brief
+from .loading import loaded, told
 from .source import Source, name_and_revision
 from .variants import CONFIG, WEIGHTS
 from .weights import Checkpoint, no_safetensors, read_all
@@ -15,7 +16,6 @@ from .weights import Checkpoint, no_safetensors, read_all
 def load_model(source: Source) -> Any:
     """Load a model of any family that transformers knows, on the GPUs if there are any."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
@@ -23,12 +23,9 @@ def load_model(source: Source) -> Any:
     Checkpoint(source).fetch()  # refuses a pickle, and what is not whole
     where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.cuda.is_available() else None
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            where, revision=source.commit, dtype="auto", device_map=device_map, use_safetensors=True
-        )
-    except Exception as error:  # strict configs and broken files raise many kinds; all mean the same to the user
-        raise LoraSuiteError(f"the model cannot be loaded: {brief(error)}", where=source.name) from error
+    options = {"revision": source.commit, "dtype": "auto", "device_map": device_map, "use_safetensors": True}
+    with told(source.name):
+        return loaded(where, options, where=source.name)
 
 
 def adapter_folder(source: Source) -> Path:
