@@ -25,7 +25,7 @@ from peft_lorasuite.answering import answer
 from peft_lorasuite.answers import score_number
 from peft_lorasuite.behaviour import adapted
 from peft_lorasuite.elicitation import elicit
-from peft_lorasuite.finetuning import RECORD, finetune, write_adapter
+from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.transplant import SHORT
@@ -33,7 +33,7 @@ from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import Example, fill
 from peft_lorasuite.scoring import score
 from peft_lorasuite.source import Source
-from peft_lorasuite.upgrading import REPORT
+from peft_lorasuite.written import RECORD, REPORT, write_adapter
 
 METHODS = {
     "copy": ("copy", {}, None),

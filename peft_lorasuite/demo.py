@@ -13,7 +13,7 @@ from typing import Any
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .finetuning import finetune, write_adapter
+from .finetuning import finetune
 from .folder import whole_folder
 from .model import attach
 from .progress import Progress, silent
@@ -22,6 +22,7 @@ from .report import layer_map_figure
 from .scoring import Score, score
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
+from .written import write_adapter
 
 PICTURE, FIGURES, TABLE = "layer_map.png", "demo.json", "table.md"
 PROMPTS = 600

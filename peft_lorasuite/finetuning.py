@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 import random
 import re
@@ -24,11 +22,9 @@ from .processes import is_first
 from .progress import Progress, silent
 from .prompts import read_examples
 from .training import FinetuneOptions, train
+from .written import write_adapter
 
 log = logging.getLogger(__name__)
-
-RECORD = "lorasuite_finetune.json"
-"""Written beside the weights: how they were trained."""
 
 
 def finetune(
@@ -209,29 +205,6 @@ def _lora_modules(model: Any) -> list[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return [(name, part) for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)]
-
-
-def write_adapter(model: Any, folder: Path, weights: Any = None) -> None:
-    """Write the active adapter as a plain PEFT folder, with the record of its training and its report if it has them.
-
-    ``weights`` are the model's own, unless given whole because the model is spread over processes.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    from .adapter import WEIGHTS
-    from .upgrading import REPORT
-
-    name = str(model.active_adapter)
-    tensors = get_peft_model_state_dict(model, weights, adapter_name=name, save_embedding_layers=False)
-    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = copy.copy(model.peft_config[name])
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    report, record = getattr(model, "upgrade_report", None), getattr(model, "finetune_record", None)
-    for file, value in ((REPORT, report and report.to_dict()), (RECORD, record)):
-        if value is not None:
-            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_trainable(model: Any) -> None:

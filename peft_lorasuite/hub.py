@@ -17,13 +17,14 @@ from .places import exists, is_folder
 from .remote import Pushed, check_id, check_secrets, publish
 from .source import Source, hub_errors, read_json
 from .upgrade_map import UpgradeMap
-from .upgrading import REPORT, Upgraded
+from .upgrading import Upgraded
 from .weights import no_safetensors, read_all
+from .written import RECORD, REPORT, write_adapter
 
 log = logging.getLogger(__name__)
 
-README, TRAINING = "README.md", "lorasuite_finetune.json"
-STALE = ("adapter_model.bin", REPORT, TRAINING, *card.PICTURES)
+README = "README.md"
+STALE = ("adapter_model.bin", REPORT, RECORD, *card.PICTURES)
 """Files of an adapter that is replaced, which would lie about the new one."""
 
 __all__ = ["Pushed", "check_push", "push_map", "push_upgraded"]
@@ -73,7 +74,7 @@ def push_upgraded(
         report = _report(given)
         base = _copy_adapter(given, folder, base_model)
         licence = {"license": license} if license else _licence(model_or_dir, given, report, token)
-        training = read_json(folder / TRAINING, where=TRAINING) if (folder / TRAINING).is_file() else None
+        training = read_json(folder / RECORD, where=RECORD) if (folder / RECORD).is_file() else None
         pictures = _copy_pictures(picture, folder)
         try:
             text = card.adapter_card(
@@ -152,8 +153,6 @@ def _folder_of(model_or_dir: Any) -> Iterator[Path]:
 def _write_model(model: Any, folder: Path) -> None:
     from peft import PeftModel
 
-    from .finetuning import write_adapter
-
     if not isinstance(model, PeftModel):
         kind = type(model).__name__
         raise LoraSuiteError("this cannot be pushed", got=kind, wanted="an upgraded adapter, a PEFT model or a folder")
@@ -182,7 +181,7 @@ def _copy_adapter(given: Path, folder: Path, base_model: str | None) -> str:
     if isinstance(config.get("target_modules"), list):  # PEFT writes a set, each time in another order
         config["target_modules"] = sorted(config["target_modules"])
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    for name in (WEIGHTS, REPORT, TRAINING):
+    for name in (WEIGHTS, REPORT, RECORD):
         if (given / name).is_file():
             (folder / name).write_bytes((given / name).read_bytes())
     return base

@@ -17,8 +17,8 @@ from .places import exists, is_folder
 from .sizes import sizes
 from .source import Source, name_and_revision
 from .upgrade_map import META, UpgradeMap
-from .upgrading import REPORT
 from .variants import CONFIG
+from .written import REPORT
 
 
 def inspect(

@@ -15,7 +15,7 @@ from .errors import LoraSuiteError
 from .folder import check_folder
 from .places import is_file
 from .source import read_json
-from .upgrading import REPORT
+from .written import REPORT
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from .processes import number_and_count
 from .progress import Progress, silent
 from .source import Source, hub_errors, name_and_revision
 from .upgrade_map import UpgradeMap
-from .upgrading import REPORT, Upgraded, upgrade
+from .upgrading import Upgraded, upgrade
+from .written import REPORT
 
 log = logging.getLogger(__name__)
 

@@ -33,10 +33,9 @@ from .source import Source, name_and_revision
 from .spec import Architecture
 from .upgrade_map import UpgradeMap
 from .variants import select
+from .written import REPORT
 
 log = logging.getLogger(__name__)
-
-REPORT = "lorasuite_report.json"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from peft_lorasuite.encoding import IGNORED, batch, encode, encode_examples
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.finetuning import RECORD, choose, finetune
+from peft_lorasuite.finetuning import choose, finetune
 from peft_lorasuite.prompts import Example
 from peft_lorasuite.scoring import score
 from peft_lorasuite.training import LengthSampler
+from peft_lorasuite.written import RECORD
 
 TEMPLATE = "{instruction}:"
 WORDS = ["red", "blue", "green", "cat", "dog", "bird"]
