@@ -40,7 +40,7 @@ SIDES = {
     },
 }  # fmt: skip
 ROWS, LENGTH = 40, 64
-OLD_NAME = "peft-lorasuite/demo-old"
+OLD_NAME = "peft-lorasuite/old"
 # Full training of an adapter: the old backbone's, and the reference on the new one.
 FULL = {"rank": 16, "lr": 3e-3, "epochs": 5, "warmup": 0.05, "seed": 7}
 

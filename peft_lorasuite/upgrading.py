@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from .adapter import Adapter, Key, join_sites
 from .backbone import Backbone
 from .checks import check_seed, check_whole
 from .differences import differences
-from .errors import LoraSuiteError, brief, context
+from .errors import LoraSuiteError, context
 from .folder import check_apart, whole_folder
 from .identity import check_same, public_name
 from .layout import split
@@ -165,7 +164,7 @@ def upgrade(
     chosen = methods.find(method)
     settings = methods.make_options(chosen, options)
     job = methods.Job(adapter, upgrade_map, old, new, prompts, seed, progress)
-    with context(f"{chosen.name} of {adapter.origin}"), _in_range(settings):
+    with context(f"{chosen.name} of {adapter.origin}"):
         draft = chosen.run(job, settings)
         told["prediction"] = choice.facts(upgrade_map, method, draft.facts)
         if not draft.updates and not adapter.tables:
@@ -188,18 +187,6 @@ def upgrade(
     if new is not None:
         home = (new.name, None if new.source.folder else new.source.revision)
     return Upgraded(result, report, *home, adapter.source)
-
-
-@contextmanager
-def _in_range(settings: Any) -> Iterator[None]:
-    """Tell a decomposition that failed as what it is: some number has left the range of float32."""
-    try:
-        yield
-    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise LoraSuiteError(
-            f"the numbers ran out of range ({brief(error)})", got=asdict(settings),
-            do="bring the options nearer to their defaults",
-        ) from error  # fmt: skip
 
 
 def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:

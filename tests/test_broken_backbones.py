@@ -91,20 +91,19 @@ def test_values_that_no_map_can_be_made_of(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("lm_head", float("nan")), ("model.norm", float("nan")), ("down_proj", float("nan"))],
+    ("name", "message"),
+    [("lm_head", "no finite logits"), ("model.norm", "no finite logits"), ("down_proj", "values differ")],
 )
 def test_values_that_nothing_can_be_transplanted_to(
-    name: str, value: float, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The map reads neither head nor final norm; the method does."""
-    broken = backbone(tmp_path / "new", pair.new, fill(name, value))
+    """The map reads neither head nor final norm; the method does. The layers are not those of the map any more."""
+    broken = backbone(tmp_path / "new", pair.new, fill(name, float("nan")))
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps([f"the red cat and the {word} dog" for word in command_fixtures.WORDS] * 4))
     call = ["upgrade", pair.adapter, "--to", broken, "--map", pair.map, "-o", tmp_path / "place" / "out"]
     options = ["--method", "transplant", "--prompts", prompts, "--set", "prompts=16", "--set", "length=8"]
-    told = refused(tmp_path, capsys, *call, *options)
-    assert "no finite logits" in told or "all zero or not finite" in told
+    assert message in refused(tmp_path, capsys, *call, *options)
 
 
 def adapted() -> Any:

@@ -80,7 +80,7 @@ def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
     from peft_lorasuite.evaluation import _load
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoraSuiteError, match=r"empty: it cannot be loaded: .*check the names and the network"):
+    with pytest.raises(LoraSuiteError, match=r"empty: the model has no config\.json; check the name"):
         _load(str(tmp_path / "empty"), None, None)
 
 

@@ -86,7 +86,7 @@ def test_items_have_the_collections_keys_and_no_instruction_comes_twice():
 
 
 def test_no_path_of_the_training_machine_is_left():
-    assert read("adapter/adapter_config.json")["base_model_name_or_path"] == "peft-lorasuite/demo-old"
+    assert read("adapter/adapter_config.json")["base_model_name_or_path"] == "peft-lorasuite/old"
     for path in DEMO.rglob("*.json"):
         content = path.read_text()
         assert "/home" not in content, path

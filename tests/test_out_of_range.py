@@ -29,11 +29,13 @@ def test_an_option_that_is_too_large_is_refused(method: str, name: str, value: o
         make_options(find(method), {name: value})
 
 
-def test_numbers_that_run_out_of_range_are_told(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every value is finite, and so is every option; the update is not."""
+def test_factors_that_no_training_gives_are_refused(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every value is finite; the update would not be."""
     huge = shutil.copytree(pair.adapter, tmp_path / "huge")
     tensors = {name: 1e35 * one for name, one in load_file(huge / WEIGHTS).items()}
     save_file(tensors, huge / WEIGHTS)
     call = ["upgrade", huge, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
     told = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
-    assert "the numbers ran out of range" in told
+    assert "the adapter's values are out of range" in told
