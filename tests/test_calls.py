@@ -90,7 +90,9 @@ def test_an_interrupted_push_says_where_the_adapter_is(stocked: HubServer, made:
     out = tmp_path / "out"
     call = [sys.executable, "-m", "peft_lorasuite", *words, "-o", str(out), "--push", "me/pushed"]
     environment = client_env(stocked, tmp_path / "home")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would this
     worker = subprocess.Popen(call, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 100
     while not stocked.requests("^POST .*me/pushed/preupload") and worker.poll() is None:
         assert time.monotonic() < deadline
