@@ -20,6 +20,7 @@ from .journal import SETTINGS, Journal, Outcome
 from .places import is_folder
 from .processes import number_and_count
 from .progress import Progress, silent
+from .prompts import read_prompts
 from .source import Source, hub_errors, name_and_revision
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
@@ -53,7 +54,7 @@ def upgrade_many(
     options: Any = None,
     old: Any = None,
     new: Any = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Any = None,
     rank: int | None = None,
     seed: int = 0,
     token: str | bool | None = None,
@@ -77,7 +78,7 @@ def upgrade_many(
         options: The method's options.
         old: The old backbone, for methods that read or run it; opened once.
         new: The new backbone, likewise.
-        prompts: Unlabelled prompts, for methods that run the models.
+        prompts: Unlabelled prompts, for methods that run the models: strings, records, or a file of them.
         rank: Rank of the results.
         seed: Of whatever is drawn at random.
         token: Hub token.
@@ -92,7 +93,7 @@ def upgrade_many(
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
     folders = _folders(_names(adapters, column))
-    texts = None if prompts is None else [str(prompt) for prompt in prompts]  # a column's repr shows a few only
+    texts = None if prompts is None else read_prompts(prompts)  # once: a generator serves all, a column is hashed whole
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
     old, new = (None if one is None else Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new))

@@ -135,6 +135,14 @@ def test_a_single_name_is_no_list_and_a_generator_of_prompts_serves_all(
     assert [outcome.error for outcome in outcomes] == [None, None]
 
 
+def test_prompts_may_stand_in_a_file(made: Path, tmp_path: Path) -> None:
+    texts = ["the cat sat on a mat", "the dog ran to the sun"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    given = [texts, tmp_path / "prompts.txt", [{"prompt": text} for text in texts], texts[::-1]]
+    statuses = [upgrade_many([made / "lora"], made / "map", tmp_path / "out", prompts=one)[0].status for one in given]
+    assert statuses == ["done", "kept", "kept", "done"]
+
+
 def test_two_results_under_one_repository_name_are_refused(made: Path, tmp_path: Path, capsys) -> None:
     places = [tmp_path / owner / "lora" for owner in ("alice", "bob")]
     for place in places:
