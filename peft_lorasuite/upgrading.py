@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from .layout import split
 from .lowrank import LowRank
 from .methods import base as methods
 from .progress import Progress, silent
-from .source import Source, name_and_revision
+from .source import Source
 from .spec import Architecture
 from .upgrade_map import UpgradeMap
 from .variants import select
@@ -197,7 +198,7 @@ def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
     named = adapter.config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         return {}
-    names = [public_name(name_and_revision(text)[0]) for text in (named, upgrade_map.old.name)]
+    names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (named, upgrade_map.old.name)]
     compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
     if compared[0] == compared[1]:
         return {}

@@ -113,7 +113,8 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
     ("named", "told"),
     [
         ("some/model", "the adapter's config names the backbone some/model, and the map was built for old"),
-        ("someone/old@v2", None), ("/elsewhere/old", None), (None, None),
+        ("someone/old@v2", None), ("someone/old@", None), ("/else@where/old", None), ("/elsewhere/old", None),
+        (None, None),
     ],
 )  # fmt: skip
 def test_an_adapter_that_names_another_base_than_the_maps_is_told(
