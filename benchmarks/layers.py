@@ -32,8 +32,6 @@ from peft_lorasuite.source import Source
 from peft_lorasuite.teacher import wanted_shift
 
 PLANS = {"last": (1,), "last twice": (1, 1), "two": (2, 1), "two, twice": (2, 1, 2, 1), "three": (3, 2, 1)}
-QUIET = 1000
-"""Positions of the prompts at which nothing is wanted."""
 
 
 class Study:
@@ -98,7 +96,7 @@ class Study:
         for hook in hooks:
             hook.remove()
         quiet = [(turn, place) for turn, row in enumerate(self.rows) for place in row.reading if (turn, place) in x]
-        drawn = torch.randperm(len(quiet), generator=torch.Generator().manual_seed(0))[:QUIET].tolist()
+        drawn = torch.randperm(len(quiet), generator=torch.Generator().manual_seed(0))[: self.options.quiet].tolist()
         places = self.wanted, self.wanted, [quiet[number] for number in drawn]
         first, second, third = (
             torch.stack([kept[at] for at in ats]) for kept, ats in zip((x, h, x), places, strict=True)

@@ -217,7 +217,7 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
     """Load a model, and the adapter on it; return the backbone's revision beside it."""
-    from .adapter import read_config
+    from .adapter import named_base
     from .by_name import adapter_folder, load_model, put_on
     from .source import Source
     from .variants import CONFIG
@@ -225,11 +225,8 @@ def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | No
     base = Source(*_place(model, "model"))
     upper = None if adapter is None else Source(*_place(adapter, "adapter"))
     if upper is None and base.fetch(CONFIG) is not None:
-        upper, config = Source(*_place(model, "adapter")), read_config(base)
-        name = config.get("base_model_name_or_path")
-        if not name:
-            raise LoraSuiteError("the adapter does not name its base model", where=model, do="pass model and adapter")
-        base = Source(name, "model", config.get("revision"), hub_only=base.folder is None)
+        upper, (name, pinned) = Source(*_place(model, "adapter")), named_base(base, do="pass model and adapter")
+        base = Source(name, "model", pinned, hub_only=base.folder is None)
     if upper is None:
         return load_model(base), base.revision
     folder = adapter_folder(upper)

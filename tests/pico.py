@@ -174,3 +174,13 @@ def save_backbone(folder: Path, model: Any, tokenizer: Any = None, config: dict[
 def random_states() -> list[str]:
     """Return where the process's random numbers are: Python's, NumPy's and torch's."""
     return [str(state) for state in (random.getstate(), np.random.get_state(), torch.get_rng_state().tolist())]
+
+
+def unrelated_pair(root: Path, words: list[str]) -> tuple[Path, Path]:
+    """Write two backbones of other families, sizes and weights with one vocabulary: ``root/old``, ``root/new``."""
+    tokenizer = pico_tokenizer(words)
+    new = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64)
+    return (
+        save_backbone(root / "old", pico_model("llama", seed=1), tokenizer),
+        save_backbone(root / "new", new, tokenizer),
+    )

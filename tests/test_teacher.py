@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.answering import Turn
@@ -20,10 +20,7 @@ WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two unrelated pico backbones with one vocabulary."""
-    root = tmp_path_factory.mktemp("pair")
-    tokenizer = pico_tokenizer(WORDS)
-    old = save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
-    new = save_backbone(root / "new", pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64), tokenizer)
+    old, new = unrelated_pair(tmp_path_factory.mktemp("pair"), WORDS)
     return Backbone.open(old), Backbone.open(new)
 
 

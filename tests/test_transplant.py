@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
@@ -28,9 +28,7 @@ SMALL = {"prompts": 16, "length": 6, "extra": 50, "quiet": 40}
 def pair(tmp_path_factory):
     """Two unrelated pico backbones with one vocabulary, an adapter of the old one, and their map."""
     root = tmp_path_factory.mktemp("pair")
-    tokenizer = pico_tokenizer(WORDS)
-    old = save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
-    new = save_backbone(root / "new", pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64), tokenizer)
+    old, new = unrelated_pair(root, WORDS)
     config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(0)
