@@ -30,8 +30,6 @@ ALIKE = 0.3
 tells the same words apart; backbones trained apart have .6 and more."""
 CONFIDENT = 0.5
 """Mean confidence of the old adapted model on the prompts from which on nothing is missing for want of it."""
-CONCAVE = 0.6
-"""Power of the explained share of the wanted shifts: half of a shift brings more than half of the likelihood."""
 BEHAVIOUR = {"transplant": 0.7, "distill": 0.9}
 """Methods that carry over what the adapter does, not its weights -> what is expected before anything is read."""
 
@@ -194,10 +192,11 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
     because += f", embeddings alike token by token {found.near:.0%}" if method == "copy" else ""
     if method in BEHAVIOUR:
         gap, told = BEHAVIOUR[method], (fitted or {}).get(method, {})
-        if "shift_explained" in told:
-            sure = float(told.get("confidence", 1.0))
-            gap = max(float(told["shift_explained"]), 0.0) ** CONCAVE * min(1.0, sure / CONFIDENT)
-            because += f", wanted shifts explained {told['shift_explained']:.0%} at a confidence of {sure:.2f}"
+        if "divergence" in told:
+            sure, before, left = (float(told[key]) for key in ("confidence", "divergence", "divergence_left"))
+            reached = max(1 - left / before, 0.0) if before > 0 else 0.0
+            gap = reached * min(1.0, sure / CONFIDENT)
+            because += f", wanted change reached on the prompts {reached:.0%} at a confidence of {sure:.2f}"
             because += "; method='distill' trains on the same prompts what is missing" if gap < EXPLAINED else ""
     return Prediction("holds" if gap >= EXPLAINED else "retrain", round(gap, 3), because)
 

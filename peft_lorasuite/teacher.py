@@ -8,7 +8,6 @@ old model sure, its own probabilities are asked for; see `teach`.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,39 +186,3 @@ def _sure(entropy: Tensor, bound: float) -> Tensor:
 
 def _chunks(count: int) -> Sequence[slice]:
     return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
-
-
-def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, steps: int) -> tuple[Tensor, float]:
-    """Solve for the smallest shift of each state that makes the head give the teacher's probabilities.
-
-    Minimises ``sum KL(teacher || head(h + d)) + ridge / (2 mean|h|^2) |d|^2`` over all positions at once by L-BFGS;
-    only norm and head are differentiated, never the network.
-
-    Returns:
-        The shifts, (positions, D), and the mean divergence that is left, in nats.
-    """
-    part, h = head.on(teacher.ids), states.float()
-    length = float((h**2).sum(dim=-1).mean())
-    if not length > 0:
-        raise LoraSuiteError("the new backbone's states are all zero or not finite", do="fetch the new backbone again")
-    weight = ridge / (2 * length)
-    shift = torch.zeros_like(h, requires_grad=True)
-    solver = torch.optim.LBFGS([shift], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
-
-    def divergence() -> Tensor:
-        got = part.logits(h + shift).log_softmax(dim=-1)
-        return torch.nn.functional.kl_div(got, teacher.target, reduction="sum", log_target=True)
-
-    def objective() -> float:
-        solver.zero_grad()
-        loss = divergence() + weight * (shift**2).sum()
-        loss.backward()
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        solver.step(objective)
-    with torch.no_grad():
-        left = float(divergence()) / max(len(h), 1)
-    if not math.isfinite(left):
-        raise LoraSuiteError("a backbone's final norm or head gives no finite logits", do="fetch the backbones again")
-    return shift.detach(), left

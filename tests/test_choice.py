@@ -119,26 +119,32 @@ def test_only_cka_is_held_against_the_threshold_of_cka(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("explained", "confidence", "gap", "verdict"),
+    ("left", "confidence", "gap", "verdict"),
     [
-        (0.95, 0.85, 0.970, "holds"),
-        (0.82, 0.5, 0.888, "holds"),
-        (0.4, 0.65, 0.577, "holds"),
-        (0.3, 0.65, 0.486, "retrain"),
-        (0.9, 0.05, 0.094, "retrain"),
+        (0.1, 0.85, 0.975, "holds"),
+        (0.8, 0.5, 0.8, "holds"),
+        (2.2, 0.65, 0.45, "retrain"),
+        (0.4, 0.05, 0.09, "retrain"),
+        (5.0, 0.85, 0.0, "retrain"),
     ],
 )
-def test_what_the_fit_explained_corrects_what_the_map_promised(explained, confidence, gap, verdict):
+def test_what_the_fit_left_corrects_what_the_map_promised(left, confidence, gap, verdict):
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     before = judge(scores, "transplant")
     assert (before.verdict, before.gap) == ("holds", BEHAVIOUR["transplant"])
-    fitted = {"transplant": {"shift_explained": explained, "confidence": confidence}}
+    fitted = {"transplant": {"divergence": 4.0, "divergence_left": left, "confidence": confidence}}
     after = judge(scores, "transplant", fitted)
     assert (after.verdict, after.gap) == (verdict, pytest.approx(gap))
-    assert "wanted shifts explained" in after.because
+    assert "wanted change reached on the prompts" in after.because
     assert ("method='distill' trains" in after.because) == (verdict == "retrain")
     lost = judge(replace(scores, agreement=0.01), "transplant", fitted)
     assert (lost.verdict, lost.gap) == ("retrain", 0)
+
+
+def test_where_nothing_was_wanted_nothing_is_promised():
+    scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
+    fitted = {"transplant": {"divergence": 0.0, "divergence_left": 0.0, "confidence": 1.0}}
+    assert judge(scores, "transplant", fitted).verdict == "retrain"
 
 
 def test_without_the_old_backbone_auto_stays_with_the_map_and_names_the_better_method(tmp_path, tokenizer):

@@ -12,7 +12,7 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 from peft_lorasuite import Backbone
 from peft_lorasuite.answering import Turn
 from peft_lorasuite.behaviour import Tokens, aligned, tokens
-from peft_lorasuite.teacher import Head, Teacher, Vocabulary, teach, wanted_shift
+from peft_lorasuite.teacher import Head, Vocabulary, teach
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 
@@ -22,17 +22,6 @@ def pair(tmp_path_factory):
     """Two unrelated pico backbones with one vocabulary."""
     old, new = unrelated_pair(tmp_path_factory.mktemp("pair"), WORDS)
     return Backbone.open(old), Backbone.open(new)
-
-
-def test_the_wanted_shift_gives_the_teachers_probabilities(pair):
-    _, new = pair
-    states, moves = (torch.randn(6, 48, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
-    head, ids = Head(new.load(), new), torch.arange(0, 120, 2)
-    target = head.on(ids).logits(states + 0.5 * moves).log_softmax(-1)
-    shift, left = wanted_shift(head, states, Teacher(ids, target, torch.ones(6)), ridge=1e-6, steps=200)
-    assert left < 1e-3
-    got = head.on(ids).logits(states + shift).log_softmax(-1)
-    torch.testing.assert_close(got.exp(), target.exp(), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "phi", "minicpm"])

@@ -18,6 +18,7 @@ from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
 from peft_lorasuite.source import Source
+from peft_lorasuite.teacher import Vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
@@ -44,8 +45,11 @@ def carry(pair, **settings):
 
 
 @torch.no_grad()
-def divergence(pair, model):
-    """Mean KL of a new model from ``new + (old adapted - old)`` where the old adapted model's answers are predicted."""
+def divergence(pair, model, *, shared=False):
+    """Mean KL of a new model from ``new + (old adapted - old)`` where the old adapted model's answers are predicted.
+
+    With ``shared`` the difference counts for tokens that both sides have alone, and not for special ones.
+    """
     root, _ = pair
     old = Backbone.open(root / "old")
     with adapted(old, adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)) as carried:
@@ -53,10 +57,14 @@ def divergence(pair, model):
         rows = [tokens(old, turn) for turn in turns]
         after = [carried(torch.tensor([row.ids])).logits[0] for row in rows]
     plain, new = old.load(), Backbone.open(root / "new").load()
-    told = []
+    told, counts = [], torch.ones(new.config.vocab_size)
+    if shared:
+        both = Vocabulary.of(old, Backbone.open(root / "new")).new
+        counts = torch.zeros_like(counts).index_fill(0, both, 1.0)
     for row, moved in zip(rows, after, strict=True):
         ids = torch.tensor([row.ids])
-        teacher = (new(ids).logits[0] + moved - plain(ids).logits[0]).log_softmax(-1)
+        change = moved.log_softmax(-1) - plain(ids).logits[0].log_softmax(-1)
+        teacher = (new(ids).logits[0] + counts * change).log_softmax(-1)
         got = model(ids).logits[0].log_softmax(-1)
         told.append((teacher.exp() * (teacher - got)).sum(-1)[list(row.predicting)])
     return float(torch.cat(told).mean())
@@ -105,10 +113,24 @@ def test_the_same_seed_gives_the_same_adapter(pair):
 
 
 def test_the_report_says_what_was_read(pair):
-    report = carry(pair, method="transplant", options=SMALL).report
+    report = carry(pair, method="transplant", options=SMALL | {"gate": 0.0}).report
     assert report.coverage == 1
     assert report.facts["transplant"]["prompts"] == 16
-    assert 0 <= report.facts["transplant"]["divergence_left"] < 5
+    assert 0 < report.facts["transplant"]["divergence_left"] < 0.9 * report.facts["transplant"]["divergence"]
+
+
+def test_the_report_tells_what_the_upgraded_model_gives(pair):
+    """With neither gate nor trust, and all tokens as candidates, its divergence is the models' own."""
+    root, _ = pair
+    plain = Backbone.open(root / "new").load()
+    options = SMALL | {"prompts": 100, "gate": 0.0, "trust": 0.0, "extra": 5000, "rank": 4}
+    found = {steps: carry(pair, method="transplant", options=options | {"sharpen": steps}) for steps in (0, 60)}
+    told = {steps: one.report.facts["transplant"] for steps, one in found.items()}
+    assert told[60]["divergence_left"] < 0.97 * told[0]["divergence_left"]
+    assert told[60]["divergence"] == pytest.approx(divergence(pair, plain, shared=True), rel=1e-3)
+    for steps, one in found.items():
+        real = divergence(pair, attach(Backbone.open(root / "new").load(), one), shared=True)
+        assert told[steps]["divergence_left"] == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize(("length", "given", "gate"), [(6, {}, 0.5), (60, {}, 0.0), (60, {"gate": 0.2}, 0.2)])

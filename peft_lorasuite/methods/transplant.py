@@ -3,8 +3,9 @@
 The old adapted model answers unlabelled prompts. At every position of its answers the wanted logits are
 ``new + c (old adapted - old)`` or, where the adapter made the old model sure, its own (see `teacher`). The shift of the
 new model's last state that gives them is solved for, and the last layer's ``down`` gets the low-rank update that
-produces these shifts from its own input, by reduced-rank ridge regression. ``down`` because its output is added last,
-so that the fit is exact for the layer's output.
+produces these shifts from its own input, by reduced-rank ridge regression; a descent goes on from there towards the
+probabilities themselves (`fitting`). ``down`` because its output is added last, so that nothing but norm and head
+stands between the update and the logits.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
+from ..fitting import divergence, sharpened, wanted_shift
 from ..lowrank import reduced_rank_ridge
-from ..teacher import wanted_shift
 from ..transfer import floored
 from .base import Draft, Job, check_least, method
 from .reading import Reading, ReadingOptions, read
@@ -43,6 +44,7 @@ class TransplantOptions(ReadingOptions):
         positions: Response positions used at most for the last layer's fit, drawn by the seed.
         shift_ridge: Of the solve for the wanted shift.
         steps: Of that solve at most.
+        sharpen: Steps at most of the descent from the regression's update towards the wanted probabilities; 0 for none.
     """
 
     gate: float | None = None
@@ -52,11 +54,12 @@ class TransplantOptions(ReadingOptions):
     positions: int | None = None
     shift_ridge: float = 0.01
     steps: int = 25
+    sharpen: int = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"gate": 0, "rank": 1, "ridge": 1e-9, "weight": 1e-9, "positions": 4, "shift_ridge": 0, "steps": 1}
-        check_least(self, least)
+        check_least(self, least | {"sharpen": 0})
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
@@ -72,25 +75,29 @@ def transplant(job: Job, options: TransplantOptions) -> Draft:
 
 
 def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
-    """Fit the last layer's down projection to the shifts that give the teacher's probabilities."""
-    new = reading.new
+    """Fit the last layer's down projection to the teacher's probabilities."""
+    new, head = reading.new, reading.new_head
     layer, site = new.arch.layers - 1, new.arch.site("down")
     gate, rank, positions = _settled(options, reading)
     order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
     used = order[:positions].sort().values.tolist()
     h, x, y = reading.h[used], reading.x[used], reading.y[used]
     teacher = reading.teacher(options, gate=gate, seed=job.seed, places=used)
-    shift, left = wanted_shift(reading.new_head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
-    wanted = shift / new.arch.residual_scale
+    shift, _ = wanted_shift(head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
+    factor = torch.tensor(new.arch.residual_scale)
     if site.post_norm is not None:
-        wanted = wanted * y.float().pow(2).mean(dim=1, keepdim=True).sqrt() / floored(new.gain(layer, "down"))
-    rank = min(max(rank, job.adapter.rank), *new.arch.shape("down"))
-    update, explained = reduced_rank_ridge(
-        x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank
+        factor = factor * floored(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
+    wanted, rank = shift / factor, min(max(rank, job.adapter.rank), *new.arch.shape("down"))
+    start, _ = reduced_rank_ridge(x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank)
+    update = sharpened(
+        start, head, h, teacher, x=x, wanted=wanted, quiet=reading.quiet, factor=factor, steps=options.sharpen
     )
+    reached = h.float() + factor * (x.float() @ update.A.T @ update.B.T)
     facts = {
-        "prompts": len(reading.turns), "positions": len(h), "gate": gate, "divergence_left": round(left, 4),
-        "shift_explained": round(explained, 4), "confidence": round(float(teacher.confidence.mean()), 4),
+        "prompts": len(reading.turns), "positions": len(h), "gate": gate,
+        "divergence": round(divergence(head, reading.before[used], teacher), 4),
+        "divergence_left": round(divergence(head, reached, teacher), 4),
+        "confidence": round(float(teacher.confidence.mean()), 4),
     }  # fmt: skip
     updates = {**reading.memory, (layer, "down"): update}
     rank = max(one.rank for one in updates.values())

@@ -1,0 +1,121 @@
+"""What the new model's last state lacks, and the low-rank update that is to bring it.
+
+In two steps. `wanted_shift` solves for the shift of each state by itself, to which least squares (`lowrank`) fits an
+update: a start that no step of a descent reaches as fast. But least squares counts every shift by its length, and the
+head feels some directions much more than others, so `sharpened` goes on from there, towards the probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import LoraSuiteError
+from .lowrank import LowRank
+from .teacher import Head, Teacher
+
+PULL = 1e-4
+"""Weight, in nats, of leaving the start, for inputs of any direction; against the wanted shifts."""
+CALM = 1.0
+"""The same at the inputs at which nothing is wanted."""
+
+
+def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, steps: int) -> tuple[Tensor, float]:
+    """Solve for the smallest shift of each state that makes the head give the teacher's probabilities.
+
+    Minimises ``sum KL(teacher || head(h + d)) + ridge / (2 mean|h|^2) |d|^2`` over all positions at once by L-BFGS;
+    only norm and head are differentiated, never the network.
+
+    Returns:
+        The shifts, (positions, D), and the mean divergence that is left, in nats.
+    """
+    part, h = head.on(teacher.ids), states.float()
+    length = _mean_square(h)
+    if not length > 0:
+        raise LoraSuiteError("the new backbone's states are all zero or not finite", do="fetch the new backbone again")
+    weight = ridge / (2 * length)
+    shift = torch.zeros_like(h)
+    _minimise([shift], steps, lambda: _divergence(part, h + shift, teacher) + weight * (shift**2).sum())
+    left = float(_divergence(part, h + shift, teacher)) / max(len(h), 1)
+    if not math.isfinite(left):
+        raise LoraSuiteError("a backbone's final norm or head gives no finite logits", do="fetch the backbones again")
+    return shift, left
+
+
+def sharpened(
+    update: LowRank, head: Head, states: Float[Tensor, "positions hidden"], teacher: Teacher, *,
+    x: Float[Tensor, "positions in_"], wanted: Float[Tensor, "positions hidden"], quiet: Float[Tensor, "others in_"],
+    factor: Tensor, steps: int,
+) -> LowRank:  # fmt: skip
+    """Descend from an update towards the one whose states give the teacher's probabilities.
+
+    Minimises, by L-BFGS on both factors, with ``dW`` the distance ``B A - B_0 A_0`` from the start,
+    ``mean KL(teacher || head(h + factor * B A x)) + (CALM mean|dW q|^2 + PULL mean|x|^2 |dW|^2) / mean|wanted|^2``.
+    What the start gets right already stays as it is: a smaller update that does as well on the prompts does less on
+    others.
+
+    Args:
+        update: Where to start.
+        head: The new model's head.
+        states: ``h``, the last layer's output.
+        teacher: The wanted probabilities.
+        x: Input of the projection at these positions.
+        wanted: What it would have to add to its output there; alone the size counts.
+        quiet: ``q``, its input where nothing is wanted.
+        factor: What becomes of its output on the way to the state; broadcast to ``wanted``.
+        steps: Of the descent at most.
+    """
+    part, h, x, quiet = head.on(teacher.ids), states.float(), x.float(), quiet.float()
+    size, count = _mean_square(wanted), max(len(h), 1)
+    if not (size > 0 and steps):
+        return update
+    pull, calm = PULL * _mean_square(x) / size, CALM / size / max(len(quiet), 1)
+    there = quiet @ update.A.T @ update.B.T
+    A, B = (one.contiguous().clone() for one in (update.A, update.B))
+
+    def loss() -> Tensor:
+        off = _divergence(part, h + factor * (x @ A.T @ B.T), teacher) / count
+        right, left = torch.cat([A, update.A]), torch.cat([B, -update.B], dim=1)
+        away = ((left.T @ left) * (right @ right.T)).sum()
+        return off + pull * away + calm * (quiet @ A.T @ B.T - there).pow(2).sum()
+
+    _minimise([A, B], steps, loss)
+    return LowRank(A, B)
+
+
+def divergence(head: Head, states: Tensor, teacher: Teacher) -> float:
+    """Mean over the positions of ``KL(teacher || head(states))``, in nats."""
+    return max(float(_divergence(head.on(teacher.ids), states.float(), teacher)), 0.0) / max(len(states), 1)
+
+
+def _mean_square(rows: Tensor) -> float:
+    return float((rows.float() ** 2).sum(dim=-1).mean())
+
+
+def _divergence(head: Head, states: Tensor, teacher: Teacher) -> Tensor:
+    """Sum over the positions, in nats."""
+    got = head.logits(states).log_softmax(dim=-1)
+    return torch.nn.functional.kl_div(got, teacher.target, reduction="sum", log_target=True)
+
+
+def _minimise(values: Sequence[Tensor], steps: int, loss: Callable[[], Tensor]) -> None:
+    """Change values, in place, to where a loss is least."""
+    for one in values:
+        one.requires_grad_()
+    solver = torch.optim.LBFGS(values, max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def step() -> float:
+        solver.zero_grad()
+        found = loss()
+        found.backward()
+        return float(found.detach())
+
+    with torch.enable_grad():
+        solver.step(step)
+    for one in values:
+        one.requires_grad_(False)
+        one.grad = None
