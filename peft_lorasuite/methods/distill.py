@@ -69,7 +69,7 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the logits that `teach` derives from what the adapter did to the old model."""
     _, new = job.backbones("distill")
     shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "trust", "recombine")}
-    start = TransplantOptions(**shared, rank=16)  # more would be trained in every part
+    start = TransplantOptions(**shared, rank=16, sharpen=0)  # a larger rank would be trained in every part
     reading = read(job, start)
     teacher = reading.teacher(start, gate=options.gate, seed=job.seed)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
