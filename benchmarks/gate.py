@@ -164,7 +164,8 @@ def real_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
         for name, row in rows.items():
             fitted = row.get("report") or {}
             share = gap(row, rows["base"], ceiling) if ceiling and fitted.get("name") in choice.BEHAVIOUR else None
-            if share is not None:
+            older = fitted.get("name") == "transplant" and "divergence" not in fitted["transplant"]
+            if share is not None and not older:  # an older row does not tell what its fit reached
                 found.append({"point": f"{folder.name}: {name}", "fitted": fitted, "gap_recovered": round(share, 4)})
     return found
 

@@ -18,7 +18,7 @@ from .errors import LoraSuiteError
 from .lowrank import LowRank
 from .teacher import Head, Teacher
 
-PULL = 1e-4
+PULL = 1e-3
 """Weight, in nats, of leaving the start, for inputs of any direction; against the wanted shifts."""
 CALM = 1.0
 """The same at the inputs at which nothing is wanted."""

@@ -71,8 +71,8 @@ def test_a_planted_update_is_found_by_what_it_does(family, tmp_path):
     case = Planted(*head_of(family, tmp_path), factor=0.7)
     start, found = case.sharpened()
     before = divergence(case.head, case.h, case.teacher)
-    assert case.off(found) < 0.02 * before
-    assert case.off(found) < 0.2 * case.off(start)
+    assert case.off(found) < 0.05 * before
+    assert case.off(found) < 0.25 * case.off(start)
 
 
 def test_the_sharpened_update_is_right_at_other_inputs_too(planted):

@@ -22,10 +22,11 @@ from ..transfer import floored
 from .base import Draft, Job, check_least, method
 from .reading import Reading, ReadingOptions, read
 
-SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000}
+SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000, "sharpen": 60}
 """For formats and choices among answers: the gate keeps the old model's doubts out of them."""
-LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 5000}
-"""For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell."""
+LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 5000, "sharpen": 20}
+"""For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell; a step
+of the descent takes ten times as long."""
 TOKENS = 32
 """Answers with more tokens than this on average are long."""
 
@@ -34,7 +35,7 @@ TOKENS = 32
 class TransplantOptions(ReadingOptions):
     """Options of `transplant`, beside those of reading both models.
 
-    ``gate``, ``rank`` and ``positions`` that are None become those of `SHORT` or `LONG`, by the answers' length.
+    ``gate``, ``rank``, ``positions`` and ``sharpen`` that are None become those of `SHORT` or `LONG`, by the answers' length.
 
     Attributes:
         gate: Entropy in nats at which the old adapted model counts as not knowing; 0 turns the gate off.
@@ -54,7 +55,7 @@ class TransplantOptions(ReadingOptions):
     positions: int | None = None
     shift_ridge: float = 0.01
     steps: int = 25
-    sharpen: int = 60
+    sharpen: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +79,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     """Fit the last layer's down projection to the teacher's probabilities."""
     new, head = reading.new, reading.new_head
     layer, site = new.arch.layers - 1, new.arch.site("down")
-    gate, rank, positions = _settled(options, reading)
+    gate, rank, positions, sharpen = _settled(options, reading)
     order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
     used = order[:positions].sort().values.tolist()
     h, x, y = reading.h[used], reading.x[used], reading.y[used]
@@ -89,9 +90,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
         factor = factor * floored(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
     wanted, rank = shift / factor, min(max(rank, job.adapter.rank), *new.arch.shape("down"))
     start, _ = reduced_rank_ridge(x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank)
-    update = sharpened(
-        start, head, h, teacher, x=x, wanted=wanted, quiet=reading.quiet, factor=factor, steps=options.sharpen
-    )
+    update = sharpened(start, head, h, teacher, x=x, wanted=wanted, quiet=reading.quiet, factor=factor, steps=sharpen)
     reached = h.float() + factor * (x.float() @ update.A.T @ update.B.T)
     facts = {
         "prompts": len(reading.turns), "positions": len(h), "gate": gate,
@@ -104,9 +103,9 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     return Draft(updates, facts={"transplant": facts, **reading.facts}, rank=rank)
 
 
-def _settled(options: TransplantOptions, reading: Reading) -> tuple[float, int, int]:
-    """Gate, rank and positions: as given, or what answers of this length want."""
+def _settled(options: TransplantOptions, reading: Reading) -> tuple[float, int, int, int]:
+    """Gate, rank, positions and steps of the descent: as given, or what answers of this length want."""
     chosen = LONG if len(reading.places) > TOKENS * len(reading.turns) else SHORT
     given = {name: getattr(options, name) for name in chosen}
-    gate, rank, positions = (chosen[name] if value is None else value for name, value in given.items())
-    return gate, rank, positions
+    gate, rank, positions, sharpen = (chosen[name] if value is None else value for name, value in given.items())
+    return gate, rank, positions, sharpen
