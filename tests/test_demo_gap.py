@@ -67,8 +67,8 @@ def test_behaviour_without_labels_and_with_a_hundred_recovers_no_less(pair: Any,
     carried = pair.kept("transplant")
     alone, tuned = recovered(carried(False)), recovered(pair.tuned(carried(True), **TUNED))
     vanilla = recovered(pair.vanilla(**TUNED))
-    assert alone > 0.38
-    assert tuned > 0.78
+    assert alone > 0.6
+    assert tuned > 0.88
     assert 0.05 < vanilla < 0.4  # more, and the demo would tell nothing; less, and training would be broken
     assert tuned > vanilla + 0.4
 

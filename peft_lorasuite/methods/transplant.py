@@ -25,8 +25,8 @@ from .reading import Reading, ReadingOptions, read
 SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000, "sharpen": 60}
 """For formats and choices among answers: the gate keeps the old model's doubts out of them."""
 LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 5000, "sharpen": 20}
-"""For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell; a step
-of the descent takes ten times as long."""
+"""For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell. A
+step of the descent takes ten times as long."""
 TOKENS = 32
 """Answers with more tokens than this on average are long."""
 
@@ -35,7 +35,8 @@ TOKENS = 32
 class TransplantOptions(ReadingOptions):
     """Options of `transplant`, beside those of reading both models.
 
-    ``gate``, ``rank``, ``positions`` and ``sharpen`` that are None become those of `SHORT` or `LONG`, by the answers' length.
+    ``gate``, ``rank``, ``positions`` and ``sharpen`` that are None become those of `SHORT` or `LONG`, by the length of
+    the answers.
 
     Attributes:
         gate: Entropy in nats at which the old adapted model counts as not knowing; 0 turns the gate off.
