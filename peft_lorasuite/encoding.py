@@ -40,13 +40,15 @@ class Encoded:
 def encode(tokenizer: Any, prompt: str, response: str, *, cutoff: int | None = None) -> Encoded:
     """Tokenise prompt and response as one text, so that the seam is cut as the model will see it.
 
-    The response starts at the first token that the prompt alone would not have given.
+    The response starts at the first token that the prompt alone would not have given, but never at the very first one:
+    nothing stands before that to predict it from.
     """
     alone = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + response)["input_ids"]
     eos = end_of_sequence(tokenizer)
     ids = [*(ids[:-1] if ids[-1] == eos else ids), eos]
     start = next((n for n, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+    start = max(start, 1)
     return Encoded(tuple(ids[:cutoff]), min(start, cutoff or start))
 
 

@@ -97,6 +97,14 @@ def test_the_loss_is_on_the_response_and_its_end(tokenizer: Any) -> None:
     assert score(model, tokenizer, EXAMPLES[:1], TEMPLATE).nll == pytest.approx(loss, abs=1e-5)
 
 
+def test_a_first_token_that_the_response_is_part_of_is_not_asked_for(tokenizer: Any) -> None:
+    """``re`` + ``d blue`` reads ``red blue``: no position predicts its first token."""
+    words = pico_tokenizer(["red", "blue"])
+    assert words(" re")["input_ids"][0] != words(" red blue")["input_ids"][0]
+    row = encode(words, " re", "d blue")
+    assert (row.start, len(row.ids)) == (1, 3)
+
+
 def test_padding_changes_no_score(tokenizer: Any) -> None:
     rows = [*EXAMPLES[:3], Example("cat dog bird cat dog bird", " the red red red")]
     model = adapted()
