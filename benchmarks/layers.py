@@ -55,7 +55,7 @@ class Study:
         updates: list[tuple[int, LowRank]] = []
         for back in plan:
             x, h, quiet = self.look(updates, back)
-            shift, _ = wanted_shift(self.reading.new_head, h, teacher, ridge=self.options.shift_ridge, steps=25)
+            shift = wanted_shift(self.reading.new_head, h, teacher, ridge=self.options.shift_ridge, steps=25)
             update, _ = reduced_rank_ridge(
                 x, shift, quiet, weight=self.options.weight, ridge=ridge, rank=self.options.rank or 64
             )

@@ -24,14 +24,14 @@ CALM = 1.0
 """The same at the inputs at which nothing is wanted."""
 
 
-def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, steps: int) -> tuple[Tensor, float]:
+def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, steps: int) -> Tensor:
     """Solve for the smallest shift of each state that makes the head give the teacher's probabilities.
 
     Minimises ``sum KL(teacher || head(h + d)) + ridge / (2 mean|h|^2) |d|^2`` over all positions at once by L-BFGS;
     only norm and head are differentiated, never the network.
 
     Returns:
-        The shifts, (positions, D), and the mean divergence that is left, in nats.
+        The shifts, (positions, D).
     """
     part, h = head.on(teacher.ids), states.float()
     length = _mean_square(h)
@@ -40,10 +40,9 @@ def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, 
     weight = ridge / (2 * length)
     shift = torch.zeros_like(h)
     _minimise([shift], steps, lambda: _divergence(part, h + shift, teacher) + weight * (shift**2).sum())
-    left = float(_divergence(part, h + shift, teacher)) / max(len(h), 1)
-    if not math.isfinite(left):
+    if not math.isfinite(float(_divergence(part, h + shift, teacher))):
         raise LoraSuiteError("a backbone's final norm or head gives no finite logits", do="fetch the backbones again")
-    return shift, left
+    return shift
 
 
 def sharpened(

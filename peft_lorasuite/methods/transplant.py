@@ -85,7 +85,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     used = order[:positions].sort().values.tolist()
     h, x, y = reading.h[used], reading.x[used], reading.y[used]
     teacher = reading.teacher(options, gate=gate, seed=job.seed, places=used)
-    shift, _ = wanted_shift(head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
+    shift = wanted_shift(head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     factor = torch.tensor(new.arch.residual_scale)
     if site.post_norm is not None:
         factor = factor * floored(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
