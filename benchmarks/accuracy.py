@@ -49,7 +49,7 @@ class LastLayer(torch.nn.Module):
         if key not in self.memo:
             self.memo[key] = self.read(input_ids, logits_to_keep, rest)
         x, h = self.memo[key]
-        states = h if self.update is None else h + x @ self.update.A.T @ self.update.B.T
+        states = h if self.update is None else h + self.update.applied(x)
         return CausalLMOutput(logits=self.head.logits(states))
 
     def read(self, ids: torch.Tensor, keep: torch.Tensor, rest: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,17 +73,18 @@ def sharpened(
     if not (size > 0 and steps):
         return update
     pull, calm = PULL * _mean_square(x) / size, CALM / size / max(len(quiet), 1)
-    there = quiet @ update.A.T @ update.B.T
+    there = update.applied(quiet)
     A, B = (one.contiguous().clone() for one in (update.A, update.B))
+    moving = LowRank(A, B)
 
     def loss() -> Tensor:
-        off = _divergence(part, h + factor * (x @ A.T @ B.T), teacher) / count
+        off = _divergence(part, h + factor * moving.applied(x), teacher) / count
         right, left = torch.cat([A, update.A]), torch.cat([B, -update.B], dim=1)
         away = ((left.T @ left) * (right @ right.T)).sum()
-        return off + pull * away + calm * (quiet @ A.T @ B.T - there).pow(2).sum()
+        return off + pull * away + calm * (moving.applied(quiet) - there).pow(2).sum()
 
     _minimise([A, B], steps, loss)
-    return LowRank(A, B)
+    return moving
 
 
 def divergence(head: Head, states: Tensor, teacher: Teacher) -> float:

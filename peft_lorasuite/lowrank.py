@@ -48,6 +48,10 @@ class LowRank:
         """Form the product; for tests and for methods that need one dense module at a time."""
         return self.B @ self.A
 
+    def applied(self, x: Float[Tensor, "*rows in_"]) -> Float[Tensor, "*rows out"]:
+        """Return what the update adds for some inputs, ``B A x``, in float32 and where they are; without the bias."""
+        return x.float() @ self.A.T.to(x.device) @ self.B.T.to(x.device)
+
     def scaled(self, factor: float) -> LowRank:
         """Return the update times ``factor``."""
         return LowRank(self.A, self.B * factor, None if self.bias is None else self.bias * factor)

@@ -237,5 +237,5 @@ def updated(down: torch.nn.Module, update: LowRank | None) -> Iterator[None]:
     if update is None:
         yield
         return
-    with adding(down, lambda x: x.float() @ update.A.T.to(x.device) @ update.B.T.to(x.device)):
+    with adding(down, update.applied):
         yield

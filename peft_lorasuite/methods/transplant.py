@@ -92,7 +92,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     wanted, rank = shift / factor, min(max(rank, job.adapter.rank), *new.arch.shape("down"))
     start, _ = reduced_rank_ridge(x, wanted, reading.quiet, weight=options.weight, ridge=options.ridge, rank=rank)
     update = sharpened(start, head, h, teacher, x=x, wanted=wanted, quiet=reading.quiet, factor=factor, steps=sharpen)
-    reached = h.float() + factor * (x.float() @ update.A.T @ update.B.T)
+    reached = h.float() + factor * update.applied(x)
     facts = {
         "prompts": len(reading.turns), "positions": len(h), "gate": gate,
         "divergence": round(divergence(head, reading.before[used], teacher), 4),
