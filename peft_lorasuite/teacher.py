@@ -20,8 +20,9 @@ from .backbone import Backbone
 from .errors import LoraSuiteError
 from .vocabulary import first_pieces, shared_tokens
 
-CHUNK = 64
-"""Positions whose logits over the whole vocabulary are held at once."""
+CHUNK = 32
+"""Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from
+which on glibc asks the system for every tensor anew, which takes as long as the arithmetic."""
 FEWEST_SHARED = 100
 """Fewer shared tokens than this give no useful teacher."""
 
