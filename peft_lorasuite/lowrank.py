@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -183,10 +184,11 @@ def reduced_rank_ridge(
     R = torch.cat([wanted.double(), wanted.new_zeros(len(quiet), wanted.shape[1]).double()]) * scale
     K = X @ X.T
     level = float(K.diagonal().mean())
-    if not level > 0:
-        raise LoraSuiteError("the inputs of the last down projection are all zero: there is nothing to fit on")
-    dual = torch.linalg.solve(K + ridge * level * torch.eye(len(K), dtype=K.dtype), R)
-    M = R.T @ (K @ dual)
+    if not 0 < level < math.inf:
+        raise LoraSuiteError("the inputs of a down projection are all zero or not finite: there is nothing to fit on")
+    K.diagonal().add_(ridge * level)
+    dual = torch.cholesky_solve(R, torch.linalg.cholesky(K))
+    M = R.T @ (R - ridge * level * dual)  # of R^T K a
     B = torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, -rank:]
     A = (dual @ B).T @ X
     off = x.double() @ A.T @ B.T - wanted.double()

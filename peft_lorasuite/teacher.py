@@ -23,6 +23,8 @@ from .vocabulary import first_pieces, shared_tokens
 CHUNK = 32
 """Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from
 which on glibc asks the system for every tensor anew, which takes as long as the arithmetic."""
+CHANGED = 0.1
+"""Nats of divergence from which on the adapter counts as having changed a position, for ``share``."""
 FEWEST_SHARED = 100
 """Fewer shared tokens than this give no useful teacher."""
 
@@ -122,7 +124,7 @@ class Teacher:
 @torch.no_grad()
 def teach(
     old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor, *,
-    gate: float, trust: float, top: int, extra: int, seed: int,
+    gate: float, trust: float, share: float, top: int, extra: int, seed: int,
 ) -> Teacher:  # fmt: skip
     """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the tokens that matter.
 
@@ -138,6 +140,7 @@ def teach(
         trust: ``w = clamp(2 (1 - H / trust), 0, 1) * clamp(K / trust, 0, 1)``, K the divergence of the old adapted
             model from the old one in nats: where the adapter made the old model sure, the target is what that says
             itself; where the adapter does nothing, nothing is asked for. 0 leaves the difference of logits alone.
+        share: If not 0, ``w = share * clamp(K / CHANGED, 0, 1)`` instead, however sure the old adapted model is.
         top: Candidates from the teacher's and the new model's likeliest tokens at every position.
         extra: Further candidates, drawn at random.
         seed: Of that draw.
@@ -150,7 +153,7 @@ def teach(
     def moved_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        return new, *_moved(new, after, before, vocabulary, gate, trust)
+        return new, *_moved(new, after, before, vocabulary, gate, trust, share)
 
     for rows in _chunks(len(states)):
         new, moved, sure = moved_at(rows)
@@ -163,7 +166,7 @@ def teach(
 
 
 def _moved(
-    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, gate: float, trust: float
+    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, gate: float, trust: float, share: float
 ) -> tuple[Tensor, Tensor]:
     """Move the new log-probabilities by the adapter's change; tokens that only the new side has keep theirs.
 
@@ -171,9 +174,10 @@ def _moved(
     """
     entropy = -(after.exp() * after).sum(dim=-1)
     reference = before
-    if trust:
-        changed = ((after.exp() * (after - before)).sum(dim=-1) / trust).clamp(0, 1)
-        reference = torch.lerp(before, vocabulary.pooled(new, like=after), (_sure(entropy, trust) * changed)[:, None])
+    if trust or share:
+        weight = share if share else _sure(entropy, trust)
+        changed = ((after.exp() * (after - before)).sum(dim=-1) / (CHANGED if share else trust)).clamp(0, 1)
+        reference = torch.lerp(before, vocabulary.pooled(new, like=after), (weight * changed)[:, None])
     sure = _sure(entropy, gate) if gate else torch.ones_like(entropy)
     moved = new.clone()
     moved[:, vocabulary.new] += sure[:, None] * (after - reference)[:, vocabulary.old]

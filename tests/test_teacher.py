@@ -51,7 +51,7 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     states = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
     unsure, plain = torch.zeros(3, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
     teacher = teach(
-        *heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, trust=0.0, top=64, extra=60, seed=0
+        *heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, trust=0.0, share=0.0, top=64, extra=60, seed=0
     )
     assert float(teacher.confidence.max()) == 0
     expected = heads[1].on(teacher.ids).logits(states).log_softmax(-1)
@@ -73,6 +73,7 @@ def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
         torch.zeros(60, 48),
         gate=2.0,
         trust=0.0,
+        share=0.0,
         top=9,
         extra=9,
         seed=0,
@@ -110,8 +111,10 @@ def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pa
     own = heads[0].logits(sure, normed=True).log_softmax(-1)[0, said]
     assert own > -0.05
 
-    def target(adapted, before, trust):
-        found = teach(*heads, vocabulary, adapted, before, against, gate=0, trust=trust, top=500, extra=0, seed=0)
+    def target(adapted, before, trust, share=0.0):
+        found = teach(
+            *heads, vocabulary, adapted, before, against, gate=0, trust=trust, share=share, top=500, extra=0, seed=0
+        )
         kept = torch.isin(found.ids, vocabulary.new)  # of others the old model says nothing
         return float(found.target[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
 
@@ -119,6 +122,29 @@ def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pa
     assert target(sure, plain, 0.0) < float(own) - 0.2
     left = heads[1].logits(against)[0, vocabulary.new].log_softmax(-1)[vocabulary.new.tolist().index(meant)]
     assert target(sure, sure, 0.5) == pytest.approx(float(left), abs=0.05)
+    assert target(sure, plain, 0.5, share=1.0) == pytest.approx(float(own), abs=0.02)
+    assert target(sure, sure, 0.5, share=1.0) == pytest.approx(float(left), abs=0.05)
+
+
+def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_word(pair):
+    """However unsure the old adapted model is: where only trust decides, nothing of its own word is taken here."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    states, doubts = (torch.randn(6, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    adapted, plain = 3 * torch.nn.functional.normalize(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3)), dim=-1)
+
+    def target(trust, share):
+        found = teach(
+            *heads, Vocabulary.of(old, new), adapted, plain, states + doubts, gate=0, trust=trust, share=share,
+            top=500, extra=0, seed=0,
+        )  # fmt: skip
+        return found.target
+
+    difference, half, whole = (target(0.0, share) for share in (0.0, 0.5, 1.0))
+    middle = ((difference + whole) / 2).log_softmax(-1)
+    torch.testing.assert_close(half, middle, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(target(0.5, 0.0), difference, atol=1e-4, rtol=1e-4)
+    assert (difference - whole).abs().max() > 0.5
 
 
 def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):

@@ -187,7 +187,8 @@ def test_what_cannot_be_used_is_named(pair, settings, message):
     ("method", "name", "value"),
     [("transplant", "length", 0), ("transplant", "prompts", 1), ("transplant", "ridge", -1.0),
      ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0), ("distill", "recombine", -1),
-     ("transplant", "trust", -0.1), ("distill", "trust", -0.1)],
+     ("transplant", "trust", -0.1), ("distill", "trust", -0.1),
+     ("transplant", "share", -0.1), ("distill", "share", 1.5), ("distill", "learning_rate", 2.0)],
 )  # fmt: skip
 def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
     with pytest.raises(LoraSuiteError, match=name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
+from operator import gt, lt
 from typing import Any, get_type_hints
 
 from ..adapter import Adapter, Key
@@ -102,12 +103,13 @@ class Draft:
     rank: int | None = None
 
 
-def check_least(options: Any, least: Mapping[str, float]) -> None:
-    """Refuse options below a bound; ``least`` says option -> smallest value. None, to be chosen later, passes."""
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and value < bound:
-            raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"at least {bound:g}")
+def check_bounds(options: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
+    """Refuse options out of bounds, each option -> smallest or largest value. None, to be chosen later, passes."""
+    for word, bounds, beyond in (("at least", least, lt), ("at most", most or {}, gt)):
+        for name, bound in bounds.items():
+            value = getattr(options, name)
+            if value is not None and beyond(value, bound):
+                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"{word} {bound:g}")
 
 
 @dataclass(frozen=True)

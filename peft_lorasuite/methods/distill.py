@@ -15,13 +15,15 @@ from ..answering import Turn
 from ..backbone import Backbone
 from ..behaviour import Place, tokens
 from ..borrowed import seeded
-from ..errors import LoraSuiteError
 from ..source import Source
 from ..spec import check_parts
 from ..teacher import Teacher
-from .base import Draft, Job, check_least, method
-from .reading import LEAST, read
+from .base import Draft, Job, check_bounds, method
+from .reading import LEAST, MOST, read
 from .transplant import TransplantOptions, fit
+
+SHARED = ("prompts", "length", "top", "extra", "trust", "share", "recombine")
+"""Options that reading both models has as well."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class DistillOptions:
         epochs: Passes over the prompts.
         batch_size: Prompts of one step.
         learning_rate: Peak learning rate; it falls linearly.
-        top: Candidate tokens per position.
+        top: As in `transplant`.
         extra: Further candidate tokens.
         trust: As in `transplant`.
+        share: As in `transplant`.
         start: Start from `transplant` (True) or from the new backbone as it is.
         recombine: As in `transplant`.
         parts: Parts that are trained beside the adapter's own.
@@ -49,18 +52,17 @@ class DistillOptions:
     epochs: int = 3
     batch_size: int = 8
     learning_rate: float = 1e-3
-    top: int = 64
+    top: int | None = None
     extra: int = 1000
     trust: float = 0.5
+    share: float | None = None
     start: bool = True
     recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
 
     def __post_init__(self) -> None:
-        check_least(self, {**LEAST, "gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9})
-        if self.learning_rate > 1:
-            got = self.learning_rate
-            raise LoraSuiteError("an option is out of range", where="learning_rate", got=got, wanted="at most 1")
+        least = {"gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9}
+        check_bounds(self, LEAST | least, MOST | {"learning_rate": 1})
         check_parts(self.parts)
 
 
@@ -68,7 +70,7 @@ class DistillOptions:
 def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the logits that `teach` derives from what the adapter did to the old model."""
     _, new = job.backbones("distill")
-    shared = {name: getattr(options, name) for name in ("prompts", "length", "top", "extra", "trust", "recombine")}
+    shared = {name: getattr(options, name) for name in SHARED}
     start = TransplantOptions(**shared, rank=16, sharpen=0)  # a larger rank would be trained in every part
     reading = read(job, start)
     teacher = reading.teacher(start, gate=options.gate, seed=job.seed)

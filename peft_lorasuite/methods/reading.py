@@ -20,10 +20,18 @@ from ..lowrank import LowRank
 from ..memory import memorise, updated
 from ..prompts import check_enough, read_prompts
 from ..teacher import Head, Teacher, Vocabulary, teach
-from .base import Job, check_least
+from .base import Job, check_bounds
 
-LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "recombine": 0}
+LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
+MOST = {"share": 1}
+"""And the largest."""
+TOKENS = 32
+"""Answers with more tokens than this on average are long."""
+TOP, TOP_LONG = 64, 8
+"""Candidate tokens per position: long answers have so many positions that a few of each are enough."""
+SHARE_LONG = 0.5
+"""Of the old adapted model in the target of long answers."""
 MORE = "the prompts share a form: recombine=800 asks the adapter about more than they name, and takes far longer"
 """Hint in the report, where facts were written of which the adapter probably knows more."""
 CUT = "most answers go on after {0} tokens: the option length={1} reads more of them"
@@ -37,10 +45,12 @@ class ReadingOptions:
     Attributes:
         prompts: Prompts used at most, drawn by the seed.
         length: Tokens of a response at most.
-        top: Candidate tokens per position.
+        top: Candidate tokens per position; by default 64, of long answers 8.
         extra: Further candidate tokens.
         trust: Entropy in nats below which the old adapted model's own probabilities become the target, where the
             adapter changed them; 0 asks for the difference alone. See `teacher.teach`.
+        share: Share of the old adapted model's own probabilities in the target, sure or not, where the adapter changed
+            them; instead of ``trust``, if not 0. By default a half for long answers and 0 for short ones.
         quiet: Prompt positions used, at which no change is wanted.
         memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
         recombine: Further prompts, put together from the given ones where these share a form, about what the old
@@ -49,15 +59,16 @@ class ReadingOptions:
 
     prompts: int = 128
     length: int = 48
-    top: int = 64
+    top: int | None = None
     extra: int = 1000
     trust: float = 0.5
+    share: float | None = None
     quiet: int = 1000
     memory: bool = True
     recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, {**LEAST, "quiet": 0})
+        check_bounds(self, LEAST | {"quiet": 0}, MOST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +109,22 @@ class Reading:
     memory: Mapping[Key, LowRank] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def long(self) -> bool:
+        """Whether the answers are chains of thought rather than formats and choices."""
+        return len(self.places) > TOKENS * len(self.turns)
+
     def teacher(
         self, options: ReadingOptions, *, gate: float, seed: int, places: Sequence[int] | None = None
     ) -> Teacher:
         """Return the wanted probabilities at every place or, by their numbers, at some (see `teacher.teach`)."""
         rows = slice(None) if places is None else list(places)
+        top, share = options.top or (TOP_LONG if self.long else TOP), options.share
+        if share is None:
+            share = SHARE_LONG if self.long and options.trust else 0.0
         return teach(
             self.old_head, self.new_head, self.vocabulary, self.adapted[rows], self.plain[rows], self.before[rows],
-            gate=gate, trust=options.trust, top=options.top, extra=options.extra, seed=seed,
+            gate=gate, trust=options.trust, share=share, top=top, extra=options.extra, seed=seed,
         )  # fmt: skip
 
 

@@ -19,16 +19,14 @@ from ..errors import LoraSuiteError
 from ..fitting import divergence, sharpened, wanted_shift
 from ..lowrank import reduced_rank_ridge
 from ..transfer import floored
-from .base import Draft, Job, check_least, method
+from .base import Draft, Job, check_bounds, method
 from .reading import Reading, ReadingOptions, read
 
 SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000, "sharpen": 60}
 """For formats and choices among answers: the gate keeps the old model's doubts out of them."""
-LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 5000, "sharpen": 20}
+LONG: dict[str, Any] = {"gate": 0.0, "rank": 64, "positions": 10000, "sharpen": 20}
 """For chains of thought: a gate lets nothing through where a chain takes its next turn, and they have more to tell. A
 step of the descent takes ten times as long."""
-TOKENS = 32
-"""Answers with more tokens than this on average are long."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class TransplantOptions(ReadingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"gate": 0, "rank": 1, "ridge": 1e-9, "weight": 1e-9, "positions": 4, "shift_ridge": 0, "steps": 1}
-        check_least(self, least | {"sharpen": 0})
+        check_bounds(self, least | {"sharpen": 0})
 
 
 @method("transplant", options=TransplantOptions, needs_backbones=True)
@@ -106,7 +104,7 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
 
 def _settled(options: TransplantOptions, reading: Reading) -> tuple[float, int, int, int]:
     """Gate, rank, positions and steps of the descent: as given, or what answers of this length want."""
-    chosen = LONG if len(reading.places) > TOKENS * len(reading.turns) else SHORT
+    chosen = LONG if reading.long else SHORT
     given = {name: getattr(options, name) for name in chosen}
     gate, rank, positions, sharpen = (chosen[name] if value is None else value for name, value in given.items())
     return gate, rank, positions, sharpen
