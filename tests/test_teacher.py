@@ -131,7 +131,9 @@ def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_wo
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     states, doubts = (torch.randn(6, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    adapted, plain = 3 * torch.nn.functional.normalize(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3)), dim=-1)
+    adapted, plain = 3 * torch.nn.functional.normalize(
+        torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3)), dim=-1
+    )
 
     def target(trust, share):
         found = teach(
