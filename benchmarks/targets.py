@@ -4,7 +4,7 @@
         --out FILE.json
 
 Development items are read with their reference answers; the target's likelihood of these is set beside the new
-backbone's. Options: `teacher.teach` says what trust and gate are.
+backbone's. Options: `teacher.teach` says what trust, share and gate are.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import fill
 from peft_lorasuite.source import Source
 
-CHOICES = {"difference alone": (0.0, 0.0), "trust": (0.5, 0.0), "difference, gated": (0.0, 0.5), "both": (0.5, 0.5)}
-"""Name -> trust and gate."""
+CHOICES = {
+    "difference alone": (0.0, 0.0, 0.0), "difference, gated": (0.0, 0.0, 0.5), "trust": (0.5, 0.0, 0.0),
+    "both": (0.5, 0.0, 0.5), "share": (0.0, 0.5, 0.0), "old adapted": (0.0, 1.0, 0.0),
+}  # fmt: skip
+"""Name -> trust, share and gate."""
 OPTIONS = ReadingOptions(memory=False, quiet=0, top=10**9, extra=0)
 """As many candidate tokens as there are."""
 
@@ -43,12 +46,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ended = [(*tokens(new, turn).ids, new.tokenizer.eos_token_id) for turn in turns]
     labels = torch.tensor([ended[turn][position + 1] for turn, _, position in reading.places])
 
-    def told(one: Reading, trust: float, gate: float) -> dict[str, float]:
-        target = one.teacher(replace(OPTIONS, trust=trust), gate=gate, seed=0).target
+    def told(one: Reading, trust: float, share: float, gate: float) -> dict[str, float]:
+        target = one.teacher(replace(OPTIONS, trust=trust, share=share), gate=gate, seed=0).target
         nll, hit = -target.gather(1, labels[:, None]).mean(), (target.argmax(-1) == labels).float().mean()
         return {"nll": round(float(nll), 4), "likeliest": round(float(hit), 4)}
 
-    rows = {"new backbone": told(replace(reading, adapted=reading.plain), 0.0, 0.0)}
+    rows = {"new backbone": told(replace(reading, adapted=reading.plain), 0.0, 0.0, 0.0)}
     rows |= {name: told(reading, *how) for name, how in CHOICES.items()}
     return {"items": len(items), "positions": len(labels), "targets": rows}
 
