@@ -137,23 +137,10 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     free_models()
     with new.running() as model:
         x, h, y, quiet = _read_new(model, new, turns, places, job, options)
-        head = Head(model, new)
         reading = Reading(
-            new,
-            vocabulary,
-            turns,
-            places,
-            adapted_states,
-            plain_states,
-            old_head,
-            head,
-            before=h,
-            x=x,
-            h=h,
-            y=y,
-            quiet=quiet,
-            facts=_cut(turns, options.length),
-        )
+            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), before=h, x=x,
+            h=h, y=y, quiet=quiet, facts=_cut(turns, options.length),
+        )  # fmt: skip
         reading = _remembering(model, reading, job, options) if options.memory else reading
     del model
     free_models()
