@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
@@ -139,6 +141,26 @@ def test_long_answers_have_settings_of_their_own(pair, length, given, gate):
     facts = carry(pair, method="transplant", options=SMALL | {"length": length} | given).report.facts
     assert facts["transplant"]["gate"] == gate
     assert facts["hints"] == [CUT.format(length, 4 * length)]
+
+
+@pytest.mark.parametrize(
+    ("length", "trust", "same"), [(6, 0.5, {"share": 0.0, "top": 64}), (60, 0.5, {"share": 0.5, "top": 8}),
+                                  (60, 0.0, {"share": 0.0, "top": 8})],
+)  # fmt: skip
+def test_the_target_of_long_answers_is_shared_by_both_models(pair, length, trust, same):
+    root, _ = pair
+    old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
+    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    options = TransplantOptions(prompts=16, length=length, trust=trust, extra=10)
+    reading = read(job, options)
+
+    def target(**given):
+        found = reading.teacher(replace(options, **given), gate=0.0, seed=0)
+        return torch.zeros(len(reading.h), new.arch.vocabulary).index_add(1, found.ids, found.target.exp())
+
+    torch.testing.assert_close(target(), target(**same), rtol=0, atol=0)
+    assert (target() - target(**same | {"share": 1.0 - same["share"] / 2})).abs().max() > 1e-3
 
 
 def test_reduced_rank_ridge_is_the_best_of_its_rank():
