@@ -148,7 +148,7 @@ def teach(
     size = len(new_head.weight)
     seen = torch.zeros(size, dtype=torch.bool)
     seen[torch.randint(size, (extra,), generator=torch.Generator().manual_seed(seed))] = True
-    confidence = []
+    confidence = torch.empty(len(states))
 
     def moved_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
@@ -157,12 +157,14 @@ def teach(
 
     for rows in _chunks(len(states)):
         new, moved, sure = moved_at(rows)
-        confidence.append(sure)
+        confidence[rows] = sure
         for values in (moved, new):
             seen[values.topk(min(top, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    target = [moved_at(rows)[1][:, ids] for rows in _chunks(len(states))]
-    return Teacher(ids, torch.cat(target).log_softmax(dim=-1), torch.cat(confidence))
+    target = torch.empty(len(states), len(ids))  # one piece: small ones between large ones that go would tear the heap
+    for rows in _chunks(len(states)):
+        target[rows] = moved_at(rows)[1][:, ids].log_softmax(dim=-1)
+    return Teacher(ids, target, confidence)
 
 
 def _moved(
