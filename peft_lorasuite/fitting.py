@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from .errors import LoraSuiteError
 from .lowrank import LowRank
 from .teacher import Head, Teacher
 
+PIECE = 256
+"""Positions whose logits over the candidate tokens are held at once."""
 PULL = 1e-3
 """Weight, in nats, of leaving the start, for inputs of any direction; against the wanted shifts."""
 CALM = 1.0
@@ -39,8 +42,8 @@ def wanted_shift(head: Head, states: Tensor, teacher: Teacher, *, ridge: float, 
         raise LoraSuiteError("the new backbone's states are all zero or not finite", do="fetch the new backbone again")
     weight = ridge / (2 * length)
     shift = torch.zeros_like(h)
-    _minimise([shift], steps, lambda: _divergence(part, h + shift, teacher) + weight * (shift**2).sum())
-    if not math.isfinite(float(_divergence(part, h + shift, teacher))):
+    _minimise([shift], steps, lambda: _Divergence.apply(h + shift, part, teacher) + weight * (shift**2).sum())
+    if not math.isfinite(float(_Divergence.apply(h + shift, part, teacher))):
         raise LoraSuiteError("a backbone's final norm or head gives no finite logits", do="fetch the backbones again")
     return shift
 
@@ -78,7 +81,7 @@ def sharpened(
     moving = LowRank(A, B)
 
     def loss() -> Tensor:
-        off = _divergence(part, h + factor * moving.applied(x), teacher) / count
+        off = _Divergence.apply(h + factor * moving.applied(x), part, teacher) / count
         right, left = torch.cat([A, update.A]), torch.cat([B, -update.B], dim=1)
         away = ((left.T @ left) * (right @ right.T)).sum()
         return off + pull * away + calm * (moving.applied(quiet) - there).pow(2).sum()
@@ -89,17 +92,36 @@ def sharpened(
 
 def divergence(head: Head, states: Tensor, teacher: Teacher) -> float:
     """Mean over the positions of ``KL(teacher || head(states))``, in nats."""
-    return max(float(_divergence(head.on(teacher.ids), states.float(), teacher)), 0.0) / max(len(states), 1)
+    return max(float(_Divergence.apply(states.float(), head.on(teacher.ids), teacher)), 0.0) / max(len(states), 1)
 
 
 def _mean_square(rows: Tensor) -> float:
     return float((rows.float() ** 2).sum(dim=-1).mean())
 
 
-def _divergence(head: Head, states: Tensor, teacher: Teacher) -> Tensor:
-    """Sum over the positions, in nats."""
-    got = head.logits(states).log_softmax(dim=-1)
-    return torch.nn.functional.kl_div(got, teacher.target, reduction="sum", log_target=True)
+class _Divergence(torch.autograd.Function):
+    """Sum of ``KL(teacher || head(states))`` over the positions, in nats; the logits of a few of them at a time.
+
+    Those of all would take gigabytes, and longer: the slope is as large as the states, and all that is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Head, teacher: Teacher) -> Tensor:
+        slope, total = torch.zeros_like(states), torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(states), PIECE):
+            rows = slice(start, start + PIECE)
+            piece = states[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                got = head.logits(piece).log_softmax(dim=-1)
+                off = torch.nn.functional.kl_div(got, teacher.target[rows], reduction="sum", log_target=True)
+                slope[rows] = torch.autograd.grad(off, piece)[0] if ctx.needs_input_grad[0] else 0.0
+            total += off.detach()
+        ctx.save_for_backward(slope)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Any) -> Any:
+        return above[0] * ctx.saved_tensors[0], None, None
 
 
 def _minimise(values: Sequence[Tensor], steps: int, loss: Callable[[], Tensor]) -> None:
