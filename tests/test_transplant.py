@@ -144,8 +144,8 @@ def test_long_answers_have_settings_of_their_own(pair, length, given, gate):
 
 
 @pytest.mark.parametrize(
-    ("length", "trust", "same"), [(6, 0.5, {"share": 0.0, "top": 64}), (60, 0.5, {"share": 0.5, "top": 8}),
-                                  (60, 0.0, {"share": 0.0, "top": 8})],
+    ("length", "trust", "same"), [(6, 0.5, {"share": 0.0, "top": 64}), (60, 0.5, {"share": 0.5, "top": 32}),
+                                  (60, 0.0, {"share": 0.0, "top": 32})],
 )  # fmt: skip
 def test_the_target_of_long_answers_is_shared_by_both_models(pair, length, trust, same):
     root, _ = pair

@@ -28,8 +28,8 @@ MOST = {"share": 1}
 """And the largest."""
 TOKENS = 32
 """Answers with more tokens than this on average are long."""
-TOP, TOP_LONG = 64, 8
-"""Candidate tokens per position: long answers have so many positions that a few of each are enough."""
+TOP, TOP_LONG = 64, 32
+"""Candidate tokens per position: long answers have so many positions that fewer of each show as many."""
 SHARE_LONG = 0.5
 """Of the old adapted model in the target of long answers."""
 MORE = "the prompts share a form: recombine=800 asks the adapter about more than they name, and takes far longer"
@@ -45,7 +45,7 @@ class ReadingOptions:
     Attributes:
         prompts: Prompts used at most, drawn by the seed.
         length: Tokens of a response at most.
-        top: Candidate tokens per position; by default 64, of long answers 8.
+        top: Candidate tokens per position; by default 64, of long answers 32.
         extra: Further candidate tokens.
         trust: Entropy in nats below which the old adapted model's own probabilities become the target, where the
             adapter changed them; 0 asks for the difference alone. See `teacher.teach`.
