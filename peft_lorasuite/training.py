@@ -187,7 +187,7 @@ class TaughtTrainer(ResponseTrainer):
         begun, taken = self.begun(model, inputs, first)
         keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=position.device)
         outputs = model(**begun, logits_to_keep=keep)
-        logits = outputs.logits[line, position - first].float()[:, self.teacher_ids.to(position.device)]
+        logits = outputs.logits[line, position - first][:, self.teacher_ids.to(position.device)].float()
         wanted = self.teacher_target[target.cpu()].to(position.device)
         summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
         count: Any = self.accelerator.reduce(torch.tensor(float(len(wanted)), device=summed.device), "mean")
