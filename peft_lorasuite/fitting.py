@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import LoraSuiteError
 from .lowrank import LowRank
-from .teacher import Head, Teacher
+from .teacher import Head, Teacher, chunks
 
 PIECE = 256
 """Positions whose logits over the candidate tokens are held at once."""
@@ -108,8 +108,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Head, teacher: Teacher) -> Tensor:
         slope, total = torch.zeros_like(states), torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(states), PIECE):
-            rows = slice(start, start + PIECE)
+        for rows in chunks(len(states), PIECE):
             piece = states[rows].detach().requires_grad_()
             with torch.enable_grad():
                 got = head.logits(piece).log_softmax(dim=-1)

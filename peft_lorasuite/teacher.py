@@ -155,14 +155,14 @@ def teach(
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
         return new, *_moved(new, after, before, vocabulary, gate, trust, share)
 
-    for rows in _chunks(len(states)):
+    for rows in chunks(len(states)):
         new, moved, sure = moved_at(rows)
         confidence[rows] = sure
         for values in (moved, new):
             seen[values.topk(min(top, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
     target = torch.empty(len(states), len(ids))  # one piece: small ones between large ones that go would tear the heap
-    for rows in _chunks(len(states)):
+    for rows in chunks(len(states)):
         target[rows] = moved_at(rows)[1][:, ids].log_softmax(dim=-1)
     return Teacher(ids, target, confidence)
 
@@ -177,8 +177,8 @@ def _moved(
     entropy = -(after.exp() * after).sum(dim=-1)
     reference = before
     if trust or share:
-        weight = share if share else _sure(entropy, trust)
-        changed = ((after.exp() * (after - before)).sum(dim=-1) / (CHANGED if share else trust)).clamp(0, 1)
+        weight, bound = (share, CHANGED) if share else (_sure(entropy, trust), trust)
+        changed = ((after.exp() * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
         reference = torch.lerp(before, vocabulary.pooled(new, like=after), (weight * changed)[:, None])
     sure = _sure(entropy, gate) if gate else torch.ones_like(entropy)
     moved = new.clone()
@@ -191,5 +191,6 @@ def _sure(entropy: Tensor, bound: float) -> Tensor:
     return (2 * (1 - entropy / bound)).clamp(0, 1)
 
 
-def _chunks(count: int) -> Sequence[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
+def chunks(count: int, size: int = CHUNK) -> Sequence[slice]:
+    """Return slices of this size that cover so many positions."""
+    return [slice(start, start + size) for start in range(0, count, size)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,8 @@ from ..source import Source
 from ..spec import check_parts
 from ..teacher import Teacher
 from .base import Draft, Job, check_bounds, method
-from .reading import LEAST, MOST, read
+from .reading import LEAST, MOST, ReadingOptions, read
 from .transplant import TransplantOptions, fit
-
-SHARED = ("prompts", "length", "top", "extra", "trust", "share", "recombine")
-"""Options that reading both models has as well."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class DistillOptions:
 def distill(job: Job, options: DistillOptions) -> Draft:
     """Train, without labels, towards the logits that `teach` derives from what the adapter did to the old model."""
     _, new = job.backbones("distill")
-    shared = {name: getattr(options, name) for name in SHARED}
+    shared = {one.name: getattr(options, one.name) for one in fields(ReadingOptions) if hasattr(options, one.name)}
     start = TransplantOptions(**shared, rank=16, sharpen=0)  # a larger rank would be trained in every part
     reading = read(job, start)
     teacher = reading.teacher(start, gate=options.gate, seed=job.seed)
