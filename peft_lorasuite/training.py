@@ -174,14 +174,21 @@ class TaughtTrainer(ResponseTrainer):
 
     teacher_ids: Tensor
     teacher_target: Tensor
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return a step's batches and how many positions are taught in them.
+
+        Several processes count what they have on average, since their gradients are averaged afterwards.
+        """
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(float(sum(len(one["target"]) for one in samples)), device=device)
+        return samples, self.accelerator.reduce(count, "mean")
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean ``KL(teacher || model)`` over the step's taught positions, on the teacher's candidate tokens.
-
-        Several processes divide by what they have on average, since their gradients are averaged afterwards.
-        """
+        """``KL(teacher || model)`` on the teacher's candidate tokens: this batch's part of the step's mean."""
         line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
         first = int(position.min())
         begun, taken = self.begun(model, inputs, first)
@@ -190,8 +197,7 @@ class TaughtTrainer(ResponseTrainer):
         logits = outputs.logits[line, position - first][:, self.teacher_ids.to(position.device)].float()
         wanted = self.teacher_target[target.cpu()].to(position.device)
         summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
-        count: Any = self.accelerator.reduce(torch.tensor(float(len(wanted)), device=summed.device), "mean")
-        loss = summed / count
+        loss = summed / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 

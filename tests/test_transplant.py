@@ -93,6 +93,22 @@ def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
     assert not any(torch.equal(update.B.bfloat16().float(), update.B) for update in updates.values())
 
 
+def test_distillation_in_small_pieces_takes_the_same_steps(pair):
+    """Answers differ in length, so that a mean over the pieces' own means would be another one."""
+    whole, pieces = (
+        carry(pair, method="distill", options={"prompts": 12, "length": 6, "extra": 50, "micro_batch_size": size})
+        for size in (None, 2)
+    )
+    assert whole.report.facts["distill"]["loss"] == pytest.approx(pieces.report.facts["distill"]["loss"], rel=1e-3)
+    for key, update in whole.adapter.updates.items():
+        torch.testing.assert_close(update.delta(), pieces.adapter.updates[key].delta(), rtol=1e-2, atol=1e-5)
+
+
+def test_pieces_that_do_not_fill_a_step_are_refused_before_anything_is_read(pair):
+    with pytest.raises(LoraSuiteError, match="micro_batch_size"):
+        carry(pair, method="distill", options={"micro_batch_size": 3})
+
+
 def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
     """Also where the text of an answer reads back as other tokens than the ones that were chosen."""
     root, _ = pair

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from .base import Draft, Job, check_bounds, method
 from .reading import LEAST, MOST, ReadingOptions, read
 from .transplant import TransplantOptions, fit
 
+if TYPE_CHECKING:
+    from ..training import FinetuneOptions
+
 
 @dataclass(frozen=True)
 class DistillOptions:
@@ -33,6 +36,8 @@ class DistillOptions:
         gate: As in `transplant`.
         epochs: Passes over the prompts.
         batch_size: Prompts of one step.
+        micro_batch_size: Prompts read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
+            whole batch.
         learning_rate: Peak learning rate; it falls linearly.
         top: As in `transplant`.
         extra: Further candidate tokens.
@@ -48,6 +53,7 @@ class DistillOptions:
     gate: float = 0.0
     epochs: int = 3
     batch_size: int = 8
+    micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     top: int | None = None
     extra: int = 1000
@@ -58,9 +64,18 @@ class DistillOptions:
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
 
     def __post_init__(self) -> None:
-        least = {"gate": 0, "epochs": 1, "batch_size": 1, "learning_rate": 1e-9}
-        check_bounds(self, LEAST | least, MOST | {"learning_rate": 1})
+        check_bounds(self, LEAST | {"gate": 0}, MOST)
         check_parts(self.parts)
+        self.training(seed=0)
+
+    def training(self, seed: int) -> FinetuneOptions:
+        """Return the settings of the training, and refuse bad ones before anything is read."""
+        from ..training import FinetuneOptions
+
+        return FinetuneOptions(
+            epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
+            learning_rate=self.learning_rate, seed=seed,
+        )  # fmt: skip
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
@@ -100,15 +115,12 @@ def _train(
 
     from ..encoding import padding
     from ..finetuning import add_modules
-    from ..training import FinetuneOptions, train
+    from ..training import train
 
     generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank
     # what was memorised has a rank of its own
     even = {key: update.padded(rank, generator) for key, update in first.updates.items()}
     start = adapter_files.Adapter(new.arch, even, job.adapter.config)
-    settings = FinetuneOptions(
-        epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate, seed=job.seed
-    )
     parts = dict.fromkeys([*options.parts, *(part for _, part in job.adapter.updates)])
     names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
     with tempfile.TemporaryDirectory() as name, seeded(job.seed), new.running() as plain:
@@ -117,7 +129,7 @@ def _train(
         model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
         add_modules(model, fill=False, modules=names)
         rows = _rows(new, turns, places)
-        loss, weights = train(model, rows, padding(new.tokenizer), settings, job.progress, teacher)
+        loss, weights = train(model, rows, padding(new.tokenizer), options.training(job.seed), job.progress, teacher)
         model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
         found = adapter_files.read(Source(name, "adapter"), new.arch)
     return dict(found.updates), loss
