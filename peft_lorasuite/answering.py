@@ -20,11 +20,19 @@ from .progress import Progress, silent
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the response that the old adapted model wrote, ``ended`` if it closed it itself."""
+    """A prompt and the response that the old adapted model wrote.
+
+    Attributes:
+        prompt: The prompt.
+        response: The response.
+        ended: Whether the model closed it itself.
+        merges: Whether the model would end the prompt with a longer token, see `behaviour.merging`.
+    """
 
     prompt: str
     response: str
     ended: bool
+    merges: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,13 @@ from .backbone import Backbone
 from .beginning import after_beginning, decoder, shared
 from .errors import LoraSuiteError
 from .progress import Progress, silent
+from .teacher import Head
+from .vocabulary import text_tokens
+
+SHOWN = 8
+"""Prompts that tell whether the old adapted model ends them with other tokens."""
+MERGED = 0.1
+"""Probability from which on it does."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,29 @@ class Tokens:
         ends: Character at which each token ends, counted from the start of the prompt.
         start: Index of the first response token.
         ended: Whether the response closed.
+        merges: Whether the prompt's last token is one of those that are predicted.
     """
 
     ids: tuple[int, ...]
     ends: tuple[int, ...]
     start: int
     ended: bool
+    merges: bool = False
+
+    @property
+    def first(self) -> int:
+        """The first predicting position."""
+        return max(self.start - 1 - self.merges, 0)
 
     @property
     def predicting(self) -> range:
         """Positions that predict a response token or, where the response closed, its end."""
-        return range(self.start - 1, len(self.ids) if self.ended else len(self.ids) - 1)
+        return range(self.first, len(self.ids) if self.ended else len(self.ids) - 1)
 
     @property
     def reading(self) -> range:
         """Positions that read the prompt, the first few (attention sinks) left out."""
-        return range(min(SINKS, self.start - 1), self.start - 1)
+        return range(min(SINKS, self.first), self.first)
 
 
 def tokens(backbone: Backbone, turn: Turn) -> Tokens:
@@ -59,7 +73,32 @@ def tokens(backbone: Backbone, turn: Turn) -> Tokens:
     ends = [end for _, end in prompt["offset_mapping"]]
     ends[-1] = length
     ends += [length + end for _, end in response["offset_mapping"]]
-    return Tokens((*prompt["input_ids"], *response["input_ids"]), tuple(ends), start, turn.ended)
+    return Tokens((*prompt["input_ids"], *response["input_ids"]), tuple(ends), start, turn.ended, turn.merges)
+
+
+@torch.no_grad()
+def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
+    """Whether an adapted model would end the prompts with longer tokens than theirs.
+
+    Training reads prompt and response as one text. Where the tokenizer makes one token of the prompt's end and the
+    response's beginning (``:⏎`` and ``⏎A`` give ``:⏎⏎``), it teaches that token in place of the prompt's last one, and
+    no response that is written after the whole prompt shows it.
+    """
+    texts = text_tokens(backbone.tokenizer)
+    names = {number: text for text, number in texts.items()}
+    run, found = decoder(model), []
+    for prompt in prompts[:SHOWN]:
+        *ids, last = backbone.tokenizer(prompt)["input_ids"]
+        if ids and last in names:
+            found.append((names[last], run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]))
+    if not found:
+        return False
+    told = Head(model, backbone).logits(torch.stack([state.cpu() for _, state in found]), normed=True).softmax(-1)
+    mass = 0.0
+    for (last, _), chances in zip(found, told, strict=True):
+        longer = [n for text, n in texts.items() if len(text) > len(last) and text.startswith(last)]
+        mass += float(chances[[n for n in longer if n < len(chances)]].sum())
+    return mass >= MERGED * len(found)
 
 
 @contextmanager
@@ -86,7 +125,7 @@ def adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
 def beginning(rows: Sequence[Tokens]) -> int:
     """Count the first tokens that all turns share, a template's as a rule; none of them predicts a response."""
     ids = padded([row.ids for row in rows])["input_ids"]
-    return shared(ids, min(row.start for row in rows) - 1)
+    return shared(ids, min(row.first for row in rows))
 
 
 def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> Iterator[tuple[list[int], Tensor, int]]:

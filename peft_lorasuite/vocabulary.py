@@ -47,10 +47,10 @@ def first_pieces(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[T
     That is the longest old token which is a beginning of the new one's text: what the old model would say first to say
     the same. Special tokens stand for no text and have no pieces.
     """
-    left = {text: number for text, number in _text_tokens(old).items() if number < old_rows}
+    left = {text: number for text, number in text_tokens(old).items() if number < old_rows}
     longest = max(map(len, left), default=0)
     pairs = []
-    for text, number in _text_tokens(new).items():
+    for text, number in text_tokens(new).items():
         if number < new_rows and text not in left:
             beginnings = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
             piece = next((left[beginning] for beginning in beginnings if beginning in left), None)
@@ -64,7 +64,8 @@ def _special(tokenizer: Any) -> set[str]:
     return set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
 
 
-def _text_tokens(tokenizer: Any) -> dict[str, int]:
+def text_tokens(tokenizer: Any) -> dict[str, int]:
+    """Map text to token ids as `plain_vocabulary`, without special tokens."""
     special = _special(tokenizer)
     return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapter import Key
 from ..answering import Turn, Written, answered, encoded, fits
 from ..backbone import Backbone
-from ..behaviour import Place, Tokens, adapted, aligned, beginning, forward, tokens
+from ..behaviour import Place, Tokens, adapted, aligned, beginning, forward, merging, tokens
 from ..elicitation import elicit
 from ..heap import free_models
 from ..lowrank import LowRank
@@ -196,6 +196,8 @@ def _read_old(
     with adapted(old, job.adapter) as model:
         found = _answers(model, old, prompts, job, options) if given is None else [(turn, None) for turn in given]
         turns = [turn for turn, _ in found]
+        if prompts and merging(model, old, prompts):
+            turns = [replace(turn, merges=True) for turn in turns]
         rows = [tokens(old, turn) for turn in turns]
         places = aligned(rows, [tokens(new, turn) for turn in turns])
         wanted = [(turn, position) for turn, position, _ in places]
