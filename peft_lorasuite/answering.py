@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .beginning import before_padding, decoder
+from .beginning import before_padding, decoder, unwrapped
 from .encoding import end_of_sequence
 from .errors import LoraSuiteError
 from .heap import head_in_one_piece
@@ -113,7 +113,7 @@ def _greedy(model: Any, end: int) -> Iterator[None]:
     """Let the likeliest token follow, whatever the checkpoint asks for: penalties, samples, beams, no cache."""
     from transformers import GenerationConfig
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     own = inner.generation_config
     inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=end, eos_token_id=end)
     try:

@@ -14,7 +14,12 @@ WORTH = 8
 
 def decoder(model: Any) -> Any:
     """Return a model's decoder, without its head; adapters of PEFT stay on it."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return unwrapped(model).base_model
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model in a PEFT model, or a plain one; adapters stay on its modules."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def shared(ids: Tensor, first: int) -> int:

@@ -17,7 +17,7 @@ from .activations import BATCH_TOKENS, SINKS, padded
 from .adapter import Adapter
 from .answering import Turn
 from .backbone import Backbone
-from .beginning import after_beginning, decoder, shared
+from .beginning import after_beginning, decoder, shared, unwrapped
 from .errors import LoraSuiteError
 from .progress import Progress, silent
 from .teacher import Head
@@ -86,19 +86,20 @@ def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
     """
     texts = text_tokens(backbone.tokenizer)
     names = {number: text for text, number in texts.items()}
-    run, found = decoder(model), []
+    run, ends, states = decoder(model), [], []
     for prompt in prompts[:SHOWN]:
         *ids, last = backbone.tokenizer(prompt)["input_ids"]
         if ids and last in names:
-            found.append((names[last], run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]))
-    if not found:
+            ends.append(names[last])
+            states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
+    if not ends:
         return False
-    told = Head(model, backbone).logits(torch.stack([state.cpu() for _, state in found]), normed=True).softmax(-1)
+    told = Head(unwrapped(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
     mass = 0.0
-    for (last, _), chances in zip(found, told, strict=True):
-        longer = [n for text, n in texts.items() if len(text) > len(last) and text.startswith(last)]
-        mass += float(chances[[n for n in longer if n < len(chances)]].sum())
-    return mass >= MERGED * len(found)
+    for chances, end in zip(told, ends, strict=True):
+        longer = [n for text, n in texts.items() if n < len(chances) and text != end and text.startswith(end)]
+        mass += float(chances[longer].sum())
+    return mass >= MERGED * len(ends)
 
 
 @contextmanager

@@ -35,9 +35,11 @@ def pair(tmp_path_factory):
     return root, UpgradeMap.build(old, new, MapOptions(layer_map="first"))
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize(("name", "expected"), [("finishes", True), ("follows", False)])
-def test_an_adapter_shows_whether_it_learnt_longer_tokens(pair, name, expected):
+def test_an_adapter_shows_whether_it_learnt_longer_tokens(pair, name, expected, in_memory):
     old = Backbone.open(pair[0] / "old")
+    old = Backbone.open(old.load()) if in_memory else old
     with adapted(old, adapter_files.read(Source(str(pair[0] / name), "adapter"), old.arch)) as model:
         assert merging(model, old, PROMPTS) == expected
     assert not merging(old.load(), old, PROMPTS)
