@@ -107,12 +107,12 @@ def chart(rows: dict[str, dict[str, Any]], ceiling: str, path: Path) -> None:
 
     shares = {name: gap(row, rows["base"], rows[ceiling]) for name, row in rows.items() if not name.startswith("old")}
     shown = sorted((share, name) for name, share in shares.items() if share is not None and name != "base")
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(shown) + 1.2), layout="constrained")
     bars = axes.barh([name for _, name in shown], [100 * share for share, _ in shown], color="0.55", edgecolor="black")
     axes.bar_label(bars, fmt="%.0f %%", padding=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("gap recovered (% of the adapter's gain in NLL)")
-    axes.margins(x=0.12)
+    axes.margins(x=0.25, y=0.02)
     figure.savefig(path, dpi=150)
 
 
