@@ -25,7 +25,7 @@ pair = command_fixtures.pair
     ],
 )  # fmt: skip
 def test_an_option_that_is_too_large_is_refused(method: str, name: str, value: object) -> None:
-    with pytest.raises(LoraSuiteError, match=f"{name}: (an option is out of range|must be above 0 and at most 1)"):
+    with pytest.raises(LoraSuiteError, match=f"{name}: an option is out of range"):
         make_options(find(method), {name: value})
 
 

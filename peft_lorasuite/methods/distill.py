@@ -64,7 +64,8 @@ class DistillOptions:
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
 
     def __post_init__(self) -> None:
-        check_bounds(self, LEAST | {"gate": 0}, MOST)
+        least = {"gate": 0, "epochs": 1, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 1e-9}
+        check_bounds(self, LEAST | least, MOST | {"learning_rate": 1})
         check_parts(self.parts)
         self.training(seed=0)
 
