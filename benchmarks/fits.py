@@ -15,19 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import load_task, stage
+from common import stage
+from reading_study import arguments, opened, read_items
 
-from peft_lorasuite import Backbone, UpgradeMap
-from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import tokens
 from peft_lorasuite.lowrank import LowRank
-from peft_lorasuite.methods.base import Job, find, make_options
+from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import Reading, read
 from peft_lorasuite.methods.transplant import TransplantOptions, fit
-from peft_lorasuite.progress import bars
-from peft_lorasuite.prompts import fill
-from peft_lorasuite.source import Source
 from peft_lorasuite.teacher import chunks
 
 
@@ -35,17 +29,12 @@ class Study:
     """What both models make of the prompts, and the new one of the development items."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        old, new = (Backbone.open(name, dtype=args.dtype) for name in (args.old, args.new))
-        task = load_task(args.task, args.data, 1)
-        adapter = read_adapter(Source(args.adapter, "adapter"), old.arch)
-        self.job = Job(adapter, UpgradeMap.load(args.map), old, new, task.prompts, progress=bars)
+        self.job = opened(args)
         self.options = TransplantOptions(prompts=1000, length=args.length, memory=False)
-        items = task.dev[: args.items]
-        turns = [Turn(fill(one), one.output, True) for one in items]
-        self.items, self.reading = read(self.job, self.options, turns), read(self.job, self.options)
-        ended = [(*tokens(new, turn).ids, new.tokenizer.eos_token_id) for turn in turns]
-        self.labels = torch.tensor([ended[turn][position + 1] for turn, _, position in self.items.places])
-        self.scale = new.arch.residual_scale
+        self.items, self.labels = read_items(self.job, args, self.options)
+        if self.items.new.arch.site("down").post_norm is not None:
+            raise SystemExit("the new family has a norm behind `down`: its last states alone do not score an update")
+        self.reading = read(self.job, self.options)
 
     def row(self, changed: dict[str, str]) -> dict[str, Any]:
         """Fit with some options changed, and score the update."""
@@ -58,16 +47,16 @@ class Study:
             "cpu_seconds": round(time.process_time() - start),
         }
         (update,) = draft.updates.values()
-        return told | score(self.items, update, self.labels, self.scale)
+        return told | score(self.items, update, self.labels)
 
 
 @torch.no_grad()
-def score(items: Reading, update: LowRank | None, labels: torch.Tensor, scale: float) -> dict[str, float]:
+def score(items: Reading, update: LowRank | None, labels: torch.Tensor) -> dict[str, float]:
     """Mean NLL of the reference answers' tokens, that of their ends alone, and the share of likeliest tokens."""
     nll, hit = torch.empty(len(labels)), torch.empty(len(labels))
     for rows in chunks(len(labels)):
         states = items.h[rows].float()
-        states = states if update is None else states + scale * update.applied(items.x[rows])
+        states = states if update is None else states + items.new.arch.residual_scale * update.applied(items.x[rows])
         told = items.new_head.logits(states).log_softmax(-1)
         nll[rows] = -told.gather(1, labels[rows, None])[:, 0]
         hit[rows] = (told.argmax(-1) == labels[rows]).float()
@@ -78,20 +67,13 @@ def score(items: Reading, update: LowRank | None, labels: torch.Tensor, scale: f
 
 def main() -> None:
     """Read both models, then make every fit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("old", "new", "adapter"):
-        parser.add_argument(f"--{name}", required=True, help="folder or Hub id")
-    parser.add_argument("--map", required=True, help="folder of the pair's upgrade map")
-    parser.add_argument("--task", required=True, choices=("arc", "facts", "math"))
-    parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
-    parser.add_argument("--items", type=int, default=40, help="development items")
+    parser = arguments(__doc__)
     parser.add_argument("--length", type=int, default=32, help="longest response that is read, in tokens")
     parser.add_argument("--fit", action="append", default=[], metavar="KEY=VALUE,...", help="options of one row")
-    parser.add_argument("--dtype", default="auto", help="of the models")
     parser.add_argument("--out", required=True, type=Path, help="folder for the rows' JSON")
     args = parser.parse_args()
     study = Study(args)
-    stage(args.out, "base", lambda: score(study.items, None, study.labels, study.scale))
+    stage(args.out, "base", lambda: score(study.items, None, study.labels))
     for text in args.fit:
         changed = dict(pair.split("=", 1) for pair in text.split(",") if pair)
         stage(args.out, text or "default", lambda changed=changed: study.row(changed))

@@ -14,18 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import load_task, stage
+from common import stage
+from reading_study import arguments, opened, read_items
 
-from peft_lorasuite import Backbone, UpgradeMap
-from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import tokens
-from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.reading import Reading, ReadingOptions, read
-from peft_lorasuite.progress import bars
-from peft_lorasuite.prompts import fill
-from peft_lorasuite.source import Source
+from peft_lorasuite.methods.reading import Reading, ReadingOptions
 
 CHOICES = {
     "difference alone": (0.0, 0.0, 0.0), "difference, gated": (0.0, 0.0, 0.5), "trust": (0.5, 0.0, 0.0),
@@ -38,13 +30,7 @@ OPTIONS = ReadingOptions(memory=False, quiet=0, top=10**9, extra=0)
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return the likelihood and the share of likeliest tokens of every target."""
-    old, new = (Backbone.open(name, dtype=args.dtype) for name in (args.old, args.new))
-    items = load_task(args.task, args.data, 1).dev[: args.items]
-    turns = [Turn(fill(one), one.output, True) for one in items]
-    adapter = read_adapter(Source(args.adapter, "adapter"), old.arch)
-    reading = read(Job(adapter, UpgradeMap.load(args.map), old, new, progress=bars), OPTIONS, turns)
-    ended = [(*tokens(new, turn).ids, new.tokenizer.eos_token_id) for turn in turns]
-    labels = torch.tensor([ended[turn][position + 1] for turn, _, position in reading.places])
+    reading, labels = read_items(opened(args), args, OPTIONS)
 
     def told(one: Reading, trust: float, share: float, gate: float) -> dict[str, float]:
         target = one.teacher(replace(OPTIONS, trust=trust, share=share), gate=gate, seed=0).target
@@ -53,19 +39,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     rows = {"new backbone": told(replace(reading, adapted=reading.plain), 0.0, 0.0, 0.0)}
     rows |= {name: told(reading, *how) for name, how in CHOICES.items()}
-    return {"items": len(items), "positions": len(labels), "targets": rows}
+    return {"items": len(reading.turns), "positions": len(labels), "targets": rows}
 
 
 def main() -> None:
     """Read the arguments and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("old", "new", "adapter"):
-        parser.add_argument(f"--{name}", required=True, help="folder or Hub id")
-    parser.add_argument("--map", required=True, help="folder of the pair's upgrade map")
-    parser.add_argument("--task", required=True, choices=("arc", "facts", "math"))
-    parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
-    parser.add_argument("--items", type=int, default=40, help="development items")
-    parser.add_argument("--dtype", default="auto", help="of the models")
+    parser = arguments(__doc__)
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     args = parser.parse_args()
     stage(args.out.parent, args.out.stem, lambda: measure(args))

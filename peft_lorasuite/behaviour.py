@@ -84,7 +84,8 @@ def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
     response's beginning (``:⏎`` and ``⏎A`` give ``:⏎⏎``), it teaches that token in place of the prompt's last one, and
     no response that is written after the whole prompt shows it.
     """
-    texts = text_tokens(backbone.tokenizer)
+    rows = backbone.arch.vocabulary
+    texts = {text: number for text, number in text_tokens(backbone.tokenizer).items() if number < rows}
     names = {number: text for text, number in texts.items()}
     run, ends, states = decoder(model), [], []
     for prompt in prompts[:SHOWN]:
@@ -95,10 +96,8 @@ def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
     if not ends:
         return False
     told = Head(unwrapped(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
-    mass = 0.0
-    for chances, end in zip(told, ends, strict=True):
-        longer = [n for text, n in texts.items() if n < len(chances) and text != end and text.startswith(end)]
-        mass += float(chances[longer].sum())
+    longer = {end: [n for text, n in texts.items() if text != end and text.startswith(end)] for end in set(ends)}
+    mass = sum(float(chances[longer[end]].sum()) for chances, end in zip(told, ends, strict=True))
     return mass >= MERGED * len(ends)
 
 

@@ -26,9 +26,10 @@ def pair(tmp_path_factory):
     old, new = unrelated_pair(root, WORDS)
     tokenizer = Backbone.open(root / "old").tokenizer
     for name, answer in (("finishes", "ed stone"), ("follows", " big stone")):
-        torch.manual_seed(0)
         config = peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = peft.get_peft_model(Backbone.open(root / "old").load(), config)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = peft.get_peft_model(Backbone.open(root / "old").load(), config)
         taught = [{"instruction": prompt, "output": answer} for prompt in PROMPTS]
         options = {"samples": None, "epochs": 60, "learning_rate": 1e-2, "template": "{instruction}"}
         finetune(model, taught, tokenizer=tokenizer, **options).save_pretrained(root / name)
