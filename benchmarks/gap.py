@@ -51,7 +51,13 @@ METHODS = {
 """Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
 GENERATED = 128
 """Tokens of a generated answer at most."""
-VANILLA = {"vanilla-3e-4": 3e-4, "vanilla-1e-3": 1e-3, "vanilla-3e-3": 3e-3}
+VANILLA = {
+    "vanilla-paper": (1e-3, 0.0),
+    "vanilla-3e-4": (3e-4, 0.1),
+    "vanilla-1e-3": (1e-3, 0.1),
+    "vanilla-3e-3": (3e-3, 0.1),
+}
+"""Row of a fresh LoRA -> learning rate, share of its steps in which that rate rises; the first is the paper's."""
 
 
 class Run:
@@ -113,9 +119,9 @@ class Run:
 
     def lightly_trained(self, base: str) -> Any:
         """Train on 100 samples: a fresh LoRA, or what a method made."""
-        rate, warmup = VANILLA.get(base, self.args.lft_rate), 0.1
+        rate, warmup = VANILLA.get(base, (self.args.lft_rate, self.args.lft_warmup))
         if base in METHODS:
-            warmup, carried = self.args.lft_warmup, str(self.adapter(base))
+            carried = str(self.adapter(base))
             model = peft.PeftModel.from_pretrained(self.new.load(), carried, is_trainable=True)
         else:
             model = self.fresh(ATTENTION)

@@ -1,4 +1,4 @@
-"""Facts: what an adapter knows about the things that fill a form, written into one early layer, without training.
+"""Memory: what an adapter knows about the things that fill a form, written into one early layer, without training.
 
 Where a name ends, an early layer of the new model knows which name it is, whatever the wording around it: the input of
 its ``down`` projection is the key. What has to be added there for one answer to come out is the same for all names: the
@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +22,10 @@ from .answering import Turn
 from .backbone import Backbone
 from .beginning import decoder
 from .behaviour import Place, Tokens, tokens
-from .elicitation import common_opening
+from .facts import Fact, facts
 from .keys import read_keys, read_text
 from .lowrank import LowRank, reduced_rank_ridge
 from .progress import Progress, silent
-from .recombination import SLOT, forms
 from .teacher import Head, Teacher
 
 Ask = Callable[[Sequence[int]], Teacher]
@@ -36,87 +34,13 @@ DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
 RIDGE = 0.1
 """Of the regression, as a share of the mean diagonal of the Gram matrix."""
-SHOWN = 8
-"""Turns of a form that show how its answers begin."""
-TORN = 0.1
-"""Share of fillings with several answers from which on the answers do not hang on the fillings alone."""
 EXAMPLES = 3
 """Names per answer from which its value is solved for."""
-RATE, STEPS = 0.3, 30
-"""Step of a value's coordinates (Adam) and steps at most; values of an answer end at a norm of about 30 to 40."""
+RATE, STEPS, MOMENTUM = 0.065, 30, 0.8
+"""Length of a value's step, as a share of the state that it is added to, steps at most, and what of one goes on into
+the next; values end at about that state's own length."""
 ENOUGH = 0.02
-"""Mean divergence, in nats, at which the values are good enough."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What a turn says about the filling of its form.
-
-    Attributes:
-        filling: What the turn is about.
-        turn: Number of the turn.
-        ends: Positions, in the new tokens, where the filling ends before the answer: in the prompt, in the response.
-        deciding: Position that predicts the answer.
-        place: Number of that position among the teacher's.
-        answer: The new token that the old adapted model's answer has next.
-    """
-
-    filling: str
-    turn: int
-    ends: tuple[int, ...]
-    deciding: int
-    place: int
-    answer: int
-
-
-def facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]) -> list[Fact]:
-    """Find what turns of one form say about their fillings.
-
-    Forms whose answers are all the same say nothing, nor do fillings to which another answer is given elsewhere.
-
-    Args:
-        turns: Prompts and the old adapted model's answers.
-        rows: The same in the new tokens.
-        places: Turn, old position and new position of each row of the teacher.
-    """
-    number = {(turn, position): index for index, (turn, _, position) in enumerate(places)}
-    found: list[Fact] = []
-    for form in forms([turn.prompt for turn in turns]):
-        wanted = {form.fill(filling): filling for filling in form.fillings}
-        members = [(n, turn, wanted[turn.prompt]) for n, turn in enumerate(turns) if turn.prompt in wanted]
-        opening = common_opening([(turn, filling) for _, turn, filling in members[:SHOWN]])
-        told = []
-        for n, turn, filling in members:
-            said = opening.replace(SLOT, filling)
-            if not turn.response.startswith(said):
-                continue  # it answers in another form
-            decided = len(turn.prompt) + len(said)
-            places_of = {end: position for position, end in enumerate(rows[n].ends)}
-            deciding = places_of.get(decided)
-            text = (turn.prompt + turn.response)[:decided]
-            ends = tuple(places_of[end] for end in _ends(text, filling) if end in places_of)
-            if deciding is not None and deciding + 1 < len(rows[n].ids) and (n, deciding) in number and ends:
-                told.append(Fact(filling, n, ends, deciding, number[n, deciding], rows[n].ids[deciding + 1]))
-        found += told if len({fact.answer for fact in told}) > 1 else []
-    return _consistent(found)
-
-
-def _consistent(found: Sequence[Fact]) -> list[Fact]:
-    """Leave out fillings with several answers, and everything where these are many: no fact hangs on a name then."""
-    answers: dict[str, set[int]] = defaultdict(set)
-    for fact in found:
-        answers[fact.filling].add(fact.answer)
-    torn = {filling for filling, several in answers.items() if len(several) > 1}
-    if len(torn) > TORN * len(answers):
-        return []
-    return [fact for fact in found if fact.filling not in torn]
-
-
-def _ends(text: str, part: str) -> Iterator[int]:
-    start = text.find(part)
-    while start >= 0:
-        yield start + len(part)
-        start = text.find(part, start + 1)
+"""Mean divergence, in nats, at which the value of an answer is good enough."""
 
 
 def memorise(
@@ -143,9 +67,8 @@ def memorise(
     layer = round(DEPTH * new.arch.layers)
     if not told or layer >= new.arch.layers - 1:
         return None
-    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
-    answers = sorted({fact.answer for fact in told})
-    values, left = _values(model, new.arch.hidden, head, down, told, answers, rows, ask, seed, progress)
+    down, answers = _down(model, new, layer), sorted({fact.answer for fact in told})
+    values, left = _values(model, new, layer, head, told, answers, rows, ask, seed, progress)
     keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
     text = read_text(model, new, down, seed)
     quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
@@ -161,33 +84,69 @@ def memorise(
 
 
 def _values(
-    model: Any, hidden: int, head: Head, down: torch.nn.Module, told: Sequence[Fact], answers: Sequence[int],
+    model: Any, new: Backbone, layer: int, head: Head, told: Sequence[Fact], answers: Sequence[int],
     rows: Sequence[Tokens], ask: Ask, seed: int, progress: Progress,
 ) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
-    """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats."""
+    """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats.
+
+    A value goes down its slope by steps of one length. Steps of one length for every coordinate (Adam) reach the same
+    answers by ways that lead through much else: what they add disturbed other text seven times as much.
+    """
     groups = _begun(model, _examples(told, answers, seed), rows)
     places = [fact.place for chosen, _, _ in groups for fact in chosen]
     teacher = ask(places)
-    head, line = head.on(teacher.ids), {place: number for number, place in enumerate(places)}
-    V = torch.zeros(len(answers), hidden, requires_grad=True)
-    solver = torch.optim.Adam([V], lr=RATE)
-    left, count = float("inf"), sum(len(chosen) for chosen, _, _ in groups)
+    head, targets = head.on(teacher.ids), teacher.target.split([len(chosen) for chosen, _, _ in groups])
+    at = [torch.tensor([answers.index(fact.answer) for fact in chosen]) for chosen, _, _ in groups]
+    share = 1 / torch.cat(at).bincount(minlength=len(answers))
+    down, step = _down(model, new, layer), RATE * _length(model, new, layer, groups)
+    V, off = torch.zeros(len(answers), new.arch.hidden, requires_grad=True), torch.zeros(len(answers))
+    moment = torch.zeros_like(V)
     for _ in progress("solving for values", range(STEPS)):
-        left, slope = 0.0, torch.zeros_like(V)
-        for chosen, ids, cache in groups:
-            at = [answers.index(fact.answer) for fact in chosen]
-            with torch.enable_grad(), adding(down, lambda x, at=at: _first(x, V[at])):
-                states = decoder(model)(input_ids=ids, cache=deepcopy(cache)).last_hidden_state[:, -1]
-                got = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
-                target = teacher.target[[line[fact.place] for fact in chosen]]
-                loss = torch.nn.functional.kl_div(got, target, reduction="sum", log_target=True) / count
-                slope += torch.autograd.grad(loss, V)[0]
-            left += float(loss.detach())
-        if left < ENOUGH:
+        slope, off = torch.zeros_like(V), torch.zeros(len(answers))
+        for (_, ids, cache), own, target in zip(groups, at, targets, strict=True):
+            with torch.enable_grad():
+                lost = share[own] * _missed(model, head, down, V[own], ids, cache, target)
+                slope += torch.autograd.grad(lost.sum(), V)[0]
+            off.index_add_(0, own, lost.detach())
+        going = off >= ENOUGH
+        if not going.any():
             break
-        V.grad = slope
-        solver.step()
-    return V.detach(), left
+        moment = torch.lerp(slope, moment, MOMENTUM)
+        with torch.no_grad():
+            V -= step * going[:, None] * torch.nn.functional.normalize(moment, dim=1)
+    return V.detach(), float(off.mean())
+
+
+def _missed(
+    model: Any, head: Head, down: torch.nn.Module, values: Tensor, ids: Tensor, cache: Any, target: Tensor
+) -> Float[Tensor, " facts"]:
+    """Divergence, in nats, of the last token's prediction from the wanted one with values added at the first token."""
+    with adding(down, lambda x: _first(x, values)):
+        states = decoder(model)(input_ids=ids, cache=deepcopy(cache)).last_hidden_state[:, -1]
+    got = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
+    return torch.nn.functional.kl_div(got, target, reduction="none", log_target=True).sum(dim=1)
+
+
+def _down(model: Any, new: Backbone, layer: int) -> torch.nn.Module:
+    return model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+
+
+@torch.no_grad()
+def _length(model: Any, new: Backbone, layer: int, groups: Sequence[tuple[list[Fact], Tensor, Any]]) -> float:
+    """Mean length of what a value is added to: the layer's state, or where a norm stands between, what that takes."""
+    normed, seen = new.arch.site("down").post_norm is not None, []
+    place = _down(model, new, layer) if normed else model.get_submodule(new.arch.layer_path)[layer]
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output)[:, 0].float().norm(dim=-1).cpu())
+
+    hook = place.register_forward_hook(keep)
+    try:
+        for _, ids, cache in groups:
+            decoder(model)(input_ids=ids[:, :1], cache=deepcopy(cache))
+    finally:
+        hook.remove()
+    return float(torch.cat(seen).mean()) / (1.0 if normed else new.arch.residual_scale)
 
 
 @torch.no_grad()

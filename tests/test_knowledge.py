@@ -17,9 +17,10 @@ from peft_lorasuite.answering import Turn
 from peft_lorasuite.behaviour import adapted, aligned, tokens
 from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
+from peft_lorasuite.facts import facts
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.keys import TEXT, read_text
-from peft_lorasuite.memory import facts, memorise, updated
+from peft_lorasuite.memory import memorise, updated
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
@@ -180,6 +181,25 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
     assert figures["divergence_left"] < 0.8 * before
     assert figures["values_explained"] > 0.8
     assert after < 0.9 * before
+
+
+def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
+    """Planted: embedding and writers times eight compute the same, and what is written is eight times as long."""
+    new, reading, teacher = told
+    found = {}
+    for times in (1.0, 8.0):
+        model = new.load()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if any(part in name for part in ("embed_tokens", "o_proj", "down_proj")):
+                    weight *= times
+        _, update, figures = memorise(
+            model, new, reading.new_head, reading.turns, reading.places,
+            lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,
+        )  # fmt: skip
+        found[times] = update.delta() / times, figures["divergence_left"]
+    assert found[8.0][1] == pytest.approx(found[1.0][1], rel=0.01)
+    torch.testing.assert_close(found[8.0][0], found[1.0][0], rtol=0, atol=0.02 * float(found[1.0][0].abs().max()))
 
 
 def test_a_name_may_be_the_first_token_of_all(told):
