@@ -5,7 +5,7 @@
         --out benchmarks/results/memory_of_facts --fit "" --fit trust=0 --fit ENOUGH=0.1
 
 Both models are read once. A fit is one row, written as JSON when made: one memory in place, without the last layer's
-part. Small letters are options of the reading, capitals constants of `peft_lorasuite.memory` (and of `.keys`).
+part. Small letters are options of the reading, capitals constants of `peft_lorasuite.memory`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from common import load_task, stage
 from reading_study import arguments, opened
 
-from peft_lorasuite import keys, memory
+from peft_lorasuite import memory
 from peft_lorasuite.activations import batches
 from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
@@ -31,6 +31,7 @@ from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import read_examples
 from peft_lorasuite.scoring import score
+from peft_lorasuite.states import down_of
 from peft_lorasuite.teacher import Teacher
 
 SEEN = 120
@@ -72,7 +73,7 @@ class Study:
     def score(self, layer: int, update: LowRank | None) -> dict[str, Any]:
         """Accuracy on the development items, and the divergence of other text's predictions from the base's."""
         new = self.reading.new
-        down = self.model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+        down = down_of(self.model, new, layer)
         apart = 0.0, 0
         with memory.updated(down, update):
             found = score(self.model, new.tokenizer, self.task.dev, options=self.task.options, progress=bars)
@@ -95,15 +96,14 @@ class Study:
 @contextmanager
 def constants(changed: dict[str, str]) -> Iterator[None]:
     """Give constants of the memory other values for a while."""
-    homes: dict[str, Any] = {name: memory if hasattr(memory, name) else keys for name in changed}
-    before = {name: getattr(home, name) for name, home in homes.items()}
+    before = {name: getattr(memory, name) for name in changed}
     for name, text in changed.items():
-        setattr(homes[name], name, type(before[name])(text))
+        setattr(memory, name, type(before[name])(text))
     try:
         yield
     finally:
-        for name, home in homes.items():
-            setattr(home, name, before[name])
+        for name, value in before.items():
+            setattr(memory, name, value)
 
 
 def main() -> None:

@@ -18,8 +18,6 @@ from .progress import Progress, silent
 
 QUIET = 4
 """Positions per row, where no name ends, that are read as well."""
-TEXT = 3000
-"""Tokens of other text."""
 
 
 class _ReadError(Exception):
@@ -58,18 +56,22 @@ def read_keys(
 
 
 @torch.no_grad()
-def read_text(model: Any, new: Backbone, down: torch.nn.Module, seed: int) -> Float[Tensor, "tokens in_"]:
-    """Read the projection's input at `TEXT` tokens of the built-in text.
+def read_text(
+    model: Any, new: Backbone, down: torch.nn.Module, seed: int, count: int
+) -> Float[Tensor, "tokens in_"]:  # fmt: skip
+    """Read the projection's input at so many tokens of the built-in text, drawn by the seed.
 
     It stands for all that the adapter was not made for, and whose words may look like names. A text's first token is
     left out: its state is like no other.
     """
+    if not count:
+        return torch.empty(0, new.arch.shape("down")[1])
     texts, found = built_in_text(), []
     for _, inputs in batches(new, texts, range(len(texts))):
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         found.append(_inputs(model, down, inputs)[:, 1:][inputs["attention_mask"][:, 1:].bool().cpu()])
     x = torch.cat(found)
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:TEXT]]
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def _inputs(model: Any, down: torch.nn.Module, begun: Mapping[str, Any]) -> Float[Tensor, "rows length in_"]:

@@ -26,6 +26,7 @@ from .facts import Fact, facts
 from .keys import read_keys, read_text
 from .lowrank import LowRank, reduced_rank_ridge
 from .progress import Progress, silent
+from .states import down_of
 from .teacher import Head, Teacher
 
 Ask = Callable[[Sequence[int]], Teacher]
@@ -34,6 +35,8 @@ DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
 RIDGE = 0.1
 """Of the regression, as a share of the mean diagonal of the Gram matrix."""
+TEXT = 3000
+"""Tokens of other text, at which nothing is wanted."""
 EXAMPLES = 3
 """Names per answer from which its value is solved for."""
 RATE, STEPS, MOMENTUM = 0.065, 30, 0.8
@@ -67,10 +70,10 @@ def memorise(
     layer = round(DEPTH * new.arch.layers)
     if not told or layer >= new.arch.layers - 1:
         return None
-    down, answers = _down(model, new, layer), sorted({fact.answer for fact in told})
+    down, answers = down_of(model, new, layer), sorted({fact.answer for fact in told})
     values, left = _values(model, new, layer, head, told, answers, rows, ask, seed, progress)
     keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
-    text = read_text(model, new, down, seed)
+    text = read_text(model, new, down, seed, TEXT)
     quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
     owners = [fact for fact in told for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in owners]]
@@ -98,7 +101,7 @@ def _values(
     head, targets = head.on(teacher.ids), teacher.target.split([len(chosen) for chosen, _, _ in groups])
     at = [torch.tensor([answers.index(fact.answer) for fact in chosen]) for chosen, _, _ in groups]
     share = 1 / torch.cat(at).bincount(minlength=len(answers))
-    down, step = _down(model, new, layer), RATE * _length(model, new, layer, groups)
+    down, step = down_of(model, new, layer), RATE * _length(model, new, layer, groups)
     V, off = torch.zeros(len(answers), new.arch.hidden, requires_grad=True), torch.zeros(len(answers))
     moment = torch.zeros_like(V)
     for _ in progress("solving for values", range(STEPS)):
@@ -127,15 +130,11 @@ def _missed(
     return torch.nn.functional.kl_div(got, target, reduction="none", log_target=True).sum(dim=1)
 
 
-def _down(model: Any, new: Backbone, layer: int) -> torch.nn.Module:
-    return model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
-
-
 @torch.no_grad()
 def _length(model: Any, new: Backbone, layer: int, groups: Sequence[tuple[list[Fact], Tensor, Any]]) -> float:
     """Mean length of what a value is added to: the layer's state, or where a norm stands between, what that takes."""
     normed, seen = new.arch.site("down").post_norm is not None, []
-    place = _down(model, new, layer) if normed else model.get_submodule(new.arch.layer_path)[layer]
+    place = down_of(model, new, layer) if normed else model.get_submodule(new.arch.layer_path)[layer]
 
     def keep(module: Any, args: Any, output: Any) -> None:
         seen.append((output[0] if isinstance(output, tuple) else output)[:, 0].float().norm(dim=-1).cpu())

@@ -19,14 +19,15 @@ from peft_lorasuite.cli import main
 from peft_lorasuite.elicitation import common_opening, elicit
 from peft_lorasuite.facts import facts
 from peft_lorasuite.finetuning import finetune
-from peft_lorasuite.keys import TEXT, read_text
-from peft_lorasuite.memory import memorise, updated
+from peft_lorasuite.keys import read_text
+from peft_lorasuite.memory import TEXT, memorise, updated
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
 from peft_lorasuite.source import Source
+from peft_lorasuite.states import down_of
 from peft_lorasuite.teacher import Teacher
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
@@ -171,7 +172,7 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
         got = torch.stack(logits).log_softmax(-1)
         return float(torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True))
 
-    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
+    down = down_of(model, new, layer)
     other = torch.tensor([[5, 9, 14, 20, 11]])
     with torch.no_grad():
         before, plain = divergence(), model(other).logits
@@ -224,13 +225,13 @@ def test_other_text_is_left_alone(told, monkeypatch):
     model = new.load()
     updates = {}
     for count in (1, TEXT):
-        monkeypatch.setattr("peft_lorasuite.keys.TEXT", count)
+        monkeypatch.setattr("peft_lorasuite.memory.TEXT", count)
         layer, updates[count], _ = memorise(
             model, new, reading.new_head, reading.turns, reading.places,
             lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,
         )  # fmt: skip
-    down = model.get_submodule(new.arch.layer_path)[layer].get_submodule(new.arch.site("down").path)
-    text = read_text(model, new, down, seed=1)
+    down = down_of(model, new, layer)
+    text = read_text(model, new, down, seed=1, count=TEXT)
     assert len(text) == TEXT
     added = {count: float(update.applied(text).norm()) for count, update in updates.items()}
     assert added[TEXT] < 0.9 * added[1]
@@ -268,6 +269,23 @@ def test_transplant_reports_what_it_memorised(knowing, told):
     assert {key for key, _ in found[False].adapter.updates} == {5}
     assert found[True].report.facts["memory"]["facts"] == 30
     assert "memory" not in found[False].report.facts
+
+
+def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, told):
+    root, names = knowing
+    new, prompts = Backbone.open(root / "new"), [f" who is {name} ?" for name in names[:20]]
+    model, last = new.load(), new.arch.layers - 1
+    elsewhere = read_text(model, new, down_of(model, new, last), seed=1, count=500)
+    assert len(elsewhere) == 500
+    upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
+    added = {}
+    for text in (0, 500):
+        carried = upgrade(
+            root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
+            options={"length": 6, "extra": 50, "memory": False, "gate": 0.0, "text": text},
+        )  # fmt: skip
+        added[text] = float(carried.adapter.updates[last, "down"].applied(elsewhere).norm())
+    assert added[500] < 0.7 * added[0]
 
 
 @pytest.mark.parametrize("method", ["transplant", "distill"])
