@@ -93,7 +93,7 @@ def _values(
     """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats.
 
     A value goes down its slope by steps of one length. Steps of one length for every coordinate (Adam) reach the same
-    answers by ways that lead through much else: what they add disturbed other text seven times as much.
+    answers by ways that lead through much else: what they add disturbed other text eight times as much.
     """
     groups = _begun(model, _examples(told, answers, seed), rows)
     places = [fact.place for chosen, _, _ in groups for fact in chosen]
