@@ -1,6 +1,6 @@
 """How the memory of facts is fitted: what it knows of development items, and what it does to other text.
 
-    python benchmarks/facts.py --old OLD --new NEW --adapter FACTS --map MAP --data DIR --length 24 \
+    python benchmarks/facts.py --old OLD --new NEW --adapter FACTS --map MAP --task facts --data DIR \
         --elicited benchmarks/results/facts/stages/elicited.json --text DIR/winogrande_test.json \
         --out benchmarks/results/memory_of_facts --fit "" --fit trust=0 --fit ENOUGH=0.1
 
@@ -33,9 +33,6 @@ from peft_lorasuite.prompts import read_examples
 from peft_lorasuite.scoring import score
 from peft_lorasuite.states import down_of
 from peft_lorasuite.teacher import Teacher
-
-SEEN = 120
-"""Development items, from the first, whose facts the given prompts ask for in another wording."""
 
 
 class Study:
@@ -72,7 +69,7 @@ class Study:
 
     def score(self, layer: int, update: LowRank | None) -> dict[str, Any]:
         """Accuracy on the development items, and the divergence of other text's predictions from the base's."""
-        new = self.reading.new
+        new, seen = self.reading.new, self.task.seen  # the development items have the same order as the test's
         down = down_of(self.model, new, layer)
         apart = 0.0, 0
         with memory.updated(down, update):
@@ -83,8 +80,8 @@ class Study:
                 got = self.told(inputs)
             apart = apart[0] + float((base.exp() * (base - got)).sum()), apart[1] + len(base)
         return {
-            "nll": round(found.nll, 4), "seen": sum(found.right[:SEEN]) / SEEN,
-            "unseen": sum(found.right[SEEN:]) / (found.n - SEEN), "divergence_of_text": round(apart[0] / apart[1], 4),
+            "nll": round(found.nll, 4), "seen": sum(found.right[:seen]) / seen,
+            "unseen": sum(found.right[seen:]) / (found.n - seen), "divergence_of_text": round(apart[0] / apart[1], 4),
         }  # fmt: skip
 
     @torch.inference_mode()
