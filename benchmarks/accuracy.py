@@ -23,6 +23,7 @@ from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.progress import bars
 from peft_lorasuite.scoring import score
 from peft_lorasuite.source import Source
+from peft_lorasuite.states import down_of
 from peft_lorasuite.teacher import Head
 
 Memo = dict[bytes, tuple[torch.Tensor, torch.Tensor]]
@@ -35,7 +36,7 @@ class LastLayer(torch.nn.Module):
         super().__init__()
         self.inner, self.memo, self.update, self.head = model, memo, update, Head(model, backbone)
         self.last = model.get_submodule(backbone.arch.layer_path)[-1]
-        self.down = self.last.get_submodule(backbone.arch.site("down").path)
+        self.down = down_of(model, backbone, -1)
         self.device = model.device
 
     @property

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from common import machine, stage, wilson
 from demo_pair import METHODS, RATES, DemoPair, Made, best_rate
-from table import gap, load
+from table import gap, load, percent
 
 SEEDS = (0, 1, 2)
 BEST = ("transplant", "distill")
@@ -115,8 +115,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in sorted(rows.items(), key=lambda pair: -pair[1]["nll"]):
-        share = None if name in ("old", "old-adapted") else gap(row, rows["base"], rows["full"])
-        told = "-" if name in ("old", "old-adapted") else "undefined" if share is None else f"{share:.0%}"
+        told = "-" if name in ("old", "old-adapted") else percent(gap(row, rows["base"], rows["full"]))
         values = [seed["nll"] for seed in row["seeds"]]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         low, high = row["interval"]

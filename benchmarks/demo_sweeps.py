@@ -1,9 +1,9 @@
-"""Sweeps and ablations on the demo pair, as in the LoRASuite paper: section 4.2, appendices A.3 and A.6, Figure 1.
+"""Sweeps and ablations on the demo pair, as in the LoRASuite paper: section 4.2, appendices A.3 and A.6.
 
     python benchmarks/demo_sweeps.py [--only rank,rate,...] [--out benchmarks/results/demo_sweeps]
 
 Every setting is judged on development items, the mean of the seeds; what was best there is scored on the test items
-once. A sweep is one JSON file and one figure; a file that is there is read, not measured again.
+once. A sweep is one JSON file, a figure and a table; a file that is there is read, not measured again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common import stage
 from demo_charts import bars, lines
 from demo_gap import quiet
 from demo_pair import FULL, TEMPLATE, DemoPair, Made
-from table import gap
+from table import gap, percent
 
 from peft_lorasuite import MapOptions
 from peft_lorasuite.finetuning import finetune
@@ -32,6 +32,7 @@ TUNED = {"learning_rate": 3e-3, "warmup": 0.1}
 """The best of {3e-4, 1e-3, 3e-3} on development items for vanilla LoRA and for both upgrades (demo_gap.py chose so)."""
 STARTS = ("lorasuite", "transplant")
 """The paper's method and ours; both are followed by fine-tuning on 100 samples."""
+BEST = "best, on test items"
 MODULES = {
     "q v": ("q", "v"), "q k v o": ("q", "k", "v", "o"), "gate up down": ("gate", "up", "down"),
     "q k v o gate up down": ("q", "k", "v", "o", "gate", "up", "down"),
@@ -221,6 +222,18 @@ def ends_of(pairs: dict[str, DemoPair]) -> dict[str, Any]:
     return found
 
 
+def table(found: dict[str, Any], down: bool) -> str:
+    """Return a sweep in Markdown: gap recovered, the series along the rows, or ``down`` the columns."""
+    points, best = found["points"], {row["series"]: row for row in found["best_on_test_items"]}
+    shares = {(row["series"], str(row["x"])): percent(row["gap_recovered"]) for row in points}
+    shares |= {(name, BEST): f"{percent(row['gap_recovered'])} ({row['x']})" for name, row in best.items()}
+    series, settings = (list(dict.fromkeys(key[place] for key in shares)) for place in (0, 1))
+    rows, columns = (settings, series) if down else (series, settings)
+    cells = [[shares[(column, row) if down else (row, column)] for column in columns] for row in rows]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {row} | {' | '.join(line)} |" for row, line in zip(rows, cells, strict=True))])
+
+
 def main() -> None:
     """Read the arguments, measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,6 +252,7 @@ def main() -> None:
             work = partial(measure, list(points(old)), args.seeds, pairs["dev"], pairs["test"], settled)
             found = stage(args.out, name, work)
             (bars if axis == "words" else lines)(found, label, args.out / f"{name}.png")
+            (args.out / f"{name}.md").write_text(table(found, axis == "words") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

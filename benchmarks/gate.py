@@ -27,7 +27,7 @@ from demo_charts import gate_chart
 from demo_gap import quiet
 from demo_pair import DATA, FULL, TEMPLATE, DemoPair
 from gate_tasks import TASKS
-from table import gap, load
+from table import gap, load, percent
 
 from peft_lorasuite import choice
 from peft_lorasuite.finetuning import finetune
@@ -173,8 +173,7 @@ def real_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def line(point: str, items: str, ends: str, method: str, early: Any, late: Any, share: float | None) -> str:
     """Return one line of the table."""
     good = (late.verdict == "holds") == (share is not None and share >= HELD)
-    cells = [point, items, ends, method, f"{early.gap:.0%}", f"{late.gap:.0%}"]
-    cells += ["undefined" if share is None else f"{share:.0%}", late.verdict]
+    cells = [point, items, ends, method, percent(early.gap), percent(late.gap), percent(share), late.verdict]
     return f"| {' | '.join([*cells, '' if share is None else 'yes' if good else '**no**'])} |"
 
 

@@ -3,6 +3,7 @@
     python benchmarks/table.py benchmarks/results/arc [--ceiling ROW]
 
 Rows of further seeds stand in folders seed1, seed2 ... below (gap.py --seed 1 --out DIR/seed1); the table has means.
+Rows of an earlier state of the code stand in a folder "earlier"; they have a table of their own and are not drawn.
 Gap recovered = (NLL base - NLL row) / (NLL base - NLL ceiling). The ceiling is full retraining on the new backbone
 where that row is there, otherwise the old backbone with its adapter, and the table says which.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,17 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a row's mean over its seeds, with the ``spread`` of its likelihood; one run as it is."""
+    """Return a row's mean over its seeds, with the ``spread`` of its likelihood; one run as it is.
+
+    What some seeds were not asked for (generated answers take long) is the mean over the others.
+    """
     if len(runs) == 1:
         return runs[0]
-    means: dict[str, Any] = {name: statistics.mean(run[name] for run in runs) for name in MEANS if name in runs[0]}
+    told = {name: [run[name] for run in runs if name in run] for name in (*MEANS, *JUDGED)}
+    means: dict[str, Any] = {name: statistics.mean(told[name]) for name in MEANS if told[name]}
     for name, interval in JUDGED.items():
-        if name in runs[0]:
-            right = [statistics.mean(map(int, item)) for item in zip(*(run[name] for run in runs), strict=True)]
+        if told[name]:
+            right = [statistics.mean(map(int, item)) for item in zip(*told[name], strict=True)]
             means |= {name: right, interval: wilson(sum(right), len(right))}
     return runs[0] | means | {"spread": f" ± {statistics.stdev(run['nll'] for run in runs):.3f} ({len(runs)})"}
 
@@ -53,49 +60,72 @@ def gap(row: dict[str, Any], base: dict[str, Any], ceiling: dict[str, Any]) -> f
     return (base["nll"] - row["nll"]) / gain if gain >= LEAST_GAIN else None
 
 
-def table(rows: dict[str, dict[str, Any]], ceiling: str) -> str:
-    """Return the table in Markdown, best row first."""
-    base = rows["base"]
-    lines = [
-        "| row | NLL (± seeds) | gap recovered | accuracy (95 % interval) | against base, paired | exact | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+def percent(share: float | None) -> str:
+    """Write a share in percent, without a sign where it rounds to nothing."""
+    return "undefined" if share is None else f"{share:.0%}".replace("-0%", "0%")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a table shows of one kind of task, besides the likelihood."""
+
+    told: str
+    """Key of a row that was asked for this."""
+    titles: tuple[str, ...]
+    cells: Callable[[dict[str, Any], dict[str, Any]], list[str]]
+    """A row and the base -> its cells."""
+
+
+def _share(row: dict[str, Any], right: str = "right") -> str:
+    """Share of items that are right, with its interval."""
+    low, high = row[JUDGED[right]]
+    values = [float(value) for value in row[right]]
+    return f"{sum(values) / len(values):.3f} ({low:.2f}-{high:.2f})"
+
+
+def _against(row: dict[str, Any], base: dict[str, Any], right: str = "right") -> str:
+    """Difference of these shares from the base's, item by item, with its interval."""
+    mean, lower, upper = paired(row[right], base[right])
+    return f"{mean:+.3f} ({lower:+.3f} to {upper:+.3f})"
+
+
+CHOICE = Kind(
+    "exact", ("accuracy (95 % interval)", "against base, paired", "exact"),
+    lambda row, base: [_share(row), _against(row, base), f"{row['exact']:.2f}"],
+)  # fmt: skip
+FACTS = Kind(
+    "unseen_accuracy", ("accuracy (95 % interval)", "on prompted facts", "on facts that no given prompt asks for"),
+    lambda row, base: [_share(row), f"{row['seen_accuracy']:.3f}", f"{row['unseen_accuracy']:.3f}"],
+)  # fmt: skip
+WRITTEN = Kind(
+    "generated_right", ("generated answers right (95 % interval)", "against base, paired", "ended"),
+    lambda row, base: [
+        _share(row, "generated_right"), _against(row, base, "generated_right"), percent(row["generated_ended"])
+    ],
+)  # fmt: skip
+KINDS = (WRITTEN, FACTS, CHOICE)
+
+
+def table(rows: dict[str, dict[str, Any]], ends: dict[str, dict[str, Any]], ceiling: str) -> str:
+    """Return the rows in Markdown, worst first; ``ends`` has the base and the ceiling of the gain."""
+    base = ends["base"]
+    kind = next((kind for kind in KINDS if any(kind.told in row for row in rows.values())), CHOICE)
+    titles = ["row", "NLL (± seeds)", "gap recovered", *kind.titles, "seconds"]
+    lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
     for name, row in sorted(rows.items(), key=lambda pair: -pair[1]["nll"]):
-        share = None if name in ("old", "old-adapted") else gap(row, base, rows[ceiling])
-        low, high = row["interval"]
-        mean, lower, upper = paired(row["right"], base["right"])
-        lines.append(
-            f"| {name} | {row['nll']:.3f}{row.get('spread', '')} | {'-' if share is None else f'{share:.0%}'} | "
-            f"{row['accuracy']:.3f} ({low:.2f}-{high:.2f}) | {mean:+.3f} ({lower:+.3f} to {upper:+.3f}) | "
-            f"{row['exact']:.2f} | {row['seconds']:.0f} |"
-        )
-    lines += [
-        f"\n{name}: {row['seen_accuracy']:.3f} on what the prompts asked for, {row['unseen_accuracy']:.3f} on the rest."
-        for name, row in rows.items()
-        if "unseen_accuracy" in row
-    ]
-    lines += written(rows)
-    return "\n".join([*lines, "", f"{base['items']} items. The gap is measured against the row {ceiling!r}."])
+        share = "-" if name in ("old", "old-adapted") else percent(gap(row, base, ends[ceiling]))
+        more = kind.cells(row, base) if kind.told in row else ["-"] * len(kind.titles)
+        likelihood = f"{row['nll']:.3f}{row.get('spread', '')}"
+        lines.append(f"| {' | '.join([name, likelihood, share, *more, format(row['seconds'], '.0f')])} |")
+    return "\n".join(lines)
 
 
-def written(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a table of the generated answers, where there are some: those right, and those that came to an end."""
-    found = {name: row for name, row in rows.items() if "generated_right" in row}
-    if "base" not in found:
-        return []
-    lines = [
-        "",
-        "| row | generated answers right (95 % interval) | against base, paired | ended |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, row in sorted(found.items(), key=lambda pair: pair[1]["generated_accuracy"]):
-        low, high = row["generated_interval"]
-        mean, lower, upper = paired(row["generated_right"], found["base"]["generated_right"])
-        lines.append(
-            f"| {name} | {row['generated_accuracy']:.2f} ({low:.2f}-{high:.2f}) of {len(row['generated_right'])} | "
-            f"{mean:+.3f} ({lower:+.3f} to {upper:+.3f}) | {row['generated_ended']:.0%} |"
-        )
-    return lines
+def pages(folder: Path, ceiling: str) -> dict[Path, str]:
+    """Return the tables of a benchmark by file: its rows, and those of an earlier state of the code."""
+    rows, earlier = load(folder), load(folder / "earlier")
+    told = f"{rows['base']['items']} items. The gap is that of the row {ceiling!r}."
+    found = {folder / "table.md": f"{table(rows, rows, ceiling)}\n\n{told}\n"}
+    return found | ({folder / "earlier" / "table.md": table(earlier, rows, ceiling) + "\n"} if earlier else {})
 
 
 def chart(rows: dict[str, dict[str, Any]], ceiling: str, path: Path) -> None:
@@ -117,7 +147,7 @@ def chart(rows: dict[str, dict[str, Any]], ceiling: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Read the arguments, write table.md and gap.png beside the rows."""
+    """Read the arguments, write table.md beside the rows, and gap.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ceiling", help="row that counts as 100 %%")
@@ -126,10 +156,10 @@ def main() -> None:
     ceiling = args.ceiling or next((name for name in ("full", "old-adapted") if name in rows), None)
     if ceiling is None or "base" not in rows:
         raise SystemExit("the rows 'base' and 'full' (or 'old-adapted') are needed: measure them with gap.py")
-    text = table(rows, ceiling)
-    (args.folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    for path, text in pages(args.folder, ceiling).items():
+        path.write_text(text, encoding="utf-8")
+        print(text)
     chart(rows, ceiling, args.folder / "gap.png")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def page(program: Any, folder: Path, which: str = "table.md") -> str:
+    """Return one of the tables that the program writes."""
+    return program.pages(folder, "full")[folder / which]
+
+
 def cells(text: str, row: str) -> list[str]:
     """Return what stands in the first line of a row."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
@@ -51,7 +56,7 @@ def cells(text: str, row: str) -> list[str]:
 
 
 def test_a_row_is_the_mean_over_its_seeds_and_says_how_many(program: Any, folder: Path) -> None:
-    text = program.table(program.load(folder), "full")
+    text = page(program, folder)
     assert cells(text, "some")[2:4] == ["1.800 ± 0.283 (2)", "60%"]
     assert cells(text, "some")[4].startswith("0.375 ")
     assert cells(text, "some")[5].startswith("+0.375 ")
@@ -59,30 +64,54 @@ def test_a_row_is_the_mean_over_its_seeds_and_says_how_many(program: Any, folder
     assert cells(text, "full")[3] == "100%"
 
 
+def test_what_only_one_seed_was_asked_for_is_the_mean_over_that_one(program: Any, folder: Path) -> None:
+    wrote = {"generated_interval": [0.0, 1.0], "generated_ended": 1.0}
+    put(folder, "base", 3.0, "0000", generated_right="0000", **wrote)
+    put(folder, "some", 2.0, "0011", generated_right="0111", **wrote)  # seed 1 wrote nothing out
+    found = cells(page(program, folder), "some")
+    assert found[2] == "1.800 ± 0.283 (2)"
+    assert found[4].startswith("0.750 (")
+    assert found[5].startswith("+0.750 (")
+
+
 def test_a_gain_of_less_than_a_tenth_of_a_nat_has_no_shares(program: Any, folder: Path) -> None:
     put(folder, "full", 2.95, "1111")
-    assert cells(program.table(program.load(folder), "full"), "some")[3] == "-"
+    assert cells(page(program, folder), "some")[3] == "undefined"
+
+
+def test_a_share_that_rounds_to_nothing_has_no_sign(program: Any) -> None:
+    assert [program.percent(share) for share in (-0.001, -0.1, 0.004, 1.0)] == ["0%", "-10%", "0%", "100%"]
+
+
+def test_rows_of_an_earlier_state_have_a_table_of_their_own(program: Any, folder: Path) -> None:
+    put(folder / "earlier", "once", 2.5, "0001")
+    assert "| once |" not in page(program, folder)
+    before = page(program, folder, "earlier/table.md")
+    assert cells(before, "once")[3] == "25%"
+    assert "| some |" not in before
 
 
 def test_the_old_backbone_has_no_share_of_the_new_ones_gain(program: Any, folder: Path) -> None:
     put(folder, "old-adapted", 0.5, "1111")
-    assert cells(program.table(program.load(folder), "full"), "old-adapted")[3] == "-"
+    assert cells(page(program, folder), "old-adapted")[3] == "-"
 
 
 def test_facts_are_told_apart_by_what_the_prompts_asked_for(program: Any, folder: Path) -> None:
     put(folder, "other", 1.2, "1100", seen_accuracy=1.0, unseen_accuracy=0.25)
-    text = program.table(program.load(folder), "full")
-    assert "other: 1.000 on what the prompts asked for, 0.250 on the rest." in text
+    text = page(program, folder)
+    assert cells(text, "row")[5:7] == ["on prompted facts", "on facts that no given prompt asks for"]
+    assert cells(text, "other")[5:7] == ["1.000", "0.250"]
+    assert cells(text, "some")[5:7] == ["-", "-"]
 
 
-def test_answers_that_were_written_out_have_a_table_of_their_own(program: Any, folder: Path) -> None:
+def test_answers_that_were_written_out_stand_in_place_of_the_likeliest(program: Any, folder: Path) -> None:
     wrote = {"generated_interval": [0.0, 1.0], "generated_ended": 0.5}
-    put(folder, "base", 3.0, "0000", generated_accuracy=0.0, generated_right="00", **wrote)
-    put(folder, "full", 1.0, "1111", generated_accuracy=0.5, generated_right="10", **wrote)
-    text = program.table(program.load(folder), "full").partition("generated answers right")[2]
-    assert cells(text, "full")[2].startswith("0.50 ")
-    assert cells(text, "full")[3].startswith("+0.500 ")
-    assert cells(text, "full")[4] == "50%"
+    put(folder, "base", 3.0, "0000", generated_right="00", **wrote)
+    put(folder, "full", 1.0, "1111", generated_right="10", **wrote)
+    found = cells(page(program, folder), "full")
+    assert found[4].startswith("0.500 (")
+    assert found[5].startswith("+0.500 (")
+    assert found[6] == "50%"
 
 
 def test_without_a_base_or_a_ceiling_it_says_what_to_measure(
@@ -99,5 +128,18 @@ def test_table_and_chart_stand_beside_the_rows(program: Any, folder: Path, monke
     pytest.importorskip("matplotlib", reason="the benchmarks draw")
     monkeypatch.setattr(sys, "argv", ["table.py", str(folder)])
     program.main()
-    assert "The gap is measured against the row 'full'." in (folder / "table.md").read_text(encoding="utf-8")
+    assert "The gap is that of the row 'full'." in (folder / "table.md").read_text(encoding="utf-8")
     assert (folder / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_the_benchmarks_has_the_tables_that_the_rows_make(program: Any) -> None:
+    """Every figure of these tables is a committed row: none is typed."""
+    import page as benchmarks_page
+
+    text, results = (BENCHMARKS / "README.md").read_text(encoding="utf-8"), BENCHMARKS / "results"
+    assert benchmarks_page.filled(text) == text, "run python benchmarks/page.py"
+    made = [*results.glob("*/*.md"), *results.glob("*/earlier/*.md")]
+    assert {path.relative_to(BENCHMARKS).as_posix() for path in made} == set(benchmarks_page.MARKED.findall(text))
+    for name in ("arc", "facts", "math", "pair_b"):
+        for path, table in program.pages(results / name, "full").items():
+            assert path.read_text(encoding="utf-8") == table, f"run python benchmarks/table.py {path.parent}"
