@@ -19,12 +19,12 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.adapter import read
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.lowrank import LowRank
-from peft_lorasuite.progress import bars
-from peft_lorasuite.scoring import score
-from peft_lorasuite.source import Source
-from peft_lorasuite.states import down_of
-from peft_lorasuite.teacher import Head
+from peft_lorasuite.running.progress import bars
+from peft_lorasuite.training.scoring import score
+from peft_lorasuite.transplanting.states import down_of
+from peft_lorasuite.transplanting.teacher import Head
 
 Memo = dict[bytes, tuple[torch.Tensor, torch.Tensor]]
 

@@ -22,7 +22,7 @@ from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import Reading, read
 from peft_lorasuite.methods.transplant import TransplantOptions, fit
-from peft_lorasuite.teacher import chunks
+from peft_lorasuite.transplanting.teacher import chunks
 
 
 class Study:

@@ -21,19 +21,19 @@ from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, st
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.answering import answer
-from peft_lorasuite.answers import score_number
-from peft_lorasuite.behaviour import adapted
-from peft_lorasuite.elicitation import elicit
+from peft_lorasuite.adapters.written import RECORD, REPORT, write_adapter
+from peft_lorasuite.files.folder import whole_folder
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.finetuning import finetune
-from peft_lorasuite.folder import whole_folder
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.transplant import SHORT
-from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import Example, fill
-from peft_lorasuite.scoring import score
-from peft_lorasuite.source import Source
-from peft_lorasuite.written import RECORD, REPORT, write_adapter
+from peft_lorasuite.running.progress import bars
+from peft_lorasuite.suites.answers import score_number
+from peft_lorasuite.training.scoring import score
+from peft_lorasuite.transplanting.answering import answer
+from peft_lorasuite.transplanting.behaviour import adapted
+from peft_lorasuite.transplanting.elicitation import elicit
 
 METHODS = {
     "copy": ("copy", {}, None),

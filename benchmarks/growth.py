@@ -15,8 +15,8 @@ import torch
 from random_pair import SMALL, backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.costs.rates import fastest
 from peft_lorasuite.many import upgrade_many
-from peft_lorasuite.rates import fastest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,15 +21,15 @@ from demo_pair import METHODS, TEMPLATE, DemoPair
 from torch import Tensor
 
 from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.behaviour import forward, tokens
-from peft_lorasuite.fitting import wanted_shift
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.lowrank import LowRank, reduced_rank_ridge
-from peft_lorasuite.memory import updated
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import SHORT, TransplantOptions
 from peft_lorasuite.prompts import fill
-from peft_lorasuite.source import Source
+from peft_lorasuite.transplanting.behaviour import forward, tokens
+from peft_lorasuite.transplanting.fitting import wanted_shift
+from peft_lorasuite.transplanting.memory import updated
 
 PLANS = {"last": (1,), "last twice": (1, 1), "two": (2, 1), "two, twice": (2, 1, 2, 1), "three": (3, 2, 1)}
 

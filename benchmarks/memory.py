@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 
 from peft_lorasuite import MapOptions
 from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.costs.rates import measure_rates
 from peft_lorasuite.planning import plan
-from peft_lorasuite.rates import measure_rates
 
 GB = 10**9
 RUNS: dict[str, list[str]] = {
@@ -41,7 +41,7 @@ RUNS: dict[str, list[str]] = {
 LIBRARIES = """
 import sys, time
 from transformers import AutoModelForCausalLM
-import peft_lorasuite.build
+import peft_lorasuite.mapping.build
 from peft_lorasuite.backbone import Backbone
 kept = [Backbone.open(name).tokenizer for name in sys.argv[1:]]
 time.sleep(1)

@@ -10,13 +10,13 @@ from common import load_task
 
 from peft_lorasuite import Backbone, UpgradeMap
 from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import tokens
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import Reading, ReadingOptions, read
-from peft_lorasuite.progress import bars
 from peft_lorasuite.prompts import fill
-from peft_lorasuite.source import Source
+from peft_lorasuite.running.progress import bars
+from peft_lorasuite.transplanting.answering import Turn
+from peft_lorasuite.transplanting.behaviour import tokens
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from common import RECIPES, load_task, modules_of
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.finetuning import finetune
-from peft_lorasuite.progress import bars
+from peft_lorasuite.running.progress import bars
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import push_map
 from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.map_cache import map_for
-from peft_lorasuite.progress import bars
-from peft_lorasuite.remote import check_id
+from peft_lorasuite.publishing.remote import check_id
+from peft_lorasuite.running.progress import bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .heap import free_models, give_back
-from .offload import is_on_disk
-from .places import is_file
-from .processes import share, summed
+from .files.places import is_file
+from .running.heap import free_models, give_back
+from .running.offload import is_on_disk
+from .running.processes import share, summed
 from .vocabulary import common_ends
 
 log = logging.getLogger(__name__)

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import adalora
+from .adapters import adalora
+from .adapters.parsing import Found
+from .adapters.token_tables import TableUpdate, needs_old
+from .adapters.variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
 from .backbone import Backbone
 from .errors import LoraSuiteError
+from .files.source import Source
+from .files.weights import no_safetensors, open_safetensors, read_all
 from .layout import head_rows, join
 from .lowrank import LowRank, stack
-from .parsing import Found
-from .source import Source
 from .spec import Architecture, Site
-from .token_tables import TableUpdate, needs_old
-from .variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
-from .weights import no_safetensors, open_safetensors, read_all
 
 Key = tuple[int, str]
 """Layer and part."""
@@ -123,7 +123,7 @@ def read(source: Source, arch: Architecture, *, old: Backbone | None = None, ran
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_all(path, where=where)
     if config["peft_type"] not in READ:
-        from .conversion import converted
+        from .adapters.conversion import converted
 
         if old is None:
             raise needs_old(f"the adapter is a {config['peft_type']} and is made a LoRA first")

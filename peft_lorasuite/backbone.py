@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .borrowed import as_it_was
 from .errors import LoraSuiteError, brief
+from .files.source import Source, name_and_revision
+from .files.weights import Checkpoint, ModelWeights
 from .layout import split
-from .loading import checked, loaded, told
-from .offload import DISK, on_disk, tidied
 from .registry import architecture
-from .source import Source, name_and_revision
+from .running.borrowed import as_it_was
+from .running.loading import checked, loaded, told
+from .running.offload import DISK, on_disk, tidied
 from .spec import Architecture
-from .weights import Checkpoint, ModelWeights
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adapter import Adapter, Key
+from .adapters.token_tables import both
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .layout import group_of
 from .lowrank import LowRank, low_rank_of
 from .methods.base import Draft, Job
 from .spec import ATTENTION, WRITERS
-from .token_tables import both
 
 SMALL = 1e-6
 """Rows shorter than this share of the longest one have no direction."""

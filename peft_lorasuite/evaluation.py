@@ -17,15 +17,15 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from . import answers, items
-from .checks import check_seed, check_whole
 from .errors import LoraSuiteError
-from .heap import head_in_one_piece
-from .items import Benchmark, Item
-from .published import published, published_pairs, published_rows
-from .scores import Comparison, Difference, Evaluation, TaskScore, compare
-from .source import name_and_revision
-from .tables import comparison_table, markdown_table
+from .files.source import name_and_revision
+from .running.checks import check_seed, check_whole
+from .running.heap import head_in_one_piece
+from .suites import answers, items
+from .suites.items import Benchmark, Item
+from .suites.published import published, published_pairs, published_rows
+from .suites.scores import Comparison, Difference, Evaluation, TaskScore, compare
+from .suites.tables import comparison_table, markdown_table
 
 __all__ = [
     "Comparison",
@@ -204,7 +204,7 @@ def _samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load what is given by name. The tokenizer is copied, because the harness sets its padding."""
-    from .by_name import open_tokenizer
+    from .adapters.by_name import open_tokenizer
 
     if isinstance(model, str | Path):
         network, revision = _load_by_name(str(model), adapter)
@@ -218,9 +218,9 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
     """Load a model, and the adapter on it; return the backbone's revision beside it."""
     from .adapter import named_base
-    from .by_name import adapter_folder, load_model, put_on
-    from .source import Source
-    from .variants import CONFIG
+    from .adapters.by_name import adapter_folder, load_model, put_on
+    from .adapters.variants import CONFIG
+    from .files.source import Source
 
     base = Source(*_place(model, "model"))
     upper = None if adapter is None else Source(*_place(adapter, "adapter"))

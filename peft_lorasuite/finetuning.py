@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
+from .adapters.by_name import adapter_folder, open_tokenizer, put_on
+from .adapters.written import write_adapter
 from .backbone import Backbone
-from .borrowed import seeded
-from .by_name import adapter_folder, open_tokenizer, put_on
-from .encoding import encode_examples, padding
 from .errors import LoraSuiteError
-from .folder import check_free, whole_folder
-from .processes import is_first
-from .progress import Progress, silent
+from .files.folder import check_free, whole_folder
 from .prompts import read_examples
-from .training import FinetuneOptions, train
-from .written import write_adapter
+from .running.borrowed import seeded
+from .running.processes import is_first
+from .running.progress import Progress, silent
+from .training.encoding import encode_examples, padding
+from .training.training import FinetuneOptions, train
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     from peft import PeftModel
 
     from .adapter import old_backbone, read, read_config
-    from .source import Source
-    from .variants import READ, check
+    from .adapters.variants import READ, check
+    from .files.source import Source
 
     if isinstance(model, PeftModel):
         return model

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import card
 from .adapter import CONFIG, WEIGHTS
+from .adapters.written import RECORD, REPORT, write_adapter
 from .errors import LoraSuiteError, context
-from .places import exists, is_folder
-from .remote import Pushed, check_id, check_secrets, publish
-from .source import Source, hub_errors, read_json
+from .files.places import exists, is_folder
+from .files.source import Source, hub_errors, read_json
+from .files.weights import no_safetensors, read_all
+from .publishing import card
+from .publishing.remote import Pushed, check_id, check_secrets, publish
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded
-from .weights import no_safetensors, read_all
-from .written import RECORD, REPORT, write_adapter
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def _check_base(base: str, token: str | bool | None) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    from .retry import patiently
+    from .files.retry import patiently
 
     with hub_errors(Source(base, "backbone", hub_only=True)):
         try:

@@ -7,18 +7,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import adapter_pages, map_pages
-from .drawn import Drawn
+from .adapters.sizes import sizes
+from .adapters.variants import CONFIG
+from .adapters.written import REPORT
 from .errors import LoraSuiteError, context
-from .figures import require
-from .folder import writing
-from .gains import Gain, read_rows
-from .places import exists, is_folder
-from .sizes import sizes
-from .source import Source, name_and_revision
+from .files.folder import writing
+from .files.places import exists, is_folder
+from .files.source import Source, name_and_revision
+from .pictures import adapter_pages, map_pages
+from .pictures.drawn import Drawn
+from .pictures.figures import require
+from .pictures.gains import Gain, read_rows
 from .upgrade_map import META, UpgradeMap
-from .variants import CONFIG
-from .written import REPORT
 
 
 def inspect(
@@ -100,8 +100,8 @@ def card_pictures(
     Raises:
         LoraSuiteError: When matplotlib is missing, or there are no rows in the folder.
     """
-    from . import adapter_figures
     from . import report as figures
+    from .pictures import adapter_figures
 
     drawn = {
         "layer_map.png": figures.layer_map_figure, "heads.png": figures.heads_figure,

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import WEIGHTS, read_config
+from .adapters.written import REPORT
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .identity import public_name
-from .journal import SETTINGS, Journal, Outcome
-from .places import is_folder
-from .processes import number_and_count
-from .progress import Progress, silent
+from .files.places import is_folder
+from .files.source import Source, hub_errors, name_and_revision
+from .mapping.identity import public_name
 from .prompts import read_prompts
-from .source import Source, hub_errors, name_and_revision
+from .publishing.journal import SETTINGS, Journal, Outcome
+from .running.processes import number_and_count
+from .running.progress import Progress, silent
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
-from .written import REPORT
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
     """List the adapters of a user or organisation whose card names a backbone."""
     from huggingface_hub import HfApi
 
-    from .retry import patiently
+    from .files.retry import patiently
 
     with hub_errors(Source(author, "user", token=token, hub_only=True)):
         models = patiently(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .backbone import Backbone
-from .identity import Identity, unlike
+from .files.source import read_json
+from .mapping.identity import Identity, unlike
 from .methods.base import find
-from .processes import is_first, wait
-from .progress import Progress, silent
-from .source import read_json
+from .running.processes import is_first, wait
+from .running.progress import Progress, silent
 from .upgrade_map import META, MapOptions, UpgradeMap
 from .vocabulary import tokenizer_hash
 

@@ -12,18 +12,18 @@ import peft
 import torch
 
 from .adapter import old_backbone, reads_backbones
+from .adapters.variants import select
 from .backbone import Backbone
-from .checks import check_seed
 from .errors import LoraSuiteError, brief
-from .folder import writing
+from .files.folder import writing
+from .files.source import Source
 from .map_cache import map_for
 from .methods.base import reads_old
-from .progress import Progress, bars
 from .prompts import check_enough, read_prompts
-from .source import Source
+from .running.checks import check_seed
+from .running.progress import Progress, bars
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, check_rank, upgrade
-from .variants import select
 
 log = logging.getLogger(__name__)
 

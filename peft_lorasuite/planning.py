@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
-from .costs import MATCHED, Costs, shared_at_most
+from .costs.costs import MATCHED, Costs, shared_at_most
+from .costs.rates import GB, Rates
+from .costs.stages import Side, Stage
 from .errors import LoraSuiteError
+from .files.source import Source, read_json
 from .methods import base as methods
-from .rates import GB, Rates
-from .source import Source, read_json
 from .spec import Architecture
-from .stages import Side, Stage
 from .upgrade_map import MapOptions
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from . import choice
-from .figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
+from .pictures.figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
 from .upgrade_map import UpgradeMap
 
 if TYPE_CHECKING:

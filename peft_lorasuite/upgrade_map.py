@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ._version import __version__
 from .errors import LoraSuiteError, context
-from .folder import whole_folder
-from .identity import Identity
-from .map_options import MapOptions
-from .sections import Section, add_section, checked_methods, map_key, stored_sections
-from .source import Source, name_and_revision, read_json
+from .files.folder import whole_folder
+from .files.source import Source, name_and_revision, read_json
+from .files.weights import read_all
+from .mapping.identity import Identity
+from .mapping.map_options import MapOptions
+from .mapping.sections import Section, add_section, checked_methods, map_key, stored_sections
 from .spec import ATTENTION, Architecture
 from .transfer import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
-from .weights import read_all
 
 if TYPE_CHECKING:
     from .hub import Pushed
@@ -92,7 +92,7 @@ class UpgradeMap:
 
         The other settings are those of `build.build_map`.
         """
-        from .build import build_map
+        from .mapping.build import build_map
 
         wanted = checked_methods(methods)
         built = build_map(old, new, options or MapOptions(), **settings)

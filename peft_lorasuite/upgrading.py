@@ -19,21 +19,21 @@ from . import adapter as adapter_files
 from . import choice, kinds
 from ._version import __version__
 from .adapter import Adapter, Key, join_sites
+from .adapters.variants import select
+from .adapters.written import REPORT
 from .backbone import Backbone
-from .checks import check_seed, check_whole
 from .differences import differences
 from .errors import LoraSuiteError, context
-from .folder import check_apart, whole_folder
-from .identity import check_same, public_name
+from .files.folder import check_apart, whole_folder
+from .files.source import Source
 from .layout import split
 from .lowrank import LowRank
+from .mapping.identity import check_same, public_name
 from .methods import base as methods
-from .progress import Progress, silent
-from .source import Source
+from .running.checks import check_seed, check_whole
+from .running.progress import Progress, silent
 from .spec import Architecture
 from .upgrade_map import UpgradeMap
-from .variants import select
-from .written import REPORT
 
 log = logging.getLogger(__name__)
 

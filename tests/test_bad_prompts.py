@@ -141,7 +141,7 @@ def test_a_name_that_no_adapter_can_have_is_refused_before_the_map_is_built(
 
 
 def test_a_map_without_calibration_still_reads_the_text(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peft_lorasuite.build.identify", lambda backbone: pytest.fail("a backbone was read"))
+    monkeypatch.setattr("peft_lorasuite.mapping.build.identify", lambda backbone: pytest.fail("a backbone was read"))
     with pytest.raises(LoraSuiteError, match="there is no such text file"):
         UpgradeMap.build(pair.old, pair.new, MapOptions(layer_map="first"), calibration="no-such-file")
 

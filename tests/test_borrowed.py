@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.borrowed import no_dropout
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.prompts import Example
-from peft_lorasuite.scoring import score
-from peft_lorasuite.source import Source
+from peft_lorasuite.running.borrowed import no_dropout
+from peft_lorasuite.training.scoring import score
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]

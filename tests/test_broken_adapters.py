@@ -18,7 +18,7 @@ from torch import Tensor
 
 from peft_lorasuite import upgrade
 from peft_lorasuite.adapter import state_dict
-from peft_lorasuite.variants import TASKS
+from peft_lorasuite.adapters.variants import TASKS
 
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from peft_lorasuite import LoraSuiteError, PeftModel
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.identity import embedding_sample
+from peft_lorasuite.mapping.identity import embedding_sample
 
 pair = command_fixtures.pair
 WEIGHTS, UP = "model.safetensors", "model.layers.1.mlp.up_proj.weight"

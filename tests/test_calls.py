@@ -19,7 +19,7 @@ from hub_server import HubServer
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.offload import is_on_disk
+from peft_lorasuite.running.offload import is_on_disk
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 

@@ -17,8 +17,8 @@ from command_fixtures import Pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError
-from peft_lorasuite.chat import ask, side_by_side, speakers
 from peft_lorasuite.cli import main
+from peft_lorasuite.terminal.chat import ask, side_by_side, speakers
 
 pair = command_fixtures.pair
 PROMPT = "the red cat"

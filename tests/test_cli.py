@@ -16,10 +16,10 @@ import torch
 from command_fixtures import Pair
 from transformers import AutoModelForCausalLM
 
-from peft_lorasuite import catalogue
 from peft_lorasuite.cli import main
 from peft_lorasuite.methods import base
 from peft_lorasuite.registry import known
+from peft_lorasuite.terminal import catalogue
 from peft_lorasuite.upgrade_map import UpgradeMap
 
 pair = command_fixtures.pair

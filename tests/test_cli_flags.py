@@ -21,8 +21,8 @@ from hub_pair import LORA, NEW, TOOLS
 from hub_server import HubServer
 from pico import pico_model
 
-from peft_lorasuite.card import PICTURES
 from peft_lorasuite.cli import main
+from peft_lorasuite.publishing.card import PICTURES
 from peft_lorasuite.upgrade_map import UpgradeMap
 
 command_pair = command_fixtures.pair

@@ -13,13 +13,13 @@ import torch
 from pico import pico_model, pico_tokenizer, random_states, save_backbone
 from safetensors.torch import load_file
 
-from peft_lorasuite.encoding import IGNORED, batch, encode, encode_examples
+from peft_lorasuite.adapters.written import RECORD
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.finetuning import choose, finetune
 from peft_lorasuite.prompts import Example
-from peft_lorasuite.scoring import score
-from peft_lorasuite.training import LengthSampler
-from peft_lorasuite.written import RECORD
+from peft_lorasuite.training.encoding import IGNORED, batch, encode, encode_examples
+from peft_lorasuite.training.scoring import score
+from peft_lorasuite.training.training import LengthSampler
 
 TEMPLATE = "{instruction}:"
 WORDS = ["red", "blue", "green", "cat", "dog", "bird"]

@@ -7,9 +7,9 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.fitting import divergence, sharpened, wanted_shift
 from peft_lorasuite.lowrank import LowRank, reduced_rank_ridge
-from peft_lorasuite.teacher import Head, Teacher
+from peft_lorasuite.transplanting.fitting import divergence, sharpened, wanted_shift
+from peft_lorasuite.transplanting.teacher import Head, Teacher
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 FAMILIES = ["llama", "gemma2", "bloom", "minicpm"]

@@ -16,8 +16,8 @@ from hub_server import HubServer
 from safetensors.torch import load, save
 
 from peft_lorasuite import LoraSuiteError, upgrade_many
-from peft_lorasuite.card import PICTURES
 from peft_lorasuite.many import plan_many
+from peft_lorasuite.publishing.card import PICTURES
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 

@@ -21,8 +21,8 @@ from safetensors.torch import load, save
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.identity import check_same, identify
 from peft_lorasuite.map_cache import cache_folder, map_for
+from peft_lorasuite.mapping.identity import check_same, identify
 
 hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
 OPTIONS = MapOptions(layer_map="proportional")

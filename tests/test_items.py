@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from peft_lorasuite import items
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.suites import items
 
 BOOLQ = items.select("boolq")[0]
 
@@ -158,7 +158,7 @@ def test_a_row_of_the_hub_becomes_an_item_of_the_collection(
 
 def test_the_task_files_agree_with_the_table() -> None:
     yaml_loader = pytest.importorskip("lm_eval.tasks")
-    folder = Path(items.__file__).parent / "data" / "tasks"
+    folder = Path(items.__file__).parents[1] / "data" / "tasks"
     index = yaml_loader.TaskManager(include_path=str(folder), include_defaults=False).task_index
     assert set(index) == {b.task for b in items.BENCHMARKS} | {f"lorasuite_{suite}" for suite in items.SUITES}
     for suite in items.SUITES:

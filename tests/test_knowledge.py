@@ -13,22 +13,22 @@ from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import adapted, aligned, tokens
 from peft_lorasuite.cli import main
-from peft_lorasuite.elicitation import common_opening, elicit
-from peft_lorasuite.facts import facts
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.finetuning import finetune
-from peft_lorasuite.keys import read_text
-from peft_lorasuite.memory import TEXT, memorise, updated
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
-from peft_lorasuite.recombination import SLOT, forms, pieces, recombined
-from peft_lorasuite.source import Source
-from peft_lorasuite.states import down_of
-from peft_lorasuite.teacher import Teacher
+from peft_lorasuite.transplanting.answering import Turn
+from peft_lorasuite.transplanting.behaviour import adapted, aligned, tokens
+from peft_lorasuite.transplanting.elicitation import common_opening, elicit
+from peft_lorasuite.transplanting.facts import facts
+from peft_lorasuite.transplanting.keys import read_text
+from peft_lorasuite.transplanting.memory import TEXT, memorise, updated
+from peft_lorasuite.transplanting.recombination import SLOT, forms, pieces, recombined
+from peft_lorasuite.transplanting.states import down_of
+from peft_lorasuite.transplanting.teacher import Teacher
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
 NAMES = [a + b + c for a, b, c in product(SYLLABLES, repeat=3)]
@@ -225,7 +225,7 @@ def test_other_text_is_left_alone(told, monkeypatch):
     model = new.load()
     updates = {}
     for count in (1, TEXT):
-        monkeypatch.setattr("peft_lorasuite.memory.TEXT", count)
+        monkeypatch.setattr("peft_lorasuite.transplanting.memory.TEXT", count)
         layer, updates[count], _ = memorise(
             model, new, reading.new_head, reading.turns, reading.places,
             lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,

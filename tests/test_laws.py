@@ -16,10 +16,10 @@ from torch import Tensor
 
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.layout import group_of, head_rows, heads_first, join, placed, split
 from peft_lorasuite.lowrank import LowRank, stack
 from peft_lorasuite.registry import architecture
-from peft_lorasuite.source import Source
 from peft_lorasuite.spec import Architecture, Heads, Site
 from peft_lorasuite.upgrade_map import UpgradeMap
 from peft_lorasuite.upgrading import upgrade

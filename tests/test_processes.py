@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from peft_lorasuite import Backbone, PeftModel
 from peft_lorasuite.adapter import read
 from peft_lorasuite.cli import main
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.many import upgrade_many
-from peft_lorasuite.source import Source
 
 pair = command_fixtures.pair
 CLOSE = 1e-6
@@ -46,7 +46,7 @@ sys.exit(main(sys.argv[1:]))
 SUM_ON_ANOTHER_DEVICE = """
 import torch
 from accelerate import PartialState
-from peft_lorasuite.processes import on_cpu, summed
+from peft_lorasuite.running.processes import on_cpu, summed
 
 PartialState(cpu=on_cpu()).device = torch.device("meta")
 summed(torch.ones(2, 3))

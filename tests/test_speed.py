@@ -20,8 +20,8 @@ from random_pair import backbone
 from speed import moved, naive_layer
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.build import Pairing
-from peft_lorasuite.rates import fastest
+from peft_lorasuite.costs.rates import fastest
+from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
@@ -76,7 +76,9 @@ def test_an_upgrade_with_a_ready_map_reads_no_vocabulary(
 ) -> None:
     """A tokenizer whose files were written anew is read after all, and the same vocabulary is found in it."""
     reads = []
-    monkeypatch.setattr("peft_lorasuite.identity.tokenizer_hash", lambda one: reads.append(one) or tokenizer_hash(one))
+    monkeypatch.setattr(
+        "peft_lorasuite.mapping.identity.tokenizer_hash", lambda one: reads.append(one) or tokenizer_hash(one)
+    )
     built = UpgradeMap.load(pair.map)
     upgrade(pair.adapter, built, method="copy", old=pair.old, new=pair.new)
     assert reads == []

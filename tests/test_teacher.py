@@ -10,9 +10,9 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.answering import Turn
-from peft_lorasuite.behaviour import Tokens, aligned, tokens
-from peft_lorasuite.teacher import Head, Vocabulary, teach
+from peft_lorasuite.transplanting.answering import Turn
+from peft_lorasuite.transplanting.behaviour import Tokens, aligned, tokens
+from peft_lorasuite.transplanting.teacher import Head, Vocabulary, teach
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 

@@ -11,16 +11,16 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.answering import answer, answered
-from peft_lorasuite.behaviour import adapted, tokens
+from peft_lorasuite.files.source import Source
 from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
-from peft_lorasuite.source import Source
-from peft_lorasuite.teacher import Vocabulary
+from peft_lorasuite.transplanting.answering import answer, answered
+from peft_lorasuite.transplanting.behaviour import adapted, tokens
+from peft_lorasuite.transplanting.teacher import Vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]

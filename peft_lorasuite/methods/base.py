@@ -12,8 +12,8 @@ from ..adapter import Adapter, Key
 from ..backbone import Backbone
 from ..errors import LoraSuiteError, unknown
 from ..lowrank import LowRank
-from ..progress import Progress, silent
-from ..sections import Request, Section, SectionSpec, build_section, common_parts
+from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts
+from ..running.progress import Progress, silent
 from ..upgrade_map import UpgradeMap
 from .options import converted
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank, truncated_svd
-from ..sections import Request, SectionSpec
+from ..mapping.sections import Request, SectionSpec
 from ..spec import WRITERS
 from ..transfer import Basis
 from ..upgrade_map import LayerPair

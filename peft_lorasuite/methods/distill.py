@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import adapter as adapter_files
-from ..answering import Turn
 from ..backbone import Backbone
-from ..behaviour import Place, tokens
-from ..borrowed import seeded
-from ..source import Source
+from ..files.source import Source
+from ..running.borrowed import seeded
 from ..spec import check_parts
-from ..teacher import Teacher
+from ..transplanting.answering import Turn
+from ..transplanting.behaviour import Place, tokens
+from ..transplanting.teacher import Teacher
 from .base import Draft, Job, check_bounds, method
 from .reading import LEAST, MOST, ReadingOptions, read
 from .transplant import TransplantOptions, fit
 
 if TYPE_CHECKING:
-    from ..training import FinetuneOptions
+    from ..training.training import FinetuneOptions
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DistillOptions:
 
     def training(self, seed: int) -> FinetuneOptions:
         """Return the settings of the training, and refuse bad ones before anything is read."""
-        from ..training import FinetuneOptions
+        from ..training.training import FinetuneOptions
 
         return FinetuneOptions(
             epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
@@ -114,9 +114,9 @@ def _train(
 ) -> tuple[dict[adapter_files.Key, Any], float]:  # fmt: skip
     import peft
 
-    from ..encoding import padding
     from ..finetuning import add_modules
-    from ..training import train
+    from ..training.encoding import padding
+    from ..training.training import train
 
     generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank
     # what was memorised has a rank of its own
@@ -138,7 +138,7 @@ def _train(
 
 def _rows(new: Backbone, turns: Sequence[Turn], places: Sequence[Place]) -> list[Any]:
     """Return every turn with the positions that the teacher speaks of; its rows are numbered as the places."""
-    from ..training import Taught
+    from ..training.training import Taught
 
     rows = []
     for number, turn in enumerate(turns):

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ..adapter import Key
-from ..answering import Turn, Written, answered, encoded, fits
 from ..backbone import Backbone
-from ..behaviour import Place, Tokens, adapted, aligned, beginning, merging, tokens
-from ..elicitation import elicit
-from ..heap import free_models
-from ..keys import read_text
 from ..lowrank import LowRank
-from ..memory import memorise, updated
 from ..prompts import check_enough, read_prompts
-from ..states import down_of, final_states, last_layer
-from ..teacher import Head, Teacher, Vocabulary, teach
+from ..running.heap import free_models
+from ..transplanting.answering import Turn, Written, answered, encoded, fits
+from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, tokens
+from ..transplanting.elicitation import elicit
+from ..transplanting.keys import read_text
+from ..transplanting.memory import memorise, updated
+from ..transplanting.states import down_of, final_states, last_layer
+from ..transplanting.teacher import Head, Teacher, Vocabulary, teach
 from .base import Job, check_bounds
 
 LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "recombine": 0}

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..fitting import divergence, sharpened, wanted_shift
 from ..lowrank import reduced_rank_ridge
 from ..transfer import floored
+from ..transplanting.fitting import divergence, sharpened, wanted_shift
 from .base import Draft, Job, check_bounds, method
 from .reading import Reading, ReadingOptions, read
 

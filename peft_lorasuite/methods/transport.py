@@ -23,8 +23,8 @@ from ..activations import Sampling, calibration_texts
 from ..errors import LoraSuiteError, unknown
 from ..layout import group_of
 from ..lowrank import LowRank, truncated_svd
-from ..moments import Moments, gather
-from ..sections import Request, Section, SectionSpec
+from ..mapping.moments import Moments, gather
+from ..mapping.sections import Request, Section, SectionSpec
 from ..spec import WRITERS, Heads
 from ..upgrade_map import LayerPair
 from .base import Draft, Job, method

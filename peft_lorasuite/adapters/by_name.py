@@ -1,0 +1,74 @@
+"""Models, adapters and tokenizers by name, through the loaders of transformers and PEFT; never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..adapter import read_config
+from ..errors import LoraSuiteError, brief
+from ..files.source import Source, name_and_revision
+from ..files.weights import Checkpoint, no_safetensors, read_all
+from ..running.loading import loaded, told
+from .variants import CONFIG, WEIGHTS
+
+
+def load_model(source: Source) -> Any:
+    """Load a model of any family that transformers knows, on the GPUs if there are any."""
+    import torch
+
+    if source.fetch(CONFIG) is not None:
+        raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
+    source.need("config.json")
+    Checkpoint(source).fetch()  # refuses a pickle, and what is not whole
+    where = source.name if source.folder is None else str(source.folder)
+    device_map = "auto" if torch.cuda.is_available() else None
+    options = {"revision": source.commit, "dtype": "auto", "device_map": device_map, "use_safetensors": True}
+    with told(source.name):
+        return loaded(where, options, where=source.name)
+
+
+def adapter_folder(source: Source) -> Path:
+    """Return the local folder of an adapter, after its config and weights were read: cheap, and before any model."""
+    read_config(source)
+    path = source.fetch(WEIGHTS)
+    if path is None:
+        raise no_safetensors(source, WEIGHTS)
+    if not read_all(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would put a new adapter in its place
+        raise LoraSuiteError(
+            "the adapter's file holds no tensor", where=f"{source.name}/{WEIGHTS}", do="fetch it again"
+        )
+    return source.need(CONFIG).parent
+
+
+def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
+    """Put an adapter, see `adapter_folder`, on a model; ``base`` is what the model is called."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except Exception as error:  # PEFT raises whatever its code meets first in a config that it does not know
+        raise LoraSuiteError(
+            f"the adapter does not fit {base}: {brief(error)}", where=source,
+            do="name the backbone that it was made for, or fetch it again",
+        ) from error  # fmt: skip
+
+
+def open_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
+    """Return a tokenizer as it is, or load it by name, or from where the backbone came from, at its ``revision``."""
+    from transformers import AutoTokenizer
+
+    if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    if tokenizer:
+        name, revision = name_and_revision(tokenizer)
+    else:
+        name = str(getattr(model.config, "_name_or_path", "") or "")
+    if not name:
+        raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except Exception as error:  # see Backbone.tokenizer
+        raise LoraSuiteError(
+            f"the tokenizer cannot be loaded: {brief(error)}", where=name, do="pass tokenizer="
+        ) from error

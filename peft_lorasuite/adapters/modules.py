@@ -1,0 +1,110 @@
+"""Reading one module's tensors: where it stands in the backbone, what its factors and scaling are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..errors import LoraSuiteError
+from ..layout import split
+from ..lowrank import LowRank, bounded
+from ..spec import Architecture, Site
+from .token_tables import needs_old
+from .variants import OPTIONAL, OWN, TRAINED_BIAS
+
+
+def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
+    """Return layer and site of a module path; a bare model's path may lack the first component."""
+    short = arch.layer_path.partition(".")[2] or arch.layer_path
+    match = re.fullmatch(rf"(?:.*\.)?(?:{re.escape(arch.layer_path)}|{re.escape(short)})\.(\d+)\.(.+)", module)
+    if match is None:
+        return None
+    site = next((site for site in arch.sites if site.path == match[2]), None)
+    return None if site is None else (int(match[1]), site)
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha where a pattern names one.
+
+    AdaLoRA divides by the rank that it started from, whatever pruning left.
+    """
+    if config["peft_type"] == "ADALORA":
+        return config["lora_alpha"] / (config["init_r"] + 1e-5)
+
+    alpha = config.get("lora_alpha", rank)
+    if patterns := config.get("alpha_pattern"):
+        from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
+
+        alpha = patterns.get(get_pattern_key(list(patterns), module), alpha)
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def factors(
+    used: Mapping[str, Tensor], config: Mapping[str, Any], path: str, old: Backbone | None, arch: Architecture,
+    place: tuple[int, Site],
+) -> LowRank | None:  # fmt: skip
+    """Fold a module's tensors into one update; None if AdaLoRA has pruned all of it."""
+    A, B = (next((used[name] for name in (f"lora_{end}.weight", f"lora_{end}") if name in used), None) for end in "AB")
+    stored = next((used[name] for name in TRAINED_BIAS if name in used), None)
+    bias = None if stored is None else _bias_change(stored, old, arch, place)
+    if A is None or B is None:
+        out, in_ = sum(arch.shape(part)[0] for part in place[1].parts), arch.shape(place[1].parts[0])[1]
+        return LowRank(torch.zeros(1, in_), torch.zeros(out, 1), bias)
+    if not A.numel():
+        return None
+    scale = scaling(config, path, A.shape[0])
+    A = A.float() * used["lora_E"].float() if "lora_E" in used else A.float()
+    if "lora_B.bias" in used:
+        bias = used["lora_B.bias"].float() * scale
+    A, B = bounded(A, B.float() * scale, where=path)
+    return LowRank(A, B, bias)
+
+
+def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:
+    """Return what training changed a module's own bias by (``bias="all"`` or ``"lora_only"``)."""
+    if old is None:
+        raise needs_old("the adapter stores trained biases")
+    if not place[1].bias:
+        raise LoraSuiteError(
+            f"the adapter stores a trained bias, and {arch.family} has none there",
+            where=f"layer {place[0]}, {place[1].path}", do="name the backbone that it was trained on",
+        )  # fmt: skip
+    return stored.float() - old.tensor(f"{arch.layer_path}.{place[0]}.{place[1].path}.bias")
+
+
+def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, layer: int, site: Site, where: str) -> None:
+    """Refuse tensors that are not all of their kind, or do not fit one another or their module."""
+    place, needed = f"{where}, layer {layer}, {site.path}", [end for end in OWN[kind] if end not in OPTIONAL]
+    missing = [end for end in needed if end not in used]
+    if missing and len(missing) < len(needed):
+        raise LoraSuiteError(f"a {kind} lacks a tensor", where=place, wanted=missing[0], do="fetch the adapter again")
+    do = "name the backbone that it was trained on (--from, source_model=)"
+    if layer >= arch.layers:
+        got, wanted = f"layer {layer}", f"{arch.layers} layers"
+        raise LoraSuiteError("the adapter does not fit the old backbone", where=place, got=got, wanted=wanted, do=do)
+    out, in_ = sum(arch.shape(part)[0] for part in site.parts), arch.shape(site.parts[0])[1]
+    first = used.get(needed[0])
+    rank = len(first) if first is not None and first.ndim else 0
+    if first is not None and first.ndim == 2 and not rank and kind != "adalora":
+        raise LoraSuiteError("the rank of an update is zero", where=place, do="fetch the adapter again")
+    shapes = {"lora_A": (rank, in_), "lora_B": (out, rank), "lora_E": (rank, 1)}
+    for end, tensor in used.items():
+        wanted = shapes.get(end.removesuffix(".weight"), (out,))
+        if tuple(tensor.shape) != wanted:
+            what = "the adapter does not fit the old backbone"
+            if wanted == (out, rank) and tensor.shape[:-1] == wanted[:1]:
+                what, do = "the ranks of an update's A and B differ", "fetch the adapter again"
+            got, wanted = f"{end} of {tuple(tensor.shape)}", f"(rank, {in_})" if end == needed[0] else wanted
+            raise LoraSuiteError(what, where=place, got=got, wanted=wanted, do=do)
+
+
+def per_part(update: LowRank, site: Site, arch: Architecture) -> dict[str, LowRank]:
+    """Take a fused module's update apart; the parts share their A."""
+    rows = split(update.B, site, arch)
+    biases = {} if update.bias is None else split(update.bias, site, arch)
+    return {part: LowRank(update.A, B, biases.get(part)) for part, B in rows.items()}

@@ -1,0 +1,85 @@
+"""The tensors of a LoRA, DoRA or AdaLoRA, one module after the other: what each changes, or why it is not carried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..errors import LoraSuiteError
+from ..layout import split
+from ..lowrank import LowRank
+from ..spec import Architecture, Site
+from .modules import check_shapes, factors, find_site, per_part, scaling
+from .token_tables import TableUpdate, read_table, table_of
+from .variants import BESIDE, OWN, PREFIX, by_module, kind_of, why_not
+
+
+@dataclass
+class Found:
+    """What the tensors of an adapter turned out to be; the attributes are those of `Adapter`."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    arch: Architecture
+    old: Backbone | None
+    where: str
+    updates: dict[tuple[int, str], LowRank] = field(default_factory=dict)
+    names: dict[tuple[int, str], tuple[str, ...]] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    magnitudes: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    tables: dict[str, TableUpdate] = field(default_factory=dict)
+
+    def read(self) -> Found:
+        """Read every module; one under the backbone's own path comes before one that only resembles it."""
+        if not self.tensors:
+            raise LoraSuiteError("the adapter holds no tensor", where=self.where, do="fetch it again")
+        modules = [(name.removeprefix(PREFIX), owned) for name, owned in by_module(self.tensors).items()]
+        for path, owned in sorted(modules, key=lambda one: not one[0].startswith(f"{self.arch.layer_path}.")):
+            self._module(path, owned)
+        return self
+
+    def _module(self, path: str, owned: dict[str, str]) -> None:
+        kind, place, table = kind_of(self.config), find_site(path, self.arch), table_of(path, self.arch)
+        if place is not None and set(owned) & {*OWN[kind]}:
+            others = [owned.pop(ending) for ending in list(owned) if ending not in OWN[kind]]
+            self._refuse(others, f"a {kind} has no such tensor in a linear module, by its config")
+            self._linear(path, owned, *place)
+        elif table is not None and kind == "lora" and set(owned) - {*BESIDE}:
+            self.unused |= {owned.pop(ending): why for ending, why in BESIDE.items() if ending in owned}
+            self._table(path, owned, table)
+        else:
+            told = f"a token table's {kind} is not carried; train it as LoRA" if table and kind != "lora" else None
+            self._refuse(owned.values(), told or why_not(owned, self.arch.family))
+
+    def _linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
+        taken = self.names.get((layer, site.parts[0]))
+        if taken is not None:
+            return self._refuse(owned.values(), f"its place in the backbone is that of {taken[0]}")
+        used = {ending: self.tensors[name] for ending, name in owned.items()}
+        check_shapes(used, kind_of(self.config), self.arch, layer, site, self.where)
+        update = factors(used, self.config, path, self.old, self.arch, (layer, site))
+        if update is None:
+            return self._refuse(owned.values(), "its rank is zero after pruning: there is no update")
+        for part, piece in per_part(update, site, self.arch).items():
+            self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
+        if "lora_magnitude_vector" in used:
+            rows = split(used["lora_magnitude_vector"].float().flatten(), site, self.arch)
+            self.magnitudes |= {(layer, part): values for part, values in rows.items()}
+        return None
+
+    def _table(self, path: str, owned: Mapping[str, str], table: str) -> None:
+        if table in self.tables:
+            return self._refuse(owned.values(), f"its place in the backbone is that of {self.tables[table].names[0]}")
+        used = {ending: self.tensors[name] for ending, name in owned.items()}
+        self.tables[table] = read_table(
+            table, used, tuple(owned.values()), self.config, lambda rank: scaling(self.config, path, rank),
+            self.arch, self.old, where=f"{self.where}, {path}",
+        )  # fmt: skip
+        return None
+
+    def _refuse(self, names: Any, why: str) -> None:
+        self.unused |= dict.fromkeys(names, why)

@@ -1,0 +1,205 @@
+"""Updates of the token tables, embedding and head: rows go by the shared tokens, columns through the hidden map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..errors import LoraSuiteError
+from ..lowrank import LowRank, bounded
+from ..spec import Architecture
+from ..transfer import Basis
+from ..vocabulary import shared_tokens
+
+EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
+DELTA = "token_adapter.trainable_tokens_delta"
+
+
+@dataclass(frozen=True, eq=False)
+class TableUpdate:
+    """The change ``rows @ shared`` of some rows of a token table.
+
+    Attributes:
+        form: ``lora``, ``full`` (modules_to_save) or ``tokens`` (trainable_token_indices): what it is saved as again.
+        ids: Token ids of the rows, (n,).
+        rows: ``(n, r)``.
+        shared: ``(r, D)``.
+        names: Tensors that it was read from.
+    """
+
+    form: str
+    ids: Tensor
+    rows: Float[Tensor, "tokens rank"]
+    shared: Float[Tensor, "rank hidden"]
+    names: tuple[str, ...]
+
+
+def table_of(module: str, arch: Architecture) -> str | None:
+    """Return ``embedding`` or ``head`` if a module path is one of them, under its name in memory or on disk."""
+    paths = {"embedding": [arch.embedding], "head": [arch.head]}
+    for table, known in paths.items():
+        known += [disk for memory, disk in arch.disk if memory == known[0]]
+        if any(module == path or path.endswith(f".{module}") or module.endswith(f".{path}") for path in known):
+            return table
+    return None
+
+
+def read_table(
+    table: str, used: Mapping[str, Tensor], names: tuple[str, ...], config: Mapping[str, Any],
+    scaling: Callable[[int], float], arch: Architecture, old: Backbone | None, *, where: str,
+) -> TableUpdate:  # fmt: skip
+    """Read one table's update, whichever of its forms the adapter has; ``scaling`` gives it for a rank."""
+    module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
+    chosen = _chosen(config.get("trainable_token_indices"), module) if DELTA in used else []
+    found = {end: tensor.float() for end, tensor in used.items()}
+    form = _checked(found, arch.hidden, len(chosen), where)
+    if form == "lora":
+        embedding = "lora_embedding_A" in found
+        A, B = (found[name] for name in (EMBEDDING if embedding else LINEAR))
+        rows, shared = bounded((A.T if embedding else B) * scaling(len(A)), B.T if embedding else A, where=where)
+        return TableUpdate("lora", torch.arange(len(rows)), rows, shared, names)
+    if old is None:
+        raise needs_old(f"the update of the {table} is stored as new values")
+    weight = old.tensor(f"{arch.embedding if table == 'embedding' or arch.tied else arch.head}.weight")
+    if form == "full":
+        delta, ids = found["weight"].clone(), torch.arange(len(found["weight"]))
+        count = min(len(weight), len(delta))  # rows beyond the backbone's are tokens that were added to it
+        delta[:count] -= weight[:count]
+    else:
+        if not all(type(token) is int and 0 <= token < len(weight) for token in chosen):
+            raise _no_tokens(where, repr(chosen)[:80], f"different numbers from 0 to {len(weight) - 1}")
+        ids = torch.tensor(sorted(chosen))
+        delta = found[DELTA][torch.tensor(chosen).argsort()] - weight[ids]
+    bounded(delta, where=where)
+    return TableUpdate(form, ids, delta, torch.eye(delta.shape[1]), names)
+
+
+def _checked(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
+    """Return the form that a table's tensors are in, after looking at their names and shapes; -1 is any number."""
+    rank = next((len(found[end]) for end in (EMBEDDING[0], LINEAR[0]) if end in found and found[end].ndim), 0)
+    forms = (
+        ("lora", dict(zip(EMBEDDING, ((rank, -1), (hidden, rank)), strict=True))),
+        ("lora", dict(zip(LINEAR, ((rank, hidden), (-1, rank)), strict=True))),
+        ("full", {"weight": (-1, hidden)}), ("tokens", {DELTA: (count, hidden)}),
+    )  # fmt: skip
+    form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(found)), ("", {}))
+    for end in sorted({*wanted, *found}):
+        got, shape = tuple(found[end].shape) if end in found else None, wanted.get(end)
+        fits = got and shape and len(got) == len(shape) and all(w in (-1, g) for g, w in zip(got, shape, strict=True))
+        if not fits or not all(got or ()):
+            raise LoraSuiteError(
+                "a token table's update does not fit the old backbone", where=f"{where}, {end}", got=got or "none",
+                wanted=str(shape).replace("-1", "any") if shape else "none",
+                do="fetch the adapter again, or name the backbone that it was trained on (--from, source_model=)",
+            )  # fmt: skip
+    return form
+
+
+def _chosen(indices: Any, module: str) -> list[int]:
+    """Return which tokens of a table were trained; the config names them for every table, or by table."""
+    if isinstance(indices, dict):
+        indices = next((values for name, values in indices.items() if name.endswith(module)), None)
+    if not isinstance(indices, list) or len({repr(token) for token in indices}) < max(len(indices), 1):
+        raise _no_tokens(module, repr(indices)[:80], "a list of different numbers")
+    return indices
+
+
+def _no_tokens(where: str, got: str, wanted: str) -> LoraSuiteError:
+    return LoraSuiteError(
+        "trainable_token_indices does not name the trained tokens", where=where, got=got, wanted=wanted,
+        do="mend the adapter's config, or fetch it again",
+    )  # fmt: skip
+
+
+def needs_old(why: str) -> LoraSuiteError:
+    """Build the error for an adapter that cannot be read without its backbone."""
+    return LoraSuiteError(
+        f"{why}: to read it, the old backbone is needed", do="name the old backbone (--from, old=, source_model=)"
+    )
+
+
+def both(old: Backbone | None, new: Backbone | None, why: str) -> tuple[Backbone, Backbone]:
+    """Return both backbones, or say why they are needed."""
+    if old is None or new is None:
+        raise LoraSuiteError(
+            f"{why}: both backbones are read", wanted="old and new", do="name them (--from and --to, old= and new=)"
+        )
+    return old, new
+
+
+def carry(
+    table: str, update: TableUpdate, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor
+) -> tuple[TableUpdate | None, dict[str, Any]]:
+    """Move a table's update; also return what the report says, with ``refused`` if there is no place for it."""
+    reason = _refusal(table, update, old.arch, new.arch)
+    if reason:
+        return None, {"refused": reason}
+    left, right = shared_tokens(
+        old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
+    )
+    place = torch.full((max(old.arch.vocabulary, int(update.ids.max()) + 1),), -1)
+    place[left] = right
+    target = place[update.ids]
+    kept = target >= 0
+    energy = ((update.rows @ (update.shared @ update.shared.T)) * update.rows).sum(dim=1)  # of every token's row
+    share = float(energy[kept].sum() / energy.sum().clamp(min=1e-30)) if bool(energy.any()) else 1.0
+    told = {"rows": int(kept.sum()), "of": len(kept), "energy": round(share, 6)}
+    if not bool(kept.any()):
+        return None, {**told, "refused": "the new vocabulary has none of its tokens: train them on the new backbone"}
+    if table == "embedding":
+        shared = update.shared @ hidden * (old.arch.embedding_scale / new.arch.embedding_scale)
+    else:
+        shared = _read_by_head(update.shared, old, new, hidden, inverse, left, right)
+    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared), told
+
+
+def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architecture) -> str:
+    if table == "embedding" and (old.embedding_norm or new.embedding_norm):
+        return "a norm stands behind the embedding, through which no linear map carries its update"
+    if table == "embedding" and update.form == "tokens" and new.tied and not old.tied:
+        return "the new backbone's head is its embedding and would change too; train the embedding as LoRA instead"
+    if table == "head" and new.tied and update.form != "lora":
+        return "the new backbone's head is its embedding; train the head as LoRA instead"
+    return ""
+
+
+def _read_by_head(
+    rows: Tensor, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor, left: Tensor, right: Tensor
+) -> Tensor:
+    """Let the head's rows read the new final state, in the size that the new head's own rows have there."""
+    gains = [one.tensor(f"{one.arch.final_norm}.weight") + one.arch.gain_offset for one in (old, new)]
+    basis = Basis(hidden, inverse, gains[0], gains[1])
+    moved = basis.read(old.unembedding()[left].float()).norm()
+    return basis.read(rows) * (float(new.unembedding()[right].float().norm()) / float(moved.clamp(min=1e-30)))
+
+
+def written(
+    table: str, update: TableUpdate, new: Backbone, prefix: str, rank: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the PEFT tensors of a table's update on the new backbone, and what its config says of them."""
+    arch = new.arch
+    path = arch.embedding if table == "embedding" else arch.head
+    short, module = path.rpartition(".")[2], f"{prefix}{path}"
+    if update.form == "lora":
+        even = LowRank(update.shared, update.rows).truncated(rank)[0].padded(rank, generator)
+        rows = torch.zeros(arch.vocabulary, rank)
+        rows[update.ids] = even.B
+        if table == "head":
+            return {f"{module}.lora_A.weight": even.A, f"{module}.lora_B.weight": rows}, {"target_modules": [path]}
+        ends = {"lora_embedding_A": rows.T.contiguous(), "lora_embedding_B": even.A.T.contiguous()}
+        return {f"{module}.{end}": tensor for end, tensor in ends.items()}, {"target_modules": [path]}
+    weight = new.tensor(f"{path}.weight")
+    changed = weight[update.ids] + update.rows @ update.shared
+    if update.form == "full":
+        weight = weight.clone()
+        weight[update.ids] = changed
+        return {f"{module}.weight": weight}, {"modules_to_save": [short]}
+    order = update.ids.argsort()
+    tokens = {f"{module}.token_adapter.trainable_tokens_delta": changed[order].contiguous()}
+    return tokens, {"trainable_token_indices": {short: update.ids[order].tolist()}}

@@ -1,0 +1,1 @@
+"""What the work costs: operations, bytes and seconds."""

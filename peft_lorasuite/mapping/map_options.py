@@ -1,0 +1,46 @@
+"""How an upgrade map is built: names from the tables of the rooms that do it, refused before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import LoraSuiteError, unknown
+from ..matching import HEAD_MAPS, LAYER_MAPS
+from ..running.checks import check_seed
+from ..similarity import FEWEST, SIMILARITIES
+from ..transfer import HIDDEN_MAPS
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How a map is built.
+
+    Attributes:
+        hidden_map: ``embeddings``, ``polar`` or ``identity`` (see `transfer.hidden_map`).
+        similarity: ``cka``, ``cca``, ``pwcca`` or ``procrustes``.
+        layer_map: ``cka`` (the dynamic programme over the similarity), ``first``, ``medium``, ``last``,
+            ``proportional``.
+        head_map: ``hungarian``, or ``index`` for none.
+        tokens: Calibration tokens kept for the similarity, at least 4.
+        block: Tokens of one minibatch of CKA, at least 4.
+        seed: Of the choice of calibration tokens.
+    """
+
+    hidden_map: str = "embeddings"
+    similarity: str = "cka"
+    layer_map: str = "cka"
+    head_map: str = "hungarian"
+    tokens: int = 2048
+    block: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        tables = {"hidden_map": HIDDEN_MAPS, "similarity": SIMILARITIES, "layer_map": LAYER_MAPS, "head_map": HEAD_MAPS}
+        for name, known in tables.items():
+            if getattr(self, name) not in known:
+                raise unknown(name.replace("_", " "), getattr(self, name), known)
+        for name in ("tokens", "block"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < FEWEST:
+                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"at least {FEWEST}")

@@ -1,0 +1,262 @@
+"""Sections of an upgrade map: what single methods need beyond its core, one file each, read tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..errors import LoraSuiteError
+from ..files.source import Source
+from ..files.weights import broken, open_safetensors
+from ..running.offload import placed
+from ..running.progress import Progress, silent
+from ..spec import check_parts
+from .identity import check_same
+
+if TYPE_CHECKING:
+    from ..upgrade_map import UpgradeMap
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the builder of a section is given.
+
+    Attributes:
+        map: The core of the map.
+        old: Old backbone.
+        new: New backbone.
+        parts: Parts to build for; both backbones have them.
+        options: The method's options.
+        calibration: Text for builders that run the backbones, as in `activations.calibration_texts`.
+        device_map: As in transformers, for those runs.
+        dtype: Of those runs.
+        progress: Shows how far a long step is.
+    """
+
+    map: UpgradeMap
+    old: Backbone
+    new: Backbone
+    parts: Sequence[str]
+    options: Any
+    calibration: Any = None
+    device_map: Any = None
+    dtype: torch.dtype | str = "auto"
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class SectionSpec:
+    """How a method's section is made, declared beside the method.
+
+    Attributes:
+        name: Name of the section and, with ``.safetensors``, of its file.
+        build: Makes the tensors.
+        settings: The method's options that the tensors depend on; their values are kept with the section.
+        serves: ``(kept settings, options)`` -> whether a section with these settings serves these options.
+    """
+
+    name: str
+    build: Callable[[Request], Mapping[str, Tensor]]
+    settings: tuple[str, ...]
+    serves: Callable[[Mapping[str, Any], Any], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A section in memory, or in a file that is fetched and opened when its first tensor is wanted.
+
+    Attributes:
+        name: Its name.
+        parts: The parts that it holds.
+        settings: Option -> value that it was built with.
+        key: Fingerprint of the map that it belongs to.
+        bytes: Size of its file; of its tensors alone while it is in memory.
+        tensors: The tensors, if it is in memory.
+        home: Where its file is, if it is not.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    settings: Mapping[str, Any]
+    key: str
+    bytes: int
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    home: Source | None = None
+    _handles: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def file(self) -> str:
+        """Name of its file in the map's folder."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def where(self) -> str:
+        """Its place, for messages."""
+        return f"{self.home.name}/{self.file}" if self.home else f"section {self.name}"
+
+    def check(self) -> None:
+        """Refuse a file that is damaged or belongs to another map, before a tensor of it is wanted."""
+        if self.home is not None:
+            self._open()
+
+    def read(self, name: str, shape: Sequence[int | None]) -> Tensor:
+        """Read one tensor in float32; None in ``shape`` stands for any length."""
+        if self.home is None:
+            tensor = self.tensors.get(name)
+        else:
+            handle = self._open()
+            try:
+                tensor = handle.get_tensor(name) if name in handle.keys() else None  # noqa: SIM118 (no dict)
+            except SafetensorError as error:
+                raise broken(self.where, error) from error
+        if tensor is None:
+            raise LoraSuiteError("the section lacks a tensor", where=self.where, wanted=name, do="build it again")
+        fits = len(tensor.shape) == len(shape) and all(
+            wanted in (None, size) for size, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = tuple("any" if size is None else size for size in shape)
+            raise LoraSuiteError(
+                f"a tensor of the section has a wrong shape: {name}", where=self.where, got=tuple(tensor.shape),
+                wanted=wanted, do="build it again",
+            )  # fmt: skip
+        if not torch.isfinite(tensor).all():
+            raise LoraSuiteError("values are not finite", where=self.where, got=name, do="build it again")
+        return tensor.float()
+
+    def write(self, folder: Path, *, kept: Path | None = None) -> dict[str, Any]:
+        """Write its file, or take over the file that it is read from; return its record for ``map.json``.
+
+        Args:
+            folder: Where to.
+            kept: Folder that is replaced by ``folder``: a file in it is linked, not copied.
+        """
+        from safetensors.torch import save_file
+
+        target = folder / self.file
+        if self.home is None:
+            whole = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+            save_file(whole, target, metadata={"map": self.key})
+        else:
+            self._open()
+            path = self.home.need(self.file)
+            if kept is not None and path.parent.resolve() == kept.resolve():
+                os.link(path, target)
+            else:
+                shutil.copyfile(path, target)
+        return {**self.describe(), "bytes": target.stat().st_size}
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the tensors, as JSON values."""
+        return {
+            "file": self.file,
+            "bytes": self.bytes,
+            "parts": list(self.parts),
+            "settings": dict(self.settings),
+            "map": self.key,
+        }
+
+    def _open(self) -> Any:
+        if not self._handles:
+            if self.home is None:
+                raise LoraSuiteError("the section is in memory and has no file", where=self.where)
+            path = self.home.need(self.file, do=f"build the map with the method that needs it: {self.name}")
+            if path.stat().st_size != self.bytes:
+                raise LoraSuiteError(
+                    "the file has another size than the map says", where=self.where, got=path.stat().st_size,
+                    wanted=f"{self.bytes} bytes", do="fetch or build it again",
+                )  # fmt: skip
+            handle = open_safetensors(path, where=self.where)
+            if (handle.metadata() or {}).get("map") != self.key:
+                raise LoraSuiteError("the file belongs to another map", where=self.where, do="fetch or build it again")
+            self._handles.append(handle)
+        return self._handles[0]
+
+
+def build_section(spec: SectionSpec, request: Request) -> Section:
+    """Make a section in memory."""
+    tensors = dict(spec.build(request))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    settings = {name: getattr(request.options, name) for name in spec.settings}
+    return Section(spec.name, tuple(request.parts), settings, map_key(request.map), size, tensors)
+
+
+def add_section(
+    upgrade_map: UpgradeMap,
+    method: str,
+    old: Any,
+    new: Any,
+    *,
+    options: Any = None,
+    parts: Sequence[str] | None = None,
+    calibration: Any = None,
+    device_map: Any = None,
+    low_memory: bool = False,
+    dtype: torch.dtype | str = "auto",
+    progress: Progress = silent,
+) -> UpgradeMap:
+    """Return a map that also holds a method's section; see `UpgradeMap.with_section`."""
+    spec, settings = checked_methods({method: options})[method]
+    device_map = placed(device_map, low_memory)
+    old, new = Backbone.open(old), Backbone.open(new)
+    check_same(upgrade_map.old, old, "old")
+    check_same(upgrade_map.new, new, "new")
+    request = Request(
+        upgrade_map, old, new, common_parts(upgrade_map, parts), settings, calibration, device_map, dtype, progress
+    )
+    built = build_section(spec, request)
+    return replace(upgrade_map, sections={**upgrade_map.sections, built.name: built})
+
+
+def checked_methods(methods: Iterable[str]) -> dict[str, tuple[SectionSpec, Any]]:
+    """Return what methods keep in a map, and their options; refuses, before the long work, those that keep nothing.
+
+    Args:
+        methods: Names, or a mapping of names to options.
+    """
+    from ..methods import base
+
+    checked = {}
+    for name in methods:
+        chosen = base.find(name)
+        if chosen.section is None:
+            raise LoraSuiteError(
+                "the method has no section in a map: it needs the core alone, or both backbones", where=name,
+                do="leave it out",
+            )  # fmt: skip
+        options = methods[name] if isinstance(methods, Mapping) else None
+        checked[name] = chosen.section, base.make_options(chosen, options)
+    return checked
+
+
+def stored_sections(meta: Mapping[str, Any], home: Source, key: str) -> dict[str, Section]:
+    """Return the sections that ``map.json`` lists; no file of theirs is opened, or fetched, yet."""
+    found = {}
+    for name, record in meta.get("sections", {}).items():
+        if record["map"] != key or record["file"] != f"{name}.safetensors" or not isinstance(record["bytes"], int):
+            raise LoraSuiteError("a section belongs to another map", where=f"{home.name}, {name}", do="build it again")
+        found[name] = Section(name, tuple(record["parts"]), dict(record["settings"]), key, record["bytes"], home=home)
+    return found
+
+
+def map_key(upgrade_map: UpgradeMap) -> str:
+    """Fingerprint of what sections depend on: both backbones and the layer map."""
+    text = f"{upgrade_map.old.key}{upgrade_map.new.key}{[tuple(pair) for pair in upgrade_map.pairs]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def common_parts(upgrade_map: UpgradeMap, parts: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the parts that both backbones have, of those asked for."""
+    old, new = upgrade_map.old.arch.parts, upgrade_map.new.arch.parts
+    check_parts(parts or ())
+    return tuple(part for part in old if part in new and (parts is None or part in parts))

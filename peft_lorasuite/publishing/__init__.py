@@ -1,0 +1,1 @@
+"""Cards, journals and commits on the Hub."""

@@ -1,0 +1,1 @@
+"""The paper's benchmarks: items, answers, scores, tables."""

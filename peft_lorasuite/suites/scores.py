@@ -1,0 +1,222 @@
+"""What an evaluation found: per-item outcomes, intervals, paired comparison, JSON. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoraSuiteError, unknown
+
+Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One model's score on one benchmark.
+
+    Attributes:
+        task: Name of the benchmark in the LLM-Adapters collection.
+        items: A fingerprint of each item, in the order of ``outcomes``: two scores can be compared item by item.
+        outcomes: 1.0 for a right answer, 0.0 for a wrong one.
+        answered: Share of items whose generation held an answer at all; None when scored by likelihood. A low share
+            tells a model without the format from one without the knowledge.
+    """
+
+    task: str
+    items: tuple[str, ...]
+    outcomes: tuple[float, ...]
+    answered: float | None = None
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not self.outcomes or len(self.items) != len(self.outcomes):
+            raise LoraSuiteError(
+                "every item needs one outcome", where=self.task, got=f"{len(self.outcomes)} of {len(self.items)}"
+            )
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.outcomes)
+
+    @property
+    def value(self) -> float:
+        """Mean outcome, from 0 to 1."""
+        return math.fsum(self.outcomes) / self.n
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean (0 when all outcomes are equal: then read `interval`)."""
+        return math.sqrt(self.value * (1 - self.value) / max(self.n - 1, 1))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval, which keeps its width at 0 and at 1 and stays between them."""
+        n, p = self.n, self.value
+        middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's scores on several benchmarks, in the order of the papers' tables.
+
+    Attributes:
+        model: What was evaluated: a folder, a Hub id or a class name.
+        adapter: The PEFT adapter on it, if it was named.
+        scoring: ``generate`` or ``likelihood``.
+        settings: What else the numbers depend on (limit, seed, template, token limits, versions).
+    """
+
+    tasks: tuple[TaskScore, ...]
+    model: str
+    scoring: str
+    adapter: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise LoraSuiteError("an evaluation without tasks")
+
+    def __getitem__(self, task: str) -> TaskScore:
+        """The score of one benchmark."""
+        for score in self.tasks:
+            if score.task == task:
+                return score
+        raise unknown("benchmark", task, [score.task for score in self.tasks])
+
+    @property
+    def average(self) -> float:
+        """Mean over the benchmarks, each counted once as in the papers, from 0 to 1."""
+        return math.fsum(score.value for score in self.tasks) / len(self.tasks)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `average`, from the benchmarks' intervals (independent items)."""
+        return _combine((score.value, score.interval) for score in self.tasks)[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, with the derived numbers, as JSON knows it."""
+        tasks = [
+            {**asdict(score), "n": score.n, "value": score.value, "stderr": score.stderr, "interval": score.interval}
+            for score in self.tasks
+        ]
+        head = {"version": _VERSION, "model": self.model, "adapter": self.adapter, "scoring": self.scoring}
+        average = {"average": self.average, "interval": self.interval}
+        return {**head, **average, "settings": dict(self.settings), "tasks": tasks}
+
+    def save(self, path: str | Path) -> None:
+        """Write the evaluation as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Rebuild what `to_dict` gave; derived numbers are computed anew."""
+        if data.get("version") != _VERSION:
+            raise LoraSuiteError("not an evaluation of this version", got=data.get("version"), wanted=_VERSION)
+        tasks = tuple(
+            TaskScore(t["task"], tuple(t["items"]), tuple(t["outcomes"]), t["answered"], t["metric"])
+            for t in data["tasks"]
+        )
+        return cls(tasks, data["model"], data["scoring"], data["adapter"], data["settings"])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what `save` wrote. Raises `LoraSuiteError` for any other file."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+            if isinstance(error, LoraSuiteError):
+                raise
+            raise LoraSuiteError("not a saved evaluation", where=path) from error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the first of two models is, on the same items.
+
+    Attributes:
+        name: Benchmark, or ``average``.
+        value: First minus second, from -1 to 1.
+        interval: 95 % interval of it.
+        relative: ``value`` over the second model's score (Cross-LoRA's relative gain); None when that is 0.
+        n: Number of items.
+        wins: Items that only the first answers rightly.
+        losses: Items that only the second answers rightly.
+    """
+
+    name: str
+    value: float
+    stderr: float
+    interval: tuple[float, float]
+    relative: float | None
+    n: int
+    wins: int
+    losses: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences per benchmark and of the averages."""
+
+    tasks: tuple[Difference, ...]
+    average: Difference
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Compare two models item by item: how much better is ``a`` than ``b``?
+
+    The interval per benchmark is Agresti and Min's (half an item added to each of the four cells of the paired table),
+    which is not empty when the models agree on every item. Raises `LoraSuiteError` unless both were scored in the same
+    manner on the same items.
+    """
+    check_same_items({"the first": a, "the second": b})
+    tasks = tuple(_difference(one, other) for one, other in zip(a.tasks, b.tasks, strict=True))
+    value, interval = _combine((d.value, d.interval) for d in tasks)
+    stderr = math.sqrt(math.fsum(d.stderr**2 for d in tasks)) / len(tasks)
+    counts = (sum(d.n for d in tasks), sum(d.wins for d in tasks), sum(d.losses for d in tasks))
+    return Comparison(tasks, Difference("average", value, stderr, interval, _ratio(value, b.average), *counts))
+
+
+def _difference(a: TaskScore, b: TaskScore) -> Difference:
+    n, value = a.n, a.value - b.value
+    wins = sum(one > other for one, other in zip(a.outcomes, b.outcomes, strict=True))
+    losses = sum(one < other for one, other in zip(a.outcomes, b.outcomes, strict=True))
+    stderr = math.sqrt(max((wins + losses) / n - value**2, 0.0) / max(n - 1, 1))
+    middle = (wins - losses) / (n + 2)
+    half = Z * math.sqrt((wins + losses + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
+    interval = (max(-1.0, middle - half), min(1.0, middle + half))
+    return Difference(a.task, value, stderr, interval, _ratio(value, b.value), n, wins, losses)
+
+
+def _ratio(value: float, base: float) -> float | None:
+    return value / base if base else None
+
+
+def _combine(parts: Iterable[tuple[float, tuple[float, float]]]) -> tuple[float, tuple[float, float]]:
+    """Mean of independent values and its interval: distances to the limits add up in squares (MOVER)."""
+    rows = list(parts)
+    mean = math.fsum(value for value, _ in rows) / len(rows)
+    down = math.sqrt(math.fsum((value - low) ** 2 for value, (low, _) in rows)) / len(rows)
+    up = math.sqrt(math.fsum((high - value) ** 2 for value, (_, high) in rows)) / len(rows)
+    return mean, (mean - down, mean + up)
+
+
+def check_same_items(rows: Mapping[str, Evaluation]) -> None:
+    """Raise `LoraSuiteError` unless all evaluations scored the same items of the same benchmarks in the same manner."""
+    (first, one), *others = rows.items()
+    for label, other in others:
+        if [s.task for s in one.tasks] != [s.task for s in other.tasks]:
+            raise LoraSuiteError(f"{first} and {label} were not evaluated on the same benchmarks")
+        if one.scoring != other.scoring:
+            raise LoraSuiteError(f"{first} and {label} were not scored in the same manner", got=other.scoring)
+        for left, right in zip(one.tasks, other.tasks, strict=True):
+            if left.items != right.items:
+                what = f"{first} and {label} were not evaluated on the same items"
+                raise LoraSuiteError(what, where=left.task, do="use the same data, limit and seed")

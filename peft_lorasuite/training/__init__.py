@@ -1,0 +1,1 @@
+"""Training and scoring on labelled examples, as token ids."""
