@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pairs import Pair
 
-from peft_lorasuite.costs.costs import Side, Stage
+from peft_lorasuite.costs.counts import Side, Stage
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.planning import Plan, plan, text
 from peft_lorasuite.suites.items import select

@@ -22,7 +22,7 @@ from .running.borrowed import seeded
 from .running.processes import is_first
 from .running.progress import Progress, silent
 from .training.encoding import encode_examples, padding
-from .training.training import FinetuneOptions, train
+from .training.loop import FinetuneOptions, train
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .backbone import Backbone
-from .costs.costs import MATCHED, Costs, shared_at_most
+from .costs.counts import MATCHED, Costs, shared_at_most
 from .costs.rates import GB, Rates
 from .costs.stages import Side, Stage
 from .errors import LoraSuiteError

@@ -18,8 +18,8 @@ from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.finetuning import choose, finetune
 from peft_lorasuite.prompts import Example
 from peft_lorasuite.training.encoding import IGNORED, batch, encode, encode_examples
+from peft_lorasuite.training.loop import LengthSampler
 from peft_lorasuite.training.scoring import score
-from peft_lorasuite.training.training import LengthSampler
 
 TEMPLATE = "{instruction}:"
 WORDS = ["red", "blue", "green", "cat", "dog", "bird"]

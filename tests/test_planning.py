@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.costs.costs import SVD, Costs, looks
+from peft_lorasuite.costs.counts import SVD, Costs, looks
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.costs.stages import Side, Stage
 from peft_lorasuite.errors import LoraSuiteError

@@ -124,7 +124,7 @@ def test_training_is_counted_as_torch_counts_it(program: ModuleType) -> None:
     from pico import pico_config, pico_model
     from torch.utils.flop_counter import FlopCounterMode
 
-    from peft_lorasuite.costs.costs import Side
+    from peft_lorasuite.costs.counts import Side
     from peft_lorasuite.registry import architecture
 
     work = Work("boolq", None, 1, 1, 1, 20.0)

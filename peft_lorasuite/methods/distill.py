@@ -23,7 +23,7 @@ from .reading import LEAST, MOST, ReadingOptions, read
 from .transplant import TransplantOptions, fit
 
 if TYPE_CHECKING:
-    from ..training.training import FinetuneOptions
+    from ..training.loop import FinetuneOptions
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DistillOptions:
 
     def training(self, seed: int) -> FinetuneOptions:
         """Return the settings of the training, and refuse bad ones before anything is read."""
-        from ..training.training import FinetuneOptions
+        from ..training.loop import FinetuneOptions
 
         return FinetuneOptions(
             epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
@@ -116,7 +116,7 @@ def _train(
 
     from ..finetuning import add_modules
     from ..training.encoding import padding
-    from ..training.training import train
+    from ..training.loop import train
 
     generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank
     # what was memorised has a rank of its own
@@ -138,7 +138,7 @@ def _train(
 
 def _rows(new: Backbone, turns: Sequence[Turn], places: Sequence[Place]) -> list[Any]:
     """Return every turn with the positions that the teacher speaks of; its rows are numbered as the places."""
-    from ..training.training import Taught
+    from ..training.loop import Taught
 
     rows = []
     for number, turn in enumerate(turns):

@@ -224,7 +224,7 @@ def _texts(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     prompts = check_enough(read_prompts(args.prompts, args.template)) if args.prompts else None
     if not args.finetune:
         return prompts, None
-    from ..training.training import FinetuneOptions
+    from ..training.loop import FinetuneOptions
 
     FinetuneOptions(**_training(args))
     return prompts, read_examples(args.finetune)
