@@ -18,9 +18,9 @@ from .backbone import Backbone
 from .errors import LoraSuiteError
 from .files.places import is_folder
 from .files.source import Source, hub_errors, name_and_revision
+from .journal import SETTINGS, Journal, Outcome
 from .mapping.identity import public_name
 from .prompts import read_prompts
-from .publishing.journal import SETTINGS, Journal, Outcome
 from .running.processes import number_and_count
 from .running.progress import Progress, silent
 from .upgrade_map import UpgradeMap

@@ -1,1 +1,1 @@
-"""Cards, journals and commits on the Hub."""
+"""Cards and commits on the Hub."""

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapter import WEIGHTS
-from ..adapters.written import REPORT
-from ..errors import LoraSuiteError
-from ..files.folder import check_folder
-from ..files.places import is_file
-from ..files.source import read_json
+from .adapter import WEIGHTS
+from .adapters.written import REPORT
+from .errors import LoraSuiteError
+from .files.folder import check_folder
+from .files.places import is_file
+from .files.source import read_json
 
 log = logging.getLogger(__name__)
 
