@@ -22,7 +22,7 @@ from common import stage
 from demo_charts import bars, lines
 from demo_gap import quiet
 from demo_pair import FULL, TEMPLATE, DemoPair, Made
-from table import gap, percent
+from table import gap, grid, percent
 
 from peft_lorasuite import MapOptions
 from peft_lorasuite.finetuning import finetune
@@ -229,9 +229,8 @@ def table(found: dict[str, Any], down: bool) -> str:
     shares |= {(name, BEST): f"{percent(row['gap_recovered'])} ({row['x']})" for name, row in best.items()}
     series, settings = (list(dict.fromkeys(key[place] for key in shares)) for place in (0, 1))
     rows, columns = (settings, series) if down else (series, settings)
-    cells = [[shares[(column, row) if down else (row, column)] for column in columns] for row in rows]
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {row} | {' | '.join(line)} |" for row, line in zip(rows, cells, strict=True))])
+    cells = ([row, *(shares[(column, row) if down else (row, column)] for column in columns)] for row in rows)
+    return grid(["", *columns], cells)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,23 +106,29 @@ WRITTEN = Kind(
 KINDS = (WRITTEN, FACTS, CHOICE)
 
 
+def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, all but its first column set to the right."""
+    lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def table(rows: dict[str, dict[str, Any]], ends: dict[str, dict[str, Any]], ceiling: str) -> str:
     """Return the rows in Markdown, worst first; ``ends`` has the base and the ceiling of the gain."""
     base = ends["base"]
     kind = next((kind for kind in KINDS if any(kind.told in row for row in rows.values())), CHOICE)
     titles = ["row", "NLL (± seeds)", "gap recovered", *kind.titles, "seconds"]
-    lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
+    lines = []
     for name, row in sorted(rows.items(), key=lambda pair: -pair[1]["nll"]):
         share = "-" if name in ("old", "old-adapted") else percent(gap(row, base, ends[ceiling]))
         more = kind.cells(row, base) if kind.told in row else ["-"] * len(kind.titles)
         likelihood = f"{row['nll']:.3f}{row.get('spread', '')}"
-        lines.append(f"| {' | '.join([name, likelihood, share, *more, format(row['seconds'], '.0f')])} |")
-    return "\n".join(lines)
+        lines.append([name, likelihood, share, *more, format(row["seconds"], ".0f")])
+    return grid(titles, lines)
 
 
-def pages(folder: Path, ceiling: str) -> dict[Path, str]:
+def pages(folder: Path, rows: dict[str, dict[str, Any]], ceiling: str) -> dict[Path, str]:
     """Return the tables of a benchmark by file: its rows, and those of an earlier state of the code."""
-    rows, earlier = load(folder), load(folder / "earlier")
+    earlier = load(folder / "earlier")
     told = f"{rows['base']['items']} items. The gap is that of the row {ceiling!r}."
     found = {folder / "table.md": f"{table(rows, rows, ceiling)}\n\n{told}\n"}
     return found | ({folder / "earlier" / "table.md": table(earlier, rows, ceiling) + "\n"} if earlier else {})
@@ -156,7 +162,7 @@ def main() -> None:
     ceiling = args.ceiling or next((name for name in ("full", "old-adapted") if name in rows), None)
     if ceiling is None or "base" not in rows:
         raise SystemExit("the rows 'base' and 'full' (or 'old-adapted') are needed: measure them with gap.py")
-    for path, text in pages(args.folder, ceiling).items():
+    for path, text in pages(args.folder, rows, ceiling).items():
         path.write_text(text, encoding="utf-8")
         print(text)
     chart(rows, ceiling, args.folder / "gap.png")

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 def page(program: Any, folder: Path, which: str = "table.md") -> str:
     """Return one of the tables that the program writes."""
-    return program.pages(folder, "full")[folder / which]
+    return program.pages(folder, program.load(folder), "full")[folder / which]
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -141,5 +141,5 @@ def test_the_page_of_the_benchmarks_has_the_tables_that_the_rows_make(program: A
     made = [*results.glob("*/*.md"), *results.glob("*/earlier/*.md")]
     assert {path.relative_to(BENCHMARKS).as_posix() for path in made} == set(benchmarks_page.MARKED.findall(text))
     for name in ("arc", "facts", "math", "pair_b"):
-        for path, table in program.pages(results / name, "full").items():
+        for path, table in program.pages(results / name, program.load(results / name), "full").items():
             assert path.read_text(encoding="utf-8") == table, f"run python benchmarks/table.py {path.parent}"
