@@ -55,8 +55,8 @@ def score(items: Reading, update: LowRank | None, labels: torch.Tensor) -> dict[
     """Mean NLL of the reference answers' tokens, that of their ends alone, and the share of likeliest tokens."""
     nll, hit = torch.empty(len(labels)), torch.empty(len(labels))
     for rows in chunks(len(labels)):
-        states = items.h[rows].float()
-        states = states if update is None else states + items.new.arch.residual_scale * update.applied(items.x[rows])
+        x, h, _ = items.last.at(rows)
+        states = h.float() if update is None else h.float() + items.new.arch.residual_scale * update.applied(x)
         told = items.new_head.logits(states).log_softmax(-1)
         nll[rows] = -told.gather(1, labels[rows, None])[:, 0]
         hit[rows] = (told.argmax(-1) == labels[rows]).float()

@@ -78,9 +78,29 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
     moved = carry(pair, method="transplant", options=SMALL | {"gate": 0.0, "rank": 16})
     after = divergence(pair, attach(Backbone.open(root / "new").load(), moved))
     assert after < 0.8 * before
-    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2}
+    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2, "gate": 0.0}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
+
+
+@torch.no_grad()
+def off_prompts(pair, carried):
+    """Mean KL of the upgraded model from the new one where the prompts are read."""
+    root, _ = pair
+    new = Backbone.open(root / "new")
+    plain, model, found = new.load(), attach(new.load(), carried), []
+    for prompt in PROMPTS:
+        ids = torch.tensor([new.tokenizer(prompt)["input_ids"][:-1]])
+        before, after = (one(ids).logits[0].log_softmax(-1) for one in (plain, model))
+        found.append((before.exp() * (before - after)).sum(-1))
+    return float(torch.cat(found).mean())
+
+
+def test_distillation_holds_the_new_model_where_it_reads_the_prompts(pair):
+    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2, "gate": 0.0}
+    free, held = (carry(pair, method="distill", options=options | {"quiet": count}) for count in (0, 1000))
+    assert free.report.facts["distill"]["held"] == 0 < held.report.facts["distill"]["held"]
+    assert off_prompts(pair, held) < 0.5 * off_prompts(pair, free)
 
 
 def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
@@ -101,7 +121,7 @@ def test_distillation_in_small_pieces_takes_the_same_steps(pair):
     )
     assert whole.report.facts["distill"]["loss"] == pytest.approx(pieces.report.facts["distill"]["loss"], rel=1e-3)
     for key, update in whole.adapter.updates.items():
-        torch.testing.assert_close(update.delta(), pieces.adapter.updates[key].delta(), rtol=1e-2, atol=1e-5)
+        torch.testing.assert_close(update.delta(), pieces.adapter.updates[key].delta(), rtol=1e-2, atol=5e-5)
 
 
 def test_pieces_that_do_not_fill_a_step_are_refused_before_anything_is_read(pair):
@@ -173,7 +193,7 @@ def test_the_target_of_long_answers_is_shared_by_both_models(pair, length, trust
 
     def target(**given):
         found = reading.teacher(replace(options, **given), gate=0.0, seed=0)
-        return torch.zeros(len(reading.h), new.arch.vocabulary).index_add(1, found.ids, found.target.exp())
+        return torch.zeros(len(reading.places), new.arch.vocabulary).index_add(1, found.ids, found.target.exp())
 
     torch.testing.assert_close(target(), target(**same), rtol=0, atol=0)
     assert (target() - target(**same | {"share": 1.0 - same["share"] / 2})).abs().max() > 1e-3

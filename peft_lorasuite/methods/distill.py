@@ -16,7 +16,8 @@ from ..files.source import Source
 from ..running.borrowed import seeded
 from ..spec import check_parts
 from ..transplanting.answering import Turn
-from ..transplanting.behaviour import Place, tokens
+from ..transplanting.behaviour import tokens
+from ..transplanting.states import At
 from ..transplanting.teacher import Teacher
 from .base import Draft, Job, check_bounds, method
 from .reading import LEAST, MOST, ReadingOptions, read
@@ -24,6 +25,9 @@ from .transplant import TransplantOptions, fit
 
 if TYPE_CHECKING:
     from ..training.loop import FinetuneOptions
+
+GATE = 1.0
+"""Nats at which the old adapted model counts as not knowing a short answer's next token."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class DistillOptions:
     Attributes:
         prompts: Prompts used at most, drawn by the seed.
         length: Tokens of a response at most.
-        gate: As in `transplant`.
+        gate: As in `transplant`; by default 1 nat for short answers, and none for long ones.
         epochs: Passes over the prompts.
         batch_size: Prompts of one step.
         micro_batch_size: Prompts read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
@@ -43,6 +47,7 @@ class DistillOptions:
         extra: Further candidate tokens.
         trust: As in `transplant`.
         share: As in `transplant`.
+        quiet: Prompt positions used, at which the new model is held to what it says by itself.
         start: Start from `transplant` (True) or from the new backbone as it is.
         recombine: As in `transplant`.
         parts: Parts that are trained beside the adapter's own.
@@ -50,7 +55,7 @@ class DistillOptions:
 
     prompts: int = 128
     length: int = 48
-    gate: float = 0.0
+    gate: float | None = None
     epochs: int = 3
     batch_size: int = 8
     micro_batch_size: int | None = None
@@ -59,6 +64,7 @@ class DistillOptions:
     extra: int = 1000
     trust: float = 0.5
     share: float | None = None
+    quiet: int = 1000
     start: bool = True
     recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
@@ -86,14 +92,17 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     shared = {one.name: getattr(options, one.name) for one in fields(ReadingOptions) if hasattr(options, one.name)}
     start = TransplantOptions(**shared, rank=16, sharpen=0)  # a larger rank would be trained in every part
     reading = read(job, start)
-    teacher = reading.teacher(start, gate=options.gate, seed=job.seed)
+    gate = options.gate if options.gate is not None else 0.0 if reading.long else GATE
+    teacher = reading.teacher(start, gate=gate, seed=job.seed).holding(reading.new_head, reading.still_before)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
-    turns, places = reading.turns, reading.places
+    turns, places = reading.turns, [*((turn, position) for turn, _, position in reading.places), *reading.still]
+    count = len(reading.places)
     del reading  # it holds the new model's head, and training loads the model anew
     trained, loss = _train(job, new, first, turns, places, teacher, options)
     told = dict(first.facts)
     hints = {"hints": told.pop("hints")} if "hints" in told else {}
-    facts = {"prompts": len(turns), "positions": len(places), "loss": round(loss, 4), **told}
+    facts = {"prompts": len(turns), "positions": count, "held": len(places) - count, "gate": gate}
+    facts |= {"loss": round(loss, 4), **told}
     return Draft(trained, facts={"distill": facts, **hints}, rank=first.rank)
 
 
@@ -109,7 +118,7 @@ def _nothing(new: Backbone, job: Job) -> Draft:
 
 
 def _train(
-    job: Job, new: Backbone, first: Draft, turns: Sequence[Turn], places: Sequence[Place], teacher: Teacher,
+    job: Job, new: Backbone, first: Draft, turns: Sequence[Turn], places: Sequence[At], teacher: Teacher,
     options: DistillOptions,
 ) -> tuple[dict[adapter_files.Key, Any], float]:  # fmt: skip
     import peft
@@ -136,14 +145,14 @@ def _train(
     return dict(found.updates), loss
 
 
-def _rows(new: Backbone, turns: Sequence[Turn], places: Sequence[Place]) -> list[Any]:
+def _rows(new: Backbone, turns: Sequence[Turn], places: Sequence[At]) -> list[Any]:
     """Return every turn with the positions that the teacher speaks of; its rows are numbered as the places."""
     from ..training.loop import Taught
 
     rows = []
     for number, turn in enumerate(turns):
         row = tokens(new, turn)
-        taught = [(position, index) for index, (owner, _, position) in enumerate(places) if owner == number]
+        taught = [(position, index) for index, (owner, position) in enumerate(places) if owner == number]
         if taught:
             positions, targets = zip(*taught, strict=True)
             rows.append(Taught(row.ids, row.start, positions, targets))

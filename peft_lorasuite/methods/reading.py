@@ -20,11 +20,11 @@ from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning
 from ..transplanting.elicitation import elicit
 from ..transplanting.keys import read_text
 from ..transplanting.memory import memorise, updated
-from ..transplanting.states import down_of, final_states, last_layer
+from ..transplanting.states import At, LastLayer, down_of, final_states, last_layer
 from ..transplanting.teacher import Head, Teacher, Vocabulary, teach
 from .base import Job, check_bounds
 
-LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "recombine": 0}
+LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "quiet": 0, "recombine": 0}
 """Smallest values of the options that both methods have."""
 MOST = {"share": 1}
 """And the largest."""
@@ -73,7 +73,7 @@ class ReadingOptions:
     recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, LEAST | {"quiet": 0, "text": 0}, MOST)
+        check_bounds(self, LEAST | {"text": 0}, MOST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +90,10 @@ class Reading:
         old_head: Head of the old backbone.
         new_head: Head of the new one.
         before: Output of the new model's last layer there, as it is.
-        x: Input of its last down projection, with what was memorised.
-        h: Output of its last layer, likewise.
-        y: Output of that projection.
-        quiet: Its input at positions where no change is wanted.
+        last: Its last layer there, with what was memorised.
+        still: Positions that read the prompts, where no change is wanted: turn and position.
+        still_before: Output of the last layer at ``still``, as it is.
+        quiet: Input of the last down projection at ``still``, then in other text; with what was memorised.
         memory: Update of an early layer that knows the facts, if the answers told any.
         facts: What is worth a line in the report.
     """
@@ -107,9 +107,9 @@ class Reading:
     old_head: Head
     new_head: Head
     before: Tensor
-    x: Tensor
-    h: Tensor
-    y: Tensor
+    last: LastLayer
+    still: Sequence[At]
+    still_before: Tensor
     quiet: Tensor
     memory: Mapping[Key, LowRank] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -140,13 +140,16 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     turns, adapted_states, plain_states, old_head, places = _read_old(job, old, new, options, turns)
     old_head.let_go(old)
     free_models()
+    rows = [tokens(new, turn) for turn in turns]
+    still = _still(rows, options.quiet, job.seed)
     with new.running() as model:
-        x, h, y, quiet = _read_new(model, new, turns, places, job, options)
+        answers, prompts, text = _read_new(model, new, rows, places, still, job, options)
         reading = Reading(
-            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), before=h, x=x,
-            h=h, y=y, quiet=quiet, facts=_cut(turns, options.length),
+            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), before=answers.h,
+            last=answers, still=still, still_before=prompts.h, quiet=torch.cat([prompts.x, text]),
+            facts=_cut(turns, options.length),
         )  # fmt: skip
-        reading = _remembering(model, reading, job, options) if options.memory else reading
+        reading = _remembering(model, reading, rows, job, options) if options.memory else reading
     del model
     free_models()
     return reading
@@ -158,7 +161,7 @@ def _cut(turns: Sequence[Turn], length: int) -> dict[str, Any]:
     return {"hints": [CUT.format(length, 4 * length)]} if 2 * ended < len(turns) else {}
 
 
-def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions) -> Reading:
+def _remembering(model: Any, reading: Reading, rows: Sequence[Tokens], job: Job, options: ReadingOptions) -> Reading:
     """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
 
     def ask(places: Sequence[int]) -> Teacher:
@@ -170,10 +173,13 @@ def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions
     if found is None:
         return reading
     layer, update, told = found
-    x, h, y, quiet = _read_new(model, reading.new, reading.turns, reading.places, job, options, (layer, update))
+    answers, prompts, text = _read_new(
+        model, reading.new, rows, reading.places, reading.still, job, options, (layer, update)
+    )
     hints = [*reading.facts.get("hints", []), *([] if options.recombine else [MORE])]
     facts = {"memory": told} | ({"hints": hints} if hints else {})
-    return replace(reading, x=x, h=h, y=y, quiet=quiet, memory={(layer, "down"): update}, facts=facts)
+    quiet = torch.cat([prompts.x, text])
+    return replace(reading, last=answers, quiet=quiet, memory={(layer, "down"): update}, facts=facts)
 
 
 def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str]:
@@ -234,23 +240,22 @@ def _kept(rows: Sequence[Tokens], written: Sequence[Written | None]) -> dict[tup
     }
 
 
-def _read_new(
-    model: Any, new: Backbone, turns: Sequence[Turn], places: Sequence[Place], job: Job, options: ReadingOptions,
-    memory: tuple[int, LowRank] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One pass of the new model: the last down projection's input x, the layer's output h, the projection's y.
-
-    Also return the input at some positions of the prompts and of other text, where no change is wanted.
-    """
-    rows = [tokens(new, turn) for turn in turns]
+def _still(rows: Sequence[Tokens], count: int, seed: int) -> list[At]:
+    """Draw positions that read the prompts, behind what all of them begin with."""
     common = beginning(rows)
     unmoved = [(turn, position) for turn, row in enumerate(rows) for position in row.reading if position >= common]
-    order = torch.randperm(len(unmoved), generator=torch.Generator().manual_seed(job.seed)).tolist()
-    quiet = [unmoved[number] for number in order[: options.quiet]]
+    order = torch.randperm(len(unmoved), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [unmoved[number] for number in order[:count]]
+
+
+def _read_new(
+    model: Any, new: Backbone, rows: Sequence[Tokens], places: Sequence[Place], still: Sequence[At], job: Job,
+    options: ReadingOptions, memory: tuple[int, LowRank] | None = None,
+) -> tuple[LastLayer, LastLayer, Tensor]:  # fmt: skip
+    """Read the new model's last layer at ``places``, at ``still`` and, its down projection's input, in other text."""
     wanted = [(turn, position) for turn, _, position in places]
     at, update = memory or (0, None)
     with updated(down_of(model, new, at), update):
-        x, h, y = last_layer(model, new, rows, [*wanted, *quiet], job.progress)
+        found = last_layer(model, new, rows, [*wanted, *still], job.progress)
         text = read_text(model, new, down_of(model, new, new.arch.layers - 1), job.seed, options.text)
-    count = len(wanted)
-    return x[:count], h[:count], y[:count], torch.cat([x[count:], text.to(x)])
+    return found.at(slice(len(wanted))), found.at(slice(len(wanted), None)), text.to(found.x)

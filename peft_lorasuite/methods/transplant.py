@@ -79,9 +79,9 @@ def fit(job: Job, reading: Reading, options: TransplantOptions) -> Draft:
     new, head = reading.new, reading.new_head
     layer, site = new.arch.layers - 1, new.arch.site("down")
     gate, rank, positions, sharpen = _settled(options, reading)
-    order = torch.randperm(len(reading.h), generator=torch.Generator().manual_seed(job.seed))
+    order = torch.randperm(len(reading.places), generator=torch.Generator().manual_seed(job.seed))
     used = order[:positions].sort().values.tolist()
-    h, x, y = reading.h[used], reading.x[used], reading.y[used]
+    x, h, y = reading.last.at(used)
     teacher = reading.teacher(options, gate=gate, seed=job.seed, places=used)
     shift = wanted_shift(head, h, teacher, ridge=options.shift_ridge, steps=options.steps)
     factor = torch.tensor(new.arch.residual_scale)

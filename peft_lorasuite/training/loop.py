@@ -190,11 +190,10 @@ class TaughtTrainer(ResponseTrainer):
     ) -> Any:
         """``KL(teacher || model)`` on the teacher's candidate tokens: this batch's part of the step's mean."""
         line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
-        first = int(position.min())
-        begun, taken = self.begun(model, inputs, first)
-        keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=position.device)
-        outputs = model(**begun, logits_to_keep=keep)
-        logits = outputs.logits[line, position - first][:, self.teacher_ids.to(position.device)].float()
+        begun, taken = self.begun(model, inputs, int(position.min()))
+        columns, column = position.unique(return_inverse=True)
+        outputs = model(**begun, logits_to_keep=columns - taken)
+        logits = outputs.logits[line, column][:, self.teacher_ids.to(position.device)].float()
         wanted = self.teacher_target[target.cpu()].to(position.device)
         summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
         loss = summed / num_items_in_batch

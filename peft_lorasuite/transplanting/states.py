@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,24 @@ from .behaviour import Tokens, forward
 
 At = tuple[int, int]
 """A row and a position in it."""
+
+
+class LastLayer(NamedTuple):
+    """What is read around the last ``down`` projection at some positions.
+
+    Attributes:
+        x: Input of the projection, (positions, I).
+        h: Output of the layer, (positions, D).
+        y: Output of the projection, (positions, D).
+    """
+
+    x: Tensor
+    h: Tensor
+    y: Tensor
+
+    def at(self, rows: slice | list[int]) -> LastLayer:
+        """Return some of the positions."""
+        return LastLayer(*(values[rows] for values in self))
 
 
 def down_of(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:
@@ -40,8 +58,8 @@ def final_states(
 
 def last_layer(
     model: Any, new: Backbone, rows: Sequence[Tokens], wanted: Sequence[At], progress: Progress
-) -> tuple[Float[Tensor, "positions in_"], Float[Tensor, "positions hidden"], Float[Tensor, "positions hidden"]]:
-    """Return the last ``down`` projection's input x, the layer's output h and the projection's output y."""
+) -> LastLayer:
+    """Read the last layer at the wanted positions, in their order."""
     seen: dict[str, Tensor] = {}
 
     def keep(module: Any, args: Any, output: Any) -> None:
@@ -68,8 +86,7 @@ def last_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    x, h, y = (torch.stack([table[place] for place in wanted]) for table in kept.values())
-    return x, h, y
+    return LastLayer(**{name: torch.stack([table[place] for place in wanted]) for name, table in kept.items()})
 
 
 def _at(values: Tensor, row: int, positions: Sequence[int], taken: int) -> dict[At, Tensor]:

@@ -120,6 +120,11 @@ class Teacher:
     target: Tensor
     confidence: Tensor
 
+    def holding(self, head: Head, states: Tensor) -> Teacher:
+        """Also ask a model for what it says by itself, at further states before its final norm."""
+        own = head.on(self.ids).logits(states).log_softmax(dim=-1)
+        return Teacher(self.ids, torch.cat([self.target, own]), torch.cat([self.confidence, torch.ones(len(states))]))
+
 
 @torch.no_grad()
 def teach(
