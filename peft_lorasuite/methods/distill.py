@@ -15,8 +15,7 @@ from ..backbone import Backbone
 from ..files.source import Source
 from ..running.borrowed import seeded
 from ..spec import check_parts
-from ..transplanting.answering import Turn
-from ..transplanting.behaviour import tokens
+from ..transplanting.behaviour import Tokens
 from ..transplanting.states import At
 from ..transplanting.teacher import Teacher
 from .base import Draft, Job, check_bounds, method
@@ -24,7 +23,7 @@ from .reading import LEAST, MOST, ReadingOptions, read
 from .transplant import TransplantOptions, fit
 
 if TYPE_CHECKING:
-    from ..training.loop import FinetuneOptions
+    from ..training.loop import FinetuneOptions, Taught
 
 GATE = 1.0
 """Nats at which the old adapted model counts as not knowing a short answer's next token."""
@@ -48,6 +47,7 @@ class DistillOptions:
         trust: As in `transplant`.
         share: As in `transplant`.
         quiet: Prompt positions used, at which the new model is held to what it says by itself.
+        text: Tokens of the built-in text used, about, at which it is held likewise.
         start: Start from `transplant` (True) or from the new backbone as it is.
         recombine: As in `transplant`.
         parts: Parts that are trained beside the adapter's own.
@@ -65,6 +65,7 @@ class DistillOptions:
     trust: float = 0.5
     share: float | None = None
     quiet: int = 1000
+    text: int = 3000
     start: bool = True
     recombine: int = 0
     parts: tuple[str, ...] = field(default=("q", "k", "v", "o"))
@@ -95,13 +96,14 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     gate = options.gate if options.gate is not None else 0.0 if reading.long else GATE
     teacher = reading.teacher(start, gate=gate, seed=job.seed).holding(reading.new_head, reading.still_before)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
-    turns, places = reading.turns, [*((turn, position) for turn, _, position in reading.places), *reading.still]
-    count = len(reading.places)
+    rows = _rows(reading.rows, [*((turn, position) for turn, _, position in reading.places), *reading.still])
+    facts = {
+        "prompts": len(reading.turns), "positions": len(reading.places), "held": len(reading.still), "gate": gate,
+    }  # fmt: skip
     del reading  # it holds the new model's head, and training loads the model anew
-    trained, loss = _train(job, new, first, turns, places, teacher, options)
+    trained, loss = _train(job, new, first, rows, teacher, options)
     told = dict(first.facts)
     hints = {"hints": told.pop("hints")} if "hints" in told else {}
-    facts = {"prompts": len(turns), "positions": count, "held": len(places) - count, "gate": gate}
     facts |= {"loss": round(loss, 4), **told}
     return Draft(trained, facts={"distill": facts, **hints}, rank=first.rank)
 
@@ -118,8 +120,7 @@ def _nothing(new: Backbone, job: Job) -> Draft:
 
 
 def _train(
-    job: Job, new: Backbone, first: Draft, turns: Sequence[Turn], places: Sequence[At], teacher: Teacher,
-    options: DistillOptions,
+    job: Job, new: Backbone, first: Draft, rows: Sequence[Taught], teacher: Teacher, options: DistillOptions
 ) -> tuple[dict[adapter_files.Key, Any], float]:  # fmt: skip
     import peft
 
@@ -138,22 +139,19 @@ def _train(
         adapter_files.write(start, folder, base=new.name)
         model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
         add_modules(model, fill=False, modules=names)
-        rows = _rows(new, turns, places)
         loss, weights = train(model, rows, padding(new.tokenizer), options.training(job.seed), job.progress, teacher)
         model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
         found = adapter_files.read(Source(name, "adapter"), new.arch)
     return dict(found.updates), loss
 
 
-def _rows(new: Backbone, turns: Sequence[Turn], places: Sequence[At]) -> list[Any]:
-    """Return every turn with the positions that the teacher speaks of; its rows are numbered as the places."""
+def _rows(rows: Sequence[Tokens], places: Sequence[At]) -> list[Taught]:
+    """Return every row with the positions that the teacher speaks of; its own rows are numbered as the places."""
     from ..training.loop import Taught
 
-    rows = []
-    for number, turn in enumerate(turns):
-        row = tokens(new, turn)
-        taught = [(position, index) for index, (owner, position) in enumerate(places) if owner == number]
-        if taught:
-            positions, targets = zip(*taught, strict=True)
-            rows.append(Taught(row.ids, row.start, positions, targets))
-    return rows
+    found: dict[int, list[At]] = {}
+    for index, (row, position) in enumerate(places):
+        found.setdefault(row, []).append((position, index))
+    return [
+        Taught(rows[number].ids, rows[number].start, *zip(*taught, strict=True)) for number, taught in found.items()
+    ]

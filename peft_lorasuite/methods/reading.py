@@ -16,15 +16,16 @@ from ..lowrank import LowRank
 from ..prompts import check_enough, read_prompts
 from ..running.heap import free_models
 from ..transplanting.answering import Turn, Written, answered, encoded, fits
-from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, tokens
+from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, other_text, tokens
 from ..transplanting.elicitation import elicit
-from ..transplanting.keys import read_text
 from ..transplanting.memory import memorise, updated
 from ..transplanting.states import At, LastLayer, down_of, final_states, last_layer
 from ..transplanting.teacher import Head, Teacher, Vocabulary, teach
 from .base import Job, check_bounds
 
-LEAST = {"prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "quiet": 0, "recombine": 0}
+LEAST: dict[str, float] = {
+    "prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "quiet": 0, "text": 0, "recombine": 0,
+}  # fmt: skip
 """Smallest values of the options that both methods have."""
 MOST = {"share": 1}
 """And the largest."""
@@ -73,7 +74,7 @@ class ReadingOptions:
     recombine: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, LEAST | {"text": 0}, MOST)
+        check_bounds(self, LEAST, MOST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +92,10 @@ class Reading:
         new_head: Head of the new one.
         before: Output of the new model's last layer there, as it is.
         last: Its last layer there, with what was memorised.
-        still: Positions that read the prompts, where no change is wanted: turn and position.
+        rows: The turns in new tokens, then other text.
+        still: Positions that read prompts or other text, where no change is wanted: row and position.
         still_before: Output of the last layer at ``still``, as it is.
-        quiet: Input of the last down projection at ``still``, then in other text; with what was memorised.
+        quiet: Input of the last down projection at ``still``, with what was memorised.
         memory: Update of an early layer that knows the facts, if the answers told any.
         facts: What is worth a line in the report.
     """
@@ -108,6 +110,7 @@ class Reading:
     new_head: Head
     before: Tensor
     last: LastLayer
+    rows: Sequence[Tokens]
     still: Sequence[At]
     still_before: Tensor
     quiet: Tensor
@@ -142,14 +145,16 @@ def read(job: Job, options: ReadingOptions, turns: Sequence[Turn] | None = None)
     free_models()
     rows = [tokens(new, turn) for turn in turns]
     still = _still(rows, options.quiet, job.seed)
+    texts = other_text(new, options.text, job.seed)
+    still += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
     with new.running() as model:
-        answers, prompts, text = _read_new(model, new, rows, places, still, job, options)
+        last, quiet = _read_new(model, new, rows + texts, len(rows), places, still, job)
         reading = Reading(
-            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), before=answers.h,
-            last=answers, still=still, still_before=prompts.h, quiet=torch.cat([prompts.x, text]),
+            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), before=last.h,
+            last=last, rows=rows + texts, still=still, still_before=quiet.h, quiet=quiet.x,
             facts=_cut(turns, options.length),
         )  # fmt: skip
-        reading = _remembering(model, reading, rows, job, options) if options.memory else reading
+        reading = _remembering(model, reading, job, options) if options.memory else reading
     del model
     free_models()
     return reading
@@ -161,7 +166,7 @@ def _cut(turns: Sequence[Turn], length: int) -> dict[str, Any]:
     return {"hints": [CUT.format(length, 4 * length)]} if 2 * ended < len(turns) else {}
 
 
-def _remembering(model: Any, reading: Reading, rows: Sequence[Tokens], job: Job, options: ReadingOptions) -> Reading:
+def _remembering(model: Any, reading: Reading, job: Job, options: ReadingOptions) -> Reading:
     """Memorise what the answers say about the fillings of a form, and read the new model again with that in place."""
 
     def ask(places: Sequence[int]) -> Teacher:
@@ -173,13 +178,12 @@ def _remembering(model: Any, reading: Reading, rows: Sequence[Tokens], job: Job,
     if found is None:
         return reading
     layer, update, told = found
-    answers, prompts, text = _read_new(
-        model, reading.new, rows, reading.places, reading.still, job, options, (layer, update)
+    last, quiet = _read_new(
+        model, reading.new, reading.rows, len(reading.turns), reading.places, reading.still, job, (layer, update)
     )
     hints = [*reading.facts.get("hints", []), *([] if options.recombine else [MORE])]
     facts = {"memory": told} | ({"hints": hints} if hints else {})
-    quiet = torch.cat([prompts.x, text])
-    return replace(reading, last=answers, quiet=quiet, memory={(layer, "down"): update}, facts=facts)
+    return replace(reading, last=last, quiet=quiet.x, memory={(layer, "down"): update}, facts=facts)
 
 
 def chosen_prompts(job: Job, old: Backbone, count: int, length: int) -> list[str]:
@@ -249,13 +253,17 @@ def _still(rows: Sequence[Tokens], count: int, seed: int) -> list[At]:
 
 
 def _read_new(
-    model: Any, new: Backbone, rows: Sequence[Tokens], places: Sequence[Place], still: Sequence[At], job: Job,
-    options: ReadingOptions, memory: tuple[int, LowRank] | None = None,
-) -> tuple[LastLayer, LastLayer, Tensor]:  # fmt: skip
-    """Read the new model's last layer at ``places``, at ``still`` and, its down projection's input, in other text."""
-    wanted = [(turn, position) for turn, _, position in places]
+    model: Any, new: Backbone, rows: Sequence[Tokens], turns: int, places: Sequence[Place], still: Sequence[At],
+    job: Job, memory: tuple[int, LowRank] | None = None,
+) -> tuple[LastLayer, LastLayer]:  # fmt: skip
+    """Read the last layer at ``places`` and at ``still``; other text apart from the turns, which begin alike."""
+    wanted = [*((turn, position) for turn, _, position in places), *still]
+    inside = [one for one in wanted if one[0] < turns]
+    outside = [(row - turns, position) for row, position in wanted if row >= turns]
     at, update = memory or (0, None)
     with updated(down_of(model, new, at), update):
-        found = last_layer(model, new, rows, [*wanted, *still], job.progress)
-        text = read_text(model, new, down_of(model, new, new.arch.layers - 1), job.seed, options.text)
-    return found.at(slice(len(wanted))), found.at(slice(len(wanted), None)), text.to(found.x)
+        found = last_layer(model, new, rows[:turns], inside, job.progress)
+        if outside:
+            text = last_layer(model, new, rows[turns:], outside, job.progress)
+            found = LastLayer(*(torch.cat(pair) for pair in zip(found, text, strict=True)))
+    return found.at(slice(len(places))), found.at(slice(len(places), None))

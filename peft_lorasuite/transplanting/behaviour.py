@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import adapter as adapter_files
-from ..activations import BATCH_TOKENS, SINKS, padded
+from ..activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
 from ..adapter import Adapter
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
@@ -27,6 +27,8 @@ SHOWN = 8
 """Prompts that tell whether the old adapted model ends them with other tokens."""
 MERGED = 0.1
 """Probability from which on it does."""
+PARAGRAPH = 96
+"""Tokens of one paragraph of other text at most: more paragraphs tell more than longer ones."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ def tokens(backbone: Backbone, turn: Turn) -> Tokens:
     ends[-1] = length
     ends += [length + end for _, end in response["offset_mapping"]]
     return Tokens((*prompt["input_ids"], *response["input_ids"]), tuple(ends), start, turn.ended, turn.merges)
+
+
+def other_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
+    """Draw paragraphs of the built-in text, until there are so many positions behind their first tokens."""
+    texts, rows, found = built_in_text(), [], 0
+    for number in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
+        if found >= count:
+            break
+        ids = tuple(encode(backbone, texts[number])["input_ids"][:PARAGRAPH])
+        rows.append(Tokens(ids, (), len(ids), ended=False))
+        found += len(ids) - 1
+    return rows
 
 
 @torch.no_grad()
