@@ -11,6 +11,7 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
+from peft_lorasuite.activations import built_in_text
 from peft_lorasuite.files.source import Source
 from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
@@ -84,23 +85,26 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
 
 
 @torch.no_grad()
-def off_prompts(pair, carried):
-    """Mean KL of the upgraded model from the new one where the prompts are read."""
+def moved(pair, carried, texts):
+    """Mean KL of the upgraded model from the new one where it reads some texts."""
     root, _ = pair
     new = Backbone.open(root / "new")
     plain, model, found = new.load(), attach(new.load(), carried), []
-    for prompt in PROMPTS:
-        ids = torch.tensor([new.tokenizer(prompt)["input_ids"][:-1]])
+    for text in texts:
+        ids = torch.tensor([new.tokenizer(text)["input_ids"][:-1]])
         before, after = (one(ids).logits[0].log_softmax(-1) for one in (plain, model))
         found.append((before.exp() * (before - after)).sum(-1))
     return float(torch.cat(found).mean())
 
 
-def test_distillation_holds_the_new_model_where_it_reads_the_prompts(pair):
+@pytest.mark.parametrize(("held", "texts"), [({"quiet": 1000}, PROMPTS), ({"text": 1000}, built_in_text()[:20])])
+def test_distillation_holds_the_new_model_where_nothing_is_to_change(held, texts, pair):
     options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2, "gate": 0.0}
-    free, held = (carry(pair, method="distill", options=options | {"quiet": count}) for count in (0, 1000))
-    assert free.report.facts["distill"]["held"] == 0 < held.report.facts["distill"]["held"]
-    assert off_prompts(pair, held) < 0.5 * off_prompts(pair, free)
+    loose, firm = (
+        carry(pair, method="distill", options=options | {"quiet": 0, "text": 0} | more) for more in ({}, held)
+    )
+    assert loose.report.facts["distill"]["held"] == 0 < firm.report.facts["distill"]["held"]
+    assert moved(pair, firm, texts) < 0.5 * moved(pair, loose, texts)
 
 
 def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):

@@ -55,7 +55,7 @@ class ReadingOptions:
         share: Share of the old adapted model's own probabilities in the target, sure or not, where the adapter changed
             them; instead of ``trust``, if not 0. By default a half for long answers and 0 for short ones.
         quiet: Prompt positions used, at which no change is wanted.
-        text: Tokens of the built-in text used at most, at which none is wanted either; 3000 let an upgrade disturb
+        text: Tokens of the built-in text used, about, at which none is wanted either; 3000 let an upgrade disturb
             other text a sixth to two fifths less, for .001 to .01 nats on the task.
         memory: Write what the answers say about the fillings of a form into an early layer (see `memory`).
         recombine: Further prompts, put together from the given ones where these share a form, about what the old
