@@ -193,11 +193,15 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
     if method in BEHAVIOUR:
         gap, told = BEHAVIOUR[method], (fitted or {}).get(method, {})
         if "divergence" in told:
-            sure, before, left = (float(told[key]) for key in ("confidence", "divergence", "divergence_left"))
-            reached = max(1 - left / before, 0.0) if before > 0 else 0.0
-            gap = reached * min(1.0, sure / CONFIDENT)
-            because += f", wanted change reached on the prompts {reached:.0%} at a confidence of {sure:.2f}"
-            because += "; method='distill' trains on the same prompts what is missing" if gap < EXPLAINED else ""
+            before, left = float(told["divergence"]), float(told["divergence_left"])
+            gap = max(1 - left / before, 0.0) if before > 0 else 0.0
+            because += f", wanted change reached on the prompts {gap:.0%}"
+        if "confidence" in told:
+            sure = float(told["confidence"])
+            gap *= min(1.0, sure / CONFIDENT)
+            because += f", confidence of the old adapted model {sure:.2f}"
+        if method == "transplant" and gap < EXPLAINED:
+            because += "; method='distill' trains on the same prompts what is missing"
     return Prediction("holds" if gap >= EXPLAINED else "retrain", round(gap, 3), because)
 
 

@@ -141,6 +141,13 @@ def test_what_the_fit_left_corrects_what_the_map_promised(left, confidence, gap,
     assert (lost.verdict, lost.gap) == ("retrain", 0)
 
 
+@pytest.mark.parametrize(("confidence", "gap", "verdict"), [(0.85, 0.9, "holds"), (0.05, 0.09, "retrain")])
+def test_distillation_towards_what_the_old_model_hardly_knew_is_not_promised(confidence, gap, verdict):
+    scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
+    found = judge(scores, "distill", {"distill": {"confidence": confidence}})
+    assert (found.verdict, found.gap) == (verdict, pytest.approx(gap))
+
+
 def test_where_nothing_was_wanted_nothing_is_promised():
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     fitted = {"transplant": {"divergence": 0.0, "divergence_left": 0.0, "confidence": 1.0}}

@@ -99,6 +99,7 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     rows = _rows(reading.rows, [*((turn, position) for turn, _, position in reading.places), *reading.still])
     facts = {
         "prompts": len(reading.turns), "positions": len(reading.places), "held": len(reading.still), "gate": gate,
+        "confidence": round(float(teacher.confidence[: len(reading.places)].mean()), 4),
     }  # fmt: skip
     del reading  # it holds the new model's head, and training loads the model anew
     trained, loss = _train(job, new, first, rows, teacher, options)
