@@ -173,8 +173,8 @@ def reduced_rank_ridge(
 ) -> tuple[LowRank, float]:  # fmt: skip
     """Fit ``B A x ≈ wanted`` and ``B A x ≈ 0`` on the quiet rows, optimal among all pairs of this rank.
 
-    Solved in the dual, where the positions are few against the projection's width: ``a = (K + λI)^-1 R``; B holds the
-    top eigenvectors of ``R^T K a`` and ``A = (a B)^T X``.
+    Solved in the dual where there are fewer positions than the projection is wide: ``a = (X X^T + λI)^-1 R``, B holds
+    the top eigenvectors of ``R^T X X^T a`` and ``A = (X^T a B)^T``; otherwise for ``X^T a = (X^T X + λI)^-1 X^T R``.
 
     Returns:
         The update, and the share of the wanted shifts' energy that it produces on x.
@@ -182,15 +182,29 @@ def reduced_rank_ridge(
     scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(quiet))]).double()[:, None]
     X = torch.cat([x, quiet]).double() * scale
     R = torch.cat([wanted.double(), wanted.new_zeros(len(quiet), wanted.shape[1]).double()]) * scale
-    K = X @ X.T
-    level = float(K.diagonal().mean())
+    level = float((X**2).sum()) / len(X)
     if not 0 < level < math.inf:
         raise LoraSuiteError("the inputs of a down projection are all zero or not finite: there is nothing to fit on")
-    K.diagonal().add_(ridge * level)
-    dual = torch.cholesky_solve(R, torch.linalg.cholesky(K))
-    M = R.T @ (R - ridge * level * dual)  # of R^T K a
-    B = torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, -rank:]
-    A = (dual @ B).T @ X
+    if len(X) <= X.shape[1]:
+        dual = _ridge(X @ X.T, ridge * level, R)
+        B = _top(R.T @ (R - ridge * level * dual), rank)  # of R^T X X^T a
+        A = (dual @ B).T @ X
+    else:
+        moment = X.T @ R
+        primal = _ridge(X.T @ X, ridge * level, moment)
+        B = _top(moment.T @ primal, rank)
+        A = (primal @ B).T
     off = x.double() @ A.T @ B.T - wanted.double()
     explained = 1 - float((off**2).sum() / (wanted.double() ** 2).sum().clamp(min=1e-300))
     return LowRank(A.float(), B.float()), explained
+
+
+def _ridge(gram: Tensor, level: float, right: Tensor) -> Tensor:
+    """Solve ``(gram + level I) y = right``; the Gram matrix, often the largest thing there is, is overwritten."""
+    gram.diagonal().add_(level)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+
+
+def _top(matrix: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors of a symmetric matrix's largest eigenvalues as columns."""
+    return torch.linalg.eigh((matrix + matrix.T) / 2).eigenvectors[:, -rank:]

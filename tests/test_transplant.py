@@ -201,9 +201,10 @@ def test_the_target_of_long_answers_is_shared_by_both_models(pair, length, trust
     assert (target() - target(**same | {"share": 1.0 - same["share"] / 2})).abs().max() > 1e-3
 
 
-def test_reduced_rank_ridge_is_the_best_of_its_rank():
+@pytest.mark.parametrize("width", [12, 60])
+def test_reduced_rank_ridge_is_the_best_of_its_rank_whichever_way_it_is_solved(width):
     generator = torch.Generator().manual_seed(0)
-    x, wanted, quiet = (torch.randn(n, d, generator=generator) for n, d in ((30, 12), (30, 8), (10, 12)))
+    x, wanted, quiet = (torch.randn(n, d, generator=generator) for n, d in ((30, width), (30, 8), (10, width)))
     update, explained = reduced_rank_ridge(x, wanted, quiet, weight=8.0, ridge=0.05, rank=3)
     scale = torch.cat([torch.full((30,), 8.0), torch.ones(10)]).sqrt()[:, None]
     X, R = torch.cat([x, quiet]) * scale, torch.cat([wanted, torch.zeros(10, 8)]) * scale
@@ -212,8 +213,8 @@ def test_reduced_rank_ridge_is_the_best_of_its_rank():
     def loss(W):
         return float(((X @ W.T - R) ** 2).sum() + level * (W**2).sum())
 
-    free = torch.linalg.solve(X.T @ X + level * torch.eye(12), X.T @ R).T
-    root = torch.linalg.cholesky(X.T @ X + level * torch.eye(12))
+    free = torch.linalg.solve(X.T @ X + level * torch.eye(width), X.T @ R).T
+    root = torch.linalg.cholesky(X.T @ X + level * torch.eye(width))
     U, s, Vt = torch.linalg.svd(free @ root, full_matrices=False)
     best = U[:, :3] * s[:3] @ Vt[:3] @ torch.linalg.inv(root)
     assert loss(update.delta()) == pytest.approx(loss(best), rel=1e-5)
