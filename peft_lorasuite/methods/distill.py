@@ -93,7 +93,8 @@ def distill(job: Job, options: DistillOptions) -> Draft:
     shared = {one.name: getattr(options, one.name) for one in fields(ReadingOptions) if hasattr(options, one.name)}
     start = TransplantOptions(**shared, rank=16, sharpen=0)  # a larger rank would be trained in every part
     reading = read(job, start)
-    gate = options.gate if options.gate is not None else 0.0 if reading.long else GATE
+    usual = 0.0 if reading.long else GATE
+    gate = usual if options.gate is None else options.gate
     teacher = reading.teacher(start, gate=gate, seed=job.seed).holding(reading.new_head, reading.still_before)
     first = fit(job, reading, start) if options.start else _nothing(new, job)
     rows = _rows(reading.rows, [*((turn, position) for turn, _, position in reading.places), *reading.still])

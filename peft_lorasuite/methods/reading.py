@@ -93,7 +93,7 @@ class Reading:
         before: Output of the new model's last layer there, as it is.
         last: Its last layer there, with what was memorised.
         rows: The turns in new tokens, then other text.
-        still: Positions that read prompts or other text, where no change is wanted: row and position.
+        still: Positions that read prompts, then other text, where no change is wanted: row and position.
         still_before: Output of the last layer at ``still``, as it is.
         quiet: Input of the last down projection at ``still``, with what was memorised.
         memory: Update of an early layer that knows the facts, if the answers told any.

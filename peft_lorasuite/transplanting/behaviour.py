@@ -85,8 +85,9 @@ def other_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
         if found >= count:
             break
         ids = tuple(encode(backbone, texts[number])["input_ids"][:PARAGRAPH])
-        rows.append(Tokens(ids, (), len(ids), ended=False))
-        found += len(ids) - 1
+        if len(ids) > 1:  # a tokenizer of another language may make nothing of a text
+            rows.append(Tokens(ids, (), len(ids), ended=False))
+            found += len(ids) - 1
     return rows
 
 
