@@ -22,9 +22,9 @@ from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, st
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
 from peft_lorasuite.adapters.written import RECORD, REPORT, write_adapter
-from peft_lorasuite.files.folder import whole_folder
-from peft_lorasuite.files.source import Source
 from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.io.output import whole_folder
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.prompts import Example, fill

@@ -21,7 +21,7 @@ from demo_pair import METHODS, TEMPLATE, DemoPair
 from torch import Tensor
 
 from peft_lorasuite.adapter import read as read_adapter
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import read

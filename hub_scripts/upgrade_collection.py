@@ -22,9 +22,9 @@ from typing import Any
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
 from peft_lorasuite.adapter import reads_backbones
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.files.places import is_file
-from peft_lorasuite.files.source import Source, name_and_revision
 from peft_lorasuite.hub import check_push
+from peft_lorasuite.io.paths import is_file
+from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.mapping.identity import check_same

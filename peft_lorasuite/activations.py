@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .files.places import is_file
+from .io.paths import is_file
 from .running.heap import free_models, give_back
 from .running.offload import is_on_disk
 from .running.processes import share, summed

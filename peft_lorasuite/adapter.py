@@ -18,8 +18,8 @@ from .adapters.token_tables import TableUpdate, needs_old
 from .adapters.variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .files.source import Source
-from .files.weights import no_safetensors, open_safetensors, read_all
+from .io.checkpoint import no_safetensors, open_safetensors, read_all
+from .io.source import Source
 from .layout import head_rows, join
 from .lowrank import LowRank, stack
 from .spec import Architecture, Site

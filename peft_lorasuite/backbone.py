@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import LoraSuiteError, brief
-from .files.source import Source, name_and_revision
-from .files.weights import Checkpoint, ModelWeights
+from .io.checkpoint import Checkpoint, ModelWeights
+from .io.source import Source, name_and_revision
 from .layout import split
 from .registry import architecture
 from .running.borrowed import as_it_was

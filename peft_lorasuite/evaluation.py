@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LoraSuiteError
-from .files.source import name_and_revision
+from .io.source import name_and_revision
 from .running.checks import check_seed, check_whole
 from .running.heap import head_in_one_piece
 from .suites import answers, items
@@ -220,7 +220,7 @@ def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | No
     from .adapter import named_base
     from .adapters.by_name import adapter_folder, load_model, put_on
     from .adapters.variants import CONFIG
-    from .files.source import Source
+    from .io.source import Source
 
     base = Source(*_place(model, "model"))
     upper = None if adapter is None else Source(*_place(adapter, "adapter"))

@@ -16,7 +16,7 @@ from .adapters.by_name import adapter_folder, open_tokenizer, put_on
 from .adapters.written import write_adapter
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .files.folder import check_free, whole_folder
+from .io.output import check_free, whole_folder
 from .prompts import read_examples
 from .running.borrowed import seeded
 from .running.processes import is_first
@@ -125,7 +125,7 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
 
     from .adapter import old_backbone, read, read_config
     from .adapters.variants import READ, check
-    from .files.source import Source
+    from .io.source import Source
 
     if isinstance(model, PeftModel):
         return model

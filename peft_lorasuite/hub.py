@@ -13,9 +13,9 @@ from typing import Any
 from .adapter import CONFIG, WEIGHTS
 from .adapters.written import RECORD, REPORT, write_adapter
 from .errors import LoraSuiteError, context
-from .files.places import exists, is_folder
-from .files.source import Source, hub_errors, read_json
-from .files.weights import no_safetensors, read_all
+from .io.checkpoint import no_safetensors, read_all
+from .io.paths import exists, is_folder
+from .io.source import Source, hub_errors, read_json
 from .publishing import card
 from .publishing.remote import Pushed, check_id, check_secrets, publish
 from .upgrade_map import UpgradeMap
@@ -233,7 +233,7 @@ def _check_base(base: str, token: str | bool | None) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    from .files.retry import patiently
+    from .io.retry import patiently
 
     with hub_errors(Source(base, "backbone", hub_only=True)):
         try:

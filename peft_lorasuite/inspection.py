@@ -11,9 +11,9 @@ from .adapters.sizes import sizes
 from .adapters.variants import CONFIG
 from .adapters.written import REPORT
 from .errors import LoraSuiteError, context
-from .files.folder import writing
-from .files.places import exists, is_folder
-from .files.source import Source, name_and_revision
+from .io.output import writing
+from .io.paths import exists, is_folder
+from .io.source import Source, name_and_revision
 from .pictures import adapter_pages, map_pages
 from .pictures.drawn import Drawn
 from .pictures.figures import require

@@ -13,9 +13,9 @@ from typing import Any
 from .adapter import WEIGHTS
 from .adapters.written import REPORT
 from .errors import LoraSuiteError
-from .files.folder import check_folder
-from .files.places import is_file
-from .files.source import read_json
+from .io.output import check_folder
+from .io.paths import is_file
+from .io.source import read_json
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from .adapter import WEIGHTS, read_config
 from .adapters.written import REPORT
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .files.places import is_folder
-from .files.source import Source, hub_errors, name_and_revision
+from .io.paths import is_folder
+from .io.source import Source, hub_errors, name_and_revision
 from .journal import SETTINGS, Journal, Outcome
 from .mapping.identity import public_name
 from .prompts import read_prompts
@@ -169,7 +169,7 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
     """List the adapters of a user or organisation whose card names a backbone."""
     from huggingface_hub import HfApi
 
-    from .files.retry import patiently
+    from .io.retry import patiently
 
     with hub_errors(Source(author, "user", token=token, hub_only=True)):
         models = patiently(

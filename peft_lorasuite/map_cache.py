@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .backbone import Backbone
-from .files.source import read_json
+from .io.source import read_json
 from .mapping.identity import Identity, unlike
 from .methods.base import find
 from .running.processes import is_first, wait

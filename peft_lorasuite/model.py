@@ -15,8 +15,8 @@ from .adapter import old_backbone, reads_backbones
 from .adapters.variants import select
 from .backbone import Backbone
 from .errors import LoraSuiteError, brief
-from .files.folder import writing
-from .files.source import Source
+from .io.output import writing
+from .io.source import Source
 from .map_cache import map_for
 from .methods.base import reads_old
 from .prompts import check_enough, read_prompts

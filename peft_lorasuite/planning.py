@@ -13,7 +13,7 @@ from .costs.counts import MATCHED, Costs, shared_at_most
 from .costs.rates import GB, Rates
 from .costs.stages import Side, Stage
 from .errors import LoraSuiteError
-from .files.source import Source, read_json
+from .io.source import Source, read_json
 from .methods import base as methods
 from .spec import Architecture
 from .upgrade_map import MapOptions

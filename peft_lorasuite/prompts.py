@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LoraSuiteError
-from .files.places import is_file
+from .io.paths import is_file
 from .suites.answers import check_template, check_text, prompt
 
 FIELDS = ("instruction", "input", "output", "answer")

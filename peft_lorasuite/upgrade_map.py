@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ._version import __version__
 from .errors import LoraSuiteError, context
-from .files.folder import whole_folder
-from .files.source import Source, name_and_revision, read_json
-from .files.weights import read_all
+from .io.checkpoint import read_all
+from .io.output import whole_folder
+from .io.source import Source, name_and_revision, read_json
 from .mapping.identity import Identity
 from .mapping.map_options import MapOptions
 from .mapping.sections import Section, add_section, checked_methods, map_key, stored_sections

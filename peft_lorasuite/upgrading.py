@@ -24,8 +24,8 @@ from .adapters.written import REPORT
 from .backbone import Backbone
 from .differences import differences
 from .errors import LoraSuiteError, context
-from .files.folder import check_apart, whole_folder
-from .files.source import Source
+from .io.output import check_apart, whole_folder
+from .io.source import Source
 from .layout import split
 from .lowrank import LowRank
 from .mapping.identity import check_same, public_name

@@ -12,7 +12,7 @@ from pico import pico_model
 
 from peft_lorasuite.adapter import read
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 
 COMMON = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
 KINDS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.files.folder import whole_folder
+from peft_lorasuite.io.output import whole_folder
 
 
 def filled(target: Path, text: str) -> Path:

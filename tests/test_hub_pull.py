@@ -17,7 +17,7 @@ from hub_server import HubServer
 from safetensors.torch import load_file
 
 from peft_lorasuite import LoraSuiteError
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
@@ -108,7 +108,7 @@ FAULTS = (
     + """
 import io, os
 from peft_lorasuite.cli import main
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 stream = io.StringIO()
 logging.basicConfig(level=logging.DEBUG, stream=stream)
 def pull(name, upgrade_map=FOLDER, **more):
@@ -206,7 +206,7 @@ def test_faults_and_traps_of_a_pull(stocked: HubServer, made: Path, tmp_path: Pa
 
 LIGHT = """
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 def told(work):
     try:
         work()

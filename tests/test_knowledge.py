@@ -14,8 +14,8 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
 from peft_lorasuite.cli import main
-from peft_lorasuite.files.source import Source
 from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both

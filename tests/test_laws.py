@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.adapter import Adapter
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.layout import group_of, head_rows, heads_first, join, placed, split
 from peft_lorasuite.lowrank import LowRank, stack
 from peft_lorasuite.registry import architecture

@@ -9,7 +9,7 @@ from pico import unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
 from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.model import attach
 from peft_lorasuite.transplanting.behaviour import adapted, merging
 

@@ -16,7 +16,7 @@ from command_fixtures import Pair, refused
 
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.files.folder import check_free, whole_folder
+from peft_lorasuite.io.output import check_free, whole_folder
 from peft_lorasuite.mapping.identity import identify, tokenizer_files
 
 pair = command_fixtures.pair

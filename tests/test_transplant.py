@@ -12,7 +12,7 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.activations import built_in_text
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.distill import DistillOptions, distill

@@ -242,7 +242,7 @@ def test_one_of_several_adapters_is_chosen_on_the_hub(hub, llama, tmp_path):
     hub.add_repo("org/several", files)
     code = """
 from peft_lorasuite.adapter import reads_backbones
-from peft_lorasuite.files.source import Source
+from peft_lorasuite.io.source import Source
 from peft_lorasuite.adapters.variants import select
 from peft_lorasuite.errors import LoraSuiteError
 source = Source("org/several", "adapter")

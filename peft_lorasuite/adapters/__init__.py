@@ -1,1 +1,1 @@
-"""The tensors and files of PEFT adapters, kind by kind; `adapter` is the room that uses them."""
+"""Reading and writing PEFT adapters."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..adapter import read_config
 from ..errors import LoraSuiteError, brief
-from ..files.source import Source, name_and_revision
-from ..files.weights import Checkpoint, no_safetensors, read_all
+from ..io.checkpoint import Checkpoint, no_safetensors, read_all
+from ..io.source import Source, name_and_revision
 from ..running.loading import loaded, told
 from .variants import CONFIG, WEIGHTS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapter import PREFIX, Adapter
 from ..backbone import Backbone
 from ..errors import LoraSuiteError, brief
-from ..files.source import Source
+from ..io.source import Source
 from ..lowrank import LowRank, low_rank_of
 from .variants import CONFIG, WEIGHTS
 

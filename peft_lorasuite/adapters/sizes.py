@@ -9,7 +9,7 @@ from typing import Any
 from ..adapter import Adapter, named_base, read
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..files.source import Source
+from ..io.source import Source
 
 
 @dataclass(frozen=True)

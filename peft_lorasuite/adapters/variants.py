@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..files.source import Source
+from ..io.source import Source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..files.weights import evenly
+from ..io.checkpoint import evenly
 from ..spec import Architecture
 from ..vocabulary import tokenizer_hash
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..files.source import Source
-from ..files.weights import broken, open_safetensors
+from ..io.checkpoint import broken, open_safetensors
+from ..io.source import Source
 from ..running.offload import placed
 from ..running.progress import Progress, silent
 from ..spec import check_parts

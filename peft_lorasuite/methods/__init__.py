@@ -1,1 +1,1 @@
-"""The ways to carry an adapter over, one file each."""
+"""The conversion methods, one file each, and their registry."""

@@ -12,7 +12,7 @@ import torch
 
 from .. import adapter as adapter_files
 from ..backbone import Backbone
-from ..files.source import Source
+from ..io.source import Source
 from ..running.borrowed import seeded
 from ..spec import check_parts
 from ..transplanting.behaviour import Tokens

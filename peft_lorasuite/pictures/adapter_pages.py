@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.sizes import Sizes, sizes
-from ..files.source import Source
+from ..io.source import Source
 from . import adapter_figures, map_pages, pages
 from .figures import short
 from .gains import Gain

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraSuiteError
-from ..files.places import is_folder
+from ..io.paths import is_folder
 from ..mapping.identity import public_name
 from ..suites.scores import Evaluation
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..errors import LoraSuiteError
-from ..files.places import is_file
+from ..io.paths import is_file
 
 if TYPE_CHECKING:
     from ..suites.scores import Evaluation

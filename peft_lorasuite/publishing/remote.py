@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..files.retry import PAUSES, patiently, pause_for
-from ..files.source import Source, hub_errors
-from ..files.weights import open_safetensors
+from ..io.checkpoint import open_safetensors
+from ..io.retry import PAUSES, patiently, pause_for
+from ..io.source import Source, hub_errors
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import warnings
 from argparse import Namespace
 from typing import Any
 
-from ..files.source import name_and_revision
+from ..io.source import name_and_revision
 from ..running.processes import is_first
 from ..running.progress import Progress, bars, silent
 

@@ -14,7 +14,7 @@ from ..adapter import named_base
 from ..adapters.by_name import adapter_folder, put_on
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..files.source import Source
+from ..io.source import Source
 from ..prompts import Example, fill
 from ..suites.answers import check_template, check_text
 from ..transplanting.answering import answer

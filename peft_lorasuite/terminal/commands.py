@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..files.folder import check_apart, check_free
-from ..files.source import name_and_revision
+from ..io.output import check_apart, check_free
+from ..io.source import name_and_revision
 from ..running.processes import is_first, wait
 from ..running.progress import Progress
 from .calls import Told, begin, open_backbone
@@ -111,7 +111,7 @@ def upgrade(args: Namespace) -> Told:
     from ..adapter import old_backbone, read_config, reads_backbones
     from ..adapters.variants import select
     from ..backbone import Backbone
-    from ..files.source import Source
+    from ..io.source import Source
     from ..map_cache import map_for
     from ..methods.base import reads_old
     from ..upgrade_map import UpgradeMap
@@ -186,8 +186,8 @@ def _pictures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
 
     if find_spec("matplotlib") is None:
         return None
-    from ..files.source import Source
     from ..inspection import card_pictures
+    from ..io.source import Source
 
     name, revision = name_and_revision(args.adapter)
     before, bases = Source(name, "adapter", revision), (args.old and name_and_revision(args.old)[0], None)

@@ -14,8 +14,8 @@ from typing import Any
 from ..adapters.written import write_adapter
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..files.folder import whole_folder
 from ..finetuning import finetune
+from ..io.output import whole_folder
 from ..model import attach
 from ..prompts import fill, read_examples
 from ..report import layer_map_figure

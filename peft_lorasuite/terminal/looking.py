@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..files.folder import check_free, whole_folder
-from ..files.source import name_and_revision
+from ..io.output import check_free, whole_folder
+from ..io.source import name_and_revision
 from ..running.progress import silent
 from .calls import Told, begin, open_backbone
 

@@ -1,1 +1,1 @@
-"""Training and scoring on labelled examples, as token ids."""
+"""Training and scoring on labeled examples."""

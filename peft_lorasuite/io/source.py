@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
-from .places import exists, is_file, is_folder
+from .paths import exists, is_file, is_folder
 from .retry import patiently, transport_error
 
 LARGE = 50 * 10**6

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import LoraSuiteError
-from .places import exists, is_folder
+from .paths import exists, is_folder
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What the system says of a handle that takes no more; it names no file then."""

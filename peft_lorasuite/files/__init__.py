@@ -1,1 +1,0 @@
-"""Names, folders and files: what a user or a stranger gave, and output that appears whole or not at all."""
