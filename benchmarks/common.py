@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.prompts import Example, fill, read_examples
-from peft_lorasuite.spec import Architecture
 
 PACKAGES = ("peft_lorasuite", "torch", "transformers", "peft", "accelerate")
 

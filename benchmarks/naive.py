@@ -13,8 +13,8 @@ import time
 import torch
 from torch import Tensor
 
+from peft_lorasuite.arch.spec import Heads
 from peft_lorasuite.matching import assign
-from peft_lorasuite.spec import Heads
 
 Parts = dict[str, Tensor]
 """Part -> weight in PyTorch's orientation, (out, in)."""

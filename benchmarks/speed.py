@@ -28,14 +28,14 @@ from safetensors import safe_open
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.activations import Sampling, batches, built_in_text, chosen_tokens, paired_activations, run
+from peft_lorasuite.arch.layout import heads_first
+from peft_lorasuite.arch.spec import ATTENTION
 from peft_lorasuite.costs.rates import fastest
-from peft_lorasuite.layout import heads_first
 from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.many import upgrade_many
 from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.methods.lorasuite import move
 from peft_lorasuite.similarity import head_similarity, layer_similarity
-from peft_lorasuite.spec import ATTENTION
 from peft_lorasuite.transfer import hidden_map, pseudo_inverse
 
 RANK, LOOPED = 16, 32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_lorasuite.registry import register
-from peft_lorasuite.spec import Architecture, Site
+from peft_lorasuite.arch.registry import register
+from peft_lorasuite.arch.spec import Architecture, Site
 
 from .llama import describe
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .arch.registry import architecture, register
+    from .arch.spec import Architecture, Heads, Site
     from .backbone import Backbone
     from .errors import LoraSuiteError
     from .evaluation import evaluate
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from .many import upgrade_many
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install
-    from .registry import architecture, register
-    from .spec import Architecture, Heads, Site
     from .upgrade_map import MapOptions, UpgradeMap
     from .upgrading import Report, Upgraded, upgrade
 

@@ -16,13 +16,13 @@ from .adapters import adalora
 from .adapters.parsing import Found
 from .adapters.token_tables import TableUpdate, needs_old
 from .adapters.variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
+from .arch.layout import head_rows, join
+from .arch.spec import Architecture, Site
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.checkpoint import no_safetensors, open_safetensors, read_all
 from .io.source import Source
-from .layout import head_rows, join
 from .lowrank import LowRank, stack
-from .spec import Architecture, Site
 
 Key = tuple[int, str]
 """Layer and part."""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .adapter import Adapter, Key
 from .adapters.token_tables import both
+from .arch.layout import group_of
+from .arch.spec import ATTENTION, WRITERS
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .layout import group_of
 from .lowrank import LowRank, low_rank_of
 from .methods.base import Draft, Job
-from .spec import ATTENTION, WRITERS
 
 SMALL = 1e-6
 """Rows shorter than this share of the longest one have no direction."""

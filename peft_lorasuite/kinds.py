@@ -11,10 +11,10 @@ from . import dora
 from .adapter import PREFIX, Adapter, by_site, join_sites
 from .adapters.token_tables import TableUpdate, both, carry, needs_old, written
 from .adapters.variants import TRAINED_BIAS
+from .arch.spec import Site
 from .errors import LoraSuiteError, unknown
 from .lowrank import LowRank
 from .methods.base import Draft, Job
-from .spec import Site
 
 KINDS = ("same", "lora")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._version import __version__
+from .arch.spec import ATTENTION, Architecture
 from .errors import LoraSuiteError, context
 from .io.checkpoint import read_all
 from .io.output import whole_folder
@@ -21,7 +22,6 @@ from .io.source import Source, name_and_revision, read_json
 from .mapping.identity import Identity
 from .mapping.map_options import MapOptions
 from .mapping.sections import Section, add_section, checked_methods, map_key, stored_sections
-from .spec import ATTENTION, Architecture
 from .transfer import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
 
 if TYPE_CHECKING:

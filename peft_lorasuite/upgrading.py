@@ -21,18 +21,18 @@ from ._version import __version__
 from .adapter import Adapter, Key, join_sites
 from .adapters.variants import select
 from .adapters.written import REPORT
+from .arch.differences import differences
+from .arch.layout import split
+from .arch.spec import Architecture
 from .backbone import Backbone
-from .differences import differences
 from .errors import LoraSuiteError, context
 from .io.output import check_apart, whole_folder
 from .io.source import Source
-from .layout import split
 from .lowrank import LowRank
 from .mapping.identity import check_same, public_name
 from .methods import base as methods
 from .running.checks import check_seed, check_whole
 from .running.progress import Progress, silent
-from .spec import Architecture
 from .upgrade_map import UpgradeMap
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from pico import PICO, pico_config, pico_model
 from torch import Tensor
 
-from peft_lorasuite.layout import join, split
-from peft_lorasuite.registry import architecture
-from peft_lorasuite.spec import WRITERS, Architecture
+from peft_lorasuite.arch.layout import join, split
+from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.spec import WRITERS, Architecture
 
 KEYS = {
     "layers": "num_hidden_layers",

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
-from peft_lorasuite.registry import architecture
+from peft_lorasuite.arch.registry import architecture
 
 VOCABULARY = 120
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}

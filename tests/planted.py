@@ -14,7 +14,7 @@ from pico import PICO, VOCABULARY, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
-from peft_lorasuite.spec import WRITERS
+from peft_lorasuite.arch.spec import WRITERS
 from peft_lorasuite.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO if name != "gemma3")

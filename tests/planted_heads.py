@@ -8,8 +8,8 @@ import torch
 from canon import GROUPED, Canon
 from torch import Tensor
 
-from peft_lorasuite.layout import heads_first
-from peft_lorasuite.spec import ATTENTION, Architecture, Heads
+from peft_lorasuite.arch.layout import heads_first
+from peft_lorasuite.arch.spec import ATTENTION, Architecture, Heads
 
 
 def more_heads(canon: Canon, generator: torch.Generator, arch: Architecture) -> None:

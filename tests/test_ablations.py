@@ -16,8 +16,8 @@ from torch import Tensor
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.adapter import Adapter, state_dict
+from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.layout import heads_first
 from peft_lorasuite.lowrank import LowRank
 from peft_lorasuite.matching import FIXED_PATHS, Pairs, fixed_path
 from peft_lorasuite.similarity import SIMILARITIES

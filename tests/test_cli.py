@@ -16,9 +16,9 @@ import torch
 from command_fixtures import Pair
 from transformers import AutoModelForCausalLM
 
+from peft_lorasuite.arch.registry import known
 from peft_lorasuite.cli import main
 from peft_lorasuite.methods import base
-from peft_lorasuite.registry import known
 from peft_lorasuite.terminal import catalogue
 from peft_lorasuite.upgrade_map import UpgradeMap
 

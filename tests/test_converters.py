@@ -19,10 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
+from peft_lorasuite.arch.layout import group_of, split
+from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.spec import WRITERS, Architecture
 from peft_lorasuite.backbone import Backbone
-from peft_lorasuite.layout import group_of, split
-from peft_lorasuite.registry import architecture
-from peft_lorasuite.spec import WRITERS, Architecture
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),

@@ -7,9 +7,9 @@ import torch
 from pico import pico_config
 from transformers.activations import ACT2FN
 
-from peft_lorasuite.differences import SAME_FUNCTION, differences
-from peft_lorasuite.registry import architecture
-from peft_lorasuite.spec import Architecture
+from peft_lorasuite.arch.differences import SAME_FUNCTION, differences
+from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.spec import Architecture
 
 
 def arch(name: str, **overrides: object) -> Architecture:

@@ -19,7 +19,7 @@ from hub_fixtures import client_env
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from peft_lorasuite import registry
+from peft_lorasuite.arch import registry
 from peft_lorasuite.methods import base as methods
 
 ROOT = Path(__file__).parent.parent

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, placed, split
+from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.spec import Architecture, Heads, Site
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.layout import group_of, head_rows, heads_first, join, placed, split
 from peft_lorasuite.lowrank import LowRank, stack
-from peft_lorasuite.registry import architecture
-from peft_lorasuite.spec import Architecture, Heads, Site
 from peft_lorasuite.upgrade_map import UpgradeMap
 from peft_lorasuite.upgrading import upgrade
 

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_lorasuite import MapOptions, UpgradeMap
+from peft_lorasuite.arch.layout import heads_first
+from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.spec import ATTENTION, WRITERS, Architecture
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.costs.counts import SVD, Costs, looks
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.costs.stages import Side, Stage
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.layout import heads_first
 from peft_lorasuite.matching import SMALL
 from peft_lorasuite.planning import plan, text
-from peft_lorasuite.registry import architecture
 from peft_lorasuite.similarity import head_similarity, sketch_signs, sketched, unit_similarity
-from peft_lorasuite.spec import ATTENTION, WRITERS, Architecture
 from peft_lorasuite.transfer import hidden_map, part_basis, pseudo_inverse
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"

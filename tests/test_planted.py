@@ -18,9 +18,9 @@ from planted import ADMITS, CHANGES, EVERY, NEW_WORDS, OLD_WORDS, replicated_gro
 from torch import Tensor
 
 from peft_lorasuite import PeftModel, UpgradeMap
-from peft_lorasuite.layout import group_of, join, split
+from peft_lorasuite.arch.layout import group_of, join, split
+from peft_lorasuite.arch.spec import Architecture, Heads
 from peft_lorasuite.map_cache import cache_folder
-from peft_lorasuite.spec import Architecture, Heads
 from peft_lorasuite.vocabulary import shared_tokens
 
 TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from peft_lorasuite import registry
-from peft_lorasuite.spec import Architecture, Heads, Site
+from peft_lorasuite.arch import registry
+from peft_lorasuite.arch.spec import Architecture, Heads, Site
 
 PLUGIN = """
-from peft_lorasuite.spec import Architecture, Heads, Site
+from peft_lorasuite.arch.spec import Architecture, Heads, Site
 
 def describe(config):
     sites = (Site("mix.qkv", ("q", "k", "v"), norm="ln"), Site("mix.out", ("o",)))
@@ -24,7 +24,7 @@ def describe(config):
 ASK = """
 from types import SimpleNamespace
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.registry import architecture, known
+from peft_lorasuite.arch.registry import architecture, known
 try:
     arch = architecture(SimpleNamespace(model_type={model_type!r}, depth=7))
     print(arch.family, arch.layers, arch.site("v").path, known()[{model_type!r}])

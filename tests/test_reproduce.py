@@ -124,8 +124,8 @@ def test_training_is_counted_as_torch_counts_it(program: ModuleType) -> None:
     from pico import pico_config, pico_model
     from torch.utils.flop_counter import FlopCounterMode
 
+    from peft_lorasuite.arch.registry import architecture
     from peft_lorasuite.costs.counts import Side
-    from peft_lorasuite.registry import architecture
 
     work = Work("boolq", None, 1, 1, 1, 20.0)
     wide = {"max_position_embeddings": 512}

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from peft_lorasuite import activations
 from peft_lorasuite.activations import Sampling, paired_activations
+from peft_lorasuite.arch.layout import group_of
+from peft_lorasuite.arch.spec import Heads
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.layout import group_of
 from peft_lorasuite.similarity import (
     SIMILARITIES,
     SKETCH,
@@ -23,7 +24,6 @@ from peft_lorasuite.similarity import (
     sketched,
     unit_similarity,
 )
-from peft_lorasuite.spec import Heads
 
 TEXTS = ["the cat sat on the mat.", "a dog ran to the red sun, and it ran on and on.", "two 2 or 3 cats, big cats!"]
 

@@ -8,7 +8,7 @@ import pytest
 from pico import PICO, pico_config
 
 from peft_lorasuite import Architecture, Heads, LoraSuiteError, Site, architecture
-from peft_lorasuite.layout import head_rows
+from peft_lorasuite.arch.layout import head_rows
 
 
 @pytest.mark.parametrize("model_type", sorted(PICO))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.layout import split
+from ..arch.spec import Architecture, Site
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..layout import split
 from ..lowrank import LowRank, bounded
-from ..spec import Architecture, Site
 from .token_tables import needs_old
 from .variants import OPTIONAL, OWN, TRAINED_BIAS
 

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arch.spec import Architecture
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank, bounded
-from ..spec import Architecture
 from ..transfer import Basis
 from ..vocabulary import shared_tokens
 

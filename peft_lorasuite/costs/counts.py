@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..activations import BATCH_TOKENS, BUDGET, PIECE
+from ..arch.spec import ATTENTION, Architecture
 from ..mapping.build import FIT_TOKENS
 from ..matching import SMALL
 from ..similarity import SKETCH, is_wide
-from ..spec import ATTENTION, Architecture
 from ..upgrade_map import MapOptions
 from .stages import Side, Stage
 

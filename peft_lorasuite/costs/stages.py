@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..spec import Architecture
+from ..arch.spec import Architecture
 
 
 @dataclass(frozen=True)

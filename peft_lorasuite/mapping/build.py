@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ..activations import Sampling, calibration_texts, paired_activations
+from ..arch.layout import group_of, heads_first
+from ..arch.spec import ATTENTION, WRITERS
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..layout import group_of, heads_first
 from ..matching import assign, assign_units, by_index, fixed_path, layer_path
 from ..running.heap import give_back
 from ..running.offload import placed
 from ..running.processes import share, together
 from ..running.progress import Progress, silent
 from ..similarity import head_similarity, layer_similarity, sketch_signs, sketched, unit_similarity
-from ..spec import ATTENTION, WRITERS
 from ..transfer import Basis, Rotary, fit_heads, fit_units, hidden_map, part_basis, pseudo_inverse
 from ..upgrade_map import LayerPair, MapOptions, UpgradeMap
 from ..vocabulary import shared_tokens

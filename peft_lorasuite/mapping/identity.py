@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import Architecture
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.checkpoint import evenly
-from ..spec import Architecture
 from ..vocabulary import tokenizer_hash
 
 SAMPLE_ROWS, LAYER_ROWS = 64, 4

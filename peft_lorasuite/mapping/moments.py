@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import Sampling, batches, chosen_tokens, encode, padded, run
+from ..arch.layout import head_rows
+from ..arch.spec import WRITERS, Architecture
 from ..backbone import Backbone
-from ..layout import head_rows
 from ..running.progress import Progress, silent
-from ..spec import WRITERS, Architecture
 
 WIDE = 2048
 """Widest input of a module whose products with itself are kept whole."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import WRITERS
 from ..errors import LoraSuiteError
 from ..lowrank import LowRank, truncated_svd
 from ..mapping.sections import Request, SectionSpec
-from ..spec import WRITERS
 from ..transfer import Basis
 from ..upgrade_map import LayerPair
 from .base import Draft, Job, method

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import adapter as adapter_files
+from ..arch.spec import check_parts
 from ..backbone import Backbone
 from ..io.source import Source
 from ..running.borrowed import seeded
-from ..spec import check_parts
 from ..transplanting.behaviour import Tokens
 from ..transplanting.states import At
 from ..transplanting.teacher import Teacher

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arch.layout import group_of, placed
+from ..arch.spec import ATTENTION, WRITERS, Heads
 from ..errors import unknown
-from ..layout import group_of, placed
 from ..lowrank import LowRank
-from ..spec import ATTENTION, WRITERS, Heads
 from ..transfer import EXACT, Basis, HeadFit, UnitFit
 from ..upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job, method

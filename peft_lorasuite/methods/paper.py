@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arch.layout import group_of, heads_first, placed
+from ..arch.spec import ATTENTION
 from ..backbone import Backbone
-from ..layout import group_of, heads_first, placed
 from ..lowrank import LowRank
-from ..spec import ATTENTION
 from ..transfer import pseudo_inverse
 from ..upgrade_map import LayerPair, UpgradeMap
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import choice, report
-from ..differences import differences
+from ..arch.differences import differences
 from ..upgrade_map import UpgradeMap
 from . import adapter_figures, gains, pages
 from .figures import short

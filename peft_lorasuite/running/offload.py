@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..spec import Architecture
 
 DISK = "disk"
 """The ``device_map`` that asks for it."""

@@ -9,9 +9,9 @@ from importlib import resources
 from types import SimpleNamespace
 from typing import Any
 
+from ..arch.registry import architecture, known
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..registry import architecture, known
-from ..spec import Architecture
 
 ORDERS = {
     "part head dim": "part after part",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import LoraSuiteError
+from ..errors import LoraSuiteError
 from .spec import WRITERS, Architecture, Heads, Site
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown
 
 WRITERS = ("o", "down")
 """Parts that write to the residual stream: output is the hidden size. The others read its normalised state."""

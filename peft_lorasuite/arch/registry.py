@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from .errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown
 from .spec import Architecture
 
 Converter = Callable[[Any], Architecture]

@@ -1,0 +1,1 @@
+"""Architectures: what the layers of each model family look like."""
