@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from peft_lorasuite import Backbone
 from peft_lorasuite.adapter import read
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.transplanting.states import down_of

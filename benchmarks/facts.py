@@ -23,7 +23,7 @@ from common import load_task, stage
 from reading_study import arguments, opened
 
 from peft_lorasuite.activations import batches
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import TransplantOptions

@@ -18,7 +18,7 @@ import torch
 from common import stage
 from reading_study import arguments, opened, read_items
 
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import Reading, read
 from peft_lorasuite.methods.transplant import TransplantOptions, fit

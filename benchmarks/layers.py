@@ -22,7 +22,7 @@ from torch import Tensor
 
 from peft_lorasuite.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.lowrank import LowRank, reduced_rank_ridge
+from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import SHORT, TransplantOptions

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_lorasuite.arch.spec import Heads
-from peft_lorasuite.matching import assign
+from peft_lorasuite.linalg.assignment import assign
 
 Parts = dict[str, Tensor]
 """Part -> weight in PyTorch's orientation, (out, in)."""

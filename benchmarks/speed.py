@@ -31,12 +31,12 @@ from peft_lorasuite.activations import Sampling, batches, built_in_text, chosen_
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.spec import ATTENTION
 from peft_lorasuite.costs.rates import fastest
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.basis import hidden_map, pseudo_inverse
+from peft_lorasuite.linalg.lowrank import LowRank
+from peft_lorasuite.linalg.similarity import head_similarity, layer_similarity
 from peft_lorasuite.many import upgrade_many
 from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.methods.lorasuite import move
-from peft_lorasuite.similarity import head_similarity, layer_similarity
-from peft_lorasuite.transfer import hidden_map, pseudo_inverse
 
 RANK, LOOPED = 16, 32
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""

@@ -22,7 +22,7 @@ from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.checkpoint import no_safetensors, open_safetensors, read_all
 from .io.source import Source
-from .lowrank import LowRank, stack
+from .linalg.lowrank import LowRank, stack
 
 Key = tuple[int, str]
 """Layer and part."""

@@ -15,7 +15,7 @@ from .arch.layout import group_of
 from .arch.spec import ATTENTION, WRITERS
 from .backbone import Backbone
 from .errors import LoraSuiteError
-from .lowrank import LowRank, low_rank_of
+from .linalg.lowrank import LowRank, low_rank_of
 from .methods.base import Draft, Job
 
 SMALL = 1e-6

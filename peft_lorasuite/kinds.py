@@ -13,7 +13,7 @@ from .adapters.token_tables import TableUpdate, both, carry, needs_old, written
 from .adapters.variants import TRAINED_BIAS
 from .arch.spec import Site
 from .errors import LoraSuiteError, unknown
-from .lowrank import LowRank
+from .linalg.lowrank import LowRank
 from .methods.base import Draft, Job
 
 KINDS = ("same", "lora")

@@ -19,10 +19,10 @@ from .errors import LoraSuiteError, context
 from .io.checkpoint import read_all
 from .io.output import whole_folder
 from .io.source import Source, name_and_revision, read_json
+from .linalg.basis import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
 from .mapping.identity import Identity
 from .mapping.map_options import MapOptions
 from .mapping.sections import Section, add_section, checked_methods, map_key, stored_sections
-from .transfer import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
 
 if TYPE_CHECKING:
     from .hub import Pushed

@@ -28,7 +28,7 @@ from .backbone import Backbone
 from .errors import LoraSuiteError, context
 from .io.output import check_apart, whole_folder
 from .io.source import Source
-from .lowrank import LowRank
+from .linalg.lowrank import LowRank
 from .mapping.identity import check_same, public_name
 from .methods import base as methods
 from .running.checks import check_seed, check_whole

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import Adapter
-from peft_lorasuite.lowrank import LowRank, truncated_svd
+from peft_lorasuite.linalg.basis import Basis
+from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
 from peft_lorasuite.methods.cross_lora import paired_svd
-from peft_lorasuite.transfer import Basis
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
 OPTIONS = MapOptions(layer_map="proportional")

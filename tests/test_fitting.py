@@ -7,7 +7,7 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.lowrank import LowRank, reduced_rank_ridge
+from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.transplanting.fitting import divergence, sharpened, wanted_shift
 from peft_lorasuite.transplanting.teacher import Head, Teacher
 

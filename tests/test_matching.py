@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.matching import FIXED_PATHS, TIE, Pairs, assign, assign_units, by_index, fixed_path, layer_path
+from peft_lorasuite.linalg.assignment import (
+    FIXED_PATHS,
+    TIE,
+    Pairs,
+    assign,
+    assign_units,
+    by_index,
+    fixed_path,
+    layer_path,
+)
 
 SHAPES = [(few, many) for few in range(1, 6) for many in range(few, 8)]
 

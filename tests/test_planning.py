@@ -28,10 +28,10 @@ from peft_lorasuite.costs.counts import SVD, Costs, looks
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.costs.stages import Side, Stage
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.matching import SMALL
+from peft_lorasuite.linalg.assignment import SMALL
+from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
+from peft_lorasuite.linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
 from peft_lorasuite.planning import plan, text
-from peft_lorasuite.similarity import head_similarity, sketch_signs, sketched, unit_similarity
-from peft_lorasuite.transfer import hidden_map, part_basis, pseudo_inverse
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
@@ -244,7 +244,7 @@ def test_of_a_hub_repository_the_config_alone_is_fetched(hub: HubServer, tmp_pat
     for name in ("Phi-1.5", "Phi-2"):
         hub.add_repo(f"org/{name}", {"config.json": Path(fixture(name)).read_bytes()})
     code = """
-from peft_lorasuite.matching import SMALL
+from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.planning import plan
 print(json.dumps(plan("org/Phi-1.5", "org/Phi-2@main").read))
 """

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import Adapter
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.map_cache import map_for
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]

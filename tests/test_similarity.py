@@ -15,7 +15,7 @@ from peft_lorasuite.arch.layout import group_of
 from peft_lorasuite.arch.spec import Heads
 from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.similarity import (
+from peft_lorasuite.linalg.similarity import (
     SIMILARITIES,
     SKETCH,
     head_similarity,

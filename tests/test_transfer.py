@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.transfer import EXACT, Basis, Rotary, fit_heads, fit_units, hidden_map, pseudo_inverse
+from peft_lorasuite.linalg.basis import EXACT, Basis, Rotary, fit_heads, fit_units, hidden_map, pseudo_inverse
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

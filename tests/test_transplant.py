@@ -13,7 +13,7 @@ from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upg
 from peft_lorasuite import adapter as adapter_files
 from peft_lorasuite.activations import built_in_text
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.lowrank import reduced_rank_ridge
+from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.reading import CUT, read

@@ -17,7 +17,7 @@ from torch import Tensor
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.activations import Sampling
 from peft_lorasuite.adapter import Adapter
-from peft_lorasuite.lowrank import LowRank
+from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.mapping import moments
 from peft_lorasuite.mapping.moments import Moments, gather
 from peft_lorasuite.methods.transport import TransportOptions, fit_input, fit_map, matched_rows, shortened

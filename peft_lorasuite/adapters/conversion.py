@@ -15,7 +15,7 @@ from ..adapter import PREFIX, Adapter
 from ..backbone import Backbone
 from ..errors import LoraSuiteError, brief
 from ..io.source import Source
-from ..lowrank import LowRank, low_rank_of
+from ..linalg.lowrank import LowRank, low_rank_of
 from .variants import CONFIG, WEIGHTS
 
 RANK = 16

@@ -13,7 +13,7 @@ from ..arch.layout import split
 from ..arch.spec import Architecture, Site
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank, bounded
+from ..linalg.lowrank import LowRank, bounded
 from .token_tables import needs_old
 from .variants import OPTIONAL, OWN, TRAINED_BIAS
 

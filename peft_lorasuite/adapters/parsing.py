@@ -12,7 +12,7 @@ from ..arch.layout import split
 from ..arch.spec import Architecture, Site
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from .modules import check_shapes, factors, find_site, per_part, scaling
 from .token_tables import TableUpdate, read_table, table_of
 from .variants import BESIDE, OWN, PREFIX, by_module, kind_of, why_not

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..arch.spec import Architecture
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank, bounded
-from ..transfer import Basis
+from ..linalg.basis import Basis
+from ..linalg.lowrank import LowRank, bounded
 from ..vocabulary import shared_tokens
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")

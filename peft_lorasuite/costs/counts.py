@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from ..activations import BATCH_TOKENS, BUDGET, PIECE
 from ..arch.spec import ATTENTION, Architecture
+from ..linalg.assignment import SMALL
+from ..linalg.similarity import SKETCH, is_wide
 from ..mapping.build import FIT_TOKENS
-from ..matching import SMALL
-from ..similarity import SKETCH, is_wide
 from ..upgrade_map import MapOptions
 from .stages import Side, Stage
 

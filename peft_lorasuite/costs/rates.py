@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..matching import asked, assign
+from ..linalg.assignment import asked, assign
 from .stages import Stage
 
 GB = 1e9

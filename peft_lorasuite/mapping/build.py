@@ -15,13 +15,13 @@ from ..arch.layout import group_of, heads_first
 from ..arch.spec import ATTENTION, WRITERS
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..matching import assign, assign_units, by_index, fixed_path, layer_path
+from ..linalg.assignment import assign, assign_units, by_index, fixed_path, layer_path
+from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, hidden_map, part_basis, pseudo_inverse
+from ..linalg.similarity import head_similarity, layer_similarity, sketch_signs, sketched, unit_similarity
 from ..running.heap import give_back
 from ..running.offload import placed
 from ..running.processes import share, together
 from ..running.progress import Progress, silent
-from ..similarity import head_similarity, layer_similarity, sketch_signs, sketched, unit_similarity
-from ..transfer import Basis, Rotary, fit_heads, fit_units, hidden_map, part_basis, pseudo_inverse
 from ..upgrade_map import LayerPair, MapOptions, UpgradeMap
 from ..vocabulary import shared_tokens
 from .identity import identify

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import LoraSuiteError, unknown
-from ..matching import HEAD_MAPS, LAYER_MAPS
+from ..linalg.assignment import HEAD_MAPS, LAYER_MAPS
+from ..linalg.basis import HIDDEN_MAPS
+from ..linalg.similarity import FEWEST, SIMILARITIES
 from ..running.checks import check_seed
-from ..similarity import FEWEST, SIMILARITIES
-from ..transfer import HIDDEN_MAPS
 
 
 @dataclass(frozen=True)

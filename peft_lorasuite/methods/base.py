@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from ..adapter import Adapter, Key
 from ..backbone import Backbone
 from ..errors import LoraSuiteError, unknown
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts
 from ..running.progress import Progress, silent
 from ..upgrade_map import UpgradeMap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..adapter import Key
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from ..upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job
 

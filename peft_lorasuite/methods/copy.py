@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from .base import Draft, Job, NoOptions, method
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..arch.spec import WRITERS
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank, truncated_svd
+from ..linalg.basis import Basis
+from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.sections import Request, SectionSpec
-from ..transfer import Basis
 from ..upgrade_map import LayerPair
 from .base import Draft, Job, method
 from .carry import carry

@@ -112,7 +112,7 @@ def distill(job: Job, options: DistillOptions) -> Draft:
 
 def _nothing(new: Backbone, job: Job) -> Draft:
     """Return an update of zero to start from."""
-    from ..lowrank import LowRank
+    from ..linalg.lowrank import LowRank
 
     rows, columns = new.arch.shape("down")
     rank = job.adapter.rank

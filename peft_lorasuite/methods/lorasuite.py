@@ -10,8 +10,8 @@ from torch import Tensor
 from ..arch.layout import group_of, placed
 from ..arch.spec import ATTENTION, WRITERS, Heads
 from ..errors import unknown
-from ..lowrank import LowRank
-from ..transfer import EXACT, Basis, HeadFit, UnitFit
+from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
+from ..linalg.lowrank import LowRank
 from ..upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job, method
 from .carry import carry

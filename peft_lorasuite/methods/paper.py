@@ -8,8 +8,8 @@ from torch import Tensor
 from ..arch.layout import group_of, heads_first, placed
 from ..arch.spec import ATTENTION
 from ..backbone import Backbone
-from ..lowrank import LowRank
-from ..transfer import pseudo_inverse
+from ..linalg.basis import pseudo_inverse
+from ..linalg.lowrank import LowRank
 from ..upgrade_map import LayerPair, UpgradeMap
 
 

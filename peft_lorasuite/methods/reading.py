@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adapter import Key
 from ..backbone import Backbone
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from ..prompts import check_enough, read_prompts
 from ..running.heap import free_models
 from ..transplanting.answering import Turn, Written, answered, encoded, fits

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..lowrank import reduced_rank_ridge
-from ..transfer import floored
+from ..linalg.basis import floored
+from ..linalg.lowrank import reduced_rank_ridge
 from ..transplanting.fitting import divergence, sharpened, wanted_shift
 from .base import Draft, Job, check_bounds, method
 from .reading import Reading, ReadingOptions, read

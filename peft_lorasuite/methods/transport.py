@@ -23,7 +23,7 @@ from ..activations import Sampling, calibration_texts
 from ..arch.layout import group_of
 from ..arch.spec import WRITERS, Heads
 from ..errors import LoraSuiteError, unknown
-from ..lowrank import LowRank, truncated_svd
+from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.moments import Moments, gather
 from ..mapping.sections import Request, Section, SectionSpec
 from ..upgrade_map import LayerPair

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..lowrank import LowRank
+from ..linalg.lowrank import LowRank
 from .teacher import Head, Teacher, chunks
 
 PIECE = 256

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..lowrank import LowRank, reduced_rank_ridge
+from ..linalg.lowrank import LowRank, reduced_rank_ridge
 from ..running.beginning import decoder
 from ..running.progress import Progress, silent
 from .answering import Turn

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arch.spec import Heads
-from .errors import LoraSuiteError, unknown
+from ..arch.spec import Heads
+from ..errors import LoraSuiteError, unknown
 
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import unknown
+from ..errors import unknown
 
 Pairs = list[tuple[int, int]]
 """(old, new), ascending in both for layers."""

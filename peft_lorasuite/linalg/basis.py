@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arch.spec import WRITERS, Architecture
-from .errors import LoraSuiteError, unknown
+from ..arch.spec import WRITERS, Architecture
+from ..errors import LoraSuiteError, unknown
 
 HIDDEN_MAPS = ("embeddings", "polar", "identity")
 EXACT = 1e-3

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import LoraSuiteError
+from ..errors import LoraSuiteError
 
 LARGEST = 1e8
 """Of a factor's values, scaling included."""

@@ -1,0 +1,1 @@
+"""Linear algebra: tensors in, tensors out."""
