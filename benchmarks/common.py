@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lorasuite.arch.spec import Architecture
-from peft_lorasuite.prompts import Example, fill, read_examples
+from peft_lorasuite.text.examples import Example, fill, read_examples
 
 PACKAGES = ("peft_lorasuite", "torch", "transformers", "peft", "accelerate")
 

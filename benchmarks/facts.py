@@ -27,8 +27,8 @@ from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import TransplantOptions
-from peft_lorasuite.prompts import read_examples
 from peft_lorasuite.running.progress import bars
+from peft_lorasuite.text.examples import read_examples
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.transplanting import memory
 from peft_lorasuite.transplanting.states import down_of

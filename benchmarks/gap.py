@@ -27,9 +27,9 @@ from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.transplant import SHORT
-from peft_lorasuite.prompts import Example, fill
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.suites.answers import score_number
+from peft_lorasuite.text.examples import Example, fill
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.transplanting.answering import answer
 from peft_lorasuite.transplanting.behaviour import adapted

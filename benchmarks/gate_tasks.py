@@ -8,7 +8,7 @@ from collections.abc import Callable
 import demo_language as language
 from demo_pair import DATA, PROMPTS
 
-from peft_lorasuite.prompts import Example, read_examples
+from peft_lorasuite.text.examples import Example, read_examples
 
 Items = tuple[list[Example], list[Example], int]
 """Training items, test items, and how many of the former may serve as prompts."""

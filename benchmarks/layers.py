@@ -26,7 +26,7 @@ from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import SHORT, TransplantOptions
-from peft_lorasuite.prompts import fill
+from peft_lorasuite.text.examples import fill
 from peft_lorasuite.transplanting.behaviour import forward, tokens
 from peft_lorasuite.transplanting.fitting import wanted_shift
 from peft_lorasuite.transplanting.memory import updated

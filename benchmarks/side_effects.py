@@ -22,8 +22,8 @@ from common import machine
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.activations import batches, calibration_texts
-from peft_lorasuite.prompts import read_examples
 from peft_lorasuite.running.progress import bars
+from peft_lorasuite.text.examples import read_examples
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from .io.paths import is_file
 from .running.heap import free_models, give_back
 from .running.offload import is_on_disk
 from .running.processes import share, summed
-from .vocabulary import common_ends
+from .text.vocabulary import common_ends
 
 log = logging.getLogger(__name__)
 

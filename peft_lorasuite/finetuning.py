@@ -17,10 +17,10 @@ from .adapters.written import write_adapter
 from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.output import check_free, whole_folder
-from .prompts import read_examples
 from .running.borrowed import seeded
 from .running.processes import is_first
 from .running.progress import Progress, silent
+from .text.examples import read_examples
 from .training.encoding import encode_examples, padding
 from .training.loop import FinetuneOptions, train
 

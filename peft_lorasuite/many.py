@@ -20,9 +20,9 @@ from .io.paths import is_folder
 from .io.source import Source, hub_errors, name_and_revision
 from .journal import SETTINGS, Journal, Outcome
 from .mapping.identity import public_name
-from .prompts import read_prompts
 from .running.processes import number_and_count
 from .running.progress import Progress, silent
+from .text.examples import read_prompts
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
 

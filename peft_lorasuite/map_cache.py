@@ -15,8 +15,8 @@ from .mapping.identity import Identity, unlike
 from .methods.base import find
 from .running.processes import is_first, wait
 from .running.progress import Progress, silent
+from .text.vocabulary import tokenizer_hash
 from .upgrade_map import META, MapOptions, UpgradeMap
-from .vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
 

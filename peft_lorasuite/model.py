@@ -19,9 +19,9 @@ from .io.output import writing
 from .io.source import Source
 from .map_cache import map_for
 from .methods.base import reads_old
-from .prompts import check_enough, read_prompts
 from .running.checks import check_seed
 from .running.progress import Progress, bars
+from .text.examples import check_enough, read_prompts
 from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, check_rank, upgrade
 

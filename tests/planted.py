@@ -15,7 +15,7 @@ from planted_heads import dead_heads, more_heads, permuted_heads, replicated_gro
 from torch import Tensor
 
 from peft_lorasuite.arch.spec import WRITERS
-from peft_lorasuite.vocabulary import shared_tokens
+from peft_lorasuite.text.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO if name != "gemma3")
 """Gemma 3 with pictures has the same layers as its text model, and the same converter."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap, activations, upgrade
-from peft_lorasuite.vocabulary import plain_vocabulary
+from peft_lorasuite.text.vocabulary import plain_vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]

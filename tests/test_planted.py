@@ -21,7 +21,7 @@ from peft_lorasuite import PeftModel, UpgradeMap
 from peft_lorasuite.arch.layout import group_of, join, split
 from peft_lorasuite.arch.spec import Architecture, Heads
 from peft_lorasuite.map_cache import cache_folder
-from peft_lorasuite.vocabulary import shared_tokens
+from peft_lorasuite.text.vocabulary import shared_tokens
 
 TOLERANCE = 1e-4
 """Of the adapter's own effect on the logits."""

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.prompts import Example, fill, read_examples, read_prompts
+from peft_lorasuite.text.examples import Example, fill, read_examples, read_prompts
 
 ITEMS = [
     {"instruction": "Add.", "input": "1 2", "output": "3", "answer": "3", "source": "x"},

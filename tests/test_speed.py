@@ -22,7 +22,7 @@ from speed import moved, naive_layer
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.costs.rates import fastest
 from peft_lorasuite.mapping.build import Pairing
-from peft_lorasuite.vocabulary import tokenizer_hash
+from peft_lorasuite.text.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
 NARROW = {"hidden_size": 512, "intermediate_size": 1280, "num_attention_heads": 8, "num_key_value_heads": 4}

@@ -15,7 +15,7 @@ from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, bounded
-from ..vocabulary import shared_tokens
+from ..text.vocabulary import shared_tokens
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
 DELTA = "token_adapter.trainable_tokens_delta"

@@ -22,8 +22,8 @@ from ..running.heap import give_back
 from ..running.offload import placed
 from ..running.processes import share, together
 from ..running.progress import Progress, silent
+from ..text.vocabulary import shared_tokens
 from ..upgrade_map import LayerPair, MapOptions, UpgradeMap
-from ..vocabulary import shared_tokens
 from .identity import identify
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ..arch.spec import Architecture
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.checkpoint import evenly
-from ..vocabulary import tokenizer_hash
+from ..text.vocabulary import tokenizer_hash
 
 SAMPLE_ROWS, LAYER_ROWS = 64, 4
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..adapter import Key
 from ..backbone import Backbone
 from ..linalg.lowrank import LowRank
-from ..prompts import check_enough, read_prompts
 from ..running.heap import free_models
+from ..text.examples import check_enough, read_prompts
 from ..transplanting.answering import Turn, Written, answered, encoded, fits
 from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, other_text, tokens
 from ..transplanting.elicitation import elicit

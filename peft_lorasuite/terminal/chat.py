@@ -15,8 +15,8 @@ from ..adapters.by_name import adapter_folder, put_on
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.source import Source
-from ..prompts import Example, fill
 from ..suites.answers import check_template, check_text
+from ..text.examples import Example, fill
 from ..transplanting.answering import answer
 
 LEAST = 24

@@ -199,7 +199,7 @@ def finetune(args: Namespace) -> Told:
     progress = begin(args)
     check_free(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
     from ..finetuning import finetune as train
-    from ..prompts import read_examples
+    from ..text.examples import read_examples
 
     start = time.perf_counter()
     examples = read_examples(args.data)
@@ -216,8 +216,8 @@ def finetune(args: Namespace) -> Told:
 
 def _texts(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     """Read prompts and samples before the long work, so that a wrong file costs no time."""
-    from ..prompts import check_enough, read_examples, read_prompts
     from ..suites.answers import check_template
+    from ..text.examples import check_enough, read_examples, read_prompts
 
     if args.template is not None:
         check_template(args.template)

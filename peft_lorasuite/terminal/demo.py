@@ -17,9 +17,9 @@ from ..errors import LoraSuiteError
 from ..finetuning import finetune
 from ..io.output import whole_folder
 from ..model import attach
-from ..prompts import fill, read_examples
 from ..report import layer_map_figure
 from ..running.progress import Progress, silent
+from ..text.examples import fill, read_examples
 from ..training.scoring import Score, score
 from ..upgrade_map import UpgradeMap
 from ..upgrading import Upgraded, upgrade

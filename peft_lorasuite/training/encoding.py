@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..prompts import Example, fill
+from ..text.examples import Example, fill
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..prompts import Example, fill
 from ..running.beginning import after_beginning
 from ..running.borrowed import as_it_was
 from ..running.progress import Progress, silent
+from ..text.examples import Example, fill
 from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding
 
 Options = Sequence[str] | Callable[[Example], Sequence[str]]

@@ -19,7 +19,7 @@ from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..running.beginning import after_beginning, decoder, shared, unwrapped
 from ..running.progress import Progress, silent
-from ..vocabulary import text_tokens
+from ..text.vocabulary import text_tokens
 from .answering import Turn
 from .teacher import Head
 

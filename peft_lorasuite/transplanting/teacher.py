@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..vocabulary import first_pieces, shared_tokens
+from ..text.vocabulary import first_pieces, shared_tokens
 
 CHUNK = 32
 """Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from

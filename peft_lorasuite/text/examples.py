@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import LoraSuiteError
-from .io.paths import is_file
-from .suites.answers import check_template, check_text, prompt
+from ..errors import LoraSuiteError
+from ..io.paths import is_file
+from ..suites.answers import check_template, check_text, prompt
 
 FIELDS = ("instruction", "input", "output", "answer")
 FEWEST = 2

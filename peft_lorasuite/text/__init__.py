@@ -1,0 +1,1 @@
+"""Prompts, labeled examples, calibration text and vocabularies."""
