@@ -22,11 +22,11 @@ import torch
 from common import load_task, stage
 from reading_study import arguments, opened
 
-from peft_lorasuite.activations import batches
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.reading import read
 from peft_lorasuite.methods.transplant import TransplantOptions
+from peft_lorasuite.models.activations import batches
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import read_examples
 from peft_lorasuite.training.scoring import score

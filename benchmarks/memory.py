@@ -27,8 +27,8 @@ from common import machine, watched
 from safetensors.torch import save_file
 
 from peft_lorasuite import MapOptions
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.costs.rates import measure_rates
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.planning import plan
 
 GB = 10**9
@@ -42,7 +42,7 @@ LIBRARIES = """
 import sys, time
 from transformers import AutoModelForCausalLM
 import peft_lorasuite.mapping.build
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 kept = [Backbone.open(name).tokenizer for name in sys.argv[1:]]
 time.sleep(1)
 """

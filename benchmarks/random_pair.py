@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from peft_lorasuite.activations import built_in_text
+from peft_lorasuite.models.activations import built_in_text
 
 MINICPM_1B = {
     "hidden_size": 1536, "intermediate_size": 3840, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 64,

@@ -13,9 +13,9 @@ from peft_lorasuite.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import Reading, ReadingOptions, read
+from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import fill
-from peft_lorasuite.transplanting.answering import Turn
 from peft_lorasuite.transplanting.behaviour import tokens
 
 

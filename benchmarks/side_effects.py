@@ -21,7 +21,7 @@ import torch
 from common import machine
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.activations import batches, calibration_texts
+from peft_lorasuite.models.activations import batches, calibration_texts
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import read_examples
 

@@ -27,7 +27,6 @@ from random_pair import MINICPM_1B, MINICPM_2B, backbone
 from safetensors import safe_open
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.activations import Sampling, batches, built_in_text, chosen_tokens, paired_activations, run
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.spec import ATTENTION
 from peft_lorasuite.costs.rates import fastest
@@ -37,6 +36,7 @@ from peft_lorasuite.linalg.similarity import head_similarity, layer_similarity
 from peft_lorasuite.many import upgrade_many
 from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.methods.lorasuite import move
+from peft_lorasuite.models.activations import Sampling, batches, built_in_text, chosen_tokens, paired_activations, run
 
 RANK, LOOPED = 16, 32
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""

@@ -21,7 +21,6 @@ from typing import Any
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
 from peft_lorasuite.adapter import reads_backbones
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.hub import check_push
 from peft_lorasuite.io.paths import is_file
 from peft_lorasuite.io.source import Source, name_and_revision
@@ -29,6 +28,7 @@ from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.mapping.identity import check_same
 from peft_lorasuite.methods.base import reads_old
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.publishing.remote import check_id
 from peft_lorasuite.running.progress import bars
 

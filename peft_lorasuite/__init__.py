@@ -13,7 +13,6 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .arch.registry import architecture, register
     from .arch.spec import Architecture, Heads, Site
-    from .backbone import Backbone
     from .errors import LoraSuiteError
     from .evaluation import evaluate
     from .finetuning import finetune
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .many import upgrade_many
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install
+    from .models.backbone import Backbone
     from .upgrade_map import MapOptions, UpgradeMap
     from .upgrading import Report, Upgraded, upgrade
 

@@ -18,11 +18,11 @@ from .adapters.token_tables import TableUpdate, needs_old
 from .adapters.variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
 from .arch.layout import head_rows, join
 from .arch.spec import Architecture, Site
-from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.checkpoint import no_safetensors, open_safetensors, read_all
 from .io.source import Source
 from .linalg.lowrank import LowRank, stack
+from .models.backbone import Backbone
 
 Key = tuple[int, str]
 """Layer and part."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ._version import __version__
 from .errors import LoraSuiteError
-from .running.processes import is_first
+from .models.distributed import is_first
 from .terminal import arguments as take
 
 PATIENCE = 5

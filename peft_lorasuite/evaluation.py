@@ -19,8 +19,8 @@ from typing import Any
 
 from .errors import LoraSuiteError
 from .io.source import name_and_revision
+from .models.memory import head_in_one_piece
 from .running.checks import check_seed, check_whole
-from .running.heap import head_in_one_piece
 from .suites import answers, items
 from .suites.items import Benchmark, Item
 from .suites.published import published, published_pairs, published_rows

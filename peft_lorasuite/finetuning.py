@@ -14,11 +14,11 @@ import torch
 
 from .adapters.by_name import adapter_folder, open_tokenizer, put_on
 from .adapters.written import write_adapter
-from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.output import check_free, whole_folder
-from .running.borrowed import seeded
-from .running.processes import is_first
+from .models.backbone import Backbone
+from .models.distributed import is_first
+from .models.restore import seeded
 from .running.progress import Progress, silent
 from .text.examples import read_examples
 from .training.encoding import encode_examples, padding

@@ -14,13 +14,13 @@ from typing import Any
 
 from .adapter import WEIGHTS, read_config
 from .adapters.written import REPORT
-from .backbone import Backbone
 from .errors import LoraSuiteError
 from .io.paths import is_folder
 from .io.source import Source, hub_errors, name_and_revision
 from .journal import SETTINGS, Journal, Outcome
 from .mapping.identity import public_name
-from .running.processes import number_and_count
+from .models.backbone import Backbone
+from .models.distributed import number_and_count
 from .running.progress import Progress, silent
 from .text.examples import read_prompts
 from .upgrade_map import UpgradeMap

@@ -9,11 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .backbone import Backbone
 from .io.source import read_json
 from .mapping.identity import Identity, unlike
 from .methods.base import find
-from .running.processes import is_first, wait
+from .models.backbone import Backbone
+from .models.distributed import is_first, wait
 from .running.progress import Progress, silent
 from .text.vocabulary import tokenizer_hash
 from .upgrade_map import META, MapOptions, UpgradeMap

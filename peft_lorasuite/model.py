@@ -13,12 +13,12 @@ import torch
 
 from .adapter import old_backbone, reads_backbones
 from .adapters.variants import select
-from .backbone import Backbone
 from .errors import LoraSuiteError, brief
 from .io.output import writing
 from .io.source import Source
 from .map_cache import map_for
 from .methods.base import reads_old
+from .models.backbone import Backbone
 from .running.checks import check_seed
 from .running.progress import Progress, bars
 from .text.examples import check_enough, read_prompts

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from .arch.spec import Architecture
-from .backbone import Backbone
 from .costs.counts import MATCHED, Costs, shared_at_most
 from .costs.rates import GB, Rates
 from .costs.stages import Side, Stage
 from .errors import LoraSuiteError
 from .io.source import Source, read_json
 from .methods import base as methods
+from .models.backbone import Backbone
 from .upgrade_map import MapOptions
 
 

@@ -24,13 +24,13 @@ from .adapters.written import REPORT
 from .arch.differences import differences
 from .arch.layout import split
 from .arch.spec import Architecture
-from .backbone import Backbone
 from .errors import LoraSuiteError, context
 from .io.output import check_apart, whole_folder
 from .io.source import Source
 from .linalg.lowrank import LowRank
 from .mapping.identity import check_same, public_name
 from .methods import base as methods
+from .models.backbone import Backbone
 from .running.checks import check_seed, check_whole
 from .running.progress import Progress, silent
 from .upgrade_map import UpgradeMap

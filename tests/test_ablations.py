@@ -17,10 +17,10 @@ from torch import Tensor
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.adapter import Adapter, state_dict
 from peft_lorasuite.arch.layout import heads_first
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.linalg.assignment import FIXED_PATHS, Pairs, fixed_path
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.linalg.similarity import SIMILARITIES
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading import Upgraded, upgrade
 
 SMALL: dict[str, Any] = {"tokens": 128, "block": 64}

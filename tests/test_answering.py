@@ -7,8 +7,8 @@ import torch
 from pico import PICO, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, LoraSuiteError
-from peft_lorasuite.running.beginning import before_padding, decoder
-from peft_lorasuite.transplanting.answering import answered
+from peft_lorasuite.models.generation import answered
+from peft_lorasuite.models.prefix_cache import before_padding, decoder
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 BEGINNING = " the red stone runs and the small river sleeps ;"

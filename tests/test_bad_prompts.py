@@ -13,8 +13,8 @@ from command_fixtures import WORDS, Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.methods.transport import fit_map
+from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair
 READING = ("transplant", "distill")

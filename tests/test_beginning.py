@@ -7,7 +7,7 @@ import pytest
 import torch
 from pico import PICO, pico_model
 
-from peft_lorasuite.running.beginning import after_beginning, shared
+from peft_lorasuite.models.prefix_cache import after_beginning, shared
 
 LENGTH, BEGINNING, ROWS = 24, 13, 3
 

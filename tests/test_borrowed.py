@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapter import read
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.running.borrowed import no_dropout
+from peft_lorasuite.models.restore import no_dropout
 from peft_lorasuite.text.examples import Example
 from peft_lorasuite.training.scoring import score
 

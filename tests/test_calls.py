@@ -16,10 +16,10 @@ from hub_fixtures import ask_client, client_env
 from hub_pair import LORA, NEW, OLD, TOOLS
 from hub_server import HubServer
 
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.running.offload import is_on_disk
+from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.models.offload import is_on_disk
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 

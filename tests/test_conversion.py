@@ -11,8 +11,8 @@ import torch
 from pico import pico_model
 
 from peft_lorasuite.adapter import read
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.io.source import Source
+from peft_lorasuite.models.backbone import Backbone
 
 COMMON = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
 KINDS = {

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_lorasuite.arch.layout import group_of, split
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import WRITERS, Architecture
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),

@@ -12,7 +12,8 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from peft_lorasuite import MapOptions, UpgradeMap, activations, upgrade
+from peft_lorasuite import MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.models import activations
 from peft_lorasuite.text.vocabulary import plain_vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]

@@ -15,11 +15,11 @@ from variants import Pair, carried, error, logits, pair, trained
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
 from peft_lorasuite.adapter import read
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.dora import carried as moved_ratios
 from peft_lorasuite.dora import ratios
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.transplanting.behaviour import adapted
 from peft_lorasuite.upgrade_map import MapOptions
 

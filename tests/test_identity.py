@@ -19,10 +19,10 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load, save
 
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.map_cache import cache_folder, map_for
 from peft_lorasuite.mapping.identity import check_same, identify
+from peft_lorasuite.models.backbone import Backbone
 
 hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
 OPTIONS = MapOptions(layer_map="proportional")
@@ -109,7 +109,7 @@ def test_a_kept_map_that_cannot_be_read_is_built_anew(kind: str, pair: Path, cap
 ASK = (
     TOOLS
     + """
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.upgrade_map import MapOptions
 def home_of(new):

@@ -20,7 +20,7 @@ from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
-from peft_lorasuite.transplanting.answering import Turn
+from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.transplanting.behaviour import adapted, aligned, tokens
 from peft_lorasuite.transplanting.elicitation import common_opening, elicit
 from peft_lorasuite.transplanting.facts import facts

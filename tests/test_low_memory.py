@@ -11,12 +11,13 @@ import pytest
 import torch
 from pico import MINICPM, pico_model, pico_tokenizer, save_backbone
 
-from peft_lorasuite import MapOptions, UpgradeMap, activations
-from peft_lorasuite.activations import Sampling, paired_activations, run
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.map_cache import map_for
+from peft_lorasuite.models import activations
+from peft_lorasuite.models.activations import Sampling, paired_activations, run
+from peft_lorasuite.models.backbone import Backbone
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXTS = [" ".join(WORDS)] * 8

@@ -13,7 +13,7 @@ from pico import MINICPM, pico_config, pico_model, pico_tokenizer, save_backbone
 from transformers import LlamaForCausalLM
 
 from peft_lorasuite import MapOptions, PeftModel, UpgradeMap
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 
 IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
 LAYERS = MINICPM["num_hidden_layers"]

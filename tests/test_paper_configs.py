@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_lorasuite.arch.spec import Architecture, Heads
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 EXPECTED = {  # family, layers, hidden, (query heads, key/value heads, size), intermediate, vocabulary

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.spec import Architecture
-from peft_lorasuite.backbone import Backbone
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading import upgrade
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"

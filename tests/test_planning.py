@@ -23,7 +23,6 @@ from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import ATTENTION, WRITERS, Architecture
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.costs.counts import SVD, Costs, looks
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.costs.stages import Side, Stage
@@ -31,6 +30,7 @@ from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
 from peft_lorasuite.linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.planning import plan, text
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"

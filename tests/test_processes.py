@@ -46,7 +46,7 @@ sys.exit(main(sys.argv[1:]))
 SUM_ON_ANOTHER_DEVICE = """
 import torch
 from accelerate import PartialState
-from peft_lorasuite.running.processes import on_cpu, summed
+from peft_lorasuite.models.distributed import on_cpu, summed
 
 PartialState(cpu=on_cpu()).device = torch.device("meta")
 summed(torch.ones(2, 3))

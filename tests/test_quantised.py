@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from peft_lorasuite import MapOptions, PeftModel, UpgradeMap, upgrade
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.models.backbone import Backbone
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}

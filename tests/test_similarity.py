@@ -9,11 +9,8 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
-from peft_lorasuite import activations
-from peft_lorasuite.activations import Sampling, paired_activations
 from peft_lorasuite.arch.layout import group_of
 from peft_lorasuite.arch.spec import Heads
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.similarity import (
     SIMILARITIES,
@@ -24,6 +21,9 @@ from peft_lorasuite.linalg.similarity import (
     sketched,
     unit_similarity,
 )
+from peft_lorasuite.models import activations
+from peft_lorasuite.models.activations import Sampling, paired_activations
+from peft_lorasuite.models.backbone import Backbone
 
 TEXTS = ["the cat sat on the mat.", "a dog ran to the red sun, and it ran on and on.", "two 2 or 3 cats, big cats!"]
 

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.spec import Architecture
-from peft_lorasuite.backbone import Backbone
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading import Report, upgrade
 
 TABLE = Path(__file__).parent.parent / "docs" / "families-table.md"

@@ -10,7 +10,7 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.transplanting.answering import Turn
+from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.transplanting.behaviour import Tokens, aligned, tokens
 from peft_lorasuite.transplanting.teacher import Head, Vocabulary, teach
 

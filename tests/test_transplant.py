@@ -11,7 +11,6 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.activations import built_in_text
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
@@ -19,7 +18,8 @@ from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
-from peft_lorasuite.transplanting.answering import answer, answered
+from peft_lorasuite.models.activations import built_in_text
+from peft_lorasuite.models.generation import answer, answered
 from peft_lorasuite.transplanting.behaviour import adapted, tokens
 from peft_lorasuite.transplanting.teacher import Vocabulary
 

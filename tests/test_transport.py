@@ -15,13 +15,13 @@ from planted import CHANGES, OLD_WORDS
 from torch import Tensor
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.activations import Sampling
 from peft_lorasuite.adapter import Adapter
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.mapping import moments
 from peft_lorasuite.mapping.moments import Moments, gather
 from peft_lorasuite.methods.transport import TransportOptions, fit_input, fit_map, matched_rows, shortened
 from peft_lorasuite.model import attach
+from peft_lorasuite.models.activations import Sampling
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 TEXTS = [

@@ -9,7 +9,7 @@ from ..adapter import read_config
 from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, no_safetensors, read_all
 from ..io.source import Source, name_and_revision
-from ..running.loading import loaded, told
+from ..models.loading import loaded, told
 from .variants import CONFIG, WEIGHTS
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..adapter import PREFIX, Adapter
-from ..backbone import Backbone
 from ..errors import LoraSuiteError, brief
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, low_rank_of
+from ..models.backbone import Backbone
 from .variants import CONFIG, WEIGHTS
 
 RANK = 16

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..arch.layout import split
 from ..arch.spec import Architecture, Site
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, bounded
+from ..models.backbone import Backbone
 from .token_tables import needs_old
 from .variants import OPTIONAL, OWN, TRAINED_BIAS
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..arch.layout import split
 from ..arch.spec import Architecture, Site
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
+from ..models.backbone import Backbone
 from .modules import check_shapes, factors, find_site, per_part, scaling
 from .token_tables import TableUpdate, read_table, table_of
 from .variants import BESIDE, OWN, PREFIX, by_module, kind_of, why_not

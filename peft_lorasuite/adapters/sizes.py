@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapter import Adapter, named_base, read
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.source import Source
+from ..models.backbone import Backbone
 
 
 @dataclass(frozen=True)

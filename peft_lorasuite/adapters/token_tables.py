@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.spec import Architecture
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, bounded
+from ..models.backbone import Backbone
 from ..text.vocabulary import shared_tokens
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..activations import BATCH_TOKENS, BUDGET, PIECE
 from ..arch.spec import ATTENTION, Architecture
 from ..linalg.assignment import SMALL
 from ..linalg.similarity import SKETCH, is_wide
 from ..mapping.build import FIT_TOKENS
+from ..models.activations import BATCH_TOKENS, BUDGET, PIECE
 from ..upgrade_map import MapOptions
 from .stages import Side, Stage
 

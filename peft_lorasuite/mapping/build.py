@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..activations import Sampling, calibration_texts, paired_activations
 from ..arch.layout import group_of, heads_first
 from ..arch.spec import ATTENTION, WRITERS
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..linalg.assignment import assign, assign_units, by_index, fixed_path, layer_path
 from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, hidden_map, part_basis, pseudo_inverse
 from ..linalg.similarity import head_similarity, layer_similarity, sketch_signs, sketched, unit_similarity
-from ..running.heap import give_back
-from ..running.offload import placed
-from ..running.processes import share, together
+from ..models.activations import Sampling, calibration_texts, paired_activations
+from ..models.backbone import Backbone
+from ..models.distributed import share, together
+from ..models.memory import give_back
+from ..models.offload import placed
 from ..running.progress import Progress, silent
 from ..text.vocabulary import shared_tokens
 from ..upgrade_map import LayerPair, MapOptions, UpgradeMap

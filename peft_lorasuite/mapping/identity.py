@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..arch.spec import Architecture
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.checkpoint import evenly
+from ..models.backbone import Backbone
 from ..text.vocabulary import tokenizer_hash
 
 SAMPLE_ROWS, LAYER_ROWS = 64, 4

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations import Sampling, batches, chosen_tokens, encode, padded, run
 from ..arch.layout import head_rows
 from ..arch.spec import WRITERS, Architecture
-from ..backbone import Backbone
+from ..models.activations import Sampling, batches, chosen_tokens, encode, padded, run
+from ..models.backbone import Backbone
 from ..running.progress import Progress, silent
 
 WIDE = 2048

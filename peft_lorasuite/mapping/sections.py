@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..arch.spec import check_parts
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.checkpoint import broken, open_safetensors
 from ..io.source import Source
-from ..running.offload import placed
+from ..models.backbone import Backbone
+from ..models.offload import placed
 from ..running.progress import Progress, silent
 from .identity import check_same
 

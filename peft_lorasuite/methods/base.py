@@ -9,10 +9,10 @@ from operator import gt, lt
 from typing import Any, get_type_hints
 
 from ..adapter import Adapter, Key
-from ..backbone import Backbone
 from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank
 from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts
+from ..models.backbone import Backbone
 from ..running.progress import Progress, silent
 from ..upgrade_map import UpgradeMap
 from .options import converted

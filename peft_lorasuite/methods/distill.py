@@ -12,9 +12,9 @@ import torch
 
 from .. import adapter as adapter_files
 from ..arch.spec import check_parts
-from ..backbone import Backbone
 from ..io.source import Source
-from ..running.borrowed import seeded
+from ..models.backbone import Backbone
+from ..models.restore import seeded
 from ..transplanting.behaviour import Tokens
 from ..transplanting.states import At
 from ..transplanting.teacher import Teacher

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..arch.layout import group_of, heads_first, placed
 from ..arch.spec import ATTENTION
-from ..backbone import Backbone
 from ..linalg.basis import pseudo_inverse
 from ..linalg.lowrank import LowRank
+from ..models.backbone import Backbone
 from ..upgrade_map import LayerPair, UpgradeMap
 
 

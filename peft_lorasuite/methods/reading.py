@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..adapter import Key
-from ..backbone import Backbone
 from ..linalg.lowrank import LowRank
-from ..running.heap import free_models
+from ..models.backbone import Backbone
+from ..models.generation import Turn, Written, answered, encoded, fits
+from ..models.memory import free_models
 from ..text.examples import check_enough, read_prompts
-from ..transplanting.answering import Turn, Written, answered, encoded, fits
 from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, other_text, tokens
 from ..transplanting.elicitation import elicit
 from ..transplanting.memory import memorise, updated

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations import Sampling, calibration_texts
 from ..arch.layout import group_of
 from ..arch.spec import WRITERS, Heads
 from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.moments import Moments, gather
 from ..mapping.sections import Request, Section, SectionSpec
+from ..models.activations import Sampling, calibration_texts
 from ..upgrade_map import LayerPair
 from .base import Draft, Job, method
 from .carry import carry

@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import Any
 
 from ..io.source import name_and_revision
-from ..running.processes import is_first
+from ..models.distributed import is_first
 from ..running.progress import Progress, bars, silent
 
 Told = tuple[dict[str, Any], str]

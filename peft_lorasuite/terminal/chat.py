@@ -12,12 +12,12 @@ import torch
 
 from ..adapter import named_base
 from ..adapters.by_name import adapter_folder, put_on
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..io.source import Source
+from ..models.backbone import Backbone
+from ..models.generation import answer
 from ..suites.answers import check_template, check_text
 from ..text.examples import Example, fill
-from ..transplanting.answering import answer
 
 LEAST = 24
 """Characters of a column below which answers are set one under the other."""

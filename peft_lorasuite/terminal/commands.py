@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import LoraSuiteError
 from ..io.output import check_apart, check_free
 from ..io.source import name_and_revision
-from ..running.processes import is_first, wait
+from ..models.distributed import is_first, wait
 from ..running.progress import Progress
 from .calls import Told, begin, open_backbone
 from .catalogue import families as known_families
@@ -45,7 +45,7 @@ def map(args: Namespace) -> Told:
     progress = begin(args)
     if args.output is not None:
         check_free(args.output, overwrite=args.overwrite, inputs=(args.old, args.new, args.calibration))
-    from ..backbone import Backbone
+    from ..models.backbone import Backbone
     from ..upgrade_map import MapOptions, UpgradeMap
 
     start = time.perf_counter()
@@ -110,10 +110,10 @@ def upgrade(args: Namespace) -> Told:
         )
     from ..adapter import old_backbone, read_config, reads_backbones
     from ..adapters.variants import select
-    from ..backbone import Backbone
     from ..io.source import Source
     from ..map_cache import map_for
     from ..methods.base import reads_old
+    from ..models.backbone import Backbone
     from ..upgrade_map import UpgradeMap
     from ..upgrading import check_rank
     from ..upgrading import upgrade as carry

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.written import write_adapter
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
 from ..finetuning import finetune
 from ..io.output import whole_folder
 from ..model import attach
+from ..models.backbone import Backbone
 from ..report import layer_map_figure
 from ..running.progress import Progress, silent
 from ..text.examples import fill, read_examples

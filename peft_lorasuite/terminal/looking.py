@@ -106,7 +106,7 @@ def inspect(args: Namespace) -> Told:
 def chat(args: Namespace) -> Told:
     """Ask base, upgraded adapter and the old pair the same; once, or line by line from the standard input."""
     begin(args)
-    from ..backbone import Backbone
+    from ..models.backbone import Backbone
     from . import chat as talk
 
     talk.check_chat(args.template, args.length, args.prompt)

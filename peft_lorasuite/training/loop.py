@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import LoraSuiteError
-from ..running.beginning import after_beginning
-from ..running.borrowed import no_dropout
+from ..models.distributed import on_cpu
+from ..models.prefix_cache import after_beginning
+from ..models.restore import no_dropout
 from ..running.checks import check_seed, check_whole
-from ..running.processes import on_cpu
 from ..running.progress import Progress
 from .encoding import IGNORED, Encoded, batch
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..running.beginning import after_beginning
-from ..running.borrowed import as_it_was
+from ..models.prefix_cache import after_beginning
+from ..models.restore import as_it_was
 from ..running.progress import Progress, silent
 from ..text.examples import Example, fill
 from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding

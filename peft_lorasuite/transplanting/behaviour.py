@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import adapter as adapter_files
-from ..activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
 from ..adapter import Adapter
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..running.beginning import after_beginning, decoder, shared, unwrapped
+from ..models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
+from ..models.backbone import Backbone
+from ..models.generation import Turn
+from ..models.prefix_cache import after_beginning, decoder, shared, unwrapped
 from ..running.progress import Progress, silent
 from ..text.vocabulary import text_tokens
-from .answering import Turn
 from .teacher import Head
 
 SHOWN = 8

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..activations import padded
-from ..backbone import Backbone
-from ..running.beginning import after_beginning
+from ..models.activations import padded
+from ..models.backbone import Backbone
+from ..models.generation import Turn, answer
+from ..models.prefix_cache import after_beginning
 from ..running.progress import Progress, silent
-from .answering import Turn, answer
 from .recombination import SLOT, Form, forms, recombined
 
 CANDIDATES = 10_000

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .answering import Turn
+from ..models.generation import Turn
 from .behaviour import Place, Tokens
 from .elicitation import common_opening
 from .recombination import SLOT, forms

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations import batches, built_in_text, padded
-from ..backbone import Backbone
-from ..running.beginning import after_beginning, decoder
+from ..models.activations import batches, built_in_text, padded
+from ..models.backbone import Backbone
+from ..models.prefix_cache import after_beginning, decoder
 from ..running.progress import Progress, silent
 from .behaviour import Tokens, beginning, length_batches
 

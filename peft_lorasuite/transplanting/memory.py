@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbone import Backbone
 from ..linalg.lowrank import LowRank, reduced_rank_ridge
-from ..running.beginning import decoder
+from ..models.backbone import Backbone
+from ..models.generation import Turn
+from ..models.prefix_cache import decoder
 from ..running.progress import Progress, silent
-from .answering import Turn
 from .behaviour import Place, Tokens, tokens
 from .facts import Fact, facts
 from .keys import read_keys, read_text

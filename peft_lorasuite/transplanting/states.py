@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..models.backbone import Backbone
 from ..running.progress import Progress
 from .behaviour import Tokens, forward
 

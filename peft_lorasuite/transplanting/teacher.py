@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
+from ..models.backbone import Backbone
 from ..text.vocabulary import first_pieces, shared_tokens
 
 CHUNK = 32

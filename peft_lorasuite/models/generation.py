@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
 from ..errors import LoraSuiteError
-from ..running.beginning import before_padding, decoder, unwrapped
-from ..running.heap import head_in_one_piece
 from ..running.progress import Progress, silent
 from ..training.encoding import end_of_sequence
+from .backbone import Backbone
+from .memory import head_in_one_piece
+from .prefix_cache import before_padding, decoder, unwrapped
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import LoraSuiteError
+from ..io.paths import is_file
+from ..text.vocabulary import common_ends
 from .backbone import Backbone
-from .errors import LoraSuiteError
-from .io.paths import is_file
-from .running.heap import free_models, give_back
-from .running.offload import is_on_disk
-from .running.processes import share, summed
-from .text.vocabulary import common_ends
+from .distributed import share, summed
+from .memory import free_models, give_back
+from .offload import is_on_disk
 
 log = logging.getLogger(__name__)
 

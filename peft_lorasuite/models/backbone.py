@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arch.layout import split
-from .arch.registry import architecture
-from .arch.spec import Architecture
-from .errors import LoraSuiteError, brief
-from .io.checkpoint import Checkpoint, ModelWeights
-from .io.source import Source, name_and_revision
-from .running.borrowed import as_it_was
-from .running.loading import checked, loaded, told
-from .running.offload import DISK, on_disk, tidied
+from ..arch.layout import split
+from ..arch.registry import architecture
+from ..arch.spec import Architecture
+from ..errors import LoraSuiteError, brief
+from ..io.checkpoint import Checkpoint, ModelWeights
+from ..io.source import Source, name_and_revision
+from .loading import checked, loaded, told
+from .offload import DISK, on_disk, tidied
+from .restore import as_it_was
 
 log = logging.getLogger(__name__)
 
