@@ -26,7 +26,7 @@ from peft_lorasuite.io.paths import is_file
 from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.many import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.map_cache import map_for
-from peft_lorasuite.mapping.identity import check_same
+from peft_lorasuite.mapping.fingerprint import check_same
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.publishing.remote import check_id

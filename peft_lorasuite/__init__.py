@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from .finetuning import finetune
     from .hub import Pushed, push_upgraded
     from .many import upgrade_many
+    from .mapping.upgrade_map import MapOptions, UpgradeMap
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
-    from .upgrade_map import MapOptions, UpgradeMap
     from .upgrading import Report, Upgraded, upgrade
 
 _HOMES = {

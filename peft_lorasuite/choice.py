@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .upgrade_map import UpgradeMap
+from .mapping.upgrade_map import UpgradeMap
 
 NEAR = 0.1
 """Relative distance of the embeddings, token by token, below which two backbones are one lineage."""

@@ -16,9 +16,9 @@ from .errors import LoraSuiteError, context
 from .io.checkpoint import no_safetensors, read_all
 from .io.paths import exists, is_folder
 from .io.source import Source, hub_errors, read_json
+from .mapping.upgrade_map import UpgradeMap
 from .publishing import card
 from .publishing.remote import Pushed, check_id, check_secrets, publish
-from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from .errors import LoraSuiteError, context
 from .io.output import writing
 from .io.paths import exists, is_folder
 from .io.source import Source, name_and_revision
+from .mapping.upgrade_map import META, UpgradeMap
 from .pictures import adapter_pages, map_pages
 from .pictures.drawn import Drawn
 from .pictures.figures import require
 from .pictures.gains import Gain, read_rows
-from .upgrade_map import META, UpgradeMap
 
 
 def inspect(

@@ -18,12 +18,12 @@ from .errors import LoraSuiteError
 from .io.paths import is_folder
 from .io.source import Source, hub_errors, name_and_revision
 from .journal import SETTINGS, Journal, Outcome
-from .mapping.identity import public_name
+from .mapping.fingerprint import public_name
+from .mapping.upgrade_map import UpgradeMap
 from .models.backbone import Backbone
 from .models.distributed import number_and_count
 from .running.progress import Progress, silent
 from .text.examples import read_prompts
-from .upgrade_map import UpgradeMap
 from .upgrading import Upgraded, upgrade
 
 log = logging.getLogger(__name__)

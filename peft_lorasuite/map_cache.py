@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .io.source import read_json
-from .mapping.identity import Identity, unlike
+from .mapping.fingerprint import Identity, unlike
+from .mapping.upgrade_map import META, MapOptions, UpgradeMap
 from .methods.base import find
 from .models.backbone import Backbone
 from .models.distributed import is_first, wait
 from .running.progress import Progress, silent
 from .text.vocabulary import tokenizer_hash
-from .upgrade_map import META, MapOptions, UpgradeMap
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from .costs.rates import GB, Rates
 from .costs.stages import Side, Stage
 from .errors import LoraSuiteError
 from .io.source import Source, read_json
+from .mapping.upgrade_map import MapOptions
 from .methods import base as methods
 from .models.backbone import Backbone
-from .upgrade_map import MapOptions
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from . import choice
+from .mapping.upgrade_map import UpgradeMap
 from .pictures.figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
-from .upgrade_map import UpgradeMap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,12 +28,12 @@ from .errors import LoraSuiteError, context
 from .io.output import check_apart, whole_folder
 from .io.source import Source
 from .linalg.lowrank import LowRank
-from .mapping.identity import check_same, public_name
+from .mapping.fingerprint import check_same, public_name
+from .mapping.upgrade_map import UpgradeMap
 from .methods import base as methods
 from .models.backbone import Backbone
 from .running.checks import check_seed, check_whole
 from .running.progress import Progress, silent
-from .upgrade_map import UpgradeMap
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peft_lorasuite import LoraSuiteError, PeftModel
-from peft_lorasuite.mapping.identity import embedding_sample
+from peft_lorasuite.mapping.fingerprint import embedding_sample
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from peft_lorasuite.arch.registry import known
 from peft_lorasuite.cli import main
+from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.methods import base
 from peft_lorasuite.terminal import catalogue
-from peft_lorasuite.upgrade_map import UpgradeMap
 
 pair = command_fixtures.pair
 

@@ -22,8 +22,8 @@ from hub_server import HubServer
 from pico import pico_model
 
 from peft_lorasuite.cli import main
+from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.publishing.card import PICTURES
-from peft_lorasuite.upgrade_map import UpgradeMap
 
 command_pair = command_fixtures.pair
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked

@@ -18,10 +18,10 @@ from peft_lorasuite.adapter import read
 from peft_lorasuite.dora import carried as moved_ratios
 from peft_lorasuite.dora import ratios
 from peft_lorasuite.io.source import Source
+from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.transplanting.behaviour import adapted
-from peft_lorasuite.upgrade_map import MapOptions
 
 TOLERANCE = 1e-4
 PERMUTATIONS = ("vocabulary", "permuted hidden", "permuted heads", "units")

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.map_cache import cache_folder, map_for
-from peft_lorasuite.mapping.identity import check_same, identify
+from peft_lorasuite.mapping.fingerprint import check_same, identify
 from peft_lorasuite.models.backbone import Backbone
 
 hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
@@ -111,7 +111,7 @@ ASK = (
     + """
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.map_cache import map_for
-from peft_lorasuite.upgrade_map import MapOptions
+from peft_lorasuite.mapping.upgrade_map import MapOptions
 def home_of(new):
     made = map_for(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))
     upgrade(LORA, made, old=OLD, new=new)

@@ -21,7 +21,7 @@ from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank, stack
-from peft_lorasuite.upgrade_map import UpgradeMap
+from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.upgrading import upgrade
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to"]

@@ -16,7 +16,7 @@ from command_fixtures import Pair, refused
 
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.io.output import check_free, whole_folder
-from peft_lorasuite.mapping.identity import identify, tokenizer_files
+from peft_lorasuite.mapping.fingerprint import identify, tokenizer_files
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair

@@ -77,7 +77,7 @@ def test_an_upgrade_with_a_ready_map_reads_no_vocabulary(
     """A tokenizer whose files were written anew is read after all, and the same vocabulary is found in it."""
     reads = []
     monkeypatch.setattr(
-        "peft_lorasuite.mapping.identity.tokenizer_hash", lambda one: reads.append(one) or tokenizer_hash(one)
+        "peft_lorasuite.mapping.fingerprint.tokenizer_hash", lambda one: reads.append(one) or tokenizer_hash(one)
     )
     built = UpgradeMap.load(pair.map)
     upgrade(pair.adapter, built, method="copy", old=pair.old, new=pair.new)

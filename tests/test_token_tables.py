@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from variants import carried, error, pair, trained
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, upgrade
-from peft_lorasuite.upgrade_map import MapOptions
+from peft_lorasuite.mapping.upgrade_map import MapOptions
 
 TOLERANCE = 1e-4
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")

@@ -14,8 +14,8 @@ from planted import CHANGES, NEW_ROWS, NEW_WORDS, OLD_WORDS
 from torch import Tensor
 
 from peft_lorasuite import PeftModel, UpgradeMap
+from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.text.vocabulary import shared_tokens
-from peft_lorasuite.upgrade_map import MapOptions
 
 
 @dataclass

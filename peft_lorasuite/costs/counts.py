@@ -12,8 +12,8 @@ from ..arch.spec import ATTENTION, Architecture
 from ..linalg.assignment import SMALL
 from ..linalg.similarity import SKETCH, is_wide
 from ..mapping.build import FIT_TOKENS
+from ..mapping.upgrade_map import MapOptions
 from ..models.activations import BATCH_TOKENS, BUDGET, PIECE
-from ..upgrade_map import MapOptions
 from .stages import Side, Stage
 
 SVD = 10

@@ -23,8 +23,8 @@ from ..models.memory import give_back
 from ..models.offload import placed
 from ..running.progress import Progress, silent
 from ..text.vocabulary import shared_tokens
-from ..upgrade_map import LayerPair, MapOptions, UpgradeMap
-from .identity import identify
+from .fingerprint import identify
+from .upgrade_map import LayerPair, MapOptions, UpgradeMap
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.offload import placed
 from ..running.progress import Progress, silent
-from .identity import check_same
+from .fingerprint import check_same
 
 if TYPE_CHECKING:
-    from ..upgrade_map import UpgradeMap
+    from .upgrade_map import UpgradeMap
 
 
 @dataclass(frozen=True, eq=False)

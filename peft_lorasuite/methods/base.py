@@ -12,9 +12,9 @@ from ..adapter import Adapter, Key
 from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank
 from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts
+from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..running.progress import Progress, silent
-from ..upgrade_map import UpgradeMap
 from .options import converted
 
 BUILT_IN = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ..adapter import Key
 from ..linalg.lowrank import LowRank
-from ..upgrade_map import LayerPair, UpgradeMap
+from ..mapping.upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job
 
 Move = Callable[[LayerPair, str, LowRank], tuple[LowRank, Mapping[str, float]]]

@@ -19,7 +19,7 @@ from ..errors import LoraSuiteError
 from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.sections import Request, SectionSpec
-from ..upgrade_map import LayerPair
+from ..mapping.upgrade_map import LayerPair
 from .base import Draft, Job, method
 from .carry import carry
 

@@ -12,7 +12,7 @@ from ..arch.spec import ATTENTION, WRITERS, Heads
 from ..errors import unknown
 from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
 from ..linalg.lowrank import LowRank
-from ..upgrade_map import LayerPair, UpgradeMap
+from ..mapping.upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job, method
 from .carry import carry
 from .paper import paper_move

@@ -25,8 +25,8 @@ from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.moments import Moments, gather
 from ..mapping.sections import Request, Section, SectionSpec
+from ..mapping.upgrade_map import LayerPair
 from ..models.activations import Sampling, calibration_texts
-from ..upgrade_map import LayerPair
 from .base import Draft, Job, method
 from .carry import carry
 

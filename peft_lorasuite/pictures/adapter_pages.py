@@ -14,7 +14,7 @@ from .figures import short
 from .gains import Gain
 
 if TYPE_CHECKING:
-    from ..upgrade_map import UpgradeMap
+    from ..mapping.upgrade_map import UpgradeMap
     from .drawn import Drawn
 
 CARRIED = "carried"
@@ -66,7 +66,7 @@ def _verdict(report: Mapping[str, Any], method: str, upgrade_map: UpgradeMap | N
 def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:
     """Refuse a map of other backbones, as far as names tell."""
     from ..errors import LoraSuiteError
-    from ..mapping.identity import public_name
+    from ..mapping.fingerprint import public_name
 
     pair = public_name(upgrade_map.old.name), public_name(upgrade_map.new.name)
     if pair != (report["old"], report["new"]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import LoraSuiteError
 from ..io.paths import is_folder
-from ..mapping.identity import public_name
+from ..mapping.fingerprint import public_name
 from ..suites.scores import Evaluation
 
 BASE, FULL = "base", "full"

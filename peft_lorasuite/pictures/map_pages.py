@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import choice, report
 from ..arch.differences import differences
-from ..upgrade_map import UpgradeMap
+from ..mapping.upgrade_map import UpgradeMap
 from . import adapter_figures, gains, pages
 from .figures import short
 from .gains import Gain

@@ -18,8 +18,8 @@ from ..errors import LoraSuiteError
 from ..io.paths import is_file
 
 if TYPE_CHECKING:
+    from ..mapping.upgrade_map import UpgradeMap
     from ..suites.scores import Evaluation
-    from ..upgrade_map import UpgradeMap
 
 PICTURE = "layer_map.png"
 PICTURES = {

@@ -45,8 +45,8 @@ def map(args: Namespace) -> Told:
     progress = begin(args)
     if args.output is not None:
         check_free(args.output, overwrite=args.overwrite, inputs=(args.old, args.new, args.calibration))
+    from ..mapping.upgrade_map import MapOptions, UpgradeMap
     from ..models.backbone import Backbone
-    from ..upgrade_map import MapOptions, UpgradeMap
 
     start = time.perf_counter()
     for method in args.methods:
@@ -112,9 +112,9 @@ def upgrade(args: Namespace) -> Told:
     from ..adapters.variants import select
     from ..io.source import Source
     from ..map_cache import map_for
+    from ..mapping.upgrade_map import UpgradeMap
     from ..methods.base import reads_old
     from ..models.backbone import Backbone
-    from ..upgrade_map import UpgradeMap
     from ..upgrading import check_rank
     from ..upgrading import upgrade as carry
 

@@ -15,13 +15,13 @@ from ..adapters.written import write_adapter
 from ..errors import LoraSuiteError
 from ..finetuning import finetune
 from ..io.output import whole_folder
+from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
 from ..models.backbone import Backbone
 from ..report import layer_map_figure
 from ..running.progress import Progress, silent
 from ..text.examples import fill, read_examples
 from ..training.scoring import Score, score
-from ..upgrade_map import UpgradeMap
 from ..upgrading import Upgraded, upgrade
 
 PICTURE, FIGURES, TABLE = "layer_map.png", "demo.json", "table.md"

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._version import __version__
-from .arch.spec import ATTENTION, Architecture
-from .errors import LoraSuiteError, context
-from .io.checkpoint import read_all
-from .io.output import whole_folder
-from .io.source import Source, name_and_revision, read_json
-from .linalg.basis import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
-from .mapping.identity import Identity
-from .mapping.map_options import MapOptions
-from .mapping.sections import Section, add_section, checked_methods, map_key, stored_sections
+from .._version import __version__
+from ..arch.spec import ATTENTION, Architecture
+from ..errors import LoraSuiteError, context
+from ..io.checkpoint import read_all
+from ..io.output import whole_folder
+from ..io.source import Source, name_and_revision, read_json
+from ..linalg.basis import Basis, HeadFit, UnitFit, part_basis, pseudo_inverse
+from .fingerprint import Identity
+from .options import MapOptions
+from .sections import Section, add_section, checked_methods, map_key, stored_sections
 
 if TYPE_CHECKING:
-    from .hub import Pushed
+    from ..hub import Pushed
 
 FORMAT = 1
 META, CORE = "map.json", "core.safetensors"
@@ -92,7 +92,7 @@ class UpgradeMap:
 
         The other settings are those of `build.build_map`.
         """
-        from .mapping.build import build_map
+        from .build import build_map
 
         wanted = checked_methods(methods)
         built = build_map(old, new, options or MapOptions(), **settings)
@@ -141,7 +141,7 @@ class UpgradeMap:
         token: str | bool | None = None,
     ) -> Pushed:
         """Publish the map on the Hub with a card, in one commit, and read it back; see `hub.push_map`."""
-        from .hub import push_map
+        from ..hub import push_map
 
         return push_map(
             self, repo_id, private=private, create_pr=create_pr, commit_message=commit_message, overwrite=overwrite,
