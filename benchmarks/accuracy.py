@@ -18,7 +18,7 @@ from common import load_task, stage, wilson
 from transformers.modeling_outputs import CausalLMOutput
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.adapter import read
+from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.running.progress import bars

@@ -20,8 +20,8 @@ import torch
 from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.adapter import read
-from peft_lorasuite.adapters.written import RECORD, REPORT, write_adapter
+from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source

@@ -20,7 +20,7 @@ from common import machine
 from demo_pair import METHODS, TEMPLATE, DemoPair
 from torch import Tensor
 
-from peft_lorasuite.adapter import read as read_adapter
+from peft_lorasuite.adapters.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.methods.base import Job

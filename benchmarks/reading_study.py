@@ -9,7 +9,7 @@ import torch
 from common import load_task
 
 from peft_lorasuite import Backbone, UpgradeMap
-from peft_lorasuite.adapter import read as read_adapter
+from peft_lorasuite.adapters.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import Reading, ReadingOptions, read

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded, upgrade
-from peft_lorasuite.adapter import old_backbone, reads_backbones
+from peft_lorasuite.adapters.adapter import old_backbone, reads_backbones
 from peft_lorasuite.hub import check_push
 from peft_lorasuite.inspection import card_pictures
 from peft_lorasuite.io.source import Source, name_and_revision

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
-from peft_lorasuite.adapter import reads_backbones
+from peft_lorasuite.adapters.adapter import reads_backbones
 from peft_lorasuite.hub import check_push
 from peft_lorasuite.io.paths import is_file
 from peft_lorasuite.io.source import Source, name_and_revision

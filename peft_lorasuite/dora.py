@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .adapter import Adapter, Key
+from .adapters.adapter import Adapter, Key
 from .adapters.token_tables import both
 from .arch.layout import group_of
 from .arch.spec import ATTENTION, WRITERS

@@ -204,7 +204,7 @@ def _samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load what is given by name. The tokenizer is copied, because the harness sets its padding."""
-    from .adapters.by_name import open_tokenizer
+    from .adapters.loading import open_tokenizer
 
     if isinstance(model, str | Path):
         network, revision = _load_by_name(str(model), adapter)
@@ -217,9 +217,9 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
     """Load a model, and the adapter on it; return the backbone's revision beside it."""
-    from .adapter import named_base
-    from .adapters.by_name import adapter_folder, load_model, put_on
-    from .adapters.variants import CONFIG
+    from .adapters.adapter import named_base
+    from .adapters.loading import adapter_folder, load_model, put_on
+    from .adapters.peft_format import CONFIG
     from .io.source import Source
 
     base = Source(*_place(model, "model"))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .adapters.by_name import adapter_folder, open_tokenizer, put_on
-from .adapters.written import write_adapter
+from .adapters.loading import adapter_folder, open_tokenizer, put_on
+from .adapters.writing import write_adapter
 from .errors import LoraSuiteError
 from .io.output import check_free, whole_folder
 from .models.backbone import Backbone
@@ -123,8 +123,8 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     """Return a PEFT model as it is; load an adapter by name onto its backbone, ready to train."""
     from peft import PeftModel
 
-    from .adapter import old_backbone, read, read_config
-    from .adapters.variants import READ, check
+    from .adapters.adapter import old_backbone, read, read_config
+    from .adapters.peft_format import READ, check
     from .io.source import Source
 
     if isinstance(model, PeftModel):

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .adapter import CONFIG, WEIGHTS
-from .adapters.written import RECORD, REPORT, write_adapter
+from .adapters.adapter import CONFIG, WEIGHTS
+from .adapters.writing import RECORD, REPORT, write_adapter
 from .errors import LoraSuiteError, context
 from .io.checkpoint import no_safetensors, read_all
 from .io.paths import exists, is_folder

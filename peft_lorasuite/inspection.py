@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .adapters.peft_format import CONFIG
 from .adapters.sizes import sizes
-from .adapters.variants import CONFIG
-from .adapters.written import REPORT
+from .adapters.writing import REPORT
 from .errors import LoraSuiteError, context
 from .io.output import writing
 from .io.paths import exists, is_folder

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .adapter import WEIGHTS
-from .adapters.written import REPORT
+from .adapters.adapter import WEIGHTS
+from .adapters.writing import REPORT
 from .errors import LoraSuiteError
 from .io.output import check_folder
 from .io.paths import is_file

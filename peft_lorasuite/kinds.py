@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from . import dora
-from .adapter import PREFIX, Adapter, by_site, join_sites
+from .adapters.adapter import PREFIX, Adapter, by_site, join_sites
+from .adapters.peft_format import TRAINED_BIAS
 from .adapters.token_tables import TableUpdate, both, carry, needs_old, written
-from .adapters.variants import TRAINED_BIAS
 from .arch.spec import Site
 from .errors import LoraSuiteError, unknown
 from .linalg.lowrank import LowRank

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter import WEIGHTS, read_config
-from .adapters.written import REPORT
+from .adapters.adapter import WEIGHTS, read_config
+from .adapters.writing import REPORT
 from .errors import LoraSuiteError
 from .io.paths import is_folder
 from .io.source import Source, hub_errors, name_and_revision

@@ -11,8 +11,8 @@ from typing import Any
 import peft
 import torch
 
-from .adapter import old_backbone, reads_backbones
-from .adapters.variants import select
+from .adapters.adapter import old_backbone, reads_backbones
+from .adapters.peft_format import select
 from .errors import LoraSuiteError, brief
 from .io.output import writing
 from .io.source import Source

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from . import adapter as adapter_files
 from . import choice, kinds
 from ._version import __version__
-from .adapter import Adapter, Key, join_sites
-from .adapters.variants import select
-from .adapters.written import REPORT
+from .adapters import adapter as adapter_files
+from .adapters.adapter import Adapter, Key, join_sites
+from .adapters.peft_format import select
+from .adapters.writing import REPORT
 from .arch.differences import differences
 from .arch.layout import split
 from .arch.spec import Architecture

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapter import read
+from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.models.restore import no_dropout
 from peft_lorasuite.text.examples import Example

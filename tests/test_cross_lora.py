@@ -11,7 +11,7 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.basis import Basis
 from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
 from peft_lorasuite.methods.cross_lora import paired_svd

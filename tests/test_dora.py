@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from variants import Pair, carried, error, logits, pair, trained
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
-from peft_lorasuite.adapter import read
+from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.dora import carried as moved_ratios
 from peft_lorasuite.dora import ratios
 from peft_lorasuite.io.source import Source

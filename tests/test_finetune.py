@@ -13,7 +13,7 @@ import torch
 from pico import pico_model, pico_tokenizer, random_states, save_backbone
 from safetensors.torch import load_file
 
-from peft_lorasuite.adapters.written import RECORD
+from peft_lorasuite.adapters.writing import RECORD
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.finetuning import choose, finetune
 from peft_lorasuite.text.examples import Example

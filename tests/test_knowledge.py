@@ -12,7 +12,7 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapter import read
+from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.cli import main
 from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.io.source import Source

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
-from peft_lorasuite import adapter as adapter_files
-from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.adapters import adapter as adapter_files
+from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, placed, split
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture, Heads, Site

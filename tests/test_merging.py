@@ -8,7 +8,7 @@ import torch
 from pico import unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
-from peft_lorasuite import adapter as adapter_files
+from peft_lorasuite.adapters import adapter as adapter_files
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.model import attach
 from peft_lorasuite.transplanting.behaviour import adapted, merging

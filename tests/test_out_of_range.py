@@ -11,7 +11,7 @@ from command_fixtures import Pair, refused
 from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import LoraSuiteError
-from peft_lorasuite.adapters.variants import WEIGHTS
+from peft_lorasuite.adapters.peft_format import WEIGHTS
 from peft_lorasuite.methods.base import find, make_options
 
 pair = command_fixtures.pair

@@ -12,7 +12,7 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.map_cache import map_for
 

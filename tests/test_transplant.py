@@ -10,7 +10,7 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite import adapter as adapter_files
+from peft_lorasuite.adapters import adapter as adapter_files
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job

@@ -15,7 +15,7 @@ from planted import CHANGES, OLD_WORDS
 from torch import Tensor
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapter import Adapter
+from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.mapping import moments
 from peft_lorasuite.mapping.moments import Moments, gather
@@ -66,7 +66,7 @@ def logits(model: Any) -> Tensor:
 
 def error(old: Backbone, new: Backbone, folder: Path, options: dict[str, Any]) -> float:
     """Error of the new backbone's logits with the carried adapter, relative to the adapter's effect."""
-    from peft_lorasuite import adapter as files
+    from peft_lorasuite.adapters import adapter as files
 
     source = random_adapter(old.arch)
     built = UpgradeMap.build(old, new, calibration=TEXTS)

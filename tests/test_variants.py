@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from variants import carried, error, pair, trained
 
 from peft_lorasuite import LoraSuiteError, upgrade
-from peft_lorasuite.adapter import apart
+from peft_lorasuite.adapters.adapter import apart
 
 TOLERANCE = 1e-4
 pytestmark = [
@@ -241,9 +241,9 @@ def test_one_of_several_adapters_is_chosen_on_the_hub(hub, llama, tmp_path):
     files = {f"{name}/{path.name}": path.read_bytes() for name in ("a", "b") for path in (tmp_path / "first").iterdir()}
     hub.add_repo("org/several", files)
     code = """
-from peft_lorasuite.adapter import reads_backbones
+from peft_lorasuite.adapters.adapter import reads_backbones
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.adapters.variants import select
+from peft_lorasuite.adapters.peft_format import select
 from peft_lorasuite.errors import LoraSuiteError
 source = Source("org/several", "adapter")
 try:

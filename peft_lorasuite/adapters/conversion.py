@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import PREFIX, Adapter
 from ..errors import LoraSuiteError, brief
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, low_rank_of
 from ..models.backbone import Backbone
-from .variants import CONFIG, WEIGHTS
+from .adapter import PREFIX, Adapter
+from .peft_format import CONFIG, WEIGHTS
 
 RANK = 16
 """Rank of the LoRA where neither the caller nor the adapter's own config names a larger one."""

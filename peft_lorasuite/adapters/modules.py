@@ -14,8 +14,8 @@ from ..arch.spec import Architecture, Site
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, bounded
 from ..models.backbone import Backbone
+from .peft_format import OPTIONAL, OWN, TRAINED_BIAS
 from .token_tables import needs_old
-from .variants import OPTIONAL, OWN, TRAINED_BIAS
 
 
 def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:

@@ -14,8 +14,8 @@ from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .modules import check_shapes, factors, find_site, per_part, scaling
+from .peft_format import BESIDE, OWN, PREFIX, by_module, kind_of, why_not
 from .token_tables import TableUpdate, read_table, table_of
-from .variants import BESIDE, OWN, PREFIX, by_module, kind_of, why_not
 
 
 @dataclass

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapter import Adapter, named_base, read
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
+from .adapter import Adapter, named_base, read
 
 
 @dataclass(frozen=True)

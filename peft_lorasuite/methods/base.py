@@ -8,7 +8,7 @@ from importlib import import_module
 from operator import gt, lt
 from typing import Any, get_type_hints
 
-from ..adapter import Adapter, Key
+from ..adapters.adapter import Adapter, Key
 from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank
 from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts

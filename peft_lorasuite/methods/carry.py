@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..adapter import Key
+from ..adapters.adapter import Key
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job

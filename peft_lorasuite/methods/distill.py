@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import adapter as adapter_files
+from ..adapters import adapter as adapter_files
 from ..arch.spec import check_parts
 from ..io.source import Source
 from ..models.backbone import Backbone

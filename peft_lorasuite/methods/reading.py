@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Key
+from ..adapters.adapter import Key
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from ..models.generation import Turn, Written, answered, encoded, fits

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..adapter import named_base
-from ..adapters.by_name import adapter_folder, put_on
+from ..adapters.adapter import named_base
+from ..adapters.loading import adapter_folder, put_on
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone

@@ -108,8 +108,8 @@ def upgrade(args: Namespace) -> Told:
         raise LoraSuiteError(
             "there is nothing to push", got="--private, --create-pr or --base-model", do="name --push REPO_ID"
         )
-    from ..adapter import old_backbone, read_config, reads_backbones
-    from ..adapters.variants import select
+    from ..adapters.adapter import old_backbone, read_config, reads_backbones
+    from ..adapters.peft_format import select
     from ..io.source import Source
     from ..map_cache import map_for
     from ..mapping.upgrade_map import UpgradeMap

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..adapters.written import write_adapter
+from ..adapters.writing import write_adapter
 from ..errors import LoraSuiteError
 from ..finetuning import finetune
 from ..io.output import whole_folder

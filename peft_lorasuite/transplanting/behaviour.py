@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import adapter as adapter_files
-from ..adapter import Adapter
+from ..adapters import adapter as adapter_files
+from ..adapters.adapter import Adapter
 from ..errors import LoraSuiteError
 from ..models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
 from ..models.backbone import Backbone

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..adapter import read_config
 from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, no_safetensors, read_all
 from ..io.source import Source, name_and_revision
 from ..models.loading import loaded, told
-from .variants import CONFIG, WEIGHTS
+from .adapter import read_config
+from .peft_format import CONFIG, WEIGHTS
 
 
 def load_model(source: Source) -> Any:

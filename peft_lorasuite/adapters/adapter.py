@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import adalora
-from .adapters.parsing import Found
-from .adapters.token_tables import TableUpdate, needs_old
-from .adapters.variants import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
-from .arch.layout import head_rows, join
-from .arch.spec import Architecture, Site
-from .errors import LoraSuiteError
-from .io.checkpoint import no_safetensors, open_safetensors, read_all
-from .io.source import Source
-from .linalg.lowrank import LowRank, stack
-from .models.backbone import Backbone
+from ..arch.layout import head_rows, join
+from ..arch.spec import Architecture, Site
+from ..errors import LoraSuiteError
+from ..io.checkpoint import no_safetensors, open_safetensors, read_all
+from ..io.source import Source
+from ..linalg.lowrank import LowRank, stack
+from ..models.backbone import Backbone
+from . import adalora
+from .parsing import Found
+from .peft_format import CONFIG, PREFIX, READ, WEIGHTS, check, kind_of, needs_backbones
+from .token_tables import TableUpdate, needs_old
 
 Key = tuple[int, str]
 """Layer and part."""
@@ -123,7 +123,7 @@ def read(source: Source, arch: Architecture, *, old: Backbone | None = None, ran
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_all(path, where=where)
     if config["peft_type"] not in READ:
-        from .adapters.conversion import converted
+        from .conversion import converted
 
         if old is None:
             raise needs_old(f"the adapter is a {config['peft_type']} and is made a LoRA first")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .variants import WEIGHTS
+from .peft_format import WEIGHTS
 
 REPORT = "lorasuite_report.json"
 """Beside the weights: what was carried over, and how."""
