@@ -24,10 +24,10 @@ from common import modules_of, names_of
 
 import peft_lorasuite
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.model import attach
 from peft_lorasuite.terminal.demo import READ
 from peft_lorasuite.text.examples import Example, fill, read_examples
+from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.upgrading import Upgraded
 

@@ -25,7 +25,7 @@ from demo_pair import FULL, TEMPLATE, DemoPair, Made
 from table import gap, grid, percent
 
 from peft_lorasuite import MapOptions
-from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.training.finetune import finetune
 
 SEEDS = (0, 1, 2)
 TUNED = {"learning_rate": 3e-3, "warmup": 0.1}

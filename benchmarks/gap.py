@@ -22,7 +22,6 @@ from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, st
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
-from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.map_cache import map_for
@@ -31,6 +30,7 @@ from peft_lorasuite.models.generation import answer
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.suites.answers import score_number
 from peft_lorasuite.text.examples import Example, fill
+from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.transplanting.behaviour import adapted
 from peft_lorasuite.transplanting.elicitation import elicit

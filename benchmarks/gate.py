@@ -30,7 +30,7 @@ from gate_tasks import TASKS
 from table import gap, load, percent
 
 from peft_lorasuite import choice
-from peft_lorasuite.finetuning import finetune
+from peft_lorasuite.training.finetune import finetune
 
 HELD = 0.5
 """Share of retraining's gain from which on an upgrade counts as held."""

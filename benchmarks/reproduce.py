@@ -29,11 +29,11 @@ from pairs import PAIRS, TRAIN, Pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
 from peft_lorasuite.evaluation import Evaluation, compare, comparison_table, markdown_table, published_pairs
-from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.suites.items import select
 from peft_lorasuite.suites.published import published_rows
 from peft_lorasuite.text.examples import Example, read_examples
+from peft_lorasuite.training.finetune import finetune
 
 LABELS = {
     "old": "{old}, no adapter",

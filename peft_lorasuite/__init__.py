@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from .arch.spec import Architecture, Heads, Site
     from .errors import LoraSuiteError
     from .evaluation import evaluate
-    from .finetuning import finetune
     from .hub import Pushed, push_upgraded
     from .many import upgrade_many
     from .mapping.upgrade_map import MapOptions, UpgradeMap
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
+    from .training.finetune import finetune
     from .upgrading import Report, Upgraded, upgrade
 
 _HOMES = {

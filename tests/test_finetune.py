@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from peft_lorasuite.adapters.writing import RECORD
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.finetuning import choose, finetune
 from peft_lorasuite.text.examples import Example
 from peft_lorasuite.training.encoding import IGNORED, batch, encode, encode_examples
+from peft_lorasuite.training.finetune import choose, finetune
 from peft_lorasuite.training.loop import LengthSampler
 from peft_lorasuite.training.scoring import score
 

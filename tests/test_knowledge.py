@@ -14,13 +14,13 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.cli import main
-from peft_lorasuite.finetuning import finetune
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.reading import MORE, ReadingOptions
 from peft_lorasuite.methods.reading import read as read_both
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.models.generation import Turn
+from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.transplanting.behaviour import adapted, aligned, tokens
 from peft_lorasuite.transplanting.elicitation import common_opening, elicit
 from peft_lorasuite.transplanting.facts import facts

@@ -126,8 +126,8 @@ def _train(
 ) -> tuple[dict[adapter_files.Key, Any], float]:  # fmt: skip
     import peft
 
-    from ..finetuning import add_modules
     from ..training.encoding import padding
+    from ..training.finetune import add_modules
     from ..training.loop import train
 
     generator, rank = torch.Generator().manual_seed(job.seed), first.rank or job.adapter.rank

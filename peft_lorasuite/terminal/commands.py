@@ -198,8 +198,8 @@ def finetune(args: Namespace) -> Told:
     """Train an adapter on labelled samples."""
     progress = begin(args)
     check_free(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
-    from ..finetuning import finetune as train
     from ..text.examples import read_examples
+    from ..training.finetune import finetune as train
 
     start = time.perf_counter()
     examples = read_examples(args.data)
@@ -247,8 +247,8 @@ def _training(args: Namespace) -> dict[str, Any]:
 
 
 def _fine_tune(carried: Any, new: Any, samples: list[Any], args: Namespace, progress: Progress) -> None:
-    from ..finetuning import finetune as train
     from ..model import attach
+    from ..training.finetune import finetune as train
 
     model = attach(new.load(), carried, is_trainable=True)
     train(

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..adapters.writing import write_adapter
 from ..errors import LoraSuiteError
-from ..finetuning import finetune
 from ..io.output import whole_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
@@ -21,6 +20,7 @@ from ..models.backbone import Backbone
 from ..report import layer_map_figure
 from ..running.progress import Progress, silent
 from ..text.examples import fill, read_examples
+from ..training.finetune import finetune
 from ..training.scoring import Score, score
 from ..upgrading import Upgraded, upgrade
 

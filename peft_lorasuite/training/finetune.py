@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from .adapters.loading import adapter_folder, open_tokenizer, put_on
-from .adapters.writing import write_adapter
-from .errors import LoraSuiteError
-from .io.output import check_free, whole_folder
-from .models.backbone import Backbone
-from .models.distributed import is_first
-from .models.restore import seeded
-from .running.progress import Progress, silent
-from .text.examples import read_examples
-from .training.encoding import encode_examples, padding
-from .training.loop import FinetuneOptions, train
+from ..adapters.loading import adapter_folder, open_tokenizer, put_on
+from ..adapters.writing import write_adapter
+from ..errors import LoraSuiteError
+from ..io.output import check_free, whole_folder
+from ..models.backbone import Backbone
+from ..models.distributed import is_first
+from ..models.restore import seeded
+from ..running.progress import Progress, silent
+from ..text.examples import read_examples
+from .encoding import encode_examples, padding
+from .loop import FinetuneOptions, train
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +123,9 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     """Return a PEFT model as it is; load an adapter by name onto its backbone, ready to train."""
     from peft import PeftModel
 
-    from .adapters.adapter import old_backbone, read, read_config
-    from .adapters.peft_format import READ, check
-    from .io.source import Source
+    from ..adapters.adapter import old_backbone, read, read_config
+    from ..adapters.peft_format import READ, check
+    from ..io.source import Source
 
     if isinstance(model, PeftModel):
         return model
