@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pairs import Pair
+from peft_lorasuite.evaluation.harness.tasks import select
 
 from peft_lorasuite.costs.counts import Side, Stage
 from peft_lorasuite.costs.rates import Rates, measure_rates
 from peft_lorasuite.planning import Plan, plan, text
-from peft_lorasuite.suites.items import select
 
 GB = 1e9
 PROMPT, RESPONSE = 160, {"math": 256, "commonsense": 8}

@@ -18,6 +18,7 @@ from typing import Any
 import peft
 import torch
 from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
+from peft_lorasuite.evaluation.harness.answers import score_number
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
@@ -28,7 +29,6 @@ from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.models.generation import answer
 from peft_lorasuite.running.progress import bars
-from peft_lorasuite.suites.answers import score_number
 from peft_lorasuite.text.examples import Example, fill
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .arch.registry import architecture, register
     from .arch.spec import Architecture, Heads, Site
     from .errors import LoraSuiteError
-    from .evaluation import evaluate
+    from .evaluation.harness import evaluate
     from .hub import Pushed, push_upgraded
     from .many import upgrade_many
     from .mapping.upgrade_map import MapOptions, UpgradeMap

@@ -52,7 +52,7 @@ NAMED = (
     TOOLS
     + """
 from peft_lorasuite.cli import main
-from peft_lorasuite.evaluation import _load
+from peft_lorasuite.evaluation.harness import _load
 from peft_lorasuite.inspection import inspect
 network, tokens = _load(f"{NEW}@main", None, None)
 told = [type(network).__name__, len(tokens)]
@@ -77,7 +77,7 @@ def test_what_is_measured_or_shown_may_be_pinned(stocked: HubServer, made: Path,
 
 
 def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
-    from peft_lorasuite.evaluation import _load
+    from peft_lorasuite.evaluation.harness.harness import _load
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoraSuiteError, match=r"empty: the model has no config\.json; check the name"):

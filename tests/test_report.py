@@ -12,12 +12,12 @@ import pytest
 from command_fixtures import Pair
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from peft_lorasuite.evaluation.harness.scores import Evaluation, TaskScore
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, report
 from peft_lorasuite.adapters.sizes import Size, Sizes
 from peft_lorasuite.pictures import adapter_figures, figures, gains
 from peft_lorasuite.pictures.gains import Gain
-from peft_lorasuite.suites.scores import Evaluation, TaskScore
 
 pair = command_fixtures.pair
 UNIT = re.compile(r"\(.*(%|0 to 1|layers|at most 1|norm|mean|number).*\)|percent|layer|head|%", re.DOTALL)

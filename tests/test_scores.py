@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 import pytest
+from peft_lorasuite.evaluation.harness.published import published, published_pairs, published_rows
+from peft_lorasuite.evaluation.harness.scores import Evaluation, TaskScore, compare
+from peft_lorasuite.evaluation.harness.tables import comparison_table, markdown_table
+from peft_lorasuite.evaluation.harness.tasks import SUITES, select
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.suites.items import SUITES, select
-from peft_lorasuite.suites.published import published, published_pairs, published_rows
-from peft_lorasuite.suites.scores import Evaluation, TaskScore, compare
-from peft_lorasuite.suites.tables import comparison_table, markdown_table
 
 
 def score(outcomes: str, task: str = "boolq", prefix: str = "i") -> TaskScore:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraSuiteError
+from ..evaluation.scores import Evaluation
 from ..io.paths import is_folder
 from ..mapping.fingerprint import public_name
-from ..suites.scores import Evaluation
 
 BASE, FULL = "base", "full"
 """Rows that bound the gap: the bare new backbone, and a LoRA that is trained on it with all labels."""

@@ -18,8 +18,8 @@ from ..errors import LoraSuiteError
 from ..io.paths import is_file
 
 if TYPE_CHECKING:
+    from ..evaluation.scores import Evaluation
     from ..mapping.upgrade_map import UpgradeMap
-    from ..suites.scores import Evaluation
 
 PICTURE = "layer_map.png"
 PICTURES = {
@@ -144,7 +144,7 @@ def licence_of(readme: Path | None) -> dict[str, str]:
 
 def evaluation_of(given: Any) -> Evaluation | None:
     """Return an evaluation as it is, or read the JSON that `Evaluation.save` wrote."""
-    from ..suites.scores import Evaluation
+    from ..evaluation.scores import Evaluation
 
     if given is None or isinstance(given, Evaluation):
         return given

@@ -13,10 +13,10 @@ import torch
 from ..adapters.adapter import named_base
 from ..adapters.loading import adapter_folder, put_on
 from ..errors import LoraSuiteError
+from ..evaluation.answers import check_template, check_text
 from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.generation import answer
-from ..suites.answers import check_template, check_text
 from ..text.examples import Example, fill
 
 LEAST = 24

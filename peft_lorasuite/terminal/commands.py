@@ -216,7 +216,7 @@ def finetune(args: Namespace) -> Told:
 
 def _texts(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     """Read prompts and samples before the long work, so that a wrong file costs no time."""
-    from ..suites.answers import check_template
+    from ..evaluation.answers import check_template
     from ..text.examples import check_enough, read_examples, read_prompts
 
     if args.template is not None:

@@ -24,8 +24,8 @@ def evaluate(args: Namespace) -> Told:
     if args.output:
         given = (args.model, *args.adapter, *args.against, args.data)
         check_free(args.output, overwrite=args.overwrite, inputs=given)
-    from ..evaluation import compare, comparison_table, markdown_table, published_rows
-    from ..evaluation import evaluate as measure
+    from ..evaluation.harness import compare, comparison_table, markdown_table, published_rows
+    from ..evaluation.harness import evaluate as measure
 
     beside = published_rows(args.published, args.suite) if args.published else None  # refused before the work
     names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
+from ..evaluation.answers import check_template, check_text, prompt
 from ..io.paths import is_file
-from ..suites.answers import check_template, check_text, prompt
 
 FIELDS = ("instruction", "input", "output", "answer")
 FEWEST = 2

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import LoraSuiteError, unknown
-from .items import BENCHMARKS
 from .scores import Comparison, Difference, Evaluation, check_same_items
+from .tasks import BENCHMARKS
 
 
 def markdown_table(

@@ -17,15 +17,16 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from .errors import LoraSuiteError
-from .io.source import name_and_revision
-from .models.memory import head_in_one_piece
-from .running.checks import check_seed, check_whole
-from .suites import answers, items
-from .suites.items import Benchmark, Item
-from .suites.published import published, published_pairs, published_rows
-from .suites.scores import Comparison, Difference, Evaluation, TaskScore, compare
-from .suites.tables import comparison_table, markdown_table
+from ..errors import LoraSuiteError
+from ..io.source import name_and_revision
+from ..models.memory import head_in_one_piece
+from ..running.checks import check_seed, check_whole
+from . import answers
+from . import tasks as items
+from .published import published, published_pairs, published_rows
+from .scores import Comparison, Difference, Evaluation, TaskScore, compare
+from .tables import comparison_table, markdown_table
+from .tasks import Benchmark, Item
 
 __all__ = [
     "Comparison",
@@ -204,7 +205,7 @@ def _samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load what is given by name. The tokenizer is copied, because the harness sets its padding."""
-    from .adapters.loading import open_tokenizer
+    from ..adapters.loading import open_tokenizer
 
     if isinstance(model, str | Path):
         network, revision = _load_by_name(str(model), adapter)
@@ -217,10 +218,10 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
     """Load a model, and the adapter on it; return the backbone's revision beside it."""
-    from .adapters.adapter import named_base
-    from .adapters.loading import adapter_folder, load_model, put_on
-    from .adapters.peft_format import CONFIG
-    from .io.source import Source
+    from ..adapters.adapter import named_base
+    from ..adapters.loading import adapter_folder, load_model, put_on
+    from ..adapters.peft_format import CONFIG
+    from ..io.source import Source
 
     base = Source(*_place(model, "model"))
     upper = None if adapter is None else Source(*_place(adapter, "adapter"))

@@ -1,0 +1,1 @@
+"""The benchmarks of the LoRASuite paper, run by lm-evaluation-harness."""

@@ -1,1 +1,0 @@
-"""The paper's benchmarks: items, answers, scores, tables."""
