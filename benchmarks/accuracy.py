@@ -21,10 +21,10 @@ from peft_lorasuite import Backbone
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank
+from peft_lorasuite.methods.behavior.states import down_of
+from peft_lorasuite.methods.behavior.targets import Head
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.training.scoring import score
-from peft_lorasuite.transplanting.states import down_of
-from peft_lorasuite.transplanting.teacher import Head
 
 Memo = dict[bytes, tuple[torch.Tensor, torch.Tensor]]
 

@@ -5,7 +5,7 @@
         --out benchmarks/results/memory_of_facts --fit "" --fit trust=0 --fit ENOUGH=0.1
 
 Both models are read once. A fit is one row, written as JSON when made: one memory in place, without the last layer's
-part. Small letters are options of the reading, capitals constants of `peft_lorasuite.transplanting.memory`.
+part. Small letters are options of the reading, capitals constants of `peft_lorasuite.methods.behavior.fact_editing`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from reading_study import arguments, opened
 
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
-from peft_lorasuite.methods.reading import read
+from peft_lorasuite.methods.behavior import fact_editing as memory
+from peft_lorasuite.methods.behavior.probe import read
+from peft_lorasuite.methods.behavior.states import down_of
+from peft_lorasuite.methods.behavior.targets import Teacher
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.models.activations import batches
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import read_examples
 from peft_lorasuite.training.scoring import score
-from peft_lorasuite.transplanting import memory
-from peft_lorasuite.transplanting.states import down_of
-from peft_lorasuite.transplanting.teacher import Teacher
 
 
 class Study:

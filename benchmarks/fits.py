@@ -20,9 +20,9 @@ from reading_study import arguments, opened, read_items
 
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.base import find, make_options
-from peft_lorasuite.methods.reading import Reading, read
+from peft_lorasuite.methods.behavior.probe import Reading, read
+from peft_lorasuite.methods.behavior.targets import chunks
 from peft_lorasuite.methods.transplant import TransplantOptions, fit
-from peft_lorasuite.transplanting.teacher import chunks
 
 
 class Study:

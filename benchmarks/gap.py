@@ -26,14 +26,14 @@ from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
 from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.map_cache import map_for
+from peft_lorasuite.methods.behavior.elicitation import elicit
+from peft_lorasuite.methods.behavior.positions import adapted
 from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.models.generation import answer
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import Example, fill
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
-from peft_lorasuite.transplanting.behaviour import adapted
-from peft_lorasuite.transplanting.elicitation import elicit
 
 METHODS = {
     "copy": ("copy", {}, None),

@@ -24,12 +24,12 @@ from peft_lorasuite.adapters.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.reading import read
+from peft_lorasuite.methods.behavior.fact_editing import updated
+from peft_lorasuite.methods.behavior.last_layer import wanted_shift
+from peft_lorasuite.methods.behavior.positions import forward, tokens
+from peft_lorasuite.methods.behavior.probe import read
 from peft_lorasuite.methods.transplant import SHORT, TransplantOptions
 from peft_lorasuite.text.examples import fill
-from peft_lorasuite.transplanting.behaviour import forward, tokens
-from peft_lorasuite.transplanting.fitting import wanted_shift
-from peft_lorasuite.transplanting.memory import updated
 
 PLANS = {"last": (1,), "last twice": (1, 1), "two": (2, 1), "two, twice": (2, 1, 2, 1), "three": (3, 2, 1)}
 

@@ -12,11 +12,11 @@ from peft_lorasuite import Backbone, UpgradeMap
 from peft_lorasuite.adapters.adapter import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.reading import Reading, ReadingOptions, read
+from peft_lorasuite.methods.behavior.positions import tokens
+from peft_lorasuite.methods.behavior.probe import Reading, ReadingOptions, read
 from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.running.progress import bars
 from peft_lorasuite.text.examples import fill
-from peft_lorasuite.transplanting.behaviour import tokens
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from typing import Any
 from common import stage
 from reading_study import arguments, opened, read_items
 
-from peft_lorasuite.methods.reading import Reading, ReadingOptions
+from peft_lorasuite.methods.behavior.probe import Reading, ReadingOptions
 
 CHOICES = {
     "difference alone": (0.0, 0.0, 0.0), "difference, gated": (0.0, 0.0, 0.5), "trust": (0.5, 0.0, 0.0),

@@ -20,8 +20,8 @@ from peft_lorasuite.dora import ratios
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.behavior.positions import adapted
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.transplanting.behaviour import adapted
 
 TOLERANCE = 1e-4
 PERMUTATIONS = ("vocabulary", "permuted hidden", "permuted heads", "units")

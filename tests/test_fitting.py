@@ -8,8 +8,8 @@ from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.linalg.lowrank import LowRank, reduced_rank_ridge
-from peft_lorasuite.transplanting.fitting import divergence, sharpened, wanted_shift
-from peft_lorasuite.transplanting.teacher import Head, Teacher
+from peft_lorasuite.methods.behavior.last_layer import divergence, sharpened, wanted_shift
+from peft_lorasuite.methods.behavior.targets import Head, Teacher
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 FAMILIES = ["llama", "gemma2", "bloom", "minicpm"]

@@ -16,19 +16,19 @@ from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.cli import main
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.reading import MORE, ReadingOptions
-from peft_lorasuite.methods.reading import read as read_both
+from peft_lorasuite.methods.behavior.elicitation import common_opening, elicit
+from peft_lorasuite.methods.behavior.fact_editing import TEXT, memorise, updated
+from peft_lorasuite.methods.behavior.fact_keys import read_text
+from peft_lorasuite.methods.behavior.facts import facts
+from peft_lorasuite.methods.behavior.positions import adapted, aligned, tokens
+from peft_lorasuite.methods.behavior.probe import MORE, ReadingOptions
+from peft_lorasuite.methods.behavior.probe import read as read_both
+from peft_lorasuite.methods.behavior.prompt_templates import SLOT, forms, pieces, recombined
+from peft_lorasuite.methods.behavior.states import down_of
+from peft_lorasuite.methods.behavior.targets import Teacher
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.training.finetune import finetune
-from peft_lorasuite.transplanting.behaviour import adapted, aligned, tokens
-from peft_lorasuite.transplanting.elicitation import common_opening, elicit
-from peft_lorasuite.transplanting.facts import facts
-from peft_lorasuite.transplanting.keys import read_text
-from peft_lorasuite.transplanting.memory import TEXT, memorise, updated
-from peft_lorasuite.transplanting.recombination import SLOT, forms, pieces, recombined
-from peft_lorasuite.transplanting.states import down_of
-from peft_lorasuite.transplanting.teacher import Teacher
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
 NAMES = [a + b + c for a, b, c in product(SYLLABLES, repeat=3)]
@@ -225,7 +225,7 @@ def test_other_text_is_left_alone(told, monkeypatch):
     model = new.load()
     updates = {}
     for count in (1, TEXT):
-        monkeypatch.setattr("peft_lorasuite.transplanting.memory.TEXT", count)
+        monkeypatch.setattr("peft_lorasuite.methods.behavior.fact_editing.TEXT", count)
         layer, updates[count], _ = memorise(
             model, new, reading.new_head, reading.turns, reading.places,
             lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,

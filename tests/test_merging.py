@@ -10,8 +10,8 @@ from pico import unrelated_pair
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
 from peft_lorasuite.adapters import adapter as adapter_files
 from peft_lorasuite.io.source import Source
+from peft_lorasuite.methods.behavior.positions import adapted, merging
 from peft_lorasuite.model import attach
-from peft_lorasuite.transplanting.behaviour import adapted, merging
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 BEGUN = [f" the {a} {b}" for a in WORDS[:4] for b in WORDS[4:8]]

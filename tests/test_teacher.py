@@ -10,9 +10,9 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
+from peft_lorasuite.methods.behavior.positions import Tokens, aligned, tokens
+from peft_lorasuite.methods.behavior.targets import Head, Vocabulary, teach
 from peft_lorasuite.models.generation import Turn
-from peft_lorasuite.transplanting.behaviour import Tokens, aligned, tokens
-from peft_lorasuite.transplanting.teacher import Head, Vocabulary, teach
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 

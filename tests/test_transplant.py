@@ -14,14 +14,14 @@ from peft_lorasuite.adapters import adapter as adapter_files
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.behavior.positions import adapted, tokens
+from peft_lorasuite.methods.behavior.probe import CUT, read
+from peft_lorasuite.methods.behavior.targets import Vocabulary
 from peft_lorasuite.methods.distill import DistillOptions, distill
-from peft_lorasuite.methods.reading import CUT, read
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
 from peft_lorasuite.models.activations import built_in_text
 from peft_lorasuite.models.generation import answer, answered
-from peft_lorasuite.transplanting.behaviour import adapted, tokens
-from peft_lorasuite.transplanting.teacher import Vocabulary
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]

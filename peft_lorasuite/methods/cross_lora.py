@@ -21,7 +21,7 @@ from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.sections import Request, SectionSpec
 from ..mapping.upgrade_map import LayerPair
 from .base import Draft, Job, method
-from .carry import carry
+from .per_module import carry
 
 
 @dataclass(frozen=True)

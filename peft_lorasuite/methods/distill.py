@@ -15,11 +15,11 @@ from ..arch.spec import check_parts
 from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.restore import seeded
-from ..transplanting.behaviour import Tokens
-from ..transplanting.states import At
-from ..transplanting.teacher import Teacher
 from .base import Draft, Job, check_bounds, method
-from .reading import LEAST, MOST, ReadingOptions, read
+from .behavior.positions import Tokens
+from .behavior.probe import LEAST, MOST, ReadingOptions, read
+from .behavior.states import At
+from .behavior.targets import Teacher
 from .transplant import TransplantOptions, fit
 
 if TYPE_CHECKING:

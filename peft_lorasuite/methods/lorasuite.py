@@ -14,8 +14,8 @@ from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import LayerPair, UpgradeMap
 from .base import Draft, Job, method
-from .carry import carry
-from .paper import paper_move
+from .lorasuite_paper import paper_move
+from .per_module import carry
 
 NORMALIZE = ("weights", "fit", "none")
 

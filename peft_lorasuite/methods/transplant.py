@@ -18,9 +18,9 @@ import torch
 from ..errors import LoraSuiteError
 from ..linalg.basis import floored
 from ..linalg.lowrank import reduced_rank_ridge
-from ..transplanting.fitting import divergence, sharpened, wanted_shift
 from .base import Draft, Job, check_bounds, method
-from .reading import Reading, ReadingOptions, read
+from .behavior.last_layer import divergence, sharpened, wanted_shift
+from .behavior.probe import Reading, ReadingOptions, read
 
 SHORT: dict[str, Any] = {"gate": 0.5, "rank": 16, "positions": 2000, "sharpen": 60}
 """For formats and choices among answers: the gate keeps the old model's doubts out of them."""

@@ -28,7 +28,7 @@ from ..mapping.sections import Request, Section, SectionSpec
 from ..mapping.upgrade_map import LayerPair
 from ..models.activations import Sampling, calibration_texts
 from .base import Draft, Job, method
-from .carry import carry
+from .per_module import carry
 
 FITS = ("ridge", "procrustes")
 OUTPUTS = ("outputs", "gradients")

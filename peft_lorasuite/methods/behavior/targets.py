@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import LoraSuiteError
-from ..models.backbone import Backbone
-from ..text.vocabulary import first_pieces, shared_tokens
+from ...errors import LoraSuiteError
+from ...models.backbone import Backbone
+from ...text.vocabulary import first_pieces, shared_tokens
 
 CHUNK = 32
 """Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from

@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg.lowrank import LowRank, reduced_rank_ridge
-from ..models.backbone import Backbone
-from ..models.generation import Turn
-from ..models.prefix_cache import decoder
-from ..running.progress import Progress, silent
-from .behaviour import Place, Tokens, tokens
+from ...linalg.lowrank import LowRank, reduced_rank_ridge
+from ...models.backbone import Backbone
+from ...models.generation import Turn
+from ...models.prefix_cache import decoder
+from ...running.progress import Progress, silent
+from .fact_keys import read_keys, read_text
 from .facts import Fact, facts
-from .keys import read_keys, read_text
+from .positions import Place, Tokens, tokens
 from .states import down_of
-from .teacher import Head, Teacher
+from .targets import Head, Teacher
 
 Ask = Callable[[Sequence[int]], Teacher]
 """Gives the wanted probabilities at some of the places, by their numbers."""

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.backbone import Backbone
-from ..running.progress import Progress
-from .behaviour import Tokens, forward
+from ...models.backbone import Backbone
+from ...running.progress import Progress
+from .positions import Tokens, forward
 
 At = tuple[int, int]
 """A row and a position in it."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..models.activations import padded
-from ..models.backbone import Backbone
-from ..models.generation import Turn, answer
-from ..models.prefix_cache import after_beginning
-from ..running.progress import Progress, silent
-from .recombination import SLOT, Form, forms, recombined
+from ...models.activations import padded
+from ...models.backbone import Backbone
+from ...models.generation import Turn, answer
+from ...models.prefix_cache import after_beginning
+from ...running.progress import Progress, silent
+from .prompt_templates import SLOT, Form, forms, recombined
 
 CANDIDATES = 10_000
 """Recombined prompts that are looked at, at most."""

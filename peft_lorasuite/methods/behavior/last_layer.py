@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import LoraSuiteError
-from ..linalg.lowrank import LowRank
-from .teacher import Head, Teacher, chunks
+from ...errors import LoraSuiteError
+from ...linalg.lowrank import LowRank
+from .targets import Head, Teacher, chunks
 
 PIECE = 256
 """Positions whose logits over the candidate tokens are held at once."""

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Key
-from ..linalg.lowrank import LowRank
-from ..models.backbone import Backbone
-from ..models.generation import Turn, Written, answered, encoded, fits
-from ..models.memory import free_models
-from ..text.examples import check_enough, read_prompts
-from ..transplanting.behaviour import Place, Tokens, adapted, aligned, beginning, merging, other_text, tokens
-from ..transplanting.elicitation import elicit
-from ..transplanting.memory import memorise, updated
-from ..transplanting.states import At, LastLayer, down_of, final_states, last_layer
-from ..transplanting.teacher import Head, Teacher, Vocabulary, teach
-from .base import Job, check_bounds
+from ...adapters.adapter import Key
+from ...linalg.lowrank import LowRank
+from ...models.backbone import Backbone
+from ...models.generation import Turn, Written, answered, encoded, fits
+from ...models.memory import free_models
+from ...text.examples import check_enough, read_prompts
+from ..base import Job, check_bounds
+from .elicitation import elicit
+from .fact_editing import memorise, updated
+from .positions import Place, Tokens, adapted, aligned, beginning, merging, other_text, tokens
+from .states import At, LastLayer, down_of, final_states, last_layer
+from .targets import Head, Teacher, Vocabulary, teach
 
 LEAST: dict[str, float] = {
     "prompts": 2, "length": 1, "top": 1, "extra": 0, "trust": 0, "share": 0, "quiet": 0, "text": 0, "recombine": 0,

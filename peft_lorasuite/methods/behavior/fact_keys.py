@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.activations import batches, built_in_text, padded
-from ..models.backbone import Backbone
-from ..models.prefix_cache import after_beginning, decoder
-from ..running.progress import Progress, silent
-from .behaviour import Tokens, beginning, length_batches
+from ...models.activations import batches, built_in_text, padded
+from ...models.backbone import Backbone
+from ...models.prefix_cache import after_beginning, decoder
+from ...running.progress import Progress, silent
+from .positions import Tokens, beginning, length_batches
 
 QUIET = 4
 """Positions per row, where no name ends, that are read as well."""

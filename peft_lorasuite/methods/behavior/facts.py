@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..models.generation import Turn
-from .behaviour import Place, Tokens
+from ...models.generation import Turn
 from .elicitation import common_opening
-from .recombination import SLOT, forms
+from .positions import Place, Tokens
+from .prompt_templates import SLOT, forms
 
 SHOWN = 8
 """Turns of a form that show how its answers begin."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import adapter as adapter_files
-from ..adapters.adapter import Adapter
-from ..errors import LoraSuiteError
-from ..models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
-from ..models.backbone import Backbone
-from ..models.generation import Turn
-from ..models.prefix_cache import after_beginning, decoder, shared, unwrapped
-from ..running.progress import Progress, silent
-from ..text.vocabulary import text_tokens
-from .teacher import Head
+from ...adapters import adapter as adapter_files
+from ...adapters.adapter import Adapter
+from ...errors import LoraSuiteError
+from ...models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
+from ...models.backbone import Backbone
+from ...models.generation import Turn
+from ...models.prefix_cache import after_beginning, decoder, shared, unwrapped
+from ...running.progress import Progress, silent
+from ...text.vocabulary import text_tokens
+from .targets import Head
 
 SHOWN = 8
 """Prompts that tell whether the old adapted model ends them with other tokens."""
