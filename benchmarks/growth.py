@@ -12,10 +12,10 @@ from typing import Any
 import matplotlib
 import peft
 import torch
+from peft_lorasuite.planning.plan.rates import fastest
 from random_pair import SMALL, backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.costs.rates import fastest
 from peft_lorasuite.many import upgrade_many
 
 matplotlib.use("Agg")

@@ -23,13 +23,13 @@ import naive
 import torch
 from common import stage
 from growth import WEIGHTS_ONLY, grow
+from peft_lorasuite.planning.plan.rates import fastest
 from random_pair import MINICPM_1B, MINICPM_2B, backbone
 from safetensors import safe_open
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.spec import ATTENTION
-from peft_lorasuite.costs.rates import fastest
 from peft_lorasuite.linalg.basis import hidden_map, pseudo_inverse
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.linalg.similarity import head_similarity, layer_similarity

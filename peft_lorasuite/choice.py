@@ -157,7 +157,7 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
 
 def _cost(upgrade_map: UpgradeMap) -> str:
     """What running both backbones takes, counted from their shapes at two bytes a weight."""
-    from .costs.counts import Side
+    from .planning.counts import Side
 
     old, new = (2 * Side(identity.arch).total for identity in (upgrade_map.old, upgrade_map.new))
     return (

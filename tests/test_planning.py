@@ -13,6 +13,10 @@ import pytest
 import torch
 from hub_fixtures import ask_client
 from hub_server import HubServer
+from peft_lorasuite.planning.plan.counts import SVD, Costs, looks
+from peft_lorasuite.planning.plan.plan import plan, text
+from peft_lorasuite.planning.plan.rates import Rates, measure_rates
+from peft_lorasuite.planning.plan.stages import Side, Stage
 from pico import PICO, pico_config, pico_model, pico_tokenizer, save_backbone
 from planted import EVERY, OLD_WORDS
 from safetensors.torch import load_file
@@ -23,15 +27,11 @@ from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import ATTENTION, WRITERS, Architecture
-from peft_lorasuite.costs.counts import SVD, Costs, looks
-from peft_lorasuite.costs.rates import Rates, measure_rates
-from peft_lorasuite.costs.stages import Side, Stage
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
 from peft_lorasuite.linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.planning import plan, text
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
@@ -245,7 +245,7 @@ def test_of_a_hub_repository_the_config_alone_is_fetched(hub: HubServer, tmp_pat
         hub.add_repo(f"org/{name}", {"config.json": Path(fixture(name)).read_bytes()})
     code = """
 from peft_lorasuite.linalg.assignment import SMALL
-from peft_lorasuite.planning import plan
+from peft_lorasuite.planning.plan import plan
 print(json.dumps(plan("org/Phi-1.5", "org/Phi-2@main").read))
 """
     assert ask_client(hub, code, tmp_path / "home") == plan(fixture("Phi-1.5"), fixture("Phi-2")).read

@@ -16,11 +16,11 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import naive
 from growth import WEIGHTS_ONLY
+from peft_lorasuite.planning.plan.rates import fastest
 from random_pair import backbone
 from speed import moved, naive_layer
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.costs.rates import fastest
 from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.text.vocabulary import tokenizer_hash
 

@@ -55,8 +55,8 @@ def map(args: Namespace) -> Told:
     names = ("hidden_map", "similarity", "layer_map", "head_map", "tokens", "seed")
     options = MapOptions(**{name: getattr(args, name) for name in names})
     if args.output is None or args.plan:
-        from ..costs.rates import measure_rates
-        from ..planning import plan, text
+        from ..planning.plan import plan, text
+        from ..planning.rates import measure_rates
 
         planned = plan(old, new, options, rates=measure_rates(), dtype=args.dtype, low_memory=args.low_memory)
         return planned.to_dict(), text(planned)

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from .arch.spec import Architecture
-from .costs.counts import MATCHED, Costs, shared_at_most
-from .costs.rates import GB, Rates
-from .costs.stages import Side, Stage
-from .errors import LoraSuiteError
-from .io.source import Source, read_json
-from .mapping.upgrade_map import MapOptions
-from .methods import base as methods
-from .models.backbone import Backbone
+from ..arch.spec import Architecture
+from ..errors import LoraSuiteError
+from ..io.source import Source, read_json
+from ..mapping.upgrade_map import MapOptions
+from ..methods import base as methods
+from ..models.backbone import Backbone
+from .counts import MATCHED, Costs, shared_at_most
+from .rates import GB, Rates
+from .stages import Side, Stage
 
 
 @dataclass(frozen=True)

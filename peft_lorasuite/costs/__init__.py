@@ -1,1 +1,0 @@
-"""What the work costs: operations, bytes and seconds."""
