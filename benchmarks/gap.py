@@ -19,13 +19,13 @@ import peft
 import torch
 from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
 from peft_lorasuite.evaluation.harness.answers import score_number
+from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
 from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.map_cache import map_for
 from peft_lorasuite.methods.behavior.elicitation import elicit
 from peft_lorasuite.methods.behavior.positions import adapted
 from peft_lorasuite.methods.transplant import SHORT

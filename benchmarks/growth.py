@@ -13,10 +13,10 @@ import matplotlib
 import peft
 import torch
 from peft_lorasuite.planning.plan.rates import fastest
+from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from random_pair import SMALL, backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.many import upgrade_many
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from .errors import LoraSuiteError
     from .evaluation.harness import evaluate
     from .hub import Pushed, push_upgraded
-    from .many import upgrade_many
     from .mapping.upgrade_map import MapOptions, UpgradeMap
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
     from .training.finetune import finetune
-    from .upgrading import Report, Upgraded, upgrade
+    from .upgrading.collection import upgrade_many
+    from .upgrading.upgrade import Report, Upgraded, upgrade
 
 _HOMES = {
     "Architecture": "spec",

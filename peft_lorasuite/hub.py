@@ -19,7 +19,7 @@ from .io.source import Source, hub_errors, read_json
 from .mapping.upgrade_map import UpgradeMap
 from .publishing import card
 from .publishing.remote import Pushed, check_id, check_secrets, publish
-from .upgrading import Upgraded
+from .upgrading.upgrade import Upgraded
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from .adapters.peft_format import select
 from .errors import LoraSuiteError, brief
 from .io.output import writing
 from .io.source import Source
-from .map_cache import map_for
 from .mapping.upgrade_map import UpgradeMap
 from .methods.base import reads_old
 from .models.backbone import Backbone
 from .running.checks import check_seed
 from .running.progress import Progress, bars
 from .text.examples import check_enough, read_prompts
-from .upgrading import Upgraded, check_rank, upgrade
+from .upgrading.map_cache import map_for
+from .upgrading.upgrade import Upgraded, check_rank, upgrade
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ import peft
 import pytest
 import torch
 from canon import write
+from peft_lorasuite.upgrading.upgrade.dora import carried as moved_ratios
+from peft_lorasuite.upgrading.upgrade.dora import ratios
 from pico import pico_tokenizer, save_backbone
 from planted import NEW_WORDS, OLD_WORDS
 from safetensors.torch import load_file, save_file
@@ -15,8 +17,6 @@ from variants import Pair, carried, error, logits, pair, trained
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
 from peft_lorasuite.adapters.adapter import read
-from peft_lorasuite.dora import carried as moved_ratios
-from peft_lorasuite.dora import ratios
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.methods.base import Job

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_lorasuite.upgrading.upgrade.upgrade import upgrade
 from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from peft_lorasuite.arch.spec import Architecture, Heads, Site
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank, stack
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
-from peft_lorasuite.upgrading import upgrade
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to"]
 TEXTS = ["the cat sat on the mat, a dog ran to the cat, the mat ran on the dog and the cat sat on a dog." * 3]

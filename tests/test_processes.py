@@ -14,6 +14,7 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import ITEMS, Pair
+from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from processes import launched, program
 from safetensors.torch import load_file
 
@@ -21,7 +22,6 @@ from peft_lorasuite import Backbone, PeftModel
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.cli import main
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.many import upgrade_many
 
 pair = command_fixtures.pair
 CLOSE = 1e-6
@@ -55,7 +55,7 @@ summed(torch.ones(2, 3))
 COLLECTION = """
 import sys
 from peft_lorasuite import UpgradeMap
-from peft_lorasuite.many import upgrade_many
+from peft_lorasuite.upgrading.collection import upgrade_many
 
 *adapters, upgrade_map, out = sys.argv[1:]
 for one in upgrade_many(adapters, upgrade_map, out, method="lorasuite"):

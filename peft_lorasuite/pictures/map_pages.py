@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import choice, report
+from .. import report
 from ..arch.differences import differences
 from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading import auto as choice
 from . import adapter_figures, gains, pages
 from .figures import short
 from .gains import Gain

@@ -111,12 +111,12 @@ def upgrade(args: Namespace) -> Told:
     from ..adapters.adapter import old_backbone, read_config, reads_backbones
     from ..adapters.peft_format import select
     from ..io.source import Source
-    from ..map_cache import map_for
     from ..mapping.upgrade_map import UpgradeMap
     from ..methods.base import reads_old
     from ..models.backbone import Backbone
-    from ..upgrading import check_rank
-    from ..upgrading import upgrade as carry
+    from ..upgrading.map_cache import map_for
+    from ..upgrading.upgrade import check_rank
+    from ..upgrading.upgrade import upgrade as carry
 
     start = time.perf_counter()
     _check_method(args.method, dict(args.options))

@@ -22,7 +22,7 @@ from ..running.progress import Progress, silent
 from ..text.examples import fill, read_examples
 from ..training.finetune import finetune
 from ..training.scoring import Score, score
-from ..upgrading import Upgraded, upgrade
+from ..upgrading.upgrade import Upgraded, upgrade
 
 PICTURE, FIGURES, TABLE = "layer_map.png", "demo.json", "table.md"
 PROMPTS = 600

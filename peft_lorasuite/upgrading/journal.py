@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .adapters.adapter import WEIGHTS
-from .adapters.writing import REPORT
-from .errors import LoraSuiteError
-from .io.output import check_folder
-from .io.paths import is_file
-from .io.source import read_json
+from ..adapters.adapter import WEIGHTS
+from ..adapters.writing import REPORT
+from ..errors import LoraSuiteError
+from ..io.output import check_folder
+from ..io.paths import is_file
+from ..io.source import read_json
 
 log = logging.getLogger(__name__)
 

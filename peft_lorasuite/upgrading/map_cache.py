@@ -9,14 +9,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .io.source import read_json
-from .mapping.fingerprint import Identity, unlike
-from .mapping.upgrade_map import META, MapOptions, UpgradeMap
-from .methods.base import find
-from .models.backbone import Backbone
-from .models.distributed import is_first, wait
-from .running.progress import Progress, silent
-from .text.vocabulary import tokenizer_hash
+from ..io.source import read_json
+from ..mapping.fingerprint import Identity, unlike
+from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
+from ..methods.base import find
+from ..models.backbone import Backbone
+from ..models.distributed import is_first, wait
+from ..running.progress import Progress, silent
+from ..text.vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from ..adapters.adapter import PREFIX, Adapter, by_site, join_sites
+from ..adapters.peft_format import TRAINED_BIAS
+from ..adapters.token_tables import TableUpdate, both, carry, needs_old, written
+from ..arch.spec import Site
+from ..errors import LoraSuiteError, unknown
+from ..linalg.lowrank import LowRank
+from ..methods.base import Draft, Job
 from . import dora
-from .adapters.adapter import PREFIX, Adapter, by_site, join_sites
-from .adapters.peft_format import TRAINED_BIAS
-from .adapters.token_tables import TableUpdate, both, carry, needs_old, written
-from .arch.spec import Site
-from .errors import LoraSuiteError, unknown
-from .linalg.lowrank import LowRank
-from .methods.base import Draft, Job
 
 KINDS = ("same", "lora")
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .adapters.adapter import WEIGHTS, read_config
-from .adapters.writing import REPORT
-from .errors import LoraSuiteError
-from .io.paths import is_folder
-from .io.source import Source, hub_errors, name_and_revision
+from ..adapters.adapter import WEIGHTS, read_config
+from ..adapters.writing import REPORT
+from ..errors import LoraSuiteError
+from ..io.paths import is_folder
+from ..io.source import Source, hub_errors, name_and_revision
+from ..mapping.fingerprint import public_name
+from ..mapping.upgrade_map import UpgradeMap
+from ..models.backbone import Backbone
+from ..models.distributed import number_and_count
+from ..running.progress import Progress, silent
+from ..text.examples import read_prompts
 from .journal import SETTINGS, Journal, Outcome
-from .mapping.fingerprint import public_name
-from .mapping.upgrade_map import UpgradeMap
-from .models.backbone import Backbone
-from .models.distributed import number_and_count
-from .running.progress import Progress, silent
-from .text.examples import read_prompts
-from .upgrading import Upgraded, upgrade
+from .upgrade import Upgraded, upgrade
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
     """List the adapters of a user or organisation whose card names a backbone."""
     from huggingface_hub import HfApi
 
-    from .io.retry import patiently
+    from ..io.retry import patiently
 
     with hub_errors(Source(author, "user", token=token, hub_only=True)):
         models = patiently(

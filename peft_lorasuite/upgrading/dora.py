@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .adapters.adapter import Adapter, Key
-from .adapters.token_tables import both
-from .arch.layout import group_of
-from .arch.spec import ATTENTION, WRITERS
-from .errors import LoraSuiteError
-from .linalg.lowrank import LowRank, low_rank_of
-from .methods.base import Draft, Job
-from .models.backbone import Backbone
+from ..adapters.adapter import Adapter, Key
+from ..adapters.token_tables import both
+from ..arch.layout import group_of
+from ..arch.spec import ATTENTION, WRITERS
+from ..errors import LoraSuiteError
+from ..linalg.lowrank import LowRank, low_rank_of
+from ..methods.base import Draft, Job
+from ..models.backbone import Backbone
 
 SMALL = 1e-6
 """Rows shorter than this share of the longest one have no direction."""

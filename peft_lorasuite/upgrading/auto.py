@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .mapping.upgrade_map import UpgradeMap
+from ..mapping.upgrade_map import UpgradeMap
 
 NEAR = 0.1
 """Relative distance of the embeddings, token by token, below which two backbones are one lineage."""
@@ -157,7 +157,7 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
 
 def _cost(upgrade_map: UpgradeMap) -> str:
     """What running both backbones takes, counted from their shapes at two bytes a weight."""
-    from .planning.counts import Side
+    from ..planning.counts import Side
 
     old, new = (2 * Side(identity.arch).total for identity in (upgrade_map.old, upgrade_map.new))
     return (

@@ -15,25 +15,26 @@ from typing import Any
 
 import torch
 
-from . import choice, kinds
-from ._version import __version__
-from .adapters import adapter as adapter_files
-from .adapters.adapter import Adapter, Key, join_sites
-from .adapters.peft_format import select
-from .adapters.writing import REPORT
-from .arch.differences import differences
-from .arch.layout import split
-from .arch.spec import Architecture
-from .errors import LoraSuiteError, context
-from .io.output import check_apart, whole_folder
-from .io.source import Source
-from .linalg.lowrank import LowRank
-from .mapping.fingerprint import check_same, public_name
-from .mapping.upgrade_map import UpgradeMap
-from .methods import base as methods
-from .models.backbone import Backbone
-from .running.checks import check_seed, check_whole
-from .running.progress import Progress, silent
+from .._version import __version__
+from ..adapters import adapter as adapter_files
+from ..adapters.adapter import Adapter, Key, join_sites
+from ..adapters.peft_format import select
+from ..adapters.writing import REPORT
+from ..arch.differences import differences
+from ..arch.layout import split
+from ..arch.spec import Architecture
+from ..errors import LoraSuiteError, context
+from ..io.output import check_apart, whole_folder
+from ..io.source import Source
+from ..linalg.lowrank import LowRank
+from ..mapping.fingerprint import check_same, public_name
+from ..mapping.upgrade_map import UpgradeMap
+from ..methods import base as methods
+from ..models.backbone import Backbone
+from ..running.checks import check_seed, check_whole
+from ..running.progress import Progress, silent
+from . import auto as choice
+from . import variants as kinds
 
 log = logging.getLogger(__name__)
 
