@@ -53,7 +53,7 @@ NAMED = (
     + """
 from peft_lorasuite.cli import main
 from peft_lorasuite.evaluation.harness import _load
-from peft_lorasuite.inspection import inspect
+from peft_lorasuite.reporting.inspect import inspect
 network, tokens = _load(f"{NEW}@main", None, None)
 told = [type(network).__name__, len(tokens)]
 network, _ = _load(f"{OLD}@main", f"{LORA}@main", None)

@@ -17,7 +17,7 @@ from command_fixtures import Pair
 
 from peft_lorasuite import LoraSuiteError
 from peft_lorasuite.cli import main
-from peft_lorasuite.inspection import inspect
+from peft_lorasuite.reporting.inspect import inspect
 
 pair = command_fixtures.pair
 OF_MAP = ["gate", "layers", "heads", "explained", "hidden"]

@@ -14,10 +14,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from peft_lorasuite.evaluation.harness.scores import Evaluation, TaskScore
 
-from peft_lorasuite import LoraSuiteError, UpgradeMap, report
+from peft_lorasuite import LoraSuiteError, UpgradeMap
 from peft_lorasuite.adapters.sizes import Size, Sizes
-from peft_lorasuite.pictures import adapter_figures, figures, gains
-from peft_lorasuite.pictures.gains import Gain
+from peft_lorasuite.reporting import adapter_figures
+from peft_lorasuite.reporting import gap as gains
+from peft_lorasuite.reporting import html_report as report
+from peft_lorasuite.reporting import map_figures as figures
+from peft_lorasuite.reporting.gap import Gain
 
 pair = command_fixtures.pair
 UNIT = re.compile(r"\(.*(%|0 to 1|layers|at most 1|norm|mean|number).*\)|percent|layer|head|%", re.DOTALL)

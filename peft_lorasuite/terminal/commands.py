@@ -186,8 +186,8 @@ def _pictures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
 
     if find_spec("matplotlib") is None:
         return None
-    from ..inspection import card_pictures
     from ..io.source import Source
+    from ..reporting.inspect import card_pictures
 
     name, revision = name_and_revision(args.adapter)
     before, bases = Source(name, "adapter", revision), (args.old and name_and_revision(args.old)[0], None)

@@ -90,7 +90,7 @@ def demo(args: Namespace) -> Told:
 def inspect(args: Namespace) -> Told:
     """Write a report of a map or an adapter."""
     begin(args)
-    from ..inspection import inspect as look
+    from ..reporting.inspect import inspect as look
 
     name, revision = name_and_revision(args.name)
     drawn = look(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.sizes import Size, Sizes
-from .figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, drawing, short, ticks
-from .gains import FULL, OLD, Gain, Gap, gap
+from .gap import FULL, OLD, Gain, Gap, gap
+from .map_figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, drawing, short, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,18 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .adapters.peft_format import CONFIG
-from .adapters.sizes import sizes
-from .adapters.writing import REPORT
-from .errors import LoraSuiteError, context
-from .io.output import writing
-from .io.paths import exists, is_folder
-from .io.source import Source, name_and_revision
-from .mapping.upgrade_map import META, UpgradeMap
-from .pictures import adapter_pages, map_pages
-from .pictures.drawn import Drawn
-from .pictures.figures import require
-from .pictures.gains import Gain, read_rows
+from ..adapters.peft_format import CONFIG
+from ..adapters.sizes import sizes
+from ..adapters.writing import REPORT
+from ..errors import LoraSuiteError, context
+from ..io.output import writing
+from ..io.paths import exists, is_folder
+from ..io.source import Source, name_and_revision
+from ..mapping.upgrade_map import META, UpgradeMap
+from . import adapter_report as adapter_pages
+from . import map_report as map_pages
+from .drawn import Drawn
+from .gap import Gain, read_rows
+from .map_figures import require
 
 
 def inspect(
@@ -100,8 +101,8 @@ def card_pictures(
     Raises:
         LoraSuiteError: When matplotlib is missing, or there are no rows in the folder.
     """
-    from . import report as figures
-    from .pictures import adapter_figures
+    from . import adapter_figures
+    from . import html_report as figures
 
     drawn = {
         "layer_map.png": figures.layer_map_figure, "heads.png": figures.heads_figure,

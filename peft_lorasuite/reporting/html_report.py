@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .mapping.upgrade_map import UpgradeMap
-from .pictures.figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
-from .upgrading import auto as choice
+from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading import auto as choice
+from .map_figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.sizes import Sizes, sizes
 from ..io.source import Source
-from . import adapter_figures, map_pages, pages
-from .figures import short
-from .gains import Gain
+from . import adapter_figures
+from . import html as pages
+from . import map_report as map_pages
+from .gap import Gain
+from .map_figures import short
 
 if TYPE_CHECKING:
     from ..mapping.upgrade_map import UpgradeMap

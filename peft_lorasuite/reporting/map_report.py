@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import report
 from ..arch.differences import differences
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading import auto as choice
-from . import adapter_figures, gains, pages
-from .figures import short
-from .gains import Gain
+from . import adapter_figures
+from . import gap as gains
+from . import html as pages
+from . import html_report as report
+from .gap import Gain
+from .map_figures import short
 
 if TYPE_CHECKING:
     from .drawn import Drawn

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import pages
-from .figures import svg
+from . import html as pages
+from .map_figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""Reports of upgrade maps and adapters: figures, HTML pages, tables."""
