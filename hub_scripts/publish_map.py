@@ -17,12 +17,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from peft_lorasuite.hub.push.push import push_map
+from peft_lorasuite.hub.push.repository import check_id
 from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap
-from peft_lorasuite.hub import push_map
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.publishing.remote import check_id
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.running.progress import bars
 

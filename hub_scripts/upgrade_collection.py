@@ -19,18 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft_lorasuite.hub.push.push import check_push
+from peft_lorasuite.hub.push.repository import check_id
 from peft_lorasuite.upgrading.upgrade.collection import Planned, find_adapters, plan_many, upgrade_many
 from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
 from peft_lorasuite.adapters.adapter import reads_backbones
-from peft_lorasuite.hub import check_push
 from peft_lorasuite.io.paths import is_file
 from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.mapping.fingerprint import check_same
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.publishing.remote import check_id
 from peft_lorasuite.running.progress import bars
 
 

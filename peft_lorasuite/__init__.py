@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .arch.spec import Architecture, Heads, Site
     from .errors import LoraSuiteError
     from .evaluation.harness import evaluate
-    from .hub import Pushed, push_upgraded
+    from .hub.push import Pushed, push_upgraded
     from .mapping.upgrade_map import MapOptions, UpgradeMap
     from .methods.base import method
     from .model import PeftModel, from_upgraded, install

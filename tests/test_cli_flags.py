@@ -19,11 +19,11 @@ from command_fixtures import Pair
 from hub_fixtures import ask_client
 from hub_pair import LORA, NEW, TOOLS
 from hub_server import HubServer
+from peft_lorasuite.hub.push.card import PICTURES
 from pico import pico_model
 
 from peft_lorasuite.cli import main
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
-from peft_lorasuite.publishing.card import PICTURES
 
 command_pair = command_fixtures.pair
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked

@@ -16,14 +16,14 @@ from hub_pair import CALIBRATION, LORA, MAP, NEW, OLD, TOOLS, config_of
 from hub_server import HubServer
 from safetensors.torch import load
 
-from peft_lorasuite.publishing import card
+from peft_lorasuite.hub.push import card
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
 PUSH = (
     TOOLS
     + """
-from peft_lorasuite.hub import check_push
+from peft_lorasuite.hub.push import check_push
 built = UpgradeMap.build(OLD, NEW, calibration=CALIBRATION)
 shared = built.push_to_hub(MAP)
 done = upgrade(LORA, MAP)

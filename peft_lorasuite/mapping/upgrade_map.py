@@ -25,7 +25,7 @@ from .options import MapOptions
 from .sections import Section, add_section, checked_methods, map_key, stored_sections
 
 if TYPE_CHECKING:
-    from ..hub import Pushed
+    from ..hub.push import Pushed
 
 FORMAT = 1
 META, CORE = "map.json", "core.safetensors"
@@ -141,7 +141,7 @@ class UpgradeMap:
         token: str | bool | None = None,
     ) -> Pushed:
         """Publish the map on the Hub with a card, in one commit, and read it back; see `hub.push_map`."""
-        from ..hub import push_map
+        from ..hub.push import push_map
 
         return push_map(
             self, repo_id, private=private, create_pr=create_pr, commit_message=commit_message, overwrite=overwrite,

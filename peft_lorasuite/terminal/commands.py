@@ -101,7 +101,7 @@ def upgrade(args: Namespace) -> Told:
     check_free(args.output, overwrite=args.overwrite, inputs=given)
     prompts, samples = _texts(args)
     if args.push:
-        from ..hub import check_push
+        from ..hub.push import check_push
 
         check_push(args.push, args.base_model or name_and_revision(args.new)[0])
     elif args.private or args.create_pr or args.base_model:
@@ -164,7 +164,7 @@ def distill(args: Namespace) -> Told:
 
 def _push(args: Namespace, upgrade_map: Any) -> Any:
     """Push the folder that was written, with the pictures of the map where matplotlib is there to draw them."""
-    from ..hub import push_upgraded
+    from ..hub.push import push_upgraded
 
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
     written = f"the adapter itself was written to {args.output}"

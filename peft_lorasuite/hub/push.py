@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .adapters.adapter import CONFIG, WEIGHTS
-from .adapters.writing import RECORD, REPORT, write_adapter
-from .errors import LoraSuiteError, context
-from .io.checkpoint import no_safetensors, read_all
-from .io.paths import exists, is_folder
-from .io.source import Source, hub_errors, read_json
-from .mapping.upgrade_map import UpgradeMap
-from .publishing import card
-from .publishing.remote import Pushed, check_id, check_secrets, publish
-from .upgrading.upgrade import Upgraded
+from ..adapters.adapter import CONFIG, WEIGHTS
+from ..adapters.writing import RECORD, REPORT, write_adapter
+from ..errors import LoraSuiteError, context
+from ..io.checkpoint import no_safetensors, read_all
+from ..io.paths import exists, is_folder
+from ..io.source import Source, hub_errors, read_json
+from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading.upgrade import Upgraded
+from . import card
+from .repository import Pushed, check_id, check_secrets, publish
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def _check_base(base: str, token: str | bool | None) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    from .io.retry import patiently
+    from ..io.retry import patiently
 
     with hub_errors(Source(base, "backbone", hub_only=True)):
         try:

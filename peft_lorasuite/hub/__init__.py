@@ -1,0 +1,1 @@
+"""Publishing on the Hub: model cards, commits, adapters and upgrade maps."""

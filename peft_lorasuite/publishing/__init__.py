@@ -1,1 +1,0 @@
-"""Cards and commits on the Hub."""
