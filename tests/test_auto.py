@@ -15,7 +15,7 @@ from hub_server import HubServer
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
 COMMAND = """
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 raise SystemExit(main(CALL))
 """
 

@@ -15,8 +15,8 @@ import pytest
 from hub_fixtures import ask_client, client_env
 from hub_pair import LORA, NEW, OLD, TOOLS
 from hub_server import HubServer
+from peft_lorasuite.cli.main.main import main
 
-from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.offload import is_on_disk
@@ -51,7 +51,7 @@ def test_the_device_map_reaches_a_method_that_runs_the_models(made: Path, tmp_pa
 NAMED = (
     TOOLS
     + """
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.evaluation.harness import _load
 from peft_lorasuite.reporting.inspect import inspect
 network, tokens = _load(f"{NEW}@main", None, None)

@@ -14,13 +14,13 @@ import peft
 import pytest
 import torch
 from command_fixtures import Pair
+from peft_lorasuite.cli.main.main import main
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite.arch.registry import known
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import families as catalogue
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.methods import base
-from peft_lorasuite.terminal import catalogue
 
 pair = command_fixtures.pair
 
@@ -34,7 +34,7 @@ def run(*words: Any) -> int:
 )
 def test_what_needs_no_model_starts_without_torch(words: list[str]) -> None:
     code = (
-        "import sys\nfrom peft_lorasuite.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "import sys\nfrom peft_lorasuite.cli.main import main\ntry:\n    main(sys.argv[1:])\n"
         "finally:\n    heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
         "    sys.exit(f'imported {heavy}' if heavy else 0)"
     )

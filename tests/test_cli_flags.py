@@ -19,10 +19,10 @@ from command_fixtures import Pair
 from hub_fixtures import ask_client
 from hub_pair import LORA, NEW, TOOLS
 from hub_server import HubServer
+from peft_lorasuite.cli.main.main import main
 from peft_lorasuite.hub.push.card import PICTURES
 from pico import pico_model
 
-from peft_lorasuite.cli import main
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 
 command_pair = command_fixtures.pair
@@ -182,7 +182,7 @@ PUSH = (
     TOOLS
     + """
 import contextlib, io
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 call = ["upgrade", LORA, "--to", NEW, "--map", MAP, "--method", "lorasuite", "--json"]
 def said(*words):
     out, err = io.StringIO(), io.StringIO()

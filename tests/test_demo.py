@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main.main import main
 
 
 @pytest.fixture(scope="module")

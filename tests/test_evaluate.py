@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft_lorasuite.cli.main.main import main
 from peft_lorasuite.evaluation.harness.harness import _tasks, compare, evaluate
 from peft_lorasuite.evaluation.harness.tasks import BENCHMARKS, read_items, select
 
-from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
 
 torch = pytest.importorskip("torch")

@@ -22,7 +22,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 LIMITED = """
 import resource, signal, sys
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 codes = []
 for call in CALLS:
@@ -86,7 +86,7 @@ def test_a_killed_process_leaves_whole_adapters_or_none(pair: Pair, tmp_path: Pa
 
 HUB = """
 import contextlib, io, json
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 told = []
 for call in CALLS:
     heard = io.StringIO()

@@ -107,7 +107,7 @@ FAULTS = (
     TOOLS
     + """
 import io, os
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
 stream = io.StringIO()
 logging.basicConfig(level=logging.DEBUG, stream=stream)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft_lorasuite.cli.main.main import main
 from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 from pico import MINICPM, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import MapOptions, UpgradeMap
-from peft_lorasuite.cli import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models import activations
 from peft_lorasuite.models.activations import Sampling, paired_activations, run

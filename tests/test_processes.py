@@ -14,13 +14,13 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import ITEMS, Pair
+from peft_lorasuite.cli.main.main import main
 from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from processes import launched, program
 from safetensors.torch import load_file
 
 from peft_lorasuite import Backbone, PeftModel
 from peft_lorasuite.adapters.adapter import read
-from peft_lorasuite.cli import main
 from peft_lorasuite.io.source import Source
 
 pair = command_fixtures.pair
@@ -30,7 +30,7 @@ FSDP_ON_CPU = """
 import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from peft_lorasuite.cli import main
+from peft_lorasuite.cli.main import main
 
 started = PartialState.__init__
 

@@ -51,7 +51,7 @@ def test_the_naive_factors_are_the_same_update() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["upgrade", "--help"], ["families"], ["--version"]], ids=" ".join)
 def test_commands_that_need_no_tensor_import_none(words: list[str]) -> None:
     program = (
-        "import sys\nfrom peft_lorasuite.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom peft_lorasuite.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"sys.stderr.write(' '.join(name for name in {HEAVY} if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
@@ -61,7 +61,7 @@ def test_commands_that_need_no_tensor_import_none(words: list[str]) -> None:
 def test_an_upgrade_by_weights_imports_no_peft(pair: Pair, tmp_path: Path) -> None:
     """Importing it takes longer than the whole upgrade; what was written is read by it in test_existing_code."""
     program = (
-        "import sys\nfrom peft_lorasuite.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom peft_lorasuite.cli.main import main\nmain(sys.argv[1:])\n"
         "sys.exit(' '.join(name for name in ('peft', 'scipy', 'datasets', 'matplotlib') if name in sys.modules) or 0)"
     )
     words = [pair.adapter, "--from", pair.old, "--to", pair.new, "--map", pair.map, "--method", "lorasuite"]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from ._version import __version__
-from .errors import LoraSuiteError
-from .models.distributed import is_first
-from .terminal import arguments as take
+from .._version import __version__
+from ..errors import LoraSuiteError
+from ..models.distributed import is_first
+from . import arguments as take
 
 PATIENCE = 5
 """Seconds that another process than the first waits before it tells an error: the launcher ends it if the first fails
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "map" and args.output is None and not args.plan:
         parser.error("map: one of the arguments -o/--output --plan is required")
     try:
-        told, text = getattr(import_module(".terminal.commands", __package__), args.command)(args)
+        told, text = getattr(import_module(".commands", __package__), args.command)(args)
     except LoraSuiteError as error:
         if not is_first():
             time.sleep(PATIENCE)
@@ -273,7 +273,7 @@ def _demo(commands: Any) -> None:
 
 
 def _methods_told() -> str:
-    from .terminal.catalogue import methods
+    from .families import methods
 
     lines = [f"  {name:<12}{summary}" for name, summary in methods().items()]
     return "\n".join(["methods:", f"  {'auto':<12}The one that suits the adapter.", *lines])

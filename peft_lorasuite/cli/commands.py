@@ -15,8 +15,8 @@ from ..io.source import name_and_revision
 from ..models.distributed import is_first, wait
 from ..running.progress import Progress
 from .calls import Told, begin, open_backbone
-from .catalogue import families as known_families
-from .looking import chat, demo, evaluate, inspect
+from .families import families as known_families
+from .inspect import chat, demo, evaluate, inspect
 
 __all__ = ["chat", "demo", "distill", "evaluate", "families", "finetune", "inspect", "map", "upgrade"]
 
