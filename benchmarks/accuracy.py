@@ -23,7 +23,7 @@ from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.methods.behavior.states import down_of
 from peft_lorasuite.methods.behavior.targets import Head
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.training.scoring import score
 
 Memo = dict[bytes, tuple[torch.Tensor, torch.Tensor]]

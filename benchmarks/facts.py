@@ -30,7 +30,7 @@ from peft_lorasuite.methods.behavior.states import down_of
 from peft_lorasuite.methods.behavior.targets import Teacher
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.models.activations import batches
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import read_examples
 from peft_lorasuite.training.scoring import score
 

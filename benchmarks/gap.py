@@ -30,7 +30,7 @@ from peft_lorasuite.methods.behavior.elicitation import elicit
 from peft_lorasuite.methods.behavior.positions import adapted
 from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.models.generation import answer
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import Example, fill
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score

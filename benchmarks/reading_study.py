@@ -15,7 +15,7 @@ from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.behavior.positions import tokens
 from peft_lorasuite.methods.behavior.probe import Reading, ReadingOptions, read
 from peft_lorasuite.models.generation import Turn
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import fill
 
 

@@ -37,7 +37,7 @@ from peft_lorasuite.evaluation.harness.published import published_rows
 from peft_lorasuite.evaluation.harness.tasks import select
 
 from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import Example, read_examples
 from peft_lorasuite.training.finetune import finetune
 

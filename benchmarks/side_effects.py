@@ -22,7 +22,7 @@ from common import machine
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.models.activations import batches, calibration_texts
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import read_examples
 
 

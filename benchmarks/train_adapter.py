@@ -17,7 +17,7 @@ import torch
 from common import RECIPES, load_task, modules_of
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 from peft_lorasuite.training.finetune import finetune
 
 

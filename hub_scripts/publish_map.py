@@ -23,8 +23,8 @@ from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.progress import bars
 from peft_lorasuite.reporting.inspect import card_pictures
-from peft_lorasuite.running.progress import bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,8 +25,8 @@ from peft_lorasuite.adapters.adapter import old_backbone, reads_backbones
 from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.progress import bars
 from peft_lorasuite.reporting.inspect import card_pictures
-from peft_lorasuite.running.progress import bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:

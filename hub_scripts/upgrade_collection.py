@@ -31,7 +31,7 @@ from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.mapping.fingerprint import check_same
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.running.progress import bars
+from peft_lorasuite.progress import bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,8 +19,8 @@ from .io.source import Source
 from .mapping.upgrade_map import UpgradeMap
 from .methods.base import reads_old
 from .models.backbone import Backbone
+from .progress import Progress, bars
 from .running.checks import check_seed
-from .running.progress import Progress, bars
 from .text.examples import check_enough, read_prompts
 from .upgrading.map_cache import map_for
 from .upgrading.upgrade import Upgraded, check_rank, upgrade

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..io.source import name_and_revision
 from ..models.distributed import is_first
-from ..running.progress import Progress, bars, silent
+from ..progress import Progress, bars, silent
 
 Told = tuple[dict[str, Any], str]
 """What a command tells a machine, and what it tells a human."""

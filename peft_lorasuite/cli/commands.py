@@ -13,7 +13,7 @@ from ..errors import LoraSuiteError
 from ..io.output import check_apart, check_free
 from ..io.source import name_and_revision
 from ..models.distributed import is_first, wait
-from ..running.progress import Progress
+from ..progress import Progress
 from .calls import Told, begin, open_backbone
 from .families import families as known_families
 from .inspect import chat, demo, evaluate, inspect

@@ -17,8 +17,8 @@ from ..io.output import whole_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
 from ..models.backbone import Backbone
+from ..progress import Progress, silent
 from ..reporting.html_report import layer_map_figure
-from ..running.progress import Progress, silent
 from ..text.examples import fill, read_examples
 from ..training.finetune import finetune
 from ..training.scoring import Score, score

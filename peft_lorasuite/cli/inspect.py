@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import LoraSuiteError
 from ..io.output import check_free, whole_folder
 from ..io.source import name_and_revision
-from ..running.progress import silent
+from ..progress import silent
 from .calls import Told, begin, open_backbone
 
 

@@ -21,7 +21,7 @@ from ..models.backbone import Backbone
 from ..models.distributed import share, together
 from ..models.memory import give_back
 from ..models.offload import placed
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..text.vocabulary import shared_tokens
 from .fingerprint import identify
 from .upgrade_map import LayerPair, MapOptions, UpgradeMap

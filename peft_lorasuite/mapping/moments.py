@@ -14,7 +14,7 @@ from ..arch.layout import head_rows
 from ..arch.spec import WRITERS, Architecture
 from ..models.activations import Sampling, batches, chosen_tokens, encode, padded, run
 from ..models.backbone import Backbone
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 
 WIDE = 2048
 """Widest input of a module whose products with itself are kept whole."""

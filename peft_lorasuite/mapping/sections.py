@@ -20,7 +20,7 @@ from ..io.checkpoint import broken, open_safetensors
 from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.offload import placed
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from .fingerprint import check_same
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..linalg.lowrank import LowRank
 from ..mapping.sections import Request, Section, SectionSpec, build_section, common_parts
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from .options import converted
 
 BUILT_IN = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..training.encoding import end_of_sequence
 from .backbone import Backbone
 from .memory import head_in_one_piece

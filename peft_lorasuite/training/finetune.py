@@ -19,7 +19,7 @@ from ..io.output import check_free, whole_folder
 from ..models.backbone import Backbone
 from ..models.distributed import is_first
 from ..models.restore import seeded
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..text.examples import read_examples
 from .encoding import encode_examples, padding
 from .loop import FinetuneOptions, train

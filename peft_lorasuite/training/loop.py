@@ -20,8 +20,8 @@ from ..errors import LoraSuiteError
 from ..models.distributed import on_cpu
 from ..models.prefix_cache import after_beginning
 from ..models.restore import no_dropout
+from ..progress import Progress
 from ..running.checks import check_seed, check_whole
-from ..running.progress import Progress
 from .encoding import IGNORED, Encoded, batch
 
 NEW_LAYERS = ("train", "freeze")

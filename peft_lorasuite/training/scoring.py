@@ -11,7 +11,7 @@ import torch
 from ..errors import LoraSuiteError
 from ..models.prefix_cache import after_beginning
 from ..models.restore import as_it_was
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..text.examples import Example, fill
 from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding
 

@@ -21,7 +21,7 @@ from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import number_and_count
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..text.examples import read_prompts
 from .journal import SETTINGS, Journal, Outcome
 from .upgrade import Upgraded, upgrade

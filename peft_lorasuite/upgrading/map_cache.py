@@ -15,7 +15,7 @@ from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
 from ..methods.base import find
 from ..models.backbone import Backbone
 from ..models.distributed import is_first, wait
-from ..running.progress import Progress, silent
+from ..progress import Progress, silent
 from ..text.vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)

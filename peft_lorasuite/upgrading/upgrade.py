@@ -31,8 +31,8 @@ from ..mapping.fingerprint import check_same, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods import base as methods
 from ..models.backbone import Backbone
+from ..progress import Progress, silent
 from ..running.checks import check_seed, check_whole
-from ..running.progress import Progress, silent
 from . import auto as choice
 from . import variants as kinds
 

@@ -11,7 +11,7 @@ from ...models.activations import padded
 from ...models.backbone import Backbone
 from ...models.generation import Turn, answer
 from ...models.prefix_cache import after_beginning
-from ...running.progress import Progress, silent
+from ...progress import Progress, silent
 from .prompt_templates import SLOT, Form, forms, recombined
 
 CANDIDATES = 10_000

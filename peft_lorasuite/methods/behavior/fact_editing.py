@@ -22,7 +22,7 @@ from ...linalg.lowrank import LowRank, reduced_rank_ridge
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.prefix_cache import decoder
-from ...running.progress import Progress, silent
+from ...progress import Progress, silent
 from .fact_keys import read_keys, read_text
 from .facts import Fact, facts
 from .positions import Place, Tokens, tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...models.activations import batches, built_in_text, padded
 from ...models.backbone import Backbone
 from ...models.prefix_cache import after_beginning, decoder
-from ...running.progress import Progress, silent
+from ...progress import Progress, silent
 from .positions import Tokens, beginning, length_batches
 
 QUIET = 4

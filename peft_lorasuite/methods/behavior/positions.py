@@ -19,7 +19,7 @@ from ...models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, pa
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.prefix_cache import after_beginning, decoder, shared, unwrapped
-from ...running.progress import Progress, silent
+from ...progress import Progress, silent
 from ...text.vocabulary import text_tokens
 from .targets import Head
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...models.backbone import Backbone
-from ...running.progress import Progress
+from ...progress import Progress
 from .positions import Tokens, forward
 
 At = tuple[int, int]
