@@ -13,6 +13,7 @@ import torch
 
 from .adapters.adapter import old_backbone, reads_backbones
 from .adapters.peft_format import select
+from .checks import check_seed
 from .errors import LoraSuiteError, brief
 from .io.output import writing
 from .io.source import Source
@@ -20,7 +21,6 @@ from .mapping.upgrade_map import UpgradeMap
 from .methods.base import reads_old
 from .models.backbone import Backbone
 from .progress import Progress, bars
-from .running.checks import check_seed
 from .text.examples import check_enough, read_prompts
 from .upgrading.map_cache import map_for
 from .upgrading.upgrade import Upgraded, check_rank, upgrade

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from ..checks import check_seed, check_whole
 from ..errors import LoraSuiteError
-from ..running.checks import check_seed, check_whole
 
 
 def named(text: str) -> str:

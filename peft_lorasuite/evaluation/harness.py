@@ -17,10 +17,10 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_seed, check_whole
 from ..errors import LoraSuiteError
 from ..io.source import name_and_revision
 from ..models.memory import head_in_one_piece
-from ..running.checks import check_seed, check_whole
 from . import answers
 from . import tasks as items
 from .published import published, published_pairs, published_rows

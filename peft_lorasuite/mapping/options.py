@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checks import check_seed
 from ..errors import LoraSuiteError, unknown
 from ..linalg.assignment import HEAD_MAPS, LAYER_MAPS
 from ..linalg.basis import HIDDEN_MAPS
 from ..linalg.similarity import FEWEST, SIMILARITIES
-from ..running.checks import check_seed
 
 
 @dataclass(frozen=True)

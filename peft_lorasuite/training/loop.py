@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ..checks import check_seed, check_whole
 from ..errors import LoraSuiteError
 from ..models.distributed import on_cpu
 from ..models.prefix_cache import after_beginning
 from ..models.restore import no_dropout
 from ..progress import Progress
-from ..running.checks import check_seed, check_whole
 from .encoding import IGNORED, Encoded, batch
 
 NEW_LAYERS = ("train", "freeze")

@@ -23,6 +23,7 @@ from ..adapters.writing import REPORT
 from ..arch.differences import differences
 from ..arch.layout import split
 from ..arch.spec import Architecture
+from ..checks import check_seed, check_whole
 from ..errors import LoraSuiteError, context
 from ..io.output import check_apart, whole_folder
 from ..io.source import Source
@@ -32,7 +33,6 @@ from ..mapping.upgrade_map import UpgradeMap
 from ..methods import base as methods
 from ..models.backbone import Backbone
 from ..progress import Progress, silent
-from ..running.checks import check_seed, check_whole
 from . import auto as choice
 from . import variants as kinds
 

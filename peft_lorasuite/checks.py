@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-from ..errors import LoraSuiteError
+from .errors import LoraSuiteError
 
 LARGEST_SEED = 2**32 - 1
 """What numpy takes, which the Trainer seeds beside torch."""
