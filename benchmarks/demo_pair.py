@@ -21,15 +21,15 @@ from typing import Any
 import peft
 import torch
 from common import modules_of, names_of
-from peft_lorasuite.cli.main.demo import READ
-from peft_lorasuite.upgrading.upgrade.upgrade import Upgraded
 
 import peft_lorasuite
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.cli.demo import READ
 from peft_lorasuite.model import attach
 from peft_lorasuite.text.examples import Example, fill, read_examples
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
+from peft_lorasuite.upgrading.upgrade import Upgraded
 
 DATA = Path(peft_lorasuite.__file__).parent / "data" / "demo"
 TEMPLATE = "Question: {instruction}\nAnswer: "

@@ -1,4 +1,4 @@
-"""What the whole experiment will cost: the map from `peft_lorasuite.planning.plan`, training and evaluation counted here."""
+"""What the whole experiment will cost: the map from `planning.plan`, training and evaluation counted here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pairs import Pair
-from peft_lorasuite.evaluation.harness.tasks import select
-from peft_lorasuite.planning.plan.counts import Side, Stage
-from peft_lorasuite.planning.plan.plan import Plan, plan, text
-from peft_lorasuite.planning.plan.rates import Rates, measure_rates
+
+from peft_lorasuite.evaluation.tasks import select
+from peft_lorasuite.planning.counts import Side, Stage
+from peft_lorasuite.planning.plan import Plan, plan, text
+from peft_lorasuite.planning.rates import Rates, measure_rates
 
 GB = 1e9
 PROMPT, RESPONSE = 160, {"math": 256, "commonsense": 8}

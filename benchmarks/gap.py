@@ -18,12 +18,11 @@ from typing import Any
 import peft
 import torch
 from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
-from peft_lorasuite.evaluation.harness.answers import score_number
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
 from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
+from peft_lorasuite.evaluation.answers import score_number
 from peft_lorasuite.io.output import whole_folder
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.behavior.elicitation import elicit
@@ -34,6 +33,7 @@ from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import Example, fill
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
+from peft_lorasuite.upgrading.map_cache import map_for
 
 METHODS = {
     "copy": ("copy", {}, None),

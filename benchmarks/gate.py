@@ -30,7 +30,7 @@ from gate_tasks import TASKS
 from table import gap, load, percent
 
 from peft_lorasuite.training.finetune import finetune
-from peft_lorasuite.upgrading.upgrade import auto as choice
+from peft_lorasuite.upgrading import auto as choice
 
 HELD = 0.5
 """Share of retraining's gain from which on an upgrade counts as held."""

@@ -12,11 +12,11 @@ from typing import Any
 import matplotlib
 import peft
 import torch
-from peft_lorasuite.planning.plan.rates import fastest
-from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from random_pair import SMALL, backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.planning.rates import fastest
+from peft_lorasuite.upgrading.collection import upgrade_many
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

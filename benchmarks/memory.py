@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from common import machine, watched
-from peft_lorasuite.planning.plan.plan import plan
-from peft_lorasuite.planning.plan.rates import measure_rates
 from safetensors.torch import save_file
 
 from peft_lorasuite import MapOptions
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.planning.plan import plan
+from peft_lorasuite.planning.rates import measure_rates
 
 GB = 10**9
 RUNS: dict[str, list[str]] = {

@@ -26,17 +26,17 @@ import torch
 from common import ATTENTION, modules_of, stage
 from experiment_plan import experiment
 from pairs import PAIRS, TRAIN, Pair
-from peft_lorasuite.evaluation.harness.harness import (
+
+from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
+from peft_lorasuite.evaluation.harness import (
     Evaluation,
     compare,
     comparison_table,
     markdown_table,
     published_pairs,
 )
-from peft_lorasuite.evaluation.harness.published import published_rows
-from peft_lorasuite.evaluation.harness.tasks import select
-
-from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
+from peft_lorasuite.evaluation.published import published_rows
+from peft_lorasuite.evaluation.tasks import select
 from peft_lorasuite.progress import bars
 from peft_lorasuite.text.examples import Example, read_examples
 from peft_lorasuite.training.finetune import finetune

@@ -23,8 +23,6 @@ import naive
 import torch
 from common import stage
 from growth import WEIGHTS_ONLY, grow
-from peft_lorasuite.planning.plan.rates import fastest
-from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from random_pair import MINICPM_1B, MINICPM_2B, backbone
 from safetensors import safe_open
 
@@ -37,6 +35,8 @@ from peft_lorasuite.linalg.similarity import head_similarity, layer_similarity
 from peft_lorasuite.mapping.build import Pairing
 from peft_lorasuite.methods.lorasuite import move
 from peft_lorasuite.models.activations import Sampling, batches, built_in_text, chosen_tokens, paired_activations, run
+from peft_lorasuite.planning.rates import fastest
+from peft_lorasuite.upgrading.collection import upgrade_many
 
 RANK, LOOPED = 16, 32
 """Rank of the updates; pairs of heads of which the time of the loop over all is told."""
@@ -139,7 +139,8 @@ def one_upgrade(args: argparse.Namespace) -> dict[str, Any]:
     told = {"in_process": fastest(lambda: upgrade(args.adapter, built, method="lorasuite"))}
     told["command"] = fastest(lambda: command(args, args.adapter))
     program = (
-        "import json, resource, sys, peft, transformers, peft_lorasuite.upgrading.upgrade, peft_lorasuite.methods.lorasuite\n"
+        "import json, resource, sys, peft, transformers\n"
+        "import peft_lorasuite.upgrading.upgrade, peft_lorasuite.methods.lorasuite\n"
         "now = int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])\n"
         "peft_lorasuite.upgrade(sys.argv[1], sys.argv[2], method='lorasuite').save(sys.argv[3])\n"
         "print(json.dumps([now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"

@@ -16,17 +16,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_lorasuite.hub.push.push import check_push
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
-from peft_lorasuite.upgrading.upgrade.upgrade import Upgraded
-
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded, upgrade
 from peft_lorasuite.adapters.adapter import old_backbone, reads_backbones
+from peft_lorasuite.hub.push import check_push
 from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import bars
 from peft_lorasuite.reporting.inspect import card_pictures
+from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.upgrading.upgrade import Upgraded
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,19 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_lorasuite.hub.push.push import check_push
-from peft_lorasuite.hub.push.repository import check_id
-from peft_lorasuite.upgrading.upgrade.collection import Planned, find_adapters, plan_many, upgrade_many
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
-
 from peft_lorasuite import LoraSuiteError, UpgradeMap, push_upgraded
 from peft_lorasuite.adapters.adapter import reads_backbones
+from peft_lorasuite.hub.push import check_push
+from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.paths import is_file
 from peft_lorasuite.io.source import Source, name_and_revision
 from peft_lorasuite.mapping.fingerprint import check_same
 from peft_lorasuite.methods.base import reads_old
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import bars
+from peft_lorasuite.upgrading.collection import Planned, find_adapters, plan_many, upgrade_many
+from peft_lorasuite.upgrading.map_cache import map_for
 
 
 def main(argv: Sequence[str] | None = None) -> int:

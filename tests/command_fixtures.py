@@ -10,8 +10,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_lorasuite.cli.main.main import main
 from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite.cli.main import main
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "the", "and"]
 ITEMS = [{"instruction": f"Name a {word}.", "output": f"the {word}"} for word in WORDS]

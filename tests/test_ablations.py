@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 from canon import Canon, read, write
-from peft_lorasuite.upgrading.upgrade.upgrade import Upgraded, upgrade
 from pico import pico_model, pico_tokenizer, save_backbone
 from planted import CHANGES, OLD_WORDS
 from torch import Tensor
@@ -22,6 +21,7 @@ from peft_lorasuite.linalg.assignment import FIXED_PATHS, Pairs, fixed_path
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.linalg.similarity import SIMILARITIES
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.upgrade import Upgraded, upgrade
 
 SMALL: dict[str, Any] = {"tokens": 128, "block": 64}
 TEXTS = [" ".join(random.Random(n).choices(OLD_WORDS, k=40)) for n in range(4)]

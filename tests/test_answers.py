@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.evaluation.harness import answers
+from peft_lorasuite.evaluation import answers
 
 NUMBERS = [
     ("16 - 3 = 13 crayons are left. The answer is 13.", 13.0),

@@ -11,10 +11,10 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import Pair, refused
-from peft_lorasuite.evaluation.harness.harness import evaluate
 from safetensors.torch import load_file
 
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.evaluation.harness import evaluate
 
 pytest.importorskip("lm_eval")
 

@@ -15,8 +15,8 @@ import pytest
 from hub_fixtures import ask_client, client_env
 from hub_pair import LORA, NEW, OLD, TOOLS
 from hub_server import HubServer
-from peft_lorasuite.cli.main.main import main
 
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.offload import is_on_disk
@@ -77,7 +77,7 @@ def test_what_is_measured_or_shown_may_be_pinned(stocked: HubServer, made: Path,
 
 
 def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
-    from peft_lorasuite.evaluation.harness.harness import _load
+    from peft_lorasuite.evaluation.harness import _load
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoraSuiteError, match=r"empty: the model has no config\.json; check the name"):

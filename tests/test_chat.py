@@ -14,11 +14,11 @@ import peft
 import pytest
 import torch
 from command_fixtures import Pair
-from peft_lorasuite.cli.main.chat import ask, side_by_side, speakers
-from peft_lorasuite.cli.main.main import main
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError
+from peft_lorasuite.cli.chat import ask, side_by_side, speakers
+from peft_lorasuite.cli.main import main
 
 pair = command_fixtures.pair
 PROMPT = "the red cat"

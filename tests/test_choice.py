@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from canon import read, write
-from peft_lorasuite.upgrading.upgrade.auto import BEHAVIOUR, Scores, agreement, alike, judge, pick, predict
 from pico import pico_model, pico_tokenizer, save_backbone
 from planted import CHANGES
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
+from peft_lorasuite.upgrading.auto import BEHAVIOUR, Scores, agreement, alike, judge, pick, predict
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXT = ["the red tree sleeps. the big river runs by the small stone, and a cloud runs over it. " * 2] * 6

@@ -14,11 +14,11 @@ import peft
 import pytest
 import torch
 from command_fixtures import Pair
-from peft_lorasuite.cli.main.main import main
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite.arch.registry import known
-from peft_lorasuite.cli.main import families as catalogue
+from peft_lorasuite.cli import families as catalogue
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.methods import base
 

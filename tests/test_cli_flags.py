@@ -19,10 +19,10 @@ from command_fixtures import Pair
 from hub_fixtures import ask_client
 from hub_pair import LORA, NEW, TOOLS
 from hub_server import HubServer
-from peft_lorasuite.cli.main.main import main
-from peft_lorasuite.hub.push.card import PICTURES
 from pico import pico_model
 
+from peft_lorasuite.cli.main import main
+from peft_lorasuite.hub.card import PICTURES
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 
 command_pair = command_fixtures.pair

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from peft_lorasuite.cli.main.main import main
+
+from peft_lorasuite.cli.main import main
 
 
 @pytest.fixture(scope="module")

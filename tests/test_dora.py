@@ -8,8 +8,6 @@ import peft
 import pytest
 import torch
 from canon import write
-from peft_lorasuite.upgrading.upgrade.dora import carried as moved_ratios
-from peft_lorasuite.upgrading.upgrade.dora import ratios
 from pico import pico_tokenizer, save_backbone
 from planted import NEW_WORDS, OLD_WORDS
 from safetensors.torch import load_file, save_file
@@ -22,6 +20,8 @@ from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.behavior.positions import adapted
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.dora import carried as moved_ratios
+from peft_lorasuite.upgrading.dora import ratios
 
 TOLERANCE = 1e-4
 PERMUTATIONS = ("vocabulary", "permuted hidden", "permuted heads", "units")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_lorasuite.cli.main.main import main
-from peft_lorasuite.evaluation.harness.harness import _tasks, compare, evaluate
-from peft_lorasuite.evaluation.harness.tasks import BENCHMARKS, read_items, select
 
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.evaluation.harness import _tasks, compare, evaluate
+from peft_lorasuite.evaluation.tasks import BENCHMARKS, read_items, select
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -257,7 +257,7 @@ def test_nothing_heavy_is_imported_and_no_network_is_a_plain_error() -> None:
     code = (
         "import os, sys; os.environ['HF_HUB_OFFLINE'] = '1'\n"
         "from pathlib import Path\n"
-        "from peft_lorasuite.evaluation.harness import _tasks\nfrom peft_lorasuite.evaluation.harness.tasks import select\n"
+        "from peft_lorasuite.evaluation.harness import _tasks\nfrom peft_lorasuite.evaluation.tasks import select\n"
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
         "try: _tasks(select('boolq'), {}, None, None, Path())\n"
         "except ValueError as error: print(error)\n"

@@ -16,7 +16,7 @@ from hub_pair import CALIBRATION, LORA, MAP, NEW, OLD, TOOLS, config_of
 from hub_server import HubServer
 from safetensors.torch import load
 
-from peft_lorasuite.hub.push import card
+from peft_lorasuite.hub import card
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 

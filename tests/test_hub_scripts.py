@@ -13,11 +13,11 @@ from datasets import Dataset
 from hub_fixtures import ask_client
 from hub_pair import LORA, MAP, NEW, OLD, TOOLS, config_of
 from hub_server import HubServer
-from peft_lorasuite.hub.push.card import PICTURES
-from peft_lorasuite.upgrading.upgrade.collection import plan_many
 from safetensors.torch import load, save
 
 from peft_lorasuite import LoraSuiteError, upgrade_many
+from peft_lorasuite.hub.card import PICTURES
+from peft_lorasuite.upgrading.collection import plan_many
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 

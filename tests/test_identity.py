@@ -15,7 +15,6 @@ import torch
 from hub_fixtures import ask_client, run_client
 from hub_pair import OLD, TOOLS
 from hub_server import HubServer
-from peft_lorasuite.upgrading.upgrade.map_cache import cache_folder, map_for
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load, save
 
@@ -23,6 +22,7 @@ from peft_lorasuite import MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.mapping.fingerprint import check_same, identify
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.map_cache import cache_folder, map_for
 
 hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
 OPTIONS = MapOptions(layer_map="proportional")
@@ -110,7 +110,7 @@ ASK = (
     TOOLS
     + """
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
+from peft_lorasuite.upgrading.map_cache import map_for
 from peft_lorasuite.mapping.upgrade_map import MapOptions
 def home_of(new):
     made = map_for(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))

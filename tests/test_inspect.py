@@ -14,9 +14,9 @@ import command_fixtures
 import pytest
 from browser import Browser, installed
 from command_fixtures import Pair
-from peft_lorasuite.cli.main.main import main
 
 from peft_lorasuite import LoraSuiteError
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.reporting.inspect import inspect
 
 pair = command_fixtures.pair

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.evaluation.harness import tasks as items
+from peft_lorasuite.evaluation import tasks as items
 
 BOOLQ = items.select("boolq")[0]
 

@@ -9,11 +9,11 @@ from itertools import product
 import peft
 import pytest
 import torch
-from peft_lorasuite.cli.main.main import main
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import Job
 from peft_lorasuite.methods.behavior.elicitation import common_opening, elicit

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft_lorasuite.upgrading.upgrade.upgrade import upgrade
 from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from peft_lorasuite.arch.spec import Architecture, Heads, Site
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import LowRank, stack
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
+from peft_lorasuite.upgrading.upgrade import upgrade
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to"]
 TEXTS = ["the cat sat on the mat, a dog ran to the cat, the mat ran on the dog and the cat sat on a dog." * 3]

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft_lorasuite.cli.main.main import main
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 from pico import MINICPM, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import MapOptions, UpgradeMap
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models import activations
 from peft_lorasuite.models.activations import Sampling, paired_activations, run
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.map_cache import map_for
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXTS = [" ".join(WORDS)] * 8

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_lorasuite.cli.main.calls import open_backbone
-from peft_lorasuite.hub.push.repository import check_id
 from pico import pico_config, pico_model, pico_tokenizer
 
+from peft_lorasuite.cli.calls import open_backbone
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import name_and_revision
 from peft_lorasuite.models.backbone import NAMELESS, Backbone
 

@@ -13,7 +13,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_lorasuite.upgrading.upgrade.upgrade import upgrade
 from pico import pico_tokenizer, randomise, save_backbone
 from planted import NEW_WORDS, OLD_WORDS
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.upgrade import upgrade
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 ROWS = 120

@@ -13,10 +13,6 @@ import pytest
 import torch
 from hub_fixtures import ask_client
 from hub_server import HubServer
-from peft_lorasuite.planning.plan.counts import SVD, Costs, looks
-from peft_lorasuite.planning.plan.plan import plan, text
-from peft_lorasuite.planning.plan.rates import Rates, measure_rates
-from peft_lorasuite.planning.plan.stages import Side, Stage
 from pico import PICO, pico_config, pico_model, pico_tokenizer, save_backbone
 from planted import EVERY, OLD_WORDS
 from safetensors.torch import load_file
@@ -32,6 +28,10 @@ from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
 from peft_lorasuite.linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.planning.counts import SVD, Costs, looks
+from peft_lorasuite.planning.plan import plan, text
+from peft_lorasuite.planning.rates import Rates, measure_rates
+from peft_lorasuite.planning.stages import Side, Stage
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,

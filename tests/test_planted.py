@@ -13,7 +13,6 @@ import torch
 from canon import Canon, read, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft_lorasuite.upgrading.upgrade.map_cache import cache_folder
 from pico import MINICPM, PICO, pico_tokenizer, save_backbone
 from planted import ADMITS, CHANGES, EVERY, NEW_WORDS, OLD_WORDS, replicated_groups
 from torch import Tensor
@@ -22,6 +21,7 @@ from peft_lorasuite import PeftModel, UpgradeMap
 from peft_lorasuite.arch.layout import group_of, join, split
 from peft_lorasuite.arch.spec import Architecture, Heads
 from peft_lorasuite.text.vocabulary import shared_tokens
+from peft_lorasuite.upgrading.map_cache import cache_folder
 
 TOLERANCE = 1e-4
 """Of the adapter's own effect on the logits."""

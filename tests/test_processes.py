@@ -14,14 +14,14 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import ITEMS, Pair
-from peft_lorasuite.cli.main.main import main
-from peft_lorasuite.upgrading.upgrade.collection import upgrade_many
 from processes import launched, program
 from safetensors.torch import load_file
 
 from peft_lorasuite import Backbone, PeftModel
 from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
+from peft_lorasuite.upgrading.collection import upgrade_many
 
 pair = command_fixtures.pair
 CLOSE = 1e-6

@@ -12,10 +12,10 @@ import pytest
 from command_fixtures import Pair
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from peft_lorasuite.evaluation.harness.scores import Evaluation, TaskScore
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap
 from peft_lorasuite.adapters.sizes import Size, Sizes
+from peft_lorasuite.evaluation.scores import Evaluation, TaskScore
 from peft_lorasuite.reporting import adapter_figures
 from peft_lorasuite.reporting import gap as gains
 from peft_lorasuite.reporting import html_report as report

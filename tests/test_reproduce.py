@@ -121,11 +121,11 @@ def test_the_plan_states_time_and_memory_of_the_papers_first_pair(
 def test_training_is_counted_as_torch_counts_it(program: ModuleType) -> None:
     import torch
     from experiment_plan import Work
-    from peft_lorasuite.planning.plan.counts import Side
     from pico import pico_config, pico_model
     from torch.utils.flop_counter import FlopCounterMode
 
     from peft_lorasuite.arch.registry import architecture
+    from peft_lorasuite.planning.counts import Side
 
     work = Work("boolq", None, 1, 1, 1, 20.0)
     wide = {"max_position_embeddings": 512}

@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 import pytest
-from peft_lorasuite.evaluation.harness.published import published, published_pairs, published_rows
-from peft_lorasuite.evaluation.harness.scores import Evaluation, TaskScore, compare
-from peft_lorasuite.evaluation.harness.tables import comparison_table, markdown_table
-from peft_lorasuite.evaluation.harness.tasks import SUITES, select
 
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.evaluation.published import published, published_pairs, published_rows
+from peft_lorasuite.evaluation.scores import Evaluation, TaskScore, compare
+from peft_lorasuite.evaluation.tables import comparison_table, markdown_table
+from peft_lorasuite.evaluation.tasks import SUITES, select
 
 
 def score(outcomes: str, task: str = "boolq", prefix: str = "i") -> TaskScore:

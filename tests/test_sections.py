@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft_lorasuite.upgrading.upgrade.map_cache import map_for
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.lowrank import LowRank
+from peft_lorasuite.upgrading.map_cache import map_for
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
 OPTIONS = MapOptions(layer_map="proportional")

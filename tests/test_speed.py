@@ -16,12 +16,12 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import naive
 from growth import WEIGHTS_ONLY
-from peft_lorasuite.planning.plan.rates import fastest
 from random_pair import backbone
 from speed import moved, naive_layer
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.mapping.build import Pairing
+from peft_lorasuite.planning.rates import fastest
 from peft_lorasuite.text.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
@@ -51,7 +51,8 @@ def test_the_naive_factors_are_the_same_update() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["upgrade", "--help"], ["families"], ["--version"]], ids=" ".join)
 def test_commands_that_need_no_tensor_import_none(words: list[str]) -> None:
     program = (
-        "import sys\nfrom peft_lorasuite.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom peft_lorasuite.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"sys.stderr.write(' '.join(name for name in {HEAVY} if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)

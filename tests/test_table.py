@@ -11,7 +11,6 @@ import peft
 import pytest
 import torch
 from canon import KEYS, OWN_KEYS
-from peft_lorasuite.upgrading.upgrade.upgrade import Report, upgrade
 from pico import MINICPM, PICO, pico_model, pico_tokenizer, save_backbone
 from planted import EVERY, NEW_WORDS, OLD_WORDS
 from safetensors import safe_open
@@ -20,6 +19,7 @@ from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.upgrade import Report, upgrade
 
 TABLE = Path(__file__).parent.parent / "docs" / "families-table.md"
 COMMAND = "pytest tests/test_table.py --all-pairs -q"
