@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from .evaluation.harness import evaluate
     from .hub.push import Pushed, push_upgraded
     from .mapping.upgrade_map import MapOptions, UpgradeMap
-    from .methods.base import method
+    from .methods.registry import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
     from .training.finetune import finetune
     from .upgrading.collection import upgrade_many
-    from .upgrading.upgrade import Report, Upgraded, upgrade
+    from .upgrading.report import Report
+    from .upgrading.upgrade import Upgraded, upgrade
 
 _HOMES = {
     "Architecture": "arch.spec",
@@ -41,7 +42,7 @@ _HOMES = {
     "finetune": "training.finetune",
     "from_upgraded": "model",
     "install": "model",
-    "method": "methods.base",
+    "method": "methods.registry",
     "push_upgraded": "hub.push",
     "register": "arch.registry",
     "upgrade": "upgrading.upgrade",

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 
-from .adapters.adapter import old_backbone, reads_backbones
-from .adapters.peft_format import select
-from .checks import check_seed
-from .errors import LoraSuiteError, brief
+from .errors import LoraSuiteError, brief, check_seed
 from .io.output import writing
-from .io.source import Source
-from .mapping.upgrade_map import UpgradeMap
-from .methods.base import reads_old
-from .models.backbone import Backbone
+from .io.source import LoadOptions
 from .progress import Progress, bars
-from .text.examples import check_enough, read_prompts
-from .upgrading.map_cache import map_for
-from .upgrading.upgrade import Upgraded, check_rank, upgrade
-
-log = logging.getLogger(__name__)
+from .text.examples import PromptsLike, check_enough, read_prompts
+from .upgrading.inputs import BackboneLike, MapLike, open_inputs
+from .upgrading.upgrade import Upgraded, upgrade
 
 
 def from_upgraded(
-    model: Any,
+    model: BackboneLike,
     model_id: str | Path,
     adapter_name: str = "default",
     is_trainable: bool = False,
     *,
-    source_model: Any = None,
-    upgrade_map: UpgradeMap | str | Path | None = None,
+    source_model: BackboneLike | None = None,
+    upgrade_map: MapLike | None = None,
     method: str = "auto",
     options: Any = None,
-    prompts: Sequence[str] | None = None,
+    prompts: PromptsLike | None = None,
     rank: int | None = None,
-    as_: str = "same",
+    output_type: str = "same",
     seed: int = 0,
     revision: str | None = None,
     model_revision: str | None = None,
@@ -51,7 +41,7 @@ def from_upgraded(
     trust_remote_code: bool = False,
     device_map: Any = None,
     low_memory: bool = False,
-    dtype: Any = "auto",
+    dtype: torch.dtype | str = "auto",
     progress: Progress = bars,
 ) -> peft.PeftModel:
     """Load an adapter of an older backbone onto a new one.
@@ -61,14 +51,14 @@ def from_upgraded(
         model_id: The old adapter: Hub id or folder.
         adapter_name: Name that the adapter gets in the model; where the folder holds several adapters in sub-folders,
             the one of that name is taken.
-        is_trainable: Whether its factors can be trained further.
-        source_model: The old backbone; by default the one that the adapter's config names.
+        is_trainable: Whether the adapter can be trained further.
+        source_model: The old backbone; by default the one that the adapter's config has.
         upgrade_map: The map of the pair, or its folder or Hub id; by default the cached one, built if need be.
-        method: How the adapter is carried over (``peft-lorasuite upgrade --help`` lists the methods).
+        method: How the adapter is converted (``peft-lorasuite upgrade --help`` lists the methods).
         options: The method's options, as its dataclass or a mapping.
-        prompts: Unlabelled prompts, for methods that run the models.
+        prompts: Unlabeled prompts, for methods that run the models.
         rank: Rank of the result; the source's largest by default.
-        as_: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA.
+        output_type: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA.
         seed: Of whatever is drawn at random.
         revision: The adapter's revision on the Hub.
         model_revision: The new backbone's.
@@ -76,7 +66,7 @@ def from_upgraded(
         token: Hub token.
         cache_dir: Hub cache.
         local_files_only: Use the Hub cache alone.
-        trust_remote_code: Whether repositories may run code of their own.
+        trust_remote_code: Whether transformers may run code of the repositories.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
         low_memory: If the map has to be built: with the backbones' layers on disk.
         dtype: Of the loaded new backbone, and of both backbones where the method runs them.
@@ -86,35 +76,24 @@ def from_upgraded(
         PEFT's own model class, in evaluation mode unless trainable, with the report as ``upgrade_report``.
 
     Raises:
-        LoraSuiteError: For whatever the user can mend, in one sentence.
+        LoraSuiteError: For whatever the user can fix, in one sentence.
     """
-    access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only, "dtype": dtype}
-    access["trust_remote_code"] = trust_remote_code
     if prompts is not None:
         prompts = check_enough(read_prompts(prompts))
     check_seed(seed)
     _check_name(adapter_name)
-    new = Backbone.open(model, revision=model_revision, **access)
-    check_rank(rank, new.arch)
-    place = Source(str(model_id), "adapter", revision, token, cache_dir, local_files_only)
-    adapter = select(place, adapter_name, names_result=True)
-    reads = reads_backbones(adapter)
-    old = old_backbone(adapter, source_model, source_revision, access)
-    # Without a map the old backbone is fetched anyway, and `auto` may run it; with one it is left alone unless the
-    # method, the caller's prompts or the caller himself, who names it, ask for it.
-    if isinstance(upgrade_map, (str, Path)):
-        upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    at_hand = upgrade_map is None or source_model is not None or prompts is not None or reads_old(method, upgrade_map)
-    if upgrade_map is None:
-        kept = () if method == "auto" else [method]
-        upgrade_map = map_for(old(), new, methods=kept, low_memory=low_memory, progress=progress)
-    needed = old() if at_hand or reads else None
-    carried = upgrade(
-        adapter, upgrade_map, method=method, options=options, old=needed, new=new, prompts=prompts, rank=rank,
-        as_=as_, seed=seed, token=token, cache_dir=cache_dir, progress=progress,
+    load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
+    inputs = open_inputs(
+        model_id, model, old=source_model, upgrade_map=upgrade_map, method=method, prompts=prompts is not None,
+        rank=rank, adapter_name=adapter_name, names_result=True, revision=revision, new_revision=model_revision,
+        old_revision=source_revision, load=load, low_memory=low_memory, progress=progress,
     )  # fmt: skip
-    loaded = new.load(device_map=device_map)
-    return attach(loaded, carried, adapter_name=adapter_name, is_trainable=is_trainable)
+    upgraded = upgrade(
+        inputs.source, inputs.upgrade_map, method=method, options=options, old=inputs.old, new=inputs.new,
+        prompts=prompts, rank=rank, output_type=output_type, seed=seed, token=token, cache_dir=cache_dir,
+        progress=progress,
+    )  # fmt: skip
+    return attach(inputs.new.load(), upgraded, adapter_name=adapter_name, is_trainable=is_trainable)
 
 
 def _check_name(adapter_name: str) -> None:
@@ -123,7 +102,7 @@ def _check_name(adapter_name: str) -> None:
         torch.nn.ModuleDict({adapter_name: torch.nn.Identity()})
     except (KeyError, TypeError) as error:
         got = repr(adapter_name)
-        raise LoraSuiteError(f"no name for an adapter: {brief(error)}", where="adapter_name", got=got) from error
+        raise LoraSuiteError(f"malformed adapter name: {brief(error)}", where="adapter_name", got=got) from error
 
 
 def attach(
@@ -133,9 +112,9 @@ def attach(
     with tempfile.TemporaryDirectory() as folder:
         with writing(folder):
             upgraded.write(Path(folder))
-        carried = peft.PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
-    carried.upgrade_report = upgraded.report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return carried
+        loaded = peft.PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
+    loaded.upgrade_report = upgraded.report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return loaded
 
 
 class PeftModel(peft.PeftModel):

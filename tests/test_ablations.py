@@ -15,7 +15,8 @@ from planted import CHANGES, OLD_WORDS
 from torch import Tensor
 
 from peft_lorasuite import MapOptions, UpgradeMap
-from peft_lorasuite.adapters.adapter import Adapter, state_dict
+from peft_lorasuite.adapters.adapter import Adapter
+from peft_lorasuite.adapters.writing import state_dict
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.linalg.assignment import FIXED_PATHS, Pairs, fixed_path
 from peft_lorasuite.linalg.lowrank import LowRank

@@ -7,7 +7,7 @@ import torch
 from pico import PICO, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, LoraSuiteError
-from peft_lorasuite.models.generation import answered
+from peft_lorasuite.models.generation import generate_answers
 from peft_lorasuite.models.prefix_cache import before_padding, decoder
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
@@ -18,9 +18,9 @@ PROMPTS = [BEGINNING + rest for rest in (" big", " blue cloud", " the tree the t
 @pytest.mark.parametrize("family", sorted(set(PICO) - {"gemma3"}))
 def test_a_batch_answers_as_every_prompt_alone(family, opened):
     model, backbone = opened(family)
-    together = answered(model, backbone, PROMPTS, length=6)
+    together = generate_answers(model, backbone, PROMPTS, length=6)
     for prompt, (turn, written) in zip(PROMPTS, together, strict=True):
-        ((alone, apart),) = answered(model, backbone, [prompt], length=6)
+        ((alone, apart),) = generate_answers(model, backbone, [prompt], length=6)
         assert (turn, written.ids) == (alone, apart.ids)
         assert len(written.states) == len(written.ids) + turn.ended
         torch.testing.assert_close(written.states, apart.states, rtol=1e-4, atol=1e-4)
@@ -29,7 +29,7 @@ def test_a_batch_answers_as_every_prompt_alone(family, opened):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom"])
 def test_the_states_are_those_of_a_pass_over_the_whole_turn(family, opened):
     model, backbone = opened(family)
-    for turn, written in answered(model, backbone, PROMPTS, length=6):
+    for turn, written in generate_answers(model, backbone, PROMPTS, length=6):
         prompt = backbone.tokenizer(turn.prompt)["input_ids"]
         with torch.no_grad():
             states = decoder(model)(torch.tensor([[*prompt, *written.ids]])).last_hidden_state[0, len(prompt) - 1 :]
@@ -45,7 +45,7 @@ def test_a_beginning_is_read_once_unless_a_window_would_count_the_padding(opened
     hook = decoder(model).register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    answered(model, backbone, PROMPTS, length=1)
+    generate_answers(model, backbone, PROMPTS, length=1)
     hook.remove()
     assert read == [common, len(rows) * (max(map(len, rows)) - common)]
     assert before_padding(model, rows[:1]) == (0, None)
@@ -55,10 +55,10 @@ def test_a_beginning_is_read_once_unless_a_window_would_count_the_padding(opened
 @pytest.mark.parametrize("asks", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"use_cache": False}])
 def test_the_likeliest_token_follows_whatever_the_checkpoint_asks_for(asks, opened):
     model, backbone = opened("llama")
-    expected = [(turn, written.ids) for turn, written in answered(model, backbone, PROMPTS, length=8)]
+    expected = [(turn, written.ids) for turn, written in generate_answers(model, backbone, PROMPTS, length=8)]
     for name, value in asks.items():
         setattr(model.generation_config, name, value)
-    assert [(turn, written.ids) for turn, written in answered(model, backbone, PROMPTS, length=8)] == expected
+    assert [(turn, written.ids) for turn, written in generate_answers(model, backbone, PROMPTS, length=8)] == expected
     assert all(getattr(model.generation_config, name) == value for name, value in asks.items())
 
 
@@ -67,7 +67,7 @@ def test_the_head_reads_every_pass_in_one_piece(opened):
     model, backbone = opened("llama")
     whole = []
     hook = model.get_output_embeddings().register_forward_hook(lambda *told: whole.append(told[1][0].is_contiguous()))
-    answered(model, backbone, PROMPTS, length=3)
+    generate_answers(model, backbone, PROMPTS, length=3)
     assert whole
     assert all(whole)
     whole.clear()
@@ -80,7 +80,7 @@ def test_a_tokenizer_without_an_end_is_told(opened):
     model, backbone = opened("llama")
     backbone.tokenizer.eos_token = None
     with pytest.raises(LoraSuiteError, match="no end-of-sequence token"):
-        answered(model, backbone, PROMPTS, length=3)
+        generate_answers(model, backbone, PROMPTS, length=3)
 
 
 @pytest.fixture

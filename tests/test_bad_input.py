@@ -18,9 +18,9 @@ from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import LoraSuiteError, MapOptions
-from peft_lorasuite.methods.base import find, make_options
 from peft_lorasuite.methods.lorasuite import LoraSuiteOptions
-from peft_lorasuite.methods.options import converted
+from peft_lorasuite.methods.options import convert, make_options
+from peft_lorasuite.methods.registry import find
 from peft_lorasuite.methods.transplant import TransplantOptions
 
 pair = command_fixtures.pair
@@ -214,11 +214,11 @@ def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, told:
 
 
 def test_a_type_of_a_methods_own_is_passed_on_but_not_made_of_text() -> None:
-    assert converted("layers", [1, 2], list[int]) == [1, 2]
-    assert converted("layers", [1, 2], list[int] | None) == [1, 2]
-    assert converted("layers", "none", list[int] | None) is None
+    assert convert("layers", [1, 2], list[int]) == [1, 2]
+    assert convert("layers", [1, 2], list[int] | None) == [1, 2]
+    assert convert("layers", "none", list[int] | None) is None
     with pytest.raises(LoraSuiteError, match="layers: an option has a value of another type"):
-        converted("layers", "1, 2", list[int])
+        convert("layers", "1, 2", list[int])
 
 
 def test_backbones_that_share_no_token(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 import command_fixtures
 import peft
 import pytest
-import torch
 from command_fixtures import WORDS, Pair, refused
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
-from peft_lorasuite.methods.transport import fit_map
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair
@@ -102,7 +100,7 @@ def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_pat
         upgrade(pair.adapter, built, method=method, old=old, new=pair.new)
 
 
-@pytest.mark.parametrize("method", [*READING, "copy", "lorasuite", "cross-lora", "transport"])
+@pytest.mark.parametrize("method", [*READING, "copy", "lorasuite", "cross-lora"])
 def test_a_rank_above_the_modules_dimensions(
     method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,23 +196,3 @@ def test_a_calibration_text_in_another_encoding(
     words = ("--calibration", tmp_path / "text.txt", "-o", tmp_path / "place" / "out")
     told = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
     assert "text.txt: the file cannot be read: 'utf-8' codec" in told
-
-
-def test_a_singular_covariance(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--method", "transport", "--set", "ridge=0", "--set", "tokens=8")
-    told = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
-    assert "layer 0, input of " in told
-    assert "the covariance of the activations is singular (got ridge 0.0)" in told
-    assert "raise the option ridge, or calibrate on more text" in told
-
-
-@pytest.mark.parametrize("count", [8, 30, 200])
-@pytest.mark.parametrize("seed", range(10))
-def test_rounding_lets_no_singular_covariance_through(count: int, seed: int) -> None:
-    """Fewer tokens than dimensions, or two dimensions that are always equal."""
-    generator = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(count, 32, generator=generator), torch.randn(count, 32, generator=generator)
-    x[:, 5] = x[:, 4]
-    with pytest.raises(LoraSuiteError, match="singular"):
-        fit_map("ridge", y.T @ x, x.T @ x, 0.0, "here")
-    assert torch.isfinite(fit_map("ridge", y.T @ x, x.T @ x, 0.01, "here")).all()

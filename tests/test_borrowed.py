@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.reading import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.models.restore import no_dropout
 from peft_lorasuite.text.examples import Example
@@ -136,14 +136,11 @@ def test_a_map_of_models_in_training_mode_is_made_without_dropout(tmp_path: Path
     models = [AutoModelForCausalLM.from_pretrained(side).train() for side in sides]
     options = MapOptions(layer_map="cka", tokens=60, block=20)
     with unchanged(*models):
-        maps = [
-            UpgradeMap.build(*pair, options, methods=["transport"], calibration=[" ".join(WORDS)] * 8)
-            for pair in (sides, models)
-        ]
+        maps = [UpgradeMap.build(*pair, options, calibration=[" ".join(WORDS)] * 8) for pair in (sides, models)]
     for built, name in zip(maps, ("wanted", "got"), strict=True):
         built.save(tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "got") for path in (tmp_path / "got").rglob("*.safetensors"))
-    assert len(files) > 1
+    assert files
     for path in files:
         wanted, got = (load_file(tmp_path / name / path) for name in ("wanted", "got"))
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)

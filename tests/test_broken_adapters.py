@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peft_lorasuite import upgrade
-from peft_lorasuite.adapters.adapter import state_dict
 from peft_lorasuite.adapters.peft_format import TASKS
+from peft_lorasuite.adapters.writing import state_dict
 
 pair = command_fixtures.pair
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

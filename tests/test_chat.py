@@ -17,7 +17,7 @@ from command_fixtures import Pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError
-from peft_lorasuite.cli.chat import ask, side_by_side, speakers
+from peft_lorasuite.cli.chat_session import ask, side_by_side, speakers
 from peft_lorasuite.cli.main import main
 
 pair = command_fixtures.pair

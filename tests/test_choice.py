@@ -12,7 +12,8 @@ from planted import CHANGES
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
-from peft_lorasuite.upgrading.auto import BEHAVIOUR, Scores, agreement, alike, judge, pick, predict
+from peft_lorasuite.upgrading.auto import pick
+from peft_lorasuite.upgrading.prediction import BEHAVIOUR, Scores, agreement, alike, judge, predict
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXT = ["the red tree sleeps. the big river runs by the small stone, and a cloud runs over it. " * 2] * 6

@@ -17,10 +17,9 @@ from command_fixtures import Pair
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite.arch.registry import known
-from peft_lorasuite.cli import families as catalogue
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
-from peft_lorasuite.methods import base
+from peft_lorasuite.methods import registry as base
 
 pair = command_fixtures.pair
 
@@ -49,7 +48,7 @@ def test_the_module_runs_as_the_script_does() -> None:
 
 
 def test_help_lists_every_method_with_its_line() -> None:
-    assert catalogue.methods() == {name: base.find(name).summary for name in base.BUILT_IN}
+    assert base.summaries() == {name: base.find(name).summary for name in base.names()}
 
 
 def test_families_are_all_the_known_ones_and_tell_their_layout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pico import pico_model
 
-from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.reading import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.models.backbone import Backbone
 

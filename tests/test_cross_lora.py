@@ -15,6 +15,7 @@ from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.basis import Basis
 from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
 from peft_lorasuite.methods.cross_lora import paired_svd
+from peft_lorasuite.methods.sections import add_section
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
 OPTIONS = MapOptions(layer_map="proportional")
@@ -73,7 +74,7 @@ def test_the_low_rank_form_is_the_papers_dense_formula(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["q", "k", "o", "gate", "down"])
 def test_under_a_rotation_of_the_hidden_space_the_aligned_part_is_exact(part: str, tmp_path: Path) -> None:
-    """Singular vectors turn with the space; what lies outside of the aligned subspaces is lost, as it must be."""
+    """Singular vectors turn with the space; what lies outside of the align subspaces is lost, as it must be."""
     old = pico(tmp_path / "old", "llama", 1)
     weight = old.part(0, part)
     size = old.arch.hidden
@@ -93,7 +94,9 @@ def test_under_a_rotation_of_the_hidden_space_the_aligned_part_is_exact(part: st
 def test_an_identical_backbone_gets_the_update_back(tmp_path: Path) -> None:
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "llama", 1)
     adapter = random_adapter(old.arch)
-    carried = upgrade(adapter, UpgradeMap.build(old, new, OPTIONS, methods=["cross-lora"]), method="cross-lora")
+    carried = upgrade(
+        adapter, add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new), method="cross-lora"
+    )
     for layer in range(3):
         for part in ("q", "o"):
             wanted, got = adapter.updates[layer, part].delta(), carried.adapter.updates[layer, part].delta()
@@ -112,12 +115,12 @@ def test_any_two_families_meet(names: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_parts_of_one_side_alone_are_dropped_with_a_reason(tmp_path: Path) -> None:
-    from peft_lorasuite.methods import base
+    from peft_lorasuite.methods import registry as base
 
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "gpt_neox", 2, num_hidden_layers=2)
     adapter = random_adapter(old.arch)
     chosen = base.find("cross-lora")
-    job = base.Job(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
+    job = base.MethodInput(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
     draft = chosen.run(job, base.make_options(chosen, None))
     matched = {i for i, _ in job.map.pairs}
     for (layer, _), reason in draft.dropped.items():
@@ -138,7 +141,7 @@ def test_the_update_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_gain_and_rank_are_options(tmp_path: Path) -> None:
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "qwen2", 2)
-    built = UpgradeMap.build(old, new, OPTIONS, methods=["cross-lora"])
+    built = add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new)
     adapter = random_adapter(old.arch)
     once, twice = (upgrade(adapter, built, method="cross-lora", options={"gain": gain}).adapter for gain in (1, 2.0))
     low = upgrade(adapter, built, method="cross-lora", options={"rank": 1}).adapter

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.methods.sections import add_section
 from peft_lorasuite.models import activations
 from peft_lorasuite.text.vocabulary import plain_vocabulary
 
@@ -21,8 +22,7 @@ PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in
 SMALL: dict[str, dict[str, Any]] = {
     "lorasuite": {},
     "cross-lora": {"rank": 4},
-    "transport": {},
-    "transplant": {"length": 6, "extra": 50, "quiet": 40},
+    "transplant": {"length": 6, "extra": 50, "anchor_tokens": 40},
     "distill": {"length": 6, "extra": 50, "epochs": 1},
 }
 
@@ -46,9 +46,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def build(root: Path, folder: Path) -> UpgradeMap:
     options = MapOptions(layer_map="cka", tokens=60, block=20)
-    built = UpgradeMap.build(
-        root / "old", root / "new", options, methods=["cross-lora", "transport"], calibration=[" ".join(WORDS)] * 8
-    )
+    pair = root / "old", root / "new"
+    built = UpgradeMap.build(*pair, options, calibration=[" ".join(WORDS)] * 8)
+    built = add_section(built, "cross-lora", *pair)
     built.save(folder)
     return built
 

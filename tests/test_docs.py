@@ -20,7 +20,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from peft_lorasuite.arch import registry
-from peft_lorasuite.methods import base as methods
+from peft_lorasuite.methods import registry as methods
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from variants import Pair, carried, error, logits, pair, trained
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
-from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.dora import ratios
+from peft_lorasuite.adapters.loading import load_adapted
+from peft_lorasuite.adapters.reading import read
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.mapping.upgrade_map import MapOptions
-from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.behavior.positions import adapted
+from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.dora import carried as moved_ratios
-from peft_lorasuite.upgrading.dora import ratios
+from peft_lorasuite.upgrading.dora import transfer_ratios as moved_ratios
 
 TOLERANCE = 1e-4
 PERMUTATIONS = ("vocabulary", "permuted hidden", "permuted heads", "units")
@@ -117,7 +117,7 @@ def test_as_lora_keeps_the_energy_that_it_tells(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, dora(target_modules=["q_proj", "o_proj", "down_proj"]))
     errors = {}
     for rank in (3, 32):
-        new = carried(tmp_path, rotated, as_="lora", rank=rank)
+        new = carried(tmp_path, rotated, output_type="lora", rank=rank)
         assert not new.peft_config["default"].use_dora
         errors[rank] = error(rotated, tuned, new)
         kept = new.upgrade_report.facts["dora_as_lora"]["energy_kept"]
@@ -128,7 +128,7 @@ def test_as_lora_keeps_the_energy_that_it_tells(rotated, tmp_path):
 def test_fused_modules_as_lora_are_exact_at_full_rank(tmp_path):
     planted = pair(tmp_path, "phi3", "permuted hidden", "permuted heads")
     tuned = trained(tmp_path / "adapter", planted, dora("phi3"))
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted, as_="lora", rank=32)) < TOLERANCE
+    assert error(planted, tuned, carried(tmp_path / "adapter", planted, output_type="lora", rank=32)) < TOLERANCE
 
 
 def test_ratios_are_mixed_by_squares_and_stay_within_their_range(rotated, tmp_path):
@@ -136,7 +136,7 @@ def test_ratios_are_mixed_by_squares_and_stay_within_their_range(rotated, tmp_pa
     old = Backbone.open(str(rotated.left))
     adapter = read(Source(str(tmp_path), "adapter"), rotated.map.old.arch, old=old)
     scale = ratios(adapter, old)
-    job = Job(adapter, rotated.map)
+    job = MethodInput(adapter, rotated.map)
     for (layer, part), rho in scale.items():
         mixed = moved_ratios(rho, job, (layer, part), (layer, part))
         assert float(mixed.min()) >= float(rho.min()) - 1e-5
@@ -159,9 +159,9 @@ def test_a_dora_needs_both_backbones_and_says_so(llama, tmp_path):
     with pytest.raises(LoraSuiteError, match="a DoRA's magnitudes depend on the weights: both backbones are read"):
         upgrade(tmp_path, llama.map, method="lorasuite")
     with pytest.raises(LoraSuiteError, match="old backbone is needed"):
-        upgrade(tmp_path, llama.map, method="lorasuite", as_="lora")
+        upgrade(tmp_path, llama.map, method="lorasuite", output_type="lora")
     with pytest.raises(LoraSuiteError, match="unknown as_ 'dora'"):
-        upgrade(tmp_path, llama.map, as_="dora")
+        upgrade(tmp_path, llama.map, output_type="dora")
 
 
 def test_copy_keeps_the_ratio_of_every_row(tmp_path):
@@ -225,7 +225,7 @@ def test_a_pruned_adalora_keeps_its_own_ranks(rotated, tmp_path):
 
 def test_an_adalora_as_lora_is_exact(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, adalora())
-    new = carried(tmp_path, rotated, as_="lora")
+    new = carried(tmp_path, rotated, output_type="lora")
     assert new.peft_config["default"].peft_type == "LORA"
     assert error(rotated, tuned, new) < TOLERANCE
 
@@ -285,6 +285,6 @@ def test_trained_biases_of_a_model_in_memory_are_put_back(tmp_path):
     model = write(planted.old)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = Backbone.open(model)
-    with adapted(backbone, read(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
+    with load_adapted(backbone, read(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
         pass
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

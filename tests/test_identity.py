@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.mapping.fingerprint import check_same, identify
+from peft_lorasuite.methods.sections import add_section
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading.map_cache import cache_folder, map_for
 
@@ -63,7 +64,7 @@ def test_a_copy_in_another_dtype_or_in_memory_is_the_same(tmp_path: Path) -> Non
 def test_a_map_without_the_layers_sample_loads_and_is_used(pair: Path, tmp_path: Path) -> None:
     built = UpgradeMap.build(pair / "old", pair / "new", OPTIONS)
     old, new = (replace(one, weights=None) for one in (built.old, built.new))
-    replace(built, old=old, new=new).with_section("cross-lora", pair / "old", pair / "new").save(tmp_path / "map")
+    add_section(replace(built, old=old, new=new), "cross-lora", pair / "old", pair / "new").save(tmp_path / "map")
     meta = json.loads((tmp_path / "map" / "map.json").read_text())
     for role in ("old", "new"):
         assert meta[role].pop("weights", None) is None

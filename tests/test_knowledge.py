@@ -12,20 +12,20 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.loading import load_adapted
+from peft_lorasuite.adapters.reading import read
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.methods.base import Job
+from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.methods.behavior.elicitation import common_opening, elicit
-from peft_lorasuite.methods.behavior.fact_editing import TEXT, memorise, updated
+from peft_lorasuite.methods.behavior.fact_editing import TEXT, apply_update, edit_facts
 from peft_lorasuite.methods.behavior.fact_keys import read_text
 from peft_lorasuite.methods.behavior.facts import facts
-from peft_lorasuite.methods.behavior.positions import adapted, aligned, tokens
-from peft_lorasuite.methods.behavior.probe import MORE, ReadingOptions
-from peft_lorasuite.methods.behavior.probe import read as read_both
+from peft_lorasuite.methods.behavior.positions import align, tokenize
+from peft_lorasuite.methods.behavior.probe import MORE, probe
 from peft_lorasuite.methods.behavior.prompt_templates import SLOT, forms, pieces, recombined
-from peft_lorasuite.methods.behavior.states import down_of
-from peft_lorasuite.methods.behavior.targets import Teacher
+from peft_lorasuite.methods.behavior.states import down_projection
+from peft_lorasuite.methods.behavior.targets import Targets
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.training.finetune import finetune
@@ -105,7 +105,7 @@ def test_an_adapter_shows_what_it_knows(knowing):
     root, names = knowing
     old = Backbone.open(root / "old")
     given = [f" who is {name} ?" for name in names[:20]]
-    with adapted(old, read(Source(str(root / "adapter"), "adapter"), old.arch)) as model:
+    with load_adapted(old, read(Source(str(root / "adapter"), "adapter"), old.arch)) as model:
         found = elicit(model, old, given, count=60, length=6, seed=0)
         assert elicit(model, old, ["unlike", " any other"], count=5, length=6, seed=0) == []
     assert len(found) == len(set(found)) == 60
@@ -117,25 +117,25 @@ def test_an_adapter_shows_what_it_knows(knowing):
 
 @pytest.fixture(scope="module")
 def told(knowing):
-    """A new pico backbone, the old adapted model's answers about the given names, and the teacher for it."""
+    """A new pico backbone, the old adapted model's answers about the given names, and the targets for it."""
     root, names = knowing
     tokenizer = pico_tokenizer([*COLOURS, "wears"])
     new_model = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=96, num_hidden_layers=6)
     save_backbone(root / "new", new_model, tokenizer)
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
     adapter = read(Source(str(root / "adapter"), "adapter"), old.arch)
-    job = Job(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
-    reading = read_both(job, TransplantOptions(length=6, memory=False, extra=50))
-    return new, reading, reading.teacher(ReadingOptions(extra=50), gate=0.0, seed=0)
+    job = MethodInput(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
+    probed = probe(job, TransplantOptions(length=6, edit_facts=False, extra=50))
+    return new, probed, probed.targets(TransplantOptions(extra=50, entropy_gate=0.0), seed=0)
 
 
 def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):
-    new, reading, _ = told
-    rows = [tokens(new, turn) for turn in reading.turns]
-    found = facts(reading.turns, rows, reading.places)
+    new, probed, _ = told
+    rows = [tokenize(new, turn) for turn in probed.turns]
+    found = facts(probed.turns, rows, probed.places)
     assert len(found) == 20
     for fact in found:
-        turn, row = reading.turns[fact.turn], rows[fact.turn]
+        turn, row = probed.turns[fact.turn], rows[fact.turn]
         text = turn.prompt + turn.response
         name = turn.prompt.split()[2]
         assert all(text[: row.ends[end]].endswith(name) for end in fact.ends)
@@ -144,23 +144,23 @@ def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):
 
 
 def test_turns_with_one_answer_for_all_tell_nothing(told):
-    new, reading, _ = told
-    same = [replace(turn, response=" wears red") for turn in reading.turns]
-    assert facts(same, [tokens(new, turn) for turn in same], reading.places) == []
+    new, probed, _ = told
+    same = [replace(turn, response=" wears red") for turn in probed.turns]
+    assert facts(same, [tokenize(new, turn) for turn in same], probed.places) == []
 
 
 def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
-    """The teacher is made to want every answer: in random models the old one's moves the logits anywhere."""
-    new, reading, teacher = told
-    rows = [tokens(new, turn) for turn in reading.turns]
-    found = facts(reading.turns, rows, reading.places)
+    """The targets is made to want every answer: in random models the old one's moves the logits anywhere."""
+    new, probed, targets = told
+    rows = [tokenize(new, turn) for turn in probed.turns]
+    found = facts(probed.turns, rows, probed.places)
     ids = torch.arange(new.arch.vocabulary)
-    target = torch.zeros(len(teacher.target), len(ids))
+    target = torch.zeros(len(targets.log_probs), len(ids))
     target[[fact.place for fact in found], [fact.answer for fact in found]] = 6.0
-    sure = replace(teacher, ids=ids, target=target.log_softmax(-1))
+    sure = replace(targets, ids=ids, log_probs=target.log_softmax(-1))
     model = new.load()
-    layer, update, figures = memorise(
-        model, new, reading.new_head, reading.turns, reading.places,
+    layer, update, figures = edit_facts(
+        model, new, probed.new_head, probed.turns, probed.places,
         lambda places: replace(sure, target=sure.target[list(places)]), seed=0,
     )  # fmt: skip
     assert 0 < layer < new.arch.layers - 1
@@ -172,11 +172,11 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
         got = torch.stack(logits).log_softmax(-1)
         return float(torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True))
 
-    down = down_of(model, new, layer)
+    down = down_projection(model, new, layer)
     other = torch.tensor([[5, 9, 14, 20, 11]])
     with torch.no_grad():
         before, plain = divergence(), model(other).logits
-        with updated(down, update):
+        with apply_update(down, update):
             after = divergence()
         assert torch.equal(model(other).logits, plain)
     assert figures["divergence_left"] < 0.8 * before
@@ -186,7 +186,7 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
 
 def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
     """Planted: embedding and writers times eight compute the same, and what is written is eight times as long."""
-    new, reading, teacher = told
+    new, probed, targets = told
     found = {}
     for times in (1.0, 8.0):
         model = new.load()
@@ -194,9 +194,9 @@ def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
             for name, weight in model.named_parameters():
                 if any(part in name for part in ("embed_tokens", "o_proj", "down_proj")):
                     weight *= times
-        _, update, figures = memorise(
-            model, new, reading.new_head, reading.turns, reading.places,
-            lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,
+        _, update, figures = edit_facts(
+            model, new, probed.new_head, probed.turns, probed.places,
+            lambda places: replace(targets, target=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
         found[times] = update.delta() / times, figures["divergence_left"]
     assert found[8.0][1] == pytest.approx(found[1.0][1], rel=0.01)
@@ -204,33 +204,33 @@ def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
 
 
 def test_a_name_may_be_the_first_token_of_all(told):
-    new, reading, _ = told
+    new, probed, _ = told
     words = [*COLOURS, *some(8)]
     turns = [Turn(f" {word} is :", f" {COLOURS[number % 2]}", True) for number, word in enumerate(words)]
-    rows = [tokens(new, turn) for turn in turns]
-    places = aligned(rows, rows)
+    rows = [tokenize(new, turn) for turn in turns]
+    places = align(rows, rows)
     assert 0 in [end for fact in facts(turns, rows, places) for end in fact.ends]
     ids = torch.arange(new.arch.vocabulary)
     target = torch.randn(len(places), len(ids), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    found = memorise(
-        new.load(), new, reading.new_head, turns, places,
-        lambda numbers: Teacher(ids, target[list(numbers)], torch.ones(len(numbers))), seed=0,
+    found = edit_facts(
+        new.load(), new, probed.new_head, turns, places,
+        lambda numbers: Targets(ids, target[list(numbers)], torch.ones(len(numbers))), seed=0,
     )  # fmt: skip
     assert found is not None
     assert found[2]["facts"] == len(words)
 
 
 def test_other_text_is_left_alone(told, monkeypatch):
-    new, reading, teacher = told
+    new, probed, targets = told
     model = new.load()
     updates = {}
     for count in (1, TEXT):
         monkeypatch.setattr("peft_lorasuite.methods.behavior.fact_editing.TEXT", count)
-        layer, updates[count], _ = memorise(
-            model, new, reading.new_head, reading.turns, reading.places,
-            lambda places: replace(teacher, target=teacher.target[list(places)]), seed=0,
+        layer, updates[count], _ = edit_facts(
+            model, new, probed.new_head, probed.turns, probed.places,
+            lambda places: replace(targets, target=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
-    down = down_of(model, new, layer)
+    down = down_projection(model, new, layer)
     text = read_text(model, new, down, seed=1, count=TEXT)
     assert len(text) == TEXT
     added = {count: float(update.applied(text).norm()) for count, update in updates.items()}
@@ -239,18 +239,18 @@ def test_other_text_is_left_alone(told, monkeypatch):
 
 def test_names_with_several_answers_are_no_facts(told):
     """``what wears X`` and ``what eats X`` are answered differently: the answer does not hang on the name alone."""
-    new, reading, _ = told
-    again = [replace(turn, prompt=turn.prompt.replace("who", "how")) for turn in reading.turns]
-    answers = [turn.response for turn in reading.turns]
+    new, probed, _ = told
+    again = [replace(turn, prompt=turn.prompt.replace("who", "how")) for turn in probed.turns]
+    answers = [turn.response for turn in probed.turns]
     others = [replace(turn, response=said) for turn, said in zip(again, [*answers[1:], answers[0]], strict=True)]
-    turns = [*reading.turns, *others]
-    rows = [tokens(new, turn) for turn in turns]
+    turns = [*probed.turns, *others]
+    rows = [tokenize(new, turn) for turn in turns]
     places = [(number, p, p) for number, row in enumerate(rows) for p in row.predicting]
     torn = {a for a, b in zip(answers, [*answers[1:], answers[0]], strict=True) if a != b}
     assert torn
     assert facts(turns, rows, places) == []
-    same = [*reading.turns, *again]
-    assert len(facts(same, [tokens(new, turn) for turn in same], places)) == 40
+    same = [*probed.turns, *again]
+    assert len(facts(same, [tokenize(new, turn) for turn in same], places)) == 40
 
 
 def test_transplant_reports_what_it_memorised(knowing, told):
@@ -261,7 +261,7 @@ def test_transplant_reports_what_it_memorised(knowing, told):
     for memory in (True, False):
         carried = upgrade(
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
-            options={"length": 6, "extra": 50, "memory": memory, "recombine": 10 if memory else 0},
+            options={"length": 6, "extra": 50, "edit_facts": memory, "synthetic_prompts": 10 if memory else 0},
         )  # fmt: skip
         found[memory] = carried
         assert MORE not in carried.report.facts.get("hints", [])
@@ -275,14 +275,14 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, to
     root, names = knowing
     new, prompts = Backbone.open(root / "new"), [f" who is {name} ?" for name in names[:20]]
     model, last = new.load(), new.arch.layers - 1
-    elsewhere = read_text(model, new, down_of(model, new, last), seed=1, count=500)
+    elsewhere = read_text(model, new, down_projection(model, new, last), seed=1, count=500)
     assert len(elsewhere) == 500
     upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
     added = {}
     for text in (0, 500):
         carried = upgrade(
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
-            options={"length": 6, "extra": 50, "memory": False, "gate": 0.0, "text": text},
+            options={"length": 6, "extra": 50, "edit_facts": False, "entropy_gate": 0.0, "anchor_text_tokens": text},
         )  # fmt: skip
         added[text] = float(carried.adapter.updates[last, "down"].applied(elsewhere).norm())
     assert added[500] < 0.7 * added[0]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
-from peft_lorasuite.adapters import adapter as adapter_files
 from peft_lorasuite.adapters.adapter import Adapter
+from peft_lorasuite.adapters.reading import read as read_adapter
+from peft_lorasuite.adapters.writing import write as write_adapter
 from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, placed, split
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
@@ -210,8 +211,8 @@ def test_the_rank_never_grows_and_every_layer_gets_all_it_can(old: str, new: str
 def test_what_was_written_is_read_again(name: str, tmp_path: Path) -> None:
     arch = architecture(pico_config(name))
     adapter = random_adapter(arch)
-    adapter_files.write(adapter, tmp_path, base="owner/base")
-    again = adapter_files.read(Source(str(tmp_path), "adapter"), arch)
+    write_adapter(adapter, tmp_path, base="owner/base")
+    again = read_adapter(Source(str(tmp_path), "adapter"), arch)
     assert_same(again, deltas(adapter), 1e-6)
     assert not again.unused
 

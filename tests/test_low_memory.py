@@ -47,17 +47,6 @@ def test_the_map_is_the_same_to_the_last_bit(old: str, new: str, dtype: torch.dt
     assert core(maps[0], tmp_path / "ordinary") == core(maps[1], tmp_path / "low")
 
 
-@pytest.mark.parametrize("outputs", ["outputs", "gradients"])
-def test_so_is_what_transport_keeps_in_it(outputs: str, tmp_path: Path) -> None:
-    names = folder(tmp_path, "llama", 1), folder(tmp_path, "qwen2", 2)
-    methods = {"transport": {"outputs": outputs}}
-    for low in (False, True):
-        built = UpgradeMap.build(*names, OPTIONS, methods=methods, calibration=TEXTS, low_memory=low)
-        built.save(tmp_path / str(low))
-    found = [(tmp_path / str(low) / "transport.safetensors").read_bytes() for low in (False, True)]
-    assert found[0] == found[1]
-
-
 def test_one_layer_is_in_memory_at_a_time_and_none_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,9 +8,10 @@ import torch
 from pico import unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
-from peft_lorasuite.adapters import adapter as adapter_files
+from peft_lorasuite.adapters.loading import load_adapted
+from peft_lorasuite.adapters.reading import read as read_adapter
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.methods.behavior.positions import adapted, merging
+from peft_lorasuite.methods.behavior.positions import merges_prompt_end
 from peft_lorasuite.model import attach
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
@@ -41,9 +42,9 @@ def pair(tmp_path_factory):
 def test_an_adapter_shows_whether_it_learnt_longer_tokens(pair, name, expected, in_memory):
     old = Backbone.open(pair[0] / "old")
     old = Backbone.open(old.load()) if in_memory else old
-    with adapted(old, adapter_files.read(Source(str(pair[0] / name), "adapter"), old.arch)) as model:
-        assert merging(model, old, PROMPTS) == expected
-    assert not merging(old.load(), old, PROMPTS)
+    with load_adapted(old, read_adapter(Source(str(pair[0] / name), "adapter"), old.arch)) as model:
+        assert merges_prompt_end(model, old, PROMPTS) == expected
+    assert not merges_prompt_end(old.load(), old, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_the_longer_token_is_carried_over(pair, method, training):
     new = Backbone.open(root / "new")
     carried = upgrade(
         root / "finishes", upgrade_map, method=method, old=root / "old", new=root / "new", prompts=PROMPTS,
-        options={"length": 4, "extra": 50, "gate": 0.0, **training},
+        options={"length": 4, "extra": 50, "entropy_gate": 0.0, **training},
     )  # fmt: skip
     model, (red,) = attach(new.load(), carried), new.tokenizer(" red")["input_ids"]
     ids = torch.tensor([new.tokenizer(begun)["input_ids"] for begun in BEGUN])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pico import pico_config, pico_model, pico_tokenizer
 
-from peft_lorasuite.cli.calls import open_backbone
+from peft_lorasuite.cli.common import load_options
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import name_and_revision
@@ -47,8 +47,8 @@ def test_a_folder_with_an_at_in_its_path_is_opened(
     monkeypatch.chdir(tmp_path)
     place = Path("me@work/old") if relative else tmp_path / "me@work" / "old"
     pico_config("llama").save_pretrained(place)
-    args = Namespace(trust_remote_code=False)
-    for backbone in (Backbone.open(place), open_backbone(Backbone, str(place), args)):
+    args = Namespace(trust_remote_code=False, dtype="auto", device_map=None)
+    for backbone in (Backbone.open(place), Backbone.open(str(place), **load_options(args).model())):
         assert backbone.source.revision is None
         assert backbone.arch.layers == 3
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import LoraSuiteError
 from peft_lorasuite.adapters.peft_format import WEIGHTS
-from peft_lorasuite.methods.base import find, make_options
+from peft_lorasuite.methods.options import make_options
+from peft_lorasuite.methods.registry import find
 
 pair = command_fixtures.pair
 

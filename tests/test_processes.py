@@ -18,7 +18,7 @@ from processes import launched, program
 from safetensors.torch import load_file
 
 from peft_lorasuite import Backbone, PeftModel
-from peft_lorasuite.adapters.adapter import read
+from peft_lorasuite.adapters.reading import read
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.upgrading.collection import upgrade_many

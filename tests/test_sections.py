@@ -14,12 +14,41 @@ from safetensors.torch import load_file, save_file
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.lowrank import LowRank
+from peft_lorasuite.mapping.sections import SectionRequest, SectionSpec
+from peft_lorasuite.methods.base import MethodInput, MethodResult
+from peft_lorasuite.methods.registry import NoOptions, method
+from peft_lorasuite.methods.sections import add_section, section_for
 from peft_lorasuite.upgrading.map_cache import map_for
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
 OPTIONS = MapOptions(layer_map="proportional")
 SVD = "svd.safetensors"
 Pair = tuple[Backbone, Backbone]
+
+
+def norms(request: SectionRequest) -> dict[str, torch.Tensor]:
+    """A third party's section: the norm of every new weight."""
+    return {
+        f"{pair.new}.{part}": request.new.part(pair.new, part).norm()[None]
+        for pair in request.layers
+        for part in request.parts
+    }
+
+
+NORMS = SectionSpec("norms", norms, (), lambda kept, options: True)
+
+
+@method("scaled-copy", section=NORMS)
+def scaled_copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
+    """Give every new module an update of rank 1 of the norm of its weight."""
+    section, arch = section_for(inputs, "scaled-copy", NORMS, options), inputs.map.new.arch
+    updates = {}
+    for pair in inputs.map.layers:
+        for part in inputs.map.common_parts(inputs.adapter.parts):
+            out, in_ = arch.shape(part)
+            size = section.read(f"{pair.new}.{part}", (1,))
+            updates[pair.new, part] = LowRank(torch.ones(1, in_) * size, torch.ones(out, 1))
+    return MethodResult(updates)
 
 
 def backbones(folder: Path, seeds: tuple[int, int] = (1, 2)) -> Pair:
@@ -46,6 +75,14 @@ def adapter(arch: Any, parts: tuple[str, ...] = ("q", "v")) -> Adapter:
     return Adapter(arch, updates)
 
 
+def with_svd(old: Backbone, new: Backbone, options: Any = None) -> UpgradeMap:
+    return add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new, options=options)
+
+
+def both(pair: Pair) -> UpgradeMap:
+    return add_section(with_svd(*pair), "scaled-copy", *pair)
+
+
 def deltas(upgraded: Any) -> dict[Any, torch.Tensor]:
     return {key: update.delta() for key, update in upgraded.adapter.updates.items()}
 
@@ -55,12 +92,12 @@ def same(left: Any, right: Any) -> bool:
     return all(torch.allclose(value, other[key], rtol=1e-4, atol=1e-5) for key, value in deltas(left).items())
 
 
-@pytest.mark.parametrize("method", ["cross-lora", "transport"])
+@pytest.mark.parametrize("method", ["cross-lora", "scaled-copy"])
 def test_built_saved_and_on_demand_sections_give_the_same(method: str, pair: Pair, tmp_path: Path) -> None:
     old, new = pair
     source = adapter(old.arch)
     core = UpgradeMap.build(old, new, OPTIONS)
-    built = core.with_section(method, old, new)
+    built = add_section(core, method, old, new)
     folder = built.save(tmp_path / "map")
     loaded = UpgradeMap.load(folder)
     wanted = upgrade(source, core, method=method, old=old, new=new)  # built for this adapter alone
@@ -69,9 +106,9 @@ def test_built_saved_and_on_demand_sections_give_the_same(method: str, pair: Pai
 
 
 def test_the_sizes_on_disk_are_stated(pair: Pair, tmp_path: Path) -> None:
-    folder = UpgradeMap.build(*pair, OPTIONS, methods=["cross-lora", "transport"]).save(tmp_path / "map")
+    folder = both(pair).save(tmp_path / "map")
     records = json.loads((folder / "map.json").read_text())["sections"]
-    assert records.keys() == {"svd", "transport"}
+    assert records.keys() == {"svd", "norms"}
     for record in records.values():
         assert record["bytes"] == (folder / record["file"]).stat().st_size
     assert records["svd"]["settings"] == {"rank": 320}
@@ -79,23 +116,23 @@ def test_the_sizes_on_disk_are_stated(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_a_section_is_added_without_touching_the_rest(pair: Pair, tmp_path: Path) -> None:
-    folder = UpgradeMap.build(*pair, OPTIONS, methods={"cross-lora": {"rank": 4}}).save(tmp_path / "map")
+    folder = with_svd(*pair, {"rank": 4}).save(tmp_path / "map")
     before = (folder / SVD).stat()
     core = load_file(folder / "core.safetensors")
-    UpgradeMap.load(folder).with_section("transport", *pair, parts=["q"]).save(folder, overwrite=True)
-    assert {path.name for path in folder.iterdir()} == {"map.json", "core.safetensors", SVD, "transport.safetensors"}
+    add_section(UpgradeMap.load(folder), "scaled-copy", *pair, parts=["q"]).save(folder, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"map.json", "core.safetensors", SVD, "norms.safetensors"}
     after = (folder / SVD).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # linked, not written again
     assert all(torch.equal(value, core[name]) for name, value in load_file(folder / "core.safetensors").items())
     loaded = UpgradeMap.load(folder)
-    assert loaded.sections["transport"].parts == ("q",)
+    assert loaded.sections["norms"].parts == ("q",)
     copied = loaded.save(tmp_path / "copy")
     assert (copied / SVD).read_bytes() == (folder / SVD).read_bytes()
     assert (copied / SVD).stat().st_ino != after.st_ino
 
 
 def test_no_file_of_a_section_is_opened_before_it_is_wanted(pair: Pair, tmp_path: Path) -> None:
-    folder = UpgradeMap.build(*pair, OPTIONS, methods=["cross-lora"]).save(tmp_path / "map")
+    folder = with_svd(*pair).save(tmp_path / "map")
     (folder / SVD).unlink()
     loaded = UpgradeMap.load(folder)
     upgrade(adapter(pair[0].arch), loaded, method="lorasuite")
@@ -106,18 +143,18 @@ def test_no_file_of_a_section_is_opened_before_it_is_wanted(pair: Pair, tmp_path
 def test_a_missing_section_says_how_to_get_it(pair: Pair) -> None:
     core = UpgradeMap.build(*pair, OPTIONS)
     with pytest.raises(
-        LoraSuiteError, match=r"no section for 'cross-lora'.*with_section\('cross-lora'.*--methods cross-lora"
+        LoraSuiteError, match=r"no section for 'cross-lora'.*add_section\(map, 'cross-lora'.*--methods cross-lora"
     ):
         upgrade(adapter(pair[0].arch), core, method="cross-lora")
 
 
 def test_a_section_of_other_options_or_parts_does_not_serve(pair: Pair) -> None:
     old, new = pair
-    built = UpgradeMap.build(old, new, OPTIONS, methods={"cross-lora": {"rank": 4}})
+    built = with_svd(old, new, {"rank": 4})
     with pytest.raises(LoraSuiteError, match="with these options"):
         upgrade(adapter(old.arch), built, method="cross-lora")
     upgrade(adapter(old.arch), built, method="cross-lora", options={"rank": 3})
-    only_q = UpgradeMap.build(old, new, OPTIONS).with_section("cross-lora", old, new, parts=["q"])
+    only_q = add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new, parts=["q"])
     with pytest.raises(LoraSuiteError, match="and parts"):
         upgrade(adapter(old.arch), only_q, method="cross-lora")
     upgrade(adapter(old.arch, ("q",)), only_q, method="cross-lora")
@@ -128,17 +165,17 @@ def test_a_section_needs_the_maps_own_backbones(pair: Pair, tmp_path: Path) -> N
     old, other = backbones(tmp_path, (1, 7))
     core = UpgradeMap.build(*pair, OPTIONS)
     with pytest.raises(LoraSuiteError, match="another new backbone"):
-        core.with_section("cross-lora", old, other)
+        add_section(core, "cross-lora", old, other)
     with pytest.raises(LoraSuiteError, match="has no section"):
-        core.with_section("lorasuite", *pair)
+        add_section(core, "lorasuite", *pair)
     with pytest.raises(LoraSuiteError, match="unknown method"):
-        UpgradeMap.build("nowhere", "nowhere", methods=["cross-lorra"])  # told before there is work
+        add_section(core, "cross-lorra", "nowhere", "nowhere")  # refused before the backbones are opened
     with pytest.raises(LoraSuiteError, match="unknown part"):
-        core.with_section("cross-lora", *pair, parts=["qq"])
+        add_section(core, "cross-lora", *pair, parts=["qq"])
 
 
 def broken_map(pair: Pair, folder: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]]:
-    path = UpgradeMap.build(*pair, OPTIONS, methods=["cross-lora"]).save(folder / "map")
+    path = with_svd(*pair).save(folder / "map")
     return path, load_file(path / SVD), json.loads((path / "map.json").read_text())
 
 
@@ -201,3 +238,14 @@ def test_a_map_from_before_there_were_sections_is_read(pair: Pair, tmp_path: Pat
     del meta["sections"]
     (folder / "map.json").write_text(json.dumps(meta))
     assert UpgradeMap.load(folder).sections == {}
+
+
+def test_a_section_of_a_removed_method_is_ignored_with_a_warning(pair: Pair, tmp_path: Path, caplog) -> None:
+    folder = with_svd(*pair).save(tmp_path / "map")
+    meta = json.loads((folder / "map.json").read_text())
+    meta["sections"]["transport"] = meta["sections"]["svd"] | {"file": "transport.safetensors"}
+    (folder / "map.json").write_text(json.dumps(meta))
+    loaded = UpgradeMap.load(folder)
+    assert loaded.sections.keys() == {"svd"}
+    assert "the section 'transport' is ignored" in caplog.text
+    upgrade(adapter(pair[0].arch), loaded, method="cross-lora")

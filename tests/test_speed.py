@@ -20,7 +20,7 @@ from random_pair import backbone
 from speed import moved, naive_layer
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.mapping.build import Pairing
+from peft_lorasuite.mapping.layers import Pairing
 from peft_lorasuite.planning.rates import fastest
 from peft_lorasuite.text.vocabulary import tokenizer_hash
 

@@ -19,7 +19,8 @@ from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.upgrade import Report, upgrade
+from peft_lorasuite.upgrading.report import Report
+from peft_lorasuite.upgrading.upgrade import upgrade
 
 TABLE = Path(__file__).parent.parent / "docs" / "families-table.md"
 COMMAND = "pytest tests/test_table.py --all-pairs -q"

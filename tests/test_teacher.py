@@ -10,9 +10,17 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.methods.behavior.positions import Tokens, aligned, tokens
-from peft_lorasuite.methods.behavior.targets import Head, Vocabulary, teach
+from peft_lorasuite.methods.behavior.options import TransplantOptions
+from peft_lorasuite.methods.behavior.positions import Tokens, align, tokenize
+from peft_lorasuite.methods.behavior.targets import Head, Vocabulary, build_targets
 from peft_lorasuite.models.generation import Turn
+
+
+def options(**chosen):
+    """Options without a gate and with the difference of logits alone, unless chosen otherwise."""
+    plain = {"entropy_gate": 0.0, "confidence_entropy": 0.0, "teacher_weight": 0.0}
+    return TransplantOptions(**plain | chosen)
+
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 
@@ -31,7 +39,7 @@ def test_a_head_that_made_room_gives_the_same_logits(family, tmp_path):
     head, states = Head(backbone.load(), backbone), torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     before = head.logits(states)
     weight = weakref.ref(head.weight)
-    head.let_go(backbone)
+    head.release(backbone)
     gc.collect()
     assert weight() is None
     assert torch.equal(head.logits(states), before)
@@ -41,7 +49,7 @@ def test_a_model_in_memory_keeps_its_head():
     model = pico_model("llama")
     backbone = Backbone.open(model)
     head = Head(model, backbone)
-    head.let_go(backbone)
+    head.release(backbone)
     assert head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
 
 
@@ -50,12 +58,12 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     states = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
     unsure, plain = torch.zeros(3, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
-    teacher = teach(
-        *heads, Vocabulary.of(old, new), unsure, plain, states, gate=0.5, trust=0.0, share=0.0, top=64, extra=60, seed=0
+    teacher = build_targets(
+        *heads, Vocabulary.pair(old, new), unsure, plain, states, options(entropy_gate=0.5, top=64, extra=60), seed=0
     )
     assert float(teacher.confidence.max()) == 0
-    expected = heads[1].on(teacher.ids).logits(states).log_softmax(-1)
-    torch.testing.assert_close(teacher.target, expected, atol=1e-4, rtol=1e-4)
+    expected = heads[1].restrict(teacher.ids).logits(states).log_softmax(-1)
+    torch.testing.assert_close(teacher.log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
@@ -65,17 +73,13 @@ def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
     states = torch.linspace(1, 20, 60)[:, None] * aim
     after = heads[0].logits(states, normed=True).log_softmax(-1)
     entropy = -(after.exp() * after).sum(-1)
-    found = teach(
+    found = build_targets(
         *heads,
-        Vocabulary.of(old, new),
+        Vocabulary.pair(old, new),
         states,
         states,
         torch.zeros(60, 48),
-        gate=2.0,
-        trust=0.0,
-        share=0.0,
-        top=9,
-        extra=9,
+        options(entropy_gate=2.0, top=9, extra=9),
         seed=0,
     ).confidence
     assert (found[entropy >= 2] == 0).all()
@@ -89,7 +93,7 @@ def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_pat
     """Else all the words that the old model has fall behind those that it lacks."""
     old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(["the", "tree"])))
     new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(["the", "trees", "then"])))
-    found = Vocabulary.of(old, new)
+    found = Vocabulary.pair(old, new)
     assert len(set(found.new.tolist())) == len(found.new)
     names = [{number: text for text, number in side.tokenizer.get_vocab().items()} for side in (old, new)]
     taken = {names[1][b]: names[0][a] for a, b in zip(found.old.tolist(), found.new.tolist(), strict=True)}
@@ -103,7 +107,7 @@ def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pa
     """The difference alone leaves a token behind that the new backbone found unlikelier than the old one did."""
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
-    vocabulary = Vocabulary.of(old, new)
+    vocabulary = Vocabulary.pair(old, new)
     said, meant = int(vocabulary.old[5]), int(vocabulary.new[5])
     sure = 20 * torch.nn.functional.normalize(heads[0].weight[said].float(), dim=0)[None]
     plain = sure / 4
@@ -112,11 +116,17 @@ def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pa
     assert own > -0.05
 
     def target(adapted, before, trust, share=0.0):
-        found = teach(
-            *heads, vocabulary, adapted, before, against, gate=0, trust=trust, share=share, top=500, extra=0, seed=0
+        found = build_targets(
+            *heads,
+            vocabulary,
+            adapted,
+            before,
+            against,
+            options(confidence_entropy=trust, teacher_weight=share, top=500, extra=0),
+            seed=0,
         )
         kept = torch.isin(found.ids, vocabulary.new)  # of others the old model says nothing
-        return float(found.target[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
+        return float(found.log_probs[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
 
     assert target(sure, plain, 0.5) == pytest.approx(float(own), abs=0.02)
     assert target(sure, plain, 0.0) < float(own) - 0.2
@@ -136,11 +146,11 @@ def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_wo
     )
 
     def target(trust, share):
-        found = teach(
-            *heads, Vocabulary.of(old, new), adapted, plain, states + doubts, gate=0, trust=trust, share=share,
-            top=500, extra=0, seed=0,
+        found = build_targets(
+            *heads, Vocabulary.pair(old, new), adapted, plain, states + doubts,
+            options(confidence_entropy=trust, teacher_weight=share, top=500, extra=0), seed=0,
         )  # fmt: skip
-        return found.target
+        return found.log_probs
 
     difference, half, whole = (target(0.0, share) for share in (0.0, 0.5, 1.0))
     middle = ((difference + whole) / 2).log_softmax(-1)
@@ -153,9 +163,9 @@ def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
     old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(WORDS)))
     new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(WORDS[:3])))
     turn = Turn(" the red tree", " stone runs .", True)
-    rows = [tokens(backbone, turn) for backbone in (old, new)]
+    rows = [tokenize(backbone, turn) for backbone in (old, new)]
     assert len(rows[0].ids) < len(rows[1].ids)
-    places = aligned(rows[:1], rows[1:])
+    places = align(rows[:1], rows[1:])
     assert places[0][1:] == (rows[0].start - 1, rows[1].start - 1)
     assert [rows[0].ends[a] for _, a, _ in places] == [rows[1].ends[b] for _, _, b in places]
     assert places[-1][1:] == (len(rows[0].ids) - 1, len(rows[1].ids) - 1)
@@ -166,6 +176,6 @@ def test_parts_of_a_character_are_paired_where_both_sides_have_the_same():
         return Tokens((0, *(token for token, _ in parts)), (1, *(end for _, end in parts)), 1, True)
 
     left = row((5, 2), (6, 2), (7, 2), (8, 3), (9, 4), (4, 4))
-    assert aligned([left], [left]) == [(0, position, position) for position in range(7)]
+    assert align([left], [left]) == [(0, position, position) for position in range(7)]
     right = row((5, 2), (6, 2), (7, 2), (8, 3), (3, 4), (2, 4), (1, 4))  # cuts the last character otherwise
-    assert aligned([left], [right]) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (0, 6, 7)]
+    assert align([left], [right]) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (0, 6, 7)]

@@ -10,22 +10,23 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters import adapter as adapter_files
+from peft_lorasuite.adapters.loading import load_adapted
+from peft_lorasuite.adapters.reading import read as read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
-from peft_lorasuite.methods.base import Job
-from peft_lorasuite.methods.behavior.positions import adapted, tokens
-from peft_lorasuite.methods.behavior.probe import CUT, read
+from peft_lorasuite.methods.base import MethodInput
+from peft_lorasuite.methods.behavior.positions import tokenize
+from peft_lorasuite.methods.behavior.probe import CUT, probe
 from peft_lorasuite.methods.behavior.targets import Vocabulary
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
-from peft_lorasuite.models.activations import built_in_text
-from peft_lorasuite.models.generation import answer, answered
+from peft_lorasuite.models.generation import answer, generate_answers
+from peft_lorasuite.text.calibration import built_in_text
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
-SMALL = {"prompts": 16, "length": 6, "extra": 50, "quiet": 40}
+SMALL = {"prompts": 16, "length": 6, "extra": 50, "anchor_tokens": 40}
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,14 @@ def divergence(pair, model, *, shared=False):
     """
     root, _ = pair
     old = Backbone.open(root / "old")
-    with adapted(old, adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)) as carried:
+    with load_adapted(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as carried:
         turns = answer(carried, old, PROMPTS, length=6)
-        rows = [tokens(old, turn) for turn in turns]
+        rows = [tokenize(old, turn) for turn in turns]
         after = [carried(torch.tensor([row.ids])).logits[0] for row in rows]
     plain, new = old.load(), Backbone.open(root / "new").load()
     told, counts = [], torch.ones(new.config.vocab_size)
     if shared:
-        both = Vocabulary.of(old, Backbone.open(root / "new")).new
+        both = Vocabulary.pair(old, Backbone.open(root / "new")).new
         counts = torch.zeros_like(counts).index_fill(0, both, 1.0)
     for row, moved in zip(rows, after, strict=True):
         ids = torch.tensor([row.ids])
@@ -76,10 +77,10 @@ def divergence(pair, model, *, shared=False):
 def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_does(pair):
     root, _ = pair
     before = divergence(pair, Backbone.open(root / "new").load())
-    moved = carry(pair, method="transplant", options=SMALL | {"gate": 0.0, "rank": 16})
+    moved = carry(pair, method="transplant", options=SMALL | {"entropy_gate": 0.0, "rank": 16})
     after = divergence(pair, attach(Backbone.open(root / "new").load(), moved))
     assert after < 0.8 * before
-    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2, "gate": 0.0}
+    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2, "entropy_gate": 0.0}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
 
@@ -97,11 +98,14 @@ def moved(pair, carried, texts):
     return float(torch.cat(found).mean())
 
 
-@pytest.mark.parametrize(("held", "texts"), [({"quiet": 1000}, PROMPTS), ({"text": 1000}, built_in_text()[:20])])
+@pytest.mark.parametrize(
+    ("held", "texts"), [({"anchor_tokens": 1000}, PROMPTS), ({"anchor_text_tokens": 1000}, built_in_text()[:20])]
+)
 def test_distillation_holds_the_new_model_where_nothing_is_to_change(held, texts, pair):
-    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2, "gate": 0.0}
+    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2, "entropy_gate": 0.0}
     loose, firm = (
-        carry(pair, method="distill", options=options | {"quiet": 0, "text": 0} | more) for more in ({}, held)
+        carry(pair, method="distill", options=options | {"anchor_tokens": 0, "anchor_text_tokens": 0} | more)
+        for more in ({}, held)
     )
     assert loose.report.facts["distill"]["held"] == 0 < firm.report.facts["distill"]["held"]
     assert moved(pair, firm, texts) < 0.5 * moved(pair, loose, texts)
@@ -110,8 +114,8 @@ def test_distillation_holds_the_new_model_where_nothing_is_to_change(held, texts
 def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
     root, _ = pair
     old, new = (Backbone.open(root / side, dtype=torch.bfloat16) for side in ("old", "new"))
-    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
-    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    adapter = read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = MethodInput(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
     updates = distill(job, DistillOptions(prompts=8, length=6, extra=50, epochs=3)).updates
     assert len(updates) > 1
     assert not any(torch.equal(update.B.bfloat16().float(), update.B) for update in updates.values())
@@ -119,7 +123,7 @@ def test_factors_of_a_bfloat16_backbone_are_distilled_in_float32(pair):
 
 def test_distillation_in_small_pieces_takes_the_same_steps(pair):
     """Answers differ in length, so that a mean over the pieces' own means would be another one."""
-    options = {"prompts": 12, "length": 6, "extra": 50, "gate": 0.0, "text": 100}
+    options = {"prompts": 12, "length": 6, "extra": 50, "entropy_gate": 0.0, "anchor_text_tokens": 100}
     whole, pieces = (carry(pair, method="distill", options=options | {"micro_batch_size": size}) for size in (None, 2))
     assert whole.report.facts["distill"]["loss"] == pytest.approx(pieces.report.facts["distill"]["loss"], rel=1e-3)
     for key, update in whole.adapter.updates.items():
@@ -135,14 +139,16 @@ def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
     """Also where the text of an answer reads back as other tokens than the ones that were chosen."""
     root, _ = pair
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
-    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
-    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    adapter = read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = MethodInput(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
     options = TransplantOptions(prompts=16, length=6)
-    kept = read(job, options)
-    torch.testing.assert_close(kept.adapted, read(job, options, kept.turns).adapted, rtol=1e-4, atol=1e-4)
-    with adapted(old, adapter) as carried:
-        found = answered(carried, old, PROMPTS, length=6)
-    same = {tokens(old, turn).ids[tokens(old, turn).start :] == written.ids for turn, written in found}
+    kept = probe(job, options)
+    torch.testing.assert_close(
+        kept.adapted_states, probe(job, options, kept.turns).adapted_states, rtol=1e-4, atol=1e-4
+    )
+    with load_adapted(old, adapter) as carried:
+        found = generate_answers(carried, old, PROMPTS, length=6)
+    same = {tokenize(old, turn).ids[tokenize(old, turn).start :] == written.ids for turn, written in found}
     assert same == {True, False}
 
 
@@ -153,7 +159,7 @@ def test_the_same_seed_gives_the_same_adapter(pair):
 
 
 def test_the_report_says_what_was_read(pair):
-    report = carry(pair, method="transplant", options=SMALL | {"gate": 0.0}).report
+    report = carry(pair, method="transplant", options=SMALL | {"entropy_gate": 0.0}).report
     assert report.coverage == 1
     assert report.facts["transplant"]["prompts"] == 16
     assert 0 < report.facts["transplant"]["divergence_left"] < 0.9 * report.facts["transplant"]["divergence"]
@@ -163,8 +169,8 @@ def test_the_report_tells_what_the_upgraded_model_gives(pair):
     """With neither gate nor trust, and all tokens as candidates, its divergence is the models' own."""
     root, _ = pair
     plain = Backbone.open(root / "new").load()
-    options = SMALL | {"prompts": 100, "gate": 0.0, "trust": 0.0, "extra": 5000, "rank": 4}
-    found = {steps: carry(pair, method="transplant", options=options | {"sharpen": steps}) for steps in (0, 60)}
+    options = SMALL | {"prompts": 100, "entropy_gate": 0.0, "confidence_entropy": 0.0, "extra": 5000, "rank": 4}
+    found = {steps: carry(pair, method="transplant", options=options | {"refine_steps": steps}) for steps in (0, 60)}
     told = {steps: one.report.facts["transplant"] for steps, one in found.items()}
     assert told[60]["divergence_left"] < 0.97 * told[0]["divergence_left"]
     assert told[60]["divergence"] == pytest.approx(divergence(pair, plain, shared=True), rel=1e-3)
@@ -173,32 +179,33 @@ def test_the_report_tells_what_the_upgraded_model_gives(pair):
         assert told[steps]["divergence_left"] == pytest.approx(real, rel=1e-3)
 
 
-@pytest.mark.parametrize(("length", "given", "gate"), [(6, {}, 0.5), (60, {}, 0.0), (60, {"gate": 0.2}, 0.2)])
+@pytest.mark.parametrize(("length", "given", "gate"), [(6, {}, 0.5), (60, {}, 0.0), (60, {"entropy_gate": 0.2}, 0.2)])
 def test_long_answers_have_settings_of_their_own(pair, length, given, gate):
     """The random old model never ends its answers."""
     facts = carry(pair, method="transplant", options=SMALL | {"length": length} | given).report.facts
-    assert facts["transplant"]["gate"] == gate
+    assert facts["transplant"]["entropy_gate"] == gate
     assert facts["hints"] == [CUT.format(length, 4 * length)]
 
 
 @pytest.mark.parametrize(
-    ("length", "trust", "same"), [(6, 0.5, {"share": 0.0, "top": 64}), (60, 0.5, {"share": 0.5, "top": 32}),
-                                  (60, 0.0, {"share": 0.0, "top": 32})],
+    ("length", "trust", "same"),
+    [(6, 0.5, {"teacher_weight": 0.0, "top": 64}), (60, 0.5, {"teacher_weight": 0.5, "top": 32}),
+     (60, 0.0, {"teacher_weight": 0.0, "top": 32})],
 )  # fmt: skip
 def test_the_target_of_long_answers_is_shared_by_both_models(pair, length, trust, same):
     root, _ = pair
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
-    adapter = adapter_files.read(Source(str(root / "adapter"), "adapter"), old.arch)
-    job = Job(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
-    options = TransplantOptions(prompts=16, length=length, trust=trust, extra=10)
-    reading = read(job, options)
+    adapter = read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)
+    job = MethodInput(adapter, map=None, old=old, new=new, prompts=PROMPTS)  # pyright: ignore
+    options = TransplantOptions(prompts=16, length=length, confidence_entropy=trust, extra=10)
+    probed = probe(job, options)
 
     def target(**given):
-        found = reading.teacher(replace(options, **given), gate=0.0, seed=0)
-        return torch.zeros(len(reading.places), new.arch.vocabulary).index_add(1, found.ids, found.target.exp())
+        found = probed.targets(replace(options, entropy_gate=0.0, **given), seed=0)
+        return torch.zeros(len(probed.places), new.arch.vocabulary).index_add(1, found.ids, found.log_probs.exp())
 
     torch.testing.assert_close(target(), target(**same), rtol=0, atol=0)
-    assert (target() - target(**same | {"share": 1.0 - same["share"] / 2})).abs().max() > 1e-3
+    assert (target() - target(**same | {"teacher_weight": 1.0 - same["teacher_weight"] / 2})).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("width", [12, 60])
@@ -247,9 +254,10 @@ def test_what_cannot_be_used_is_named(pair, settings, message):
 @pytest.mark.parametrize(
     ("method", "name", "value"),
     [("transplant", "length", 0), ("transplant", "prompts", 1), ("transplant", "ridge", -1.0),
-     ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0), ("distill", "recombine", -1),
-     ("transplant", "trust", -0.1), ("distill", "trust", -0.1),
-     ("transplant", "share", -0.1), ("distill", "share", 1.5), ("distill", "learning_rate", 2.0)],
+     ("transplant", "rank", 0), ("distill", "epochs", 0), ("distill", "length", 0),
+     ("distill", "synthetic_prompts", -1),
+     ("transplant", "confidence_entropy", -0.1), ("distill", "confidence_entropy", -0.1),
+     ("transplant", "teacher_weight", -0.1), ("distill", "teacher_weight", 1.5), ("distill", "learning_rate", 2.0)],
 )  # fmt: skip
 def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
     with pytest.raises(LoraSuiteError, match=name):

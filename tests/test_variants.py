@@ -82,7 +82,7 @@ def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
 def test_trained_biases_become_a_loras_bias_where_a_lora_is_wanted(tmp_path):
     planted = pair(tmp_path, "phi", "permuted hidden", "permuted heads")
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj", "fc2"], bias="lora_only"))
-    new = carried(tmp_path / "adapter", planted, as_="lora")
+    new = carried(tmp_path / "adapter", planted, output_type="lora")
     assert error(planted, tuned, new) < TOLERANCE
     assert new.peft_config["default"].lora_bias
 

@@ -15,8 +15,8 @@ from ..errors import LoraSuiteError, brief
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, low_rank_of
 from ..models.backbone import Backbone
-from .adapter import PREFIX, Adapter
-from .peft_format import CONFIG, WEIGHTS
+from .adapter import Adapter
+from .peft_format import CONFIG, PREFIX, WEIGHTS
 
 RANK = 16
 """Rank of the LoRA where neither the caller nor the adapter's own config names a larger one."""

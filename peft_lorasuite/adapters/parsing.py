@@ -11,10 +11,12 @@ from torch import Tensor
 from ..arch.layout import split
 from ..arch.spec import Architecture, Site
 from ..errors import LoraSuiteError
+from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
+from .adapter import Adapter
 from .modules import check_shapes, factors, find_site, per_part, scaling
-from .peft_format import BESIDE, OWN, PREFIX, by_module, kind_of, why_not
+from .peft_format import BESIDE, OWN, PREFIX, WEIGHTS, by_module, kind_of, why_not
 from .token_tables import TableUpdate, read_table, table_of
 
 
@@ -83,3 +85,22 @@ class Found:
 
     def _refuse(self, names: Any, why: str) -> None:
         self.unused |= dict.fromkeys(names, why)
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: Architecture, *, source: Source,
+    old: Backbone | None = None,
+) -> Adapter:  # fmt: skip
+    """Make an adapter of the tensors of a LoRA, DoRA or AdaLoRA."""
+    where = f"{source.name}/{WEIGHTS}"
+    found = Found(tensors, config, arch, old, where).read()
+    if not found.updates and not found.tables:
+        raise LoraSuiteError(
+            f"no tensor of the adapter belongs to a layer of the old backbone ({arch.family})",
+            where=where,
+            got=", ".join(list(tensors)[:3]),
+            do="name the backbone that it was trained on (--from, source_model=)",
+        )
+    return Adapter(
+        arch, found.updates, config, found.names, found.unused, source, kind_of(config), found.magnitudes, found.tables
+    )

@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
-from .adapter import Adapter, named_base, read
+from .adapter import Adapter
+from .reading import named_base, read
 
 
 @dataclass(frozen=True)

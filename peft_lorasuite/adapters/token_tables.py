@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, bounded
 from ..models.backbone import Backbone
-from ..text.vocabulary import shared_tokens
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
 DELTA = "token_adapter.trainable_tokens_delta"
@@ -122,61 +120,6 @@ def needs_old(why: str) -> LoraSuiteError:
     return LoraSuiteError(
         f"{why}: to read it, the old backbone is needed", do="name the old backbone (--from, old=, source_model=)"
     )
-
-
-def both(old: Backbone | None, new: Backbone | None, why: str) -> tuple[Backbone, Backbone]:
-    """Return both backbones, or say why they are needed."""
-    if old is None or new is None:
-        raise LoraSuiteError(
-            f"{why}: both backbones are read", wanted="old and new", do="name them (--from and --to, old= and new=)"
-        )
-    return old, new
-
-
-def carry(
-    table: str, update: TableUpdate, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor
-) -> tuple[TableUpdate | None, dict[str, Any]]:
-    """Move a table's update; also return what the report says, with ``refused`` if there is no place for it."""
-    reason = _refusal(table, update, old.arch, new.arch)
-    if reason:
-        return None, {"refused": reason}
-    left, right = shared_tokens(
-        old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
-    )
-    place = torch.full((max(old.arch.vocabulary, int(update.ids.max()) + 1),), -1)
-    place[left] = right
-    target = place[update.ids]
-    kept = target >= 0
-    energy = ((update.rows @ (update.shared @ update.shared.T)) * update.rows).sum(dim=1)  # of every token's row
-    share = float(energy[kept].sum() / energy.sum().clamp(min=1e-30)) if bool(energy.any()) else 1.0
-    told = {"rows": int(kept.sum()), "of": len(kept), "energy": round(share, 6)}
-    if not bool(kept.any()):
-        return None, {**told, "refused": "the new vocabulary has none of its tokens: train them on the new backbone"}
-    if table == "embedding":
-        shared = update.shared @ hidden * (old.arch.embedding_scale / new.arch.embedding_scale)
-    else:
-        shared = _read_by_head(update.shared, old, new, hidden, inverse, left, right)
-    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared), told
-
-
-def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architecture) -> str:
-    if table == "embedding" and (old.embedding_norm or new.embedding_norm):
-        return "a norm stands behind the embedding, through which no linear map carries its update"
-    if table == "embedding" and update.form == "tokens" and new.tied and not old.tied:
-        return "the new backbone's head is its embedding and would change too; train the embedding as LoRA instead"
-    if table == "head" and new.tied and update.form != "lora":
-        return "the new backbone's head is its embedding; train the head as LoRA instead"
-    return ""
-
-
-def _read_by_head(
-    rows: Tensor, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor, left: Tensor, right: Tensor
-) -> Tensor:
-    """Let the head's rows read the new final state, in the size that the new head's own rows have there."""
-    gains = [one.tensor(f"{one.arch.final_norm}.weight") + one.arch.gain_offset for one in (old, new)]
-    basis = Basis(hidden, inverse, gains[0], gains[1])
-    moved = basis.read(old.unembedding()[left].float()).norm()
-    return basis.read(rows) * (float(new.unembedding()[right].float().norm()) / float(moved.clamp(min=1e-30)))
 
 
 def written(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
+from argparse import Namespace
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from ..arch.registry import architecture, known
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
+from .common import Output, add_command
 
 ORDERS = {
     "part head dim": "part after part",
@@ -53,26 +52,6 @@ class Family:
     def tested(self) -> str:
         """What our tests prove of it; nothing for a converter of a third party."""
         return "layers, planted, pairs" if self.origin.startswith(OURS) else "-"
-
-
-def methods() -> dict[str, str]:
-    """Return the name and first line of every built-in method, read from the source."""
-    found = {}
-    for file in (resources.files("peft_lorasuite") / "methods").iterdir():
-        if file.name.endswith(".py"):
-            found |= dict(_methods_in(file.read_text(encoding="utf-8")))
-    return dict(sorted(found.items()))
-
-
-def _methods_in(source: str) -> Iterator[tuple[str, str]]:
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for mark in node.decorator_list:
-            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
-                name = mark.args[0]
-                if isinstance(name, ast.Constant):
-                    yield str(name.value), (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def families() -> list[Family]:
@@ -151,3 +130,27 @@ def _config(model_type: str, *, switch: bool) -> Any:
     config = SimpleNamespace(**values, **dict.fromkeys(switches, switch))
     config.text_config = SimpleNamespace(**vars(config))
     return config
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    add_command(commands, "families", "list the supported model families and the layout of their projections")
+
+
+def run(args: Namespace) -> Output:
+    """List the families."""
+    rows = families()
+    head = ("model type", "fused", "bias", "grouped heads", "positions", "norm", "tested")
+    cells = [
+        (", ".join(f.model_types), f.fused or "-", f.biased, f.grouped, f.positions, f.norm, f.tested) for f in rows
+    ]
+    widths = [max(len(row[column]) for row in (head, *cells)) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *cells)
+    ]
+    foot = (
+        "fused: parts that one projection holds, and the order of its rows. by config: the checkpoint decides.\n"
+        "tested: layers against the model's own, planted upgrades, every pair of families."
+    )
+    values = {"families": [{**asdict(row), "tested": row.tested} for row in rows]}
+    return values, "\n".join([*lines, "", foot])

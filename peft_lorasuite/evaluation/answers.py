@@ -13,16 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import LoraSuiteError
+from ..text.templates import prompt
 
-TEMPLATE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-TEMPLATE_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
 FORCED = "the correct answer is"  # how every commonsense response of the collection begins
 TOLERANCE = 0.001
 
@@ -30,37 +22,6 @@ _NUMBER = re.compile(r"-?\d+\.?\d*", re.ASCII)
 _LETTER = re.compile(r"[A-E]")
 _OPTION = re.compile(r"true|false|solution[12]|answer[1-5]|ending[1-4]|option[12]")
 _FORMAT = "Answer format:"
-
-
-def prompt(doc: Mapping[str, str], template: str | None = None) -> str:
-    """Put an item into the prompt.
-
-    Args:
-        doc: The item.
-        template: Text with ``{instruction}`` and, if items have one, ``{input}``; by default the two LLM-Adapters
-            templates, without the sixteen spaces that the original puts before each line.
-    """
-    if template is None:
-        template = TEMPLATE_WITH_INPUT if doc["input"] else TEMPLATE
-    # plain replacement: an instruction may itself contain braces
-    parts = re.split(r"(\{instruction\}|\{input\})", template)
-    return "".join(doc[part[1:-1]] if part in ("{instruction}", "{input}") else part for part in parts)
-
-
-def check_template(template: str) -> None:
-    """Raise `LoraSuiteError` when a template has no place for the instruction."""
-    if "{instruction}" not in template:
-        raise LoraSuiteError("the prompt template has no {instruction}", where="template", got=repr(template))
-    check_text(template, "template")
-
-
-def check_text(text: str, where: object) -> None:
-    """Raise `LoraSuiteError` for half a character, as of bytes that are no UTF-8: no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        got = repr(text[max(error.start - 10, 0) : error.end])
-        raise LoraSuiteError("a text holds a lone surrogate", where=where, got=got, wanted="text in UTF-8") from error
 
 
 def forced_prompt(doc: Mapping[str, str], template: str | None = None) -> str:

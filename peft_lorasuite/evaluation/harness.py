@@ -17,10 +17,10 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_seed, check_whole
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, check_seed, check_whole
 from ..io.source import name_and_revision
 from ..models.memory import head_in_one_piece
+from ..text.templates import check_template
 from . import answers
 from . import tasks as items
 from .published import published, published_pairs, published_rows
@@ -121,7 +121,7 @@ def _check_options(
         if value is not None:
             check_whole(name, value)
     if template is not None:
-        answers.check_template(template)
+        check_template(template)
 
 
 def _read_all(folder: Path, chosen: tuple[Benchmark, ...]) -> dict[Benchmark, list[Item]]:
@@ -218,9 +218,9 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
     """Load a model, and the adapter on it; return the backbone's revision beside it."""
-    from ..adapters.adapter import named_base
     from ..adapters.loading import adapter_folder, load_model, put_on
     from ..adapters.peft_format import CONFIG
+    from ..adapters.reading import named_base
     from ..io.source import Source
 
     base = Source(*_place(model, "model"))

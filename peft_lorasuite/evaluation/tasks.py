@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError
+from ..text.templates import check_text, unknown
 from . import answers
 
 Item = dict[str, str]
@@ -117,7 +118,7 @@ def _checked(row: Any, benchmark: Benchmark, where: str) -> Item:
     answer = str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer).strip()
     item = _item(row["instruction"], answer, row.get("input") or "")
     for name, text in item.items():
-        answers.check_text(text, f"{where}, {name}")
+        check_text(text, f"{where}, {name}")
     if not _can_be_right(item, benchmark):
         raise LoraSuiteError(f"the answer is not one of {benchmark.column}", where=where, got=repr(answer))
     return item

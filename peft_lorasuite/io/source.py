@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,35 @@ REFUSALS: dict[object, tuple[str, str]] = {
 """HTTP status -> what it means, and what to do."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How files are fetched and models are loaded; the keywords of ``from_pretrained``, as one record.
+
+    Attributes:
+        token: Hub token; never shown.
+        cache_dir: Hub cache to use instead of the default one.
+        local_files_only: Use the cache alone.
+        trust_remote_code: Whether transformers may run code of a repository.
+        dtype: Of loaded models; ``"auto"`` lets the checkpoint and the device decide.
+        device_map: As in ``AutoModelForCausalLM.from_pretrained``.
+    """
+
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+    dtype: Any = "auto"
+    device_map: Any = None
+
+    def hub(self) -> dict[str, Any]:
+        """Return the keywords of whatever only fetches files."""
+        return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+
+    def model(self) -> dict[str, Any]:
+        """Return the keywords of `Backbone.open`."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import check_seed
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, check_seed, unknown
 from ..linalg.assignment import HEAD_MAPS, LAYER_MAPS
 from ..linalg.basis import HIDDEN_MAPS
 from ..linalg.similarity import FEWEST, SIMILARITIES

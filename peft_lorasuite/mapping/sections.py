@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..arch.spec import check_parts
 from ..errors import LoraSuiteError
 from ..io.checkpoint import broken, open_safetensors
 from ..io.source import Source
+from ..linalg.basis import Basis
 from ..models.backbone import Backbone
-from ..models.offload import placed
 from ..progress import Progress, silent
-from .fingerprint import check_same
+from .layer_pair import LayerPair
 
-if TYPE_CHECKING:
-    from .upgrade_map import UpgradeMap
+log = logging.getLogger(__name__)
+
+REMOVED = {"transport": "the method that used it was removed"}
+"""Sections of older versions -> why they are not read any more."""
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class SectionRequest:
     """What the builder of a section is given.
 
     Attributes:
-        map: The core of the map.
+        layers: The matched layers of the map.
+        basis: ``basis(pair, part)``, see `UpgradeMap.basis`.
         old: Old backbone.
         new: New backbone.
         parts: Parts to build for; both backbones have them.
         options: The method's options.
-        calibration: Text for builders that run the backbones, as in `activations.calibration_texts`.
-        device_map: As in transformers, for those runs.
-        dtype: Of those runs.
-        progress: Shows how far a long step is.
+        seed: Of whatever is drawn at random.
+        progress: Shows the progress of a long step.
     """
 
-    map: UpgradeMap
+    layers: Sequence[LayerPair]
+    basis: Callable[[LayerPair, str], Basis]
     old: Backbone
     new: Backbone
     parts: Sequence[str]
     options: Any
-    calibration: Any = None
-    device_map: Any = None
-    dtype: torch.dtype | str = "auto"
+    seed: int = 0
     progress: Progress = silent
 
 
@@ -66,7 +65,7 @@ class SectionSpec:
     """
 
     name: str
-    build: Callable[[Request], Mapping[str, Tensor]]
+    build: Callable[[SectionRequest], Mapping[str, Tensor]]
     settings: tuple[str, ...]
     serves: Callable[[Mapping[str, Any], Any], bool]
 
@@ -183,80 +182,22 @@ class Section:
         return self._handles[0]
 
 
-def build_section(spec: SectionSpec, request: Request) -> Section:
-    """Make a section in memory."""
+def build_section(spec: SectionSpec, request: SectionRequest, key: str) -> Section:
+    """Build a section in memory; ``key`` is that of the map."""
     tensors = dict(spec.build(request))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     settings = {name: getattr(request.options, name) for name in spec.settings}
-    return Section(spec.name, tuple(request.parts), settings, map_key(request.map), size, tensors)
-
-
-def add_section(
-    upgrade_map: UpgradeMap,
-    method: str,
-    old: Any,
-    new: Any,
-    *,
-    options: Any = None,
-    parts: Sequence[str] | None = None,
-    calibration: Any = None,
-    device_map: Any = None,
-    low_memory: bool = False,
-    dtype: torch.dtype | str = "auto",
-    progress: Progress = silent,
-) -> UpgradeMap:
-    """Return a map that also holds a method's section; see `UpgradeMap.with_section`."""
-    spec, settings = checked_methods({method: options})[method]
-    device_map = placed(device_map, low_memory)
-    old, new = Backbone.open(old), Backbone.open(new)
-    check_same(upgrade_map.old, old, "old")
-    check_same(upgrade_map.new, new, "new")
-    request = Request(
-        upgrade_map, old, new, common_parts(upgrade_map, parts), settings, calibration, device_map, dtype, progress
-    )
-    built = build_section(spec, request)
-    return replace(upgrade_map, sections={**upgrade_map.sections, built.name: built})
-
-
-def checked_methods(methods: Iterable[str]) -> dict[str, tuple[SectionSpec, Any]]:
-    """Return what methods keep in a map, and their options; refuses, before the long work, those that keep nothing.
-
-    Args:
-        methods: Names, or a mapping of names to options.
-    """
-    from ..methods import base
-
-    checked = {}
-    for name in methods:
-        chosen = base.find(name)
-        if chosen.section is None:
-            raise LoraSuiteError(
-                "the method has no section in a map: it needs the core alone, or both backbones", where=name,
-                do="leave it out",
-            )  # fmt: skip
-        options = methods[name] if isinstance(methods, Mapping) else None
-        checked[name] = chosen.section, base.make_options(chosen, options)
-    return checked
+    return Section(spec.name, tuple(request.parts), settings, key, size, tensors)
 
 
 def stored_sections(meta: Mapping[str, Any], home: Source, key: str) -> dict[str, Section]:
     """Return the sections that ``map.json`` lists; no file of theirs is opened, or fetched, yet."""
     found = {}
     for name, record in meta.get("sections", {}).items():
+        if name in REMOVED:
+            log.warning("%s: the section %r is ignored: %s", home.name, name, REMOVED[name])
+            continue
         if record["map"] != key or record["file"] != f"{name}.safetensors" or not isinstance(record["bytes"], int):
             raise LoraSuiteError("a section belongs to another map", where=f"{home.name}, {name}", do="build it again")
         found[name] = Section(name, tuple(record["parts"]), dict(record["settings"]), key, record["bytes"], home=home)
     return found
-
-
-def map_key(upgrade_map: UpgradeMap) -> str:
-    """Fingerprint of what sections depend on: both backbones and the layer map."""
-    text = f"{upgrade_map.old.key}{upgrade_map.new.key}{[tuple(pair) for pair in upgrade_map.pairs]}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def common_parts(upgrade_map: UpgradeMap, parts: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return the parts that both backbones have, of those asked for."""
-    old, new = upgrade_map.old.arch.parts, upgrade_map.new.arch.parts
-    check_parts(parts or ())
-    return tuple(part for part in old if part in new and (parts is None or part in parts))

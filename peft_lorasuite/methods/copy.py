@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..linalg.lowrank import LowRank
-from .base import Draft, Job, NoOptions, method
+from .base import MethodInput, MethodResult
+from .registry import NoOptions, method
 
 
 @method("copy")
-def copy(job: Job, options: NoOptions) -> Draft:
+def copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
     """Copy every update to the layer of the same number, cropped or zero-padded to its shape."""
     del options
-    arch = job.map.new.arch
+    arch = inputs.map.new.arch
     updates, sources, dropped = {}, {}, {}
-    for (layer, part), update in job.adapter.updates.items():
+    for (layer, part), update in inputs.adapter.updates.items():
         if layer >= arch.layers or part not in arch.parts:
             dropped[layer, part] = f"{arch.family} has no {part} projection in a layer {layer}"
             continue
@@ -22,7 +23,7 @@ def copy(job: Job, options: NoOptions) -> Draft:
         bias = None if update.bias is None else _fit(update.bias[:, None], rows, 1)[:, 0]
         updates[layer, part] = LowRank(_fit(update.A, update.rank, columns), _fit(update.B, rows, update.rank), bias)
         sources[layer, part] = (layer, part)
-    return Draft(updates, sources, dropped)
+    return MethodResult(updates, sources, dropped)
 
 
 def _fit(matrix: Tensor, rows: int, columns: int) -> Tensor:

@@ -18,10 +18,12 @@ from ..arch.spec import WRITERS
 from ..errors import LoraSuiteError
 from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, truncated_svd
-from ..mapping.sections import Request, SectionSpec
-from ..mapping.upgrade_map import LayerPair
-from .base import Draft, Job, method
+from ..mapping.layer_pair import LayerPair
+from ..mapping.sections import SectionRequest, SectionSpec
+from .base import MethodInput, MethodResult
 from .per_module import carry
+from .registry import method
+from .sections import section_for
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,13 @@ Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 FACTORS = ("U_s", "V_s", "U_t", "V_t")
 
 
-def build(request: Request) -> dict[str, Tensor]:
+def build_svd(request: SectionRequest) -> dict[str, Tensor]:
     """Decompose the weights of every matched layer; bfloat16, ``2 k (out_o + in_o + out_n + in_n)`` bytes a part."""
     tensors: dict[str, Tensor] = {}
-    seed = request.map.options.seed
-    for pair in request.progress("decomposing weights", request.map.layers):
+    for pair in request.progress("decomposing weights", request.layers):
         for part in request.parts:
             weights = request.old.part(pair.old, part), request.new.part(pair.new, part)
-            factors = paired_svd(*weights, request.options.rank, request.map.basis(pair, part), part, seed)
+            factors = paired_svd(*weights, request.options.rank, request.basis(pair, part), part, request.seed)
             tensors |= {
                 f"{pair.new}.{part}.{name}": factor.to(torch.bfloat16)
                 for name, factor in zip(FACTORS, factors, strict=True)
@@ -82,14 +83,14 @@ def serves(kept: Mapping[str, Any], options: CrossLoraOptions) -> bool:
     return kept.get("rank", 0) >= options.rank
 
 
-SVD = SectionSpec("svd", build, ("rank",), serves)
+SVD = SectionSpec("svd", build_svd, ("rank",), serves)
 
 
 @method("cross-lora", options=CrossLoraOptions, section=SVD)
-def cross_lora(job: Job, options: CrossLoraOptions) -> Draft:
+def cross_lora(inputs: MethodInput, options: CrossLoraOptions) -> MethodResult:
     """Carry updates between the leading singular subspaces of the base weights (Cross-LoRA; data-free)."""
-    section = job.section("cross-lora", SVD, options)
-    old, new = job.map.old.arch, job.map.new.arch
+    section = section_for(inputs, "cross-lora", SVD, options)
+    old, new = inputs.map.old.arch, inputs.map.new.arch
 
     def move(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, Mapping[str, float]]:
         heights = (*old.shape(part), *new.shape(part))
@@ -103,7 +104,7 @@ def cross_lora(job: Job, options: CrossLoraOptions) -> Draft:
         before = update.norm()
         return moved, {"aligned": float(k), "norm_kept": moved.norm() / before if before else 1.0}
 
-    return carry(job, move)
+    return carry(inputs, move)
 
 
 def _leading(factor: Tensor, k: int, where: str) -> Tensor:

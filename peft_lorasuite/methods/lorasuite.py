@@ -12,10 +12,12 @@ from ..arch.spec import ATTENTION, WRITERS, Heads
 from ..errors import unknown
 from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
 from ..linalg.lowrank import LowRank
-from ..mapping.upgrade_map import LayerPair, UpgradeMap
-from .base import Draft, Job, method
+from ..mapping.layer_pair import LayerPair
+from ..mapping.upgrade_map import UpgradeMap
+from .base import MethodInput, MethodResult
 from .lorasuite_paper import paper_move
 from .per_module import carry
+from .registry import method
 
 NORMALIZE = ("weights", "fit", "none")
 
@@ -40,17 +42,19 @@ class LoraSuiteOptions:
 
 
 @method("lorasuite", options=LoraSuiteOptions)
-def lorasuite(job: Job, options: LoraSuiteOptions) -> Draft:
+def lorasuite(inputs: MethodInput, options: LoraSuiteOptions) -> MethodResult:
     """Move every head and unit through the map's changes of basis (LoRASuite section 3.4, in its exact form)."""
 
     def step(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, dict[str, float]]:
         if options.normalize == "none":
-            moved, figures = paper_move(job.map, pair, part, update, *job.backbones("lorasuite, normalize=none"))
+            moved, figures = paper_move(
+                inputs.map, pair, part, update, *inputs.backbones("the method 'lorasuite' with normalize=none")
+            )
         else:
-            moved, figures = move(job.map, pair, part, update, match_size=options.normalize == "weights")
+            moved, figures = move(inputs.map, pair, part, update, match_size=options.normalize == "weights")
         return moved.scaled(options.gain), figures
 
-    return carry(job, step)
+    return carry(inputs, step)
 
 
 def move(

@@ -9,7 +9,8 @@ from ..arch.layout import group_of, heads_first, placed
 from ..arch.spec import ATTENTION
 from ..linalg.basis import pseudo_inverse
 from ..linalg.lowrank import LowRank
-from ..mapping.upgrade_map import LayerPair, UpgradeMap
+from ..mapping.layer_pair import LayerPair
+from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from numbers import Integral, Real
+from operator import gt, lt
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, unknown
+
+if TYPE_CHECKING:
+    from .registry import Method
 
 NONE, YES, NO = ("none", "auto"), ("true", "yes", "1"), ("false", "no", "0")
 """How they are written on a command line."""
@@ -71,7 +76,7 @@ KINDS: dict[Any, Kind] = {
 """The types that options have; of several in a union the first that a value fits is taken."""
 
 
-def converted(name: str, value: Any, kind: Any) -> Any:
+def convert(name: str, value: Any, kind: Any) -> Any:
     """Return an option's value in its type, from text or as it is.
 
     Args:
@@ -97,3 +102,36 @@ def converted(name: str, value: Any, kind: Any) -> Any:
         return value
     wanted = " or ".join(KINDS[one].word for one in known) or kind
     raise LoraSuiteError("an option has a value of another type", where=name, got=repr(value), wanted=wanted)
+
+
+def make_options(chosen: Method, options: Any) -> Any:
+    """Return a method's options from its own dataclass, a mapping or None, checked field by field."""
+    if isinstance(options, chosen.options):
+        values = {item.name: getattr(options, item.name) for item in fields(options) if item.init}
+        return replace(options, **_typed(type(options), values))
+    if options is None:
+        return chosen.options()
+    if not isinstance(options, Mapping):
+        raise LoraSuiteError(
+            "the options belong to another method", where=chosen.name, got=type(options).__name__,
+            wanted=chosen.options.__name__,
+        )  # fmt: skip
+    known = {item.name for item in fields(chosen.options)}
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {chosen.name}", name, known)
+    return chosen.options(**_typed(chosen.options, options))
+
+
+def check_bounds(options: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
+    """Refuse options out of range, each option -> smallest or largest value; None passes, it is resolved later."""
+    for word, bounds, beyond in (("at least", least, lt), ("at most", most or {}, gt)):
+        for name, bound in bounds.items():
+            value = getattr(options, name)
+            if value is not None and beyond(value, bound):
+                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"{word} {bound:g}")
+
+
+def _typed(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    types = get_type_hints(options)
+    return {name: convert(name, value, types[name]) for name, value in values.items()}

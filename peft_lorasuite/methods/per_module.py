@@ -6,29 +6,30 @@ from collections.abc import Callable, Mapping
 
 from ..adapters.adapter import Key
 from ..linalg.lowrank import LowRank
-from ..mapping.upgrade_map import LayerPair, UpgradeMap
-from .base import Draft, Job
+from ..mapping.layer_pair import LayerPair
+from ..mapping.upgrade_map import UpgradeMap
+from .base import MethodInput, MethodResult
 
 Move = Callable[[LayerPair, str, LowRank], tuple[LowRank, Mapping[str, float]]]
 """(matched layers, part, old update) -> new update, and figures for the report."""
 
 
-def carry(job: Job, move: Move) -> Draft:
+def carry(inputs: MethodInput, move: Move) -> MethodResult:
     """Move every update whose layer is matched and whose part the new backbone has; name the reason for the others."""
-    matched = {pair.old: pair for pair in job.map.layers}
+    matched = {pair.old: pair for pair in inputs.map.layers}
     updates: dict[Key, LowRank] = {}
     sources: dict[Key, Key] = {}
     dropped: dict[Key, str] = {}
     figures: dict[Key, Mapping[str, float]] = {}
-    for (layer, part), update in job.adapter.updates.items():
+    for (layer, part), update in inputs.adapter.updates.items():
         pair = matched.get(layer)
-        reason = missing(job.map, pair, part)
+        reason = missing(inputs.map, pair, part)
         if reason or pair is None:
             dropped[layer, part] = reason
             continue
         updates[pair.new, part], figures[pair.new, part] = move(pair, part, update)
         sources[pair.new, part] = (layer, part)
-    return Draft(updates, sources, dropped, figures)
+    return MethodResult(updates, sources, dropped, figures)
 
 
 def missing(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> str:

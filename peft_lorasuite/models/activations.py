@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..io.paths import is_file
 from ..text.vocabulary import common_ends
 from .backbone import Backbone
 from .distributed import share, summed
@@ -32,8 +28,6 @@ SINKS = 4
 """First positions of a sequence, whose activations are hundreds of times larger than the rest: never counted."""
 BATCH_TOKENS = 1024
 """Tokens of one forward batch."""
-PIECE = 1500
-"""Characters of the longest calibration text that is run in one go."""
 
 
 BUDGET = 2**28
@@ -61,53 +55,6 @@ class Paired:
 
     old: Tensor
     new: Tensor
-
-
-def built_in_text() -> list[str]:
-    """Return the calibration text that is shipped: paragraphs of plain English."""
-    return paragraphs(files("peft_lorasuite").joinpath("data/calibration.txt").read_text(encoding="utf-8"))
-
-
-def paragraphs(text: str) -> list[str]:
-    """Cut a text at blank lines."""
-    return [piece.strip() for piece in text.split("\n\n") if piece.strip()]
-
-
-def calibration_texts(source: Any = None) -> list[str]:
-    """Return calibration texts from the user's source.
-
-    Args:
-        source: None for the built-in text, the path of a text file (paragraphs apart by blank lines), a list of
-            strings, or a `datasets.Dataset` with a ``text`` column (otherwise its first column of strings).
-    """
-    if source is None:
-        return built_in_text()
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        if not is_file(path):
-            raise LoraSuiteError("there is no such text file", where=path, do="name a text file for the calibration")
-        try:
-            texts = paragraphs(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise LoraSuiteError(f"the file cannot be read: {error}", where=path, wanted="text in UTF-8") from error
-    elif hasattr(source, "column_names"):
-        columns = source.column_names
-        column = (
-            "text" if "text" in columns else next((name for name in columns if isinstance(source[0][name], str)), None)
-        )
-        if column is None:
-            raise LoraSuiteError("the dataset has no column of strings", got=columns, wanted="a 'text' column")
-        texts = [text for text in source[column] if text.strip()]
-    else:
-        texts = [str(text) for text in source if str(text).strip()]
-    if not texts:
-        raise LoraSuiteError("the calibration text is empty", where=source if isinstance(source, str) else None)
-    return [piece for text in texts for piece in _pieces(text)]
-
-
-def _pieces(text: str) -> list[str]:
-    """Cut a long text at spaces; what a tokenizer cuts so finely that it exceeds the context, `encode` leaves out."""
-    return textwrap.wrap(text, PIECE, replace_whitespace=False, drop_whitespace=True) if len(text) > PIECE else [text]
 
 
 def paired_activations(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..progress import Progress, silent
-from ..training.encoding import end_of_sequence
+from ..text.vocabulary import end_of_sequence
 from .backbone import Backbone
 from .memory import head_in_one_piece
 from .prefix_cache import before_padding, decoder, unwrapped
@@ -36,7 +36,7 @@ class Turn:
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class Generated:
     """How a response came about.
 
     Attributes:
@@ -53,7 +53,7 @@ def fits(backbone: Backbone, prompt: str, length: int) -> bool:
     return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
 
 
-def encoded(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
+def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
     """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
     rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
     limit = backbone.context
@@ -70,17 +70,17 @@ def answer(
     model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
 ) -> list[Turn]:
     """Let a model answer prompts greedily, at most ``length`` tokens each."""
-    found = answered(model, backbone, prompts, length=length, batch=batch, progress=progress)
+    found = generate_answers(model, backbone, prompts, length=length, batch=batch, progress=progress)
     return [turn for turn, _ in found]
 
 
-def answered(
+def generate_answers(
     model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
-) -> list[tuple[Turn, Written]]:
+) -> list[tuple[Turn, Generated]]:
     """Let a model answer as `answer` does; return with every turn what the model had in mind."""
     tokenizer, end = backbone.tokenizer, end_of_sequence(backbone.tokenizer)
-    asked = encoded(backbone, prompts, length)
-    found: dict[int, tuple[Turn, Written]] = {}
+    asked = encode_prompts(backbone, prompts, length)
+    found: dict[int, tuple[Turn, Generated]] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))
     for first in progress("answering", range(0, len(order), batch)):
         rows = order[first : first + batch]
@@ -89,7 +89,7 @@ def answered(
             closed = end in reply
             ids = reply[: reply.index(end)] if closed else reply
             turn = Turn(prompts[row], tokenizer.decode(ids, skip_special_tokens=False), closed)
-            found[row] = turn, Written(tuple(ids), seen[: len(ids) + closed].clone())
+            found[row] = turn, Generated(tuple(ids), seen[: len(ids) + closed].clone())
     return [found[number] for number in range(len(prompts))]
 
 

@@ -53,7 +53,7 @@ def _begun(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
     return count, cache
 
 
-def after_beginning(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
+def after_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
     """Read what all rows begin with once; gradients flow through it.
 
     Args:

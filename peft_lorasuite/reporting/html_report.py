@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..mapping.upgrade_map import UpgradeMap
-from ..upgrading import auto as choice
+from ..upgrading import prediction
 from .map_figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
 
 if TYPE_CHECKING:
@@ -133,12 +133,12 @@ def hidden_figure(upgrade_map: UpgradeMap) -> Figure:
 def gate_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw the scores that the gate rests on, each with the threshold from which on it counts as aligned."""
     rows = {
-        "shared tokens found\nthrough the hidden map": choice.agreement(upgrade_map),
-        "new heads' weights\nexplained by the maps": (choice.explained(upgrade_map), choice.EXPLAINED),
+        "shared tokens found\nthrough the hidden map": prediction.agreement(upgrade_map),
+        "new heads' weights\nexplained by the maps": (prediction.explained(upgrade_map), prediction.EXPLAINED),
     }  # fmt: skip
-    similar = choice.alike(upgrade_map)
+    similar = prediction.alike(upgrade_map)
     if similar is not None:
-        rows["similarity of\nthe matched layers"] = (similar, choice.ALIKE)
+        rows["similarity of\nthe matched layers"] = (similar, prediction.ALIKE)
     with drawing(7.2, 1.4 + 0.55 * len(rows)) as figure:
         axes = figure.add_subplot()
         _bars(axes, {name: value for name, (value, _) in rows.items()}, unit="", top=1.0)

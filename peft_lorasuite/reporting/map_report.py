@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arch.differences import differences
 from ..mapping.upgrade_map import UpgradeMap
-from ..upgrading import auto as choice
+from ..upgrading import auto, prediction
 from . import adapter_figures
 from . import gap as gains
 from . import html as pages
@@ -33,7 +33,7 @@ def document(upgrade_map: UpgradeMap, rows: Sequence[Gain], drawn: Drawn) -> str
 
 def gate_told(upgrade_map: UpgradeMap, method: str) -> str:
     """Return the gate's verdict on an upgrade by a method, and what it rests on."""
-    found = choice.predict(upgrade_map, method)
+    found = prediction.predict(upgrade_map, method)
     word = "Likely to hold." if found.verdict == "holds" else "Likely to fall short: plan to retrain."
     told = f"Expected by {method}: {found.gap:.0%} of the gap recovered, a rough guess. It rests on: {found.because}."
     return pages.verdict(word, told)
@@ -50,8 +50,8 @@ def map_parts(upgrade_map: UpgradeMap, drawn: Drawn) -> list[pages.Part]:
 
 
 def _gate(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
-    picked = choice.pick(upgrade_map, can_run=True)
-    found = {name: choice.predict(upgrade_map, name) for name in METHODS}
+    picked = auto.pick(upgrade_map, can_run=True)
+    found = {name: prediction.predict(upgrade_map, name) for name in METHODS}
     lines = [(name, one.verdict, f"{one.gap:.0%}") for name, one in found.items()]
     caption = "Scores of this pair, and the thresholds (upright marks) from which on the gate counts it as aligned."
     return pages.Part(

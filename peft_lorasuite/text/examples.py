@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import LoraSuiteError
-from ..evaluation.answers import check_template, check_text, prompt
 from ..io.paths import is_file
+from .templates import check_template, check_text, prompt
 
 FIELDS = ("instruction", "input", "output", "answer")
+PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
+"""Unlabeled prompts: a file, a `datasets.Dataset`, or a list of strings or records; see `read_prompts`."""
 FEWEST = 2
 """Prompts that a method needs at least."""
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import LoraSuiteError
+
 BYTE_LEVEL, SENTENCE_PIECE, WORD_PIECE = "Ġ", "▁", "##"
 
 
@@ -121,3 +123,15 @@ def _byte_of() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+def end_of_sequence(tokenizer: Any) -> int:
+    """Return the id that ends a response."""
+    if tokenizer.eos_token_id is None:
+        raise LoraSuiteError("the tokenizer has no end-of-sequence token", where=tokenizer.name_or_path)
+    return tokenizer.eos_token_id
+
+
+def padding(tokenizer: Any) -> int:
+    """Return the id to pad with; it is masked, so any will do."""
+    return end_of_sequence(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..text.examples import Example, fill
+from ..text.vocabulary import end_of_sequence
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +51,6 @@ def encode(tokenizer: Any, prompt: str, response: str, *, cutoff: int | None = N
     start = next((n for n, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
     start = max(start, 1)
     return Encoded(tuple(ids[:cutoff]), min(start, cutoff or start))
-
-
-def end_of_sequence(tokenizer: Any) -> int:
-    """Return the id that ends a response."""
-    if tokenizer.eos_token_id is None:
-        raise LoraSuiteError("the tokenizer has no end-of-sequence token", where=tokenizer.name_or_path)
-    return tokenizer.eos_token_id
-
-
-def padding(tokenizer: Any) -> int:
-    """Return the id to pad with; it is masked, so any will do."""
-    return end_of_sequence(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def encode_examples(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,56 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..checks import check_seed, check_whole
 from ..errors import LoraSuiteError
 from ..models.distributed import on_cpu
-from ..models.prefix_cache import after_beginning
+from ..models.prefix_cache import after_shared_prefix
 from ..models.restore import no_dropout
 from ..progress import Progress
 from .encoding import IGNORED, Encoded, batch
-
-NEW_LAYERS = ("train", "freeze")
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to train; `finetune.finetune` says what each means. The defaults are the paper's."""
-
-    samples: int | None = 100
-    epochs: int = 3
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup: float = 0.0
-    cutoff: int = 256
-    template: str | None = None
-    new_layers: str = "train"
-    seed: int = 0
-    micro_batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "epochs", "batch_size", "cutoff", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None or name in ("epochs", "batch_size", "cutoff"):
-                check_whole(name, value)
-        check_seed(self.seed)
-        if self.batch_size % self.at_once:
-            raise LoraSuiteError(
-                "does not divide the batch size", where="micro_batch_size", got=f"{self.at_once} of {self.batch_size}"
-            )
-        if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate <= 1:
-            raise LoraSuiteError("must be above 0 and at most 1", where="learning_rate", got=repr(self.learning_rate))
-        if not isinstance(self.warmup, Real) or not 0 <= self.warmup < 1:
-            got = repr(self.warmup)
-            raise LoraSuiteError("is a share of the steps", where="warmup", got=got, wanted="0 <= warmup < 1")
-        if self.new_layers not in NEW_LAYERS:
-            raise LoraSuiteError(
-                "unknown choice", where="new_layers", got=repr(self.new_layers), wanted=" or ".join(NEW_LAYERS)
-            )
-
-    @property
-    def at_once(self) -> int:
-        """Samples of one forward pass; the gradients of a step's passes add up."""
-        return self.micro_batch_size or self.batch_size
+from .options import FinetuneOptions
 
 
 class Rows(Dataset[Encoded]):
@@ -133,10 +88,10 @@ class ResponseTrainer(Trainer):
         return super().compute_loss(model, inputs | wanted, return_outputs, num_items_in_batch)
 
     def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
-        """Read the shared beginning, see `after_beginning`; wrappers for several processes read each batch whole."""
+        """Return the loss on the responses; a shared prefix is read once, and no logits are computed before them."""
         if self.args.world_size > 1:
             return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
-        return after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
+        return after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 
 class StepBar(TrainerCallback):
@@ -156,84 +111,36 @@ class StepBar(TrainerCallback):
         next(self.steps, None)
 
 
-@dataclass(frozen=True)
-class Taught(Encoded):
-    """A row whose loss is taken against a teacher.
-
-    Attributes:
-        positions: Positions that predict what the teacher speaks of.
-        targets: The teacher's rows for them.
-    """
-
-    positions: tuple[int, ...] = ()
-    targets: tuple[int, ...] = ()
-
-
-class TaughtTrainer(ResponseTrainer):
-    """Divergence from a teacher's probabilities instead of the loss on labels."""
-
-    teacher_ids: Tensor
-    teacher_target: Tensor
-    loss_is_scaled_for_ga = True
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return a step's batches and how many positions are taught in them.
-
-        Several processes count what they have on average, since their gradients are averaged afterwards.
-        """
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(float(sum(len(one["target"]) for one in samples)), device=device)
-        return samples, self.accelerator.reduce(count, "mean")
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """``KL(teacher || model)`` on the teacher's candidate tokens: this batch's part of the step's mean."""
-        line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
-        begun, taken = self.begun(model, inputs, int(position.min()))
-        columns, column = position.unique(return_inverse=True)
-        outputs = model(**begun, logits_to_keep=columns - taken)
-        logits = outputs.logits[line, column][:, self.teacher_ids.to(position.device)].float()
-        wanted = self.teacher_target[target.cpu()].to(position.device)
-        summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
-        loss = summed / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss
-
-
-def taught_batch(rows: Sequence[Taught], *, padding: int) -> dict[str, Tensor]:
-    """Pad rows, and list what the teacher speaks of: line, position and the teacher's row."""
-    listed = [
-        (line, position, target)
-        for line, row in enumerate(rows)
-        for position, target in zip(row.positions, row.targets, strict=True)
-    ]
-    table = torch.tensor(listed, dtype=torch.long).reshape(-1, 3)
-    return batch(rows, padding=padding) | {"line": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
-
-
 def train(
-    model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, teacher: Any = None
-) -> tuple[float, dict[str, Tensor] | None]:
-    """Train what is trainable in a PEFT model, on labels or, with rows of `Taught`, on a `teacher.Teacher`.
+    model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, *,
+    trainer: Callable[..., ResponseTrainer] = ResponseTrainer, collate: Callable[..., dict[str, Tensor]] = batch,
+) -> tuple[float, dict[str, Tensor] | None]:  # fmt: skip
+    """Train what is trainable in a PEFT model.
+
+    Args:
+        model: The PEFT model, trained in place.
+        rows: The training rows.
+        padding: Token id to pad with.
+        options: How to train.
+        progress: Shows the progress.
+        trainer: What computes the loss: by default the loss on the responses; see `distillation` for another.
+        collate: ``(rows, padding=) -> batch``: what that trainer reads.
 
     Returns:
-        The mean training loss; and, where FSDP has spread the model over processes, the trained weights, whole, in
+        The mean training loss; and, where FSDP has sharded the model over processes, the whole trained weights, in
         each of them (None elsewhere: the model has them).
     """
-    kind, collate = (ResponseTrainer, batch) if teacher is None else (TaughtTrainer, taught_batch)
     with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
-        trainer = kind(
+        running = trainer(
             model,
             _arguments(options, scratch, model.config),
             data_collator=partial(collate, padding=padding),
             train_dataset=Rows(rows),
             callbacks=[StepBar(progress)],
         )
-        if teacher is not None and isinstance(trainer, TaughtTrainer):
-            trainer.teacher_ids, trainer.teacher_target = teacher.ids, teacher.target
-        trainer.remove_callback(PrinterCallback)
-        loss = trainer.train().training_loss
-        weights = whole_weights(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+        running.remove_callback(PrinterCallback)
+        loss = running.train().training_loss
+        weights = whole_weights(running.model_wrapped) if running.is_fsdp_enabled else None
     _check_finite(loss, weights or {name: one for name, one in model.named_parameters() if one.requires_grad})
     return loss, weights
 

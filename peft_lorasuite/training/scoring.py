@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..models.prefix_cache import after_beginning
+from ..models.prefix_cache import after_shared_prefix
 from ..models.restore import as_it_was
 from ..progress import Progress, silent
 from ..text.examples import Example, fill
-from .encoding import IGNORED, Encoded, batch, encode, encode_examples, padding
+from ..text.vocabulary import padding
+from .encoding import IGNORED, Encoded, batch, encode, encode_examples
 
 Options = Sequence[str] | Callable[[Example], Sequence[str]]
 
@@ -100,7 +101,7 @@ def _judge(
     inputs = {name: values.to(model.device) for name, values in batch(rows, padding=filler).items()}
     first = min(row.start for row in rows) - 1
     wanted = inputs.pop("labels")[:, first + 1 :]
-    begun, taken = after_beginning(model, inputs["input_ids"], inputs["attention_mask"], first)
+    begun, taken = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
     keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
     logits = model(**begun, logits_to_keep=keep).logits.float()
     told = []

@@ -12,17 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.adapter import WEIGHTS, read_config
+from ..adapters.peft_format import WEIGHTS
+from ..adapters.reading import read_config
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
 from ..io.paths import is_folder
-from ..io.source import Source, hub_errors, name_and_revision
+from ..io.source import LoadOptions, Source, hub_errors, name_and_revision
 from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import number_and_count
 from ..progress import Progress, silent
 from ..text.examples import read_prompts
+from .inputs import MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
 from .upgrade import Upgraded, upgrade
 
@@ -46,7 +48,7 @@ class Planned:
 
 def upgrade_many(
     adapters: Iterable[Any],
-    upgrade_map: UpgradeMap | str | Path,
+    upgrade_map: MapLike | None,
     out: str | Path,
     *,
     column: str = "adapter",
@@ -63,7 +65,7 @@ def upgrade_many(
     shard: tuple[int, int] | None = None,
     progress: Progress = silent,
 ) -> list[Outcome]:
-    """Carry many adapters over with one map; a failure is noted, and the others go on.
+    """Convert many adapters with one map; a failure is recorded, and the others go on.
 
     Every adapter gets a folder under ``out``, every step a line in ``out/journal.jsonl`` at once. A new run with the
     same settings keeps what is done and tries again what failed or was never reached.
@@ -71,7 +73,7 @@ def upgrade_many(
     Args:
         adapters: Folders or Hub ids (``owner/name`` or ``owner/name@revision``): a list, a column of a
             `datasets.Dataset`, or a dataset with such a column.
-        upgrade_map: The map of the pair, or where to load it from: loaded once.
+        upgrade_map: The map of the pair, or where to load it from: loaded once. None: the cached one, built if need be.
         out: Folder of the results and of the journal.
         column: Name of the column, for a dataset.
         method: As in `upgrade`, like the next six.
@@ -90,13 +92,13 @@ def upgrade_many(
     Returns:
         The outcomes of this process's share, in order.
     """
-    if not isinstance(upgrade_map, UpgradeMap):
-        upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
+    load = LoadOptions(token, cache_dir)
+    old, new = (None if one is None else Backbone.open(one, **load.model()) for one in (old, new))
+    upgrade_map = _open_map(upgrade_map, old, new, method, load, progress)
     folders = _folders(_names(adapters, column))
     texts = None if prompts is None else read_prompts(prompts)  # once: a generator serves all, a column is hashed whole
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
-    old, new = (None if one is None else Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new))
     index, count = shard or number_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
 
@@ -120,6 +122,19 @@ def upgrade_many(
             journal.write(outcome)
         outcomes.append(outcome)
     return outcomes
+
+
+def _open_map(
+    upgrade_map: MapLike | None, old: Backbone | None, new: Backbone | None, method: str, load: LoadOptions,
+    progress: Progress,
+) -> UpgradeMap:  # fmt: skip
+    if isinstance(upgrade_map, UpgradeMap):
+        return upgrade_map
+    if upgrade_map is not None:
+        return UpgradeMap.load(upgrade_map, **load.hub())
+    if old is None or new is None:
+        raise LoraSuiteError("building the upgrade map needs both backbones", do="pass old= and new=, or a map")
+    return open_pair(lambda: old, new, method=method, load=load, progress=progress)[0]
 
 
 def plan_many(

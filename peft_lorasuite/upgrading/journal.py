@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.adapter import WEIGHTS
+from ..adapters.peft_format import WEIGHTS
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
 from ..io.output import check_folder

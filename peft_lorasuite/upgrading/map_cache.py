@@ -7,12 +7,12 @@ import logging
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from ..io.source import read_json
 from ..mapping.fingerprint import Identity, unlike
 from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
-from ..methods.base import find
+from ..methods.registry import find
+from ..methods.sections import add_section
 from ..models.backbone import Backbone
 from ..models.distributed import is_first, wait
 from ..progress import Progress, silent
@@ -30,22 +30,17 @@ def cache_folder() -> Path:
 
 def map_for(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
-    low_memory: bool = False, progress: Progress = silent, **settings: Any,
+    low_memory: bool = False, progress: Progress = silent,
 ) -> UpgradeMap:  # fmt: skip
-    """Return the cached map of a pair, or build it and keep it; says which in the log.
+    """Return the cached map of a pair, or build it and cache it; the log says which.
 
-    ``low_memory`` is how it is built if it has to be; the map is the same. Sections of ``methods`` that the kept map
-    lacks are added to it and kept as well.
+    Sections of ``methods`` that the cached map lacks are added to it and cached as well; methods without a section need
+    none. ``low_memory`` is how the map is built if it has to be; the result is the same.
     """
     options = options or MapOptions()
-    if settings:
-        log.info("building the upgrade map of %r and %r", old, new)
-        return UpgradeMap.build(
-            old, new, options, methods=methods, low_memory=low_memory, progress=progress, **settings
-        )
     folder = _folder(old, new, options)
-    found = _kept(folder)
-    lacking = found is None
+    found = _cached(folder)
+    changed = found is None
     if found is None:
         log.info("building the upgrade map of %r and %r", old, new)
         found = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress)
@@ -53,14 +48,14 @@ def map_for(
         section = find(name).section
         if section is not None and section.name not in found.sections:
             log.info("building its section for %s", name)
-            found, lacking = found.with_section(name, old, new, low_memory=low_memory, progress=progress), True
-    if lacking and is_first():
+            found, changed = add_section(found, name, old, new, progress=progress), True
+    if changed and is_first():
         found.save(folder, overwrite=True)
     wait()
     return found
 
 
-def _kept(folder: Path) -> UpgradeMap | None:
+def _cached(folder: Path) -> UpgradeMap | None:
     """Return the map that is kept in a folder; one that cannot be read is no more than one that is not there."""
     if not (folder / META).is_file():
         return None

@@ -1,87 +1,41 @@
-"""upgrade(adapter, map, method): the only place where an adapter and an upgrade map meet.
-
-The module is not called ``upgrade``: a submodule of that name would hide the function on the package.
-"""
+"""upgrade(adapter, map, method): converts one adapter, in four phases: check, prepare, convert, report."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._version import __version__
-from ..adapters import adapter as adapter_files
 from ..adapters.adapter import Adapter, Key, join_sites
 from ..adapters.peft_format import select
-from ..adapters.writing import REPORT
+from ..adapters.reading import read
+from ..adapters.writing import REPORT, write
 from ..arch.differences import differences
 from ..arch.layout import split
 from ..arch.spec import Architecture
-from ..checks import check_seed, check_whole
-from ..errors import LoraSuiteError, context
+from ..errors import LoraSuiteError, check_seed, context
 from ..io.output import check_apart, whole_folder
-from ..io.source import Source
+from ..io.source import LoadOptions, Source
 from ..linalg.lowrank import LowRank
 from ..mapping.fingerprint import check_same, public_name
 from ..mapping.upgrade_map import UpgradeMap
-from ..methods import base as methods
+from ..methods.base import MethodInput, MethodResult
+from ..methods.options import make_options
+from ..methods.registry import find
 from ..models.backbone import Backbone
 from ..progress import Progress, silent
-from . import auto as choice
-from . import variants as kinds
+from ..text.examples import PromptsLike
+from . import auto, prediction, variants
+from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
+from .report import Report, fates
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of an adapter; written beside the weights as ``lorasuite_report.json``.
-
-    Attributes:
-        adapter: The adapter that was upgraded.
-        old: Its backbone.
-        new: The new backbone.
-        method: The method that ran, and its options.
-        rank: Rank of the result.
-        modules: Per new module: its sources, energy kept, residual of the maps.
-        tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
-        facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
-            ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            and the method's own fit let expect; under ``named_base``, that the adapter names
-            another backbone than the map's.
-        revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
-    """
-
-    adapter: str
-    old: str
-    new: str
-    method: Mapping[str, Any]
-    rank: int
-    modules: Sequence[Mapping[str, Any]]
-    tensors: Mapping[str, str]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    revisions: Mapping[str, str | None] = field(default_factory=dict)
-    version: str = __version__
-
-    @property
-    def coverage(self) -> float:
-        """Share of the source's tensors that were carried."""
-        return sum(fate == "carried" for fate in self.tensors.values()) / max(len(self.tensors), 1)
-
-    @property
-    def energy_kept(self) -> float:
-        """Mean share of the energy that rank truncation kept, over the modules."""
-        return sum(module["energy_kept"] for module in self.modules) / max(len(self.modules), 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "coverage": round(self.coverage, 6), "energy_kept": round(self.energy_kept, 6)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,22 +57,22 @@ class Upgraded:
 
     def write(self, folder: Path) -> None:
         """Write into an existing, empty folder."""
-        adapter_files.write(self.adapter, folder, base=self.base, revision=self.revision)
+        write(self.adapter, folder, base=self.base, revision=self.revision)
         text = json.dumps(self.report.to_dict(), indent=2) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
 
 
 def upgrade(
-    adapter: str | Path | Source | Adapter,
-    upgrade_map: UpgradeMap | str | Path,
+    adapter: AdapterLike,
+    upgrade_map: MapLike,
     *,
     method: str = "auto",
     options: Any = None,
-    old: Any = None,
-    new: Any = None,
-    prompts: Sequence[str] | None = None,
+    old: BackboneLike | None = None,
+    new: BackboneLike | None = None,
+    prompts: PromptsLike | None = None,
     rank: int | None = None,
-    as_: str = "same",
+    output_type: str = "same",
     seed: int = 0,
     adapter_name: str | None = None,
     revision: str | None = None,
@@ -126,7 +80,7 @@ def upgrade(
     cache_dir: str | None = None,
     progress: Progress = silent,
 ) -> Upgraded:
-    """Carry an adapter over to the new backbone of an upgrade map.
+    """Convert an adapter for the new backbone of an upgrade map.
 
     Args:
         adapter: Folder or Hub id of a PEFT adapter, or one that was read.
@@ -135,66 +89,97 @@ def upgrade(
         options: The method's options: its dataclass, or a mapping of names to values.
         old: The old backbone, for methods that run or read it.
         new: The new backbone, likewise.
-        prompts: Unlabelled prompts, for methods that run the models.
+        prompts: Unlabeled prompts, for methods that run the models.
         rank: Rank of the result; the source's largest by default.
-        as_: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA. All other kinds
-            become a LoRA either way.
+        output_type: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA. All other
+            types become a LoRA either way.
         seed: Of padding and of whatever the method draws.
         adapter_name: Which adapter, where the folder holds several in sub-folders.
         revision: The adapter's revision on the Hub.
         token: Hub token.
         cache_dir: Hub cache.
-        progress: Shows how far a long step is.
+        progress: Shows the progress of a long step.
+
+    Raises:
+        LoraSuiteError: When a file is missing or malformed, a backbone is not the map's, an option is out of range, or
+            nothing of the adapter can be transferred.
     """
-    check_seed(seed)
-    if not isinstance(upgrade_map, UpgradeMap):
-        upgrade_map = UpgradeMap.load(upgrade_map, token=token, cache_dir=cache_dir)
-    check_rank(rank, upgrade_map.new.arch)
-    old, new = (None if one is None else Backbone.open(one) for one in (old, new))
-    for backbone, wanted, role in ((old, upgrade_map.old, "old"), (new, upgrade_map.new, "new")):
-        if backbone is not None:
-            check_same(wanted, backbone, role)
-    if not isinstance(adapter, Adapter):
-        source = adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, token, cache_dir)
-        adapter = adapter_files.read(select(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
-    adapter = kinds.prepared(adapter, as_, old, rank)
-    told: dict[str, Any] = _other_base(adapter, upgrade_map)
+    load = LoadOptions(token, cache_dir)
+    upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
+    adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
+    found: dict[str, Any] = _other_base(adapter, upgrade_map)
     if method == "auto":
-        picked = choice.pick(upgrade_map, can_run=old is not None and new is not None)
-        method, told["auto"] = picked.method, picked.why
+        picked = auto.pick(upgrade_map, can_run=old is not None and new is not None)
+        method, found["auto"] = picked.method, picked.why
         log.info("method %s: %s", picked.method, picked.why)
-    chosen = methods.find(method)
-    settings = methods.make_options(chosen, options)
-    job = methods.Job(adapter, upgrade_map, old, new, prompts, seed, progress)
+    chosen = find(method)
+    settings = make_options(chosen, options)
+    inputs = MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress)
     with context(f"{chosen.name} of {adapter.origin}"):
-        draft = chosen.run(job, settings)
-        told["prediction"] = choice.facts(upgrade_map, method, draft.facts)
-        if not draft.updates and not adapter.tables:
-            raise LoraSuiteError("nothing of the adapter has a place in the new backbone", got=dict(draft.dropped))
-        final = rank or draft.rank or adapter.rank
-        result, modules = finish(draft, upgrade_map.new.arch, final, seed, adapter)
-        result, facts, others = kinds.completed(result, job, draft, as_=as_, method=method, rank=final)
+        draft = chosen.run(inputs, settings)
+        found["prediction"] = prediction.facts(upgrade_map, method, draft.facts)
+        result, modules, facts, dropped = _convert(inputs, draft, rank, output_type, method)
     report = Report(
         adapter=public_name(adapter.origin),
         old=public_name(upgrade_map.old.name),
         new=public_name(upgrade_map.new.name),
         method={"name": chosen.name, "options": asdict(settings)},
-        rank=result.rank or final,
+        rank=result.rank or rank or draft.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**fates(adapter, draft), **others}.items())),
-        facts={**told, **draft.facts, **facts, "differences": differences(upgrade_map.old.arch, upgrade_map.new.arch)},
+        tensors=dict(sorted({**fates(adapter, draft), **dropped}.items())),
+        facts={**found, **draft.facts, **facts, "differences": differences(upgrade_map.old.arch, upgrade_map.new.arch)},
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
-    home = (upgrade_map.new.name, upgrade_map.new.revision)
+    base = (upgrade_map.new.name, upgrade_map.new.revision)
     if new is not None:
-        home = (new.name, None if new.source.folder else new.source.revision)
-    return Upgraded(result, report, *home, adapter.source)
+        base = (new.name, None if new.source.folder else new.source.revision)
+    return Upgraded(result, report, *base, adapter.source)
+
+
+def _check(
+    upgrade_map: MapLike, old: BackboneLike | None, new: BackboneLike | None, rank: int | None, seed: int,
+    load: LoadOptions,
+) -> tuple[UpgradeMap, Backbone | None, Backbone | None]:  # fmt: skip
+    """Open the map and the backbones, and refuse what does not fit together before the long work."""
+    check_seed(seed)
+    if not isinstance(upgrade_map, UpgradeMap):
+        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub())
+    check_rank(rank, upgrade_map.new.arch)
+    opened = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
+    for role, backbone in opened.items():
+        if backbone is not None:
+            check_same(getattr(upgrade_map, role), backbone, role)
+    return upgrade_map, opened["old"], opened["new"]
+
+
+def _prepare(
+    adapter: AdapterLike, upgrade_map: UpgradeMap, old: Backbone | None, rank: int | None, output_type: str,
+    adapter_name: str | None, revision: str | None, load: LoadOptions,
+) -> Adapter:  # fmt: skip
+    """Read the adapter, and make it the type that the result is to have."""
+    if not isinstance(adapter, Adapter):
+        source = adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, **load.hub())
+        adapter = read(select(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
+    return variants.prepare(adapter, output_type, old, rank)
+
+
+def _convert(
+    inputs: MethodInput, draft: MethodResult, rank: int | None, output_type: str, method: str
+) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any], dict[str, str]]:
+    """Make an adapter of a method's result: the adapter, its modules and facts for the report, fates of tensors."""
+    adapter, arch = inputs.adapter, inputs.map.new.arch
+    if not draft.updates and not adapter.tables:
+        raise LoraSuiteError("nothing of the adapter can be transferred to the new backbone", got=dict(draft.dropped))
+    final = rank or draft.rank or adapter.rank
+    result, modules = join_modules(draft, arch, final, inputs.seed, adapter)
+    result, facts, others = variants.complete(result, inputs, draft, output_type=output_type, method=method, rank=final)
+    return result, modules, facts, others
 
 
 def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
-    """Say where the adapter's config names another backbone than the map's old one.
+    """Report an adapter whose config has another backbone than the map's old one.
 
-    No more than that: a folder may be a copy of a repository. Where one side is a folder the last names are compared.
+    A warning only: a folder may be a copy of a repository. Where one side is a folder the last names are compared.
     """
     named = adapter.config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
@@ -203,19 +188,9 @@ def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
     compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
     if compared[0] == compared[1]:
         return {}
-    told = f"the adapter's config names the backbone {names[0]}, and the map was built for {names[1]}"
-    log.warning("%s: do make sure that they are the same", told)
-    return {"named_base": told}
-
-
-def check_rank(rank: int | None, arch: Architecture) -> None:
-    """Refuse, before the long work, a rank that no module of the new backbone can have."""
-    if rank is None:
-        return
-    check_whole("rank", rank)
-    most = max(min(arch.shape(part)) for part in arch.parts)
-    if rank > most:
-        raise LoraSuiteError("the rank is above the modules' dimensions", where="rank", got=rank, wanted=f"1 to {most}")
+    warning = f"the adapter's config has the base model {names[0]}, and the map was built for {names[1]}"
+    log.warning("%s: make sure that they are the same", warning)
+    return {"named_base": warning}
 
 
 def _revisions(
@@ -229,8 +204,8 @@ def _revisions(
     }
 
 
-def finish(
-    draft: methods.Draft, arch: Architecture, rank: int, seed: int, source: Adapter
+def join_modules(
+    draft: MethodResult, arch: Architecture, rank: int, seed: int, source: Adapter
 ) -> tuple[Adapter, list[dict[str, Any]]]:
     """Join fused modules and bring every module to one rank; report the energy that this keeps."""
     generator = torch.Generator().manual_seed(seed)
@@ -242,7 +217,7 @@ def finish(
             raise LoraSuiteError(
                 "the rank is above the module's dimensions", where=where, got=rank, wanted=f"at most {min(whole.shape)}"
             )
-        own = kinds.own_rank(source, draft, layer, site, rank)
+        own = variants.own_rank(source, draft, layer, site, rank)
         cut, kept = whole.truncated(own)
         even = cut.padded(own, generator)
         rows = split(even.B, site, arch)
@@ -262,23 +237,6 @@ def finish(
             }
         )
     return Adapter(arch, updates, source.config), modules
-
-
-def fates(adapter: Adapter, draft: methods.Draft) -> dict[str, str]:
-    """Say of every tensor of the source whether it was carried, or why not."""
-    reasons: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for key, names in adapter.names.items():
-        for name in names:
-            counts[name] = counts.get(name, 0) + 1
-            if key in draft.dropped:
-                reasons.setdefault(name, []).append(f"{key[1]}: {draft.dropped[key]}")
-    told = {}
-    for name, count in counts.items():
-        lost = reasons.get(name, [])
-        partly = "in part; " if lost and len(lost) < count else ""
-        told[name] = f"{partly}not carried: {'; '.join(lost)}" if lost else "carried"
-    return dict(sorted({**told, **{name: f"not carried: {why}" for name, why in adapter.unused.items()}}.items()))
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:

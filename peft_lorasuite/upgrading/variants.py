@@ -7,35 +7,37 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import PREFIX, Adapter, by_site, join_sites
-from ..adapters.peft_format import TRAINED_BIAS
-from ..adapters.token_tables import TableUpdate, both, carry, needs_old, written
+from ..adapters.adapter import Adapter, by_site, join_sites
+from ..adapters.dora import to_lora
+from ..adapters.peft_format import PREFIX, TRAINED_BIAS
+from ..adapters.token_tables import TableUpdate, needs_old, written
 from ..arch.spec import Site
 from ..errors import LoraSuiteError, unknown
 from ..linalg.lowrank import LowRank
-from ..methods.base import Draft, Job
-from . import dora
+from ..methods.base import MethodInput, MethodResult
+from .dora import restore_magnitudes
+from .token_tables import transfer_table
 
-KINDS = ("same", "lora")
+OUTPUT_TYPES = ("same", "lora")
 
 
-def prepared(adapter: Adapter, as_: str, old: Any, rank: int | None) -> Adapter:
+def prepare(adapter: Adapter, output_type: str, old: Any, rank: int | None) -> Adapter:
     """Return the adapter as the kind that the result is to have: its own, or a plain LoRA."""
-    if as_ not in KINDS:
-        raise unknown("as_", as_, KINDS)
+    if output_type not in OUTPUT_TYPES:
+        raise unknown("output type", output_type, OUTPUT_TYPES)
     if adapter.extras:
         raise LoraSuiteError(
             "the adapter is the result of an upgrade and holds tensors of its backbone", where=adapter.origin,
             do="save it and upgrade the folder",
         )  # fmt: skip
-    if adapter.kind == "dora" and as_ == "lora":
+    if adapter.kind == "dora" and output_type == "lora":
         if old is None:
             raise needs_old("a DoRA's true change depends on its weights")
-        return dora.to_lora(adapter, old, rank)
-    return replace(adapter, kind="lora") if as_ == "lora" else adapter
+        return to_lora(adapter, old, rank)
+    return replace(adapter, kind="lora") if output_type == "lora" else adapter
 
 
-def own_rank(adapter: Adapter, draft: Draft, layer: int, site: Site, rank: int) -> int:
+def own_rank(adapter: Adapter, draft: MethodResult, layer: int, site: Site, rank: int) -> int:
     """Return the rank of one module: AdaLoRA's keep their own, others share one."""
     if adapter.kind != "adalora":
         return rank
@@ -43,15 +45,15 @@ def own_rank(adapter: Adapter, draft: Draft, layer: int, site: Site, rank: int) 
     return min(rank, max((adapter.updates[key].rank for key in sources if key is not None), default=rank))
 
 
-def completed(
-    result: Adapter, job: Job, draft: Draft, *, as_: str, method: str, rank: int
+def complete(
+    result: Adapter, inputs: MethodInput, draft: MethodResult, *, output_type: str, method: str, rank: int
 ) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
     """Give the result what is not low-rank.
 
     Returns:
         The result; facts for the report; and what became of the source's tensors that no update accounts for.
     """
-    source, facts, fates = job.adapter, dict(job.adapter.facts), {}
+    source, facts, fates = inputs.adapter, dict(inputs.adapter.facts), {}
     if draft.updates and not draft.sources:  # it was made of what the whole adapter does, tables and biases included
         told = f"{method} makes an update of its own, a plain LoRA, of what the whole adapter does"
         return (
@@ -62,15 +64,15 @@ def completed(
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
     if source.kind == "dora":
-        result = dora.restored(result, job, draft, by_index=method == "copy")
+        result = restore_magnitudes(result, inputs, draft, by_index=method == "copy")
     facts["kind"] = source.kind
     if source.config.get("bias", "none") != "none" and any(
         update.bias is not None for update in source.updates.values()
     ):
-        result, lost = _with_trained_biases(result, job, draft, same=as_ == "same")
+        result, lost = _with_trained_biases(result, inputs, draft, same=output_type == "same")
         fates |= lost
     if source.tables:
-        result, told, lost = _with_tables(result, job, rank)
+        result, told, lost = _with_tables(result, inputs, rank)
         facts["tables"], fates = told, fates | lost
     bare = sum(update.bias is not None and not site.bias for (_, site), update in by_site(result).items())
     if bare:
@@ -78,9 +80,11 @@ def completed(
     return result, facts, fates
 
 
-def _with_trained_biases(result: Adapter, job: Job, draft: Draft, *, same: bool) -> tuple[Adapter, dict[str, str]]:
+def _with_trained_biases(
+    result: Adapter, inputs: MethodInput, draft: MethodResult, *, same: bool
+) -> tuple[Adapter, dict[str, str]]:
     """Store trained biases as they came, whole, or as a LoRA's; modules without a bias lose them by name."""
-    new = both(job.old, job.new, "trained biases are stored whole")[1]
+    new = inputs.backbones("an adapter with trained biases")[1]
     arch, updates, extras, fates = result.arch, {}, dict(result.extras), {}
     for (layer, site), whole in join_sites(result.updates, arch).items():
         keys = [(layer, part) for part in site.parts]
@@ -91,19 +95,19 @@ def _with_trained_biases(result: Adapter, job: Job, draft: Draft, *, same: bool)
             path = f"{arch.layer_path}.{layer}.{site.path}"
             extras[f"{PREFIX}{path}.base_layer.bias"] = new.tensor(f"{path}.bias") + whole.bias
         elif not site.bias:
-            names = {name for key in keys for name in job.adapter.names.get(draft.sources.get(key, (-1, "")), ())}
+            names = {name for key in keys for name in inputs.adapter.names.get(draft.sources.get(key, (-1, "")), ())}
             fates |= {name: f"not carried: {arch.family}'s {site.path} has no bias" for name in names
                       if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
 
 
-def _with_tables(result: Adapter, job: Job, rank: int) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
-    old, new = both(job.old, job.new, "embedding or head is carried by the shared tokens")
-    generator = torch.Generator().manual_seed(job.seed)
+def _with_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
+    old, new = inputs.backbones("an adapter of the embedding or the head")
+    generator = torch.Generator().manual_seed(inputs.seed)
     extras, settings, facts, fates = dict(result.extras), dict(result.settings), {}, {}
-    for table, update in _spread(job).items():
-        moved, told = carry(table, update, old, new, job.map.hidden, job.map.inverse)
+    for table, update in _spread(inputs).items():
+        moved, told = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
         facts[table] = told
         if moved is None:
             fates |= dict.fromkeys(update.names, f"not carried: {told['refused']}")
@@ -119,11 +123,11 @@ def _with_tables(result: Adapter, job: Job, rank: int) -> tuple[Adapter, dict[st
     return replace(result, extras=extras, settings=settings), facts, fates
 
 
-def _spread(job: Job) -> dict[str, TableUpdate]:
+def _spread(inputs: MethodInput) -> dict[str, TableUpdate]:
     """Return the tables' updates; trained tokens of a tied table change the head too, if the new one is not tied."""
-    tables = dict(job.adapter.tables)
+    tables = dict(inputs.adapter.tables)
     embedding = tables.get("embedding")
-    if embedding and embedding.form == "tokens" and job.map.old.arch.tied and not job.map.new.arch.tied:
+    if embedding and embedding.form == "tokens" and inputs.map.old.arch.tied and not inputs.map.new.arch.tied:
         tables["head"] = embedding
     return tables
 

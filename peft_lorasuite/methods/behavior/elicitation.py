@@ -10,7 +10,7 @@ import torch
 from ...models.activations import padded
 from ...models.backbone import Backbone
 from ...models.generation import Turn, answer
-from ...models.prefix_cache import after_beginning
+from ...models.prefix_cache import after_shared_prefix
 from ...progress import Progress, silent
 from .prompt_templates import SLOT, Form, forms, recombined
 
@@ -78,7 +78,7 @@ def uncertainty(
         chosen = order[start : start + BATCH]
         batch = {name: v.to(model.device) for name, v in padded([rows[number] for number in chosen]).items()}
         first = min(len(rows[number]) for number in chosen) - 1
-        begun, taken = after_beginning(model, batch["input_ids"], batch["attention_mask"], first)
+        begun, taken = after_shared_prefix(model, batch["input_ids"], batch["attention_mask"], first)
         keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
         logits = model(**begun, logits_to_keep=keep).logits
         last = torch.tensor([len(rows[number]) - 1 - first for number in chosen], device=model.device)

@@ -25,11 +25,11 @@ from ...models.prefix_cache import decoder
 from ...progress import Progress, silent
 from .fact_keys import read_keys, read_text
 from .facts import Fact, facts
-from .positions import Place, Tokens, tokens
-from .states import down_of
-from .targets import Head, Teacher
+from .positions import Place, Tokens, tokenize
+from .states import down_projection
+from .targets import Head, Targets
 
-Ask = Callable[[Sequence[int]], Teacher]
+Ask = Callable[[Sequence[int]], Targets]
 """Gives the wanted probabilities at some of the places, by their numbers."""
 DEPTH = 0.18
 """Where in the network the facts are written: early, where names are told apart in whatever wording."""
@@ -46,7 +46,7 @@ ENOUGH = 0.02
 """Mean divergence, in nats, at which the value of an answer is good enough."""
 
 
-def memorise(
+def edit_facts(
     model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
     ask: Ask, *, seed: int, progress: Progress = silent,
 ) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
@@ -57,7 +57,7 @@ def memorise(
         new: Its backbone.
         head: Its head.
         turns: Prompts and the old adapted model's answers.
-        places: Turn, old position and new position of each row of the teacher.
+        places: Turn, old position and new position of each row of the targets.
         ask: Gives the wanted probabilities at some places, by their numbers.
         seed: Of what is drawn at random.
         progress: Shows how far it is.
@@ -65,12 +65,12 @@ def memorise(
     Returns:
         The layer, the update and figures for the report; None where the turns tell nothing of the kind.
     """
-    rows = [tokens(new, turn) for turn in turns]
+    rows = [tokenize(new, turn) for turn in turns]
     told = facts(turns, rows, places)
     layer = round(DEPTH * new.arch.layers)
     if not told or layer >= new.arch.layers - 1:
         return None
-    down, answers = down_of(model, new, layer), sorted({fact.answer for fact in told})
+    down, answers = down_projection(model, new, layer), sorted({fact.answer for fact in told})
     values, left = _values(model, new, layer, head, told, answers, rows, ask, seed, progress)
     keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
     text = read_text(model, new, down, seed, TEXT)
@@ -97,11 +97,11 @@ def _values(
     """
     groups = _begun(model, _examples(told, answers, seed), rows)
     places = [fact.place for chosen, _, _ in groups for fact in chosen]
-    teacher = ask(places)
-    head, targets = head.on(teacher.ids), teacher.target.split([len(chosen) for chosen, _, _ in groups])
+    targets = ask(places)
+    head, targets = head.restrict(targets.ids), targets.log_probs.split([len(chosen) for chosen, _, _ in groups])
     at = [torch.tensor([answers.index(fact.answer) for fact in chosen]) for chosen, _, _ in groups]
     share = 1 / torch.cat(at).bincount(minlength=len(answers))
-    down, step = down_of(model, new, layer), RATE * _length(model, new, layer, groups)
+    down, step = down_projection(model, new, layer), RATE * _length(model, new, layer, groups)
     V, off = torch.zeros(len(answers), new.arch.hidden, requires_grad=True), torch.zeros(len(answers))
     moment = torch.zeros_like(V)
     for _ in progress("solving for values", range(STEPS)):
@@ -134,7 +134,7 @@ def _missed(
 def _length(model: Any, new: Backbone, layer: int, groups: Sequence[tuple[list[Fact], Tensor, Any]]) -> float:
     """Mean length of what a value is added to: the layer's state, or where a norm stands between, what that takes."""
     normed, seen = new.arch.site("down").post_norm is not None, []
-    place = down_of(model, new, layer) if normed else model.get_submodule(new.arch.layer_path)[layer]
+    place = down_projection(model, new, layer) if normed else model.get_submodule(new.arch.layer_path)[layer]
 
     def keep(module: Any, args: Any, output: Any) -> None:
         seen.append((output[0] if isinstance(output, tuple) else output)[:, 0].float().norm(dim=-1).cpu())
@@ -190,7 +190,7 @@ def adding(down: torch.nn.Module, change: Any) -> Iterator[None]:
 
 
 @contextmanager
-def updated(down: torch.nn.Module, update: LowRank | None) -> Iterator[None]:
+def apply_update(down: torch.nn.Module, update: LowRank | None) -> Iterator[None]:
     """Run a model with a low-rank update of one projection."""
     if update is None:
         yield

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models.activations import batches, built_in_text, padded
+from ...models.activations import batches, padded
 from ...models.backbone import Backbone
-from ...models.prefix_cache import after_beginning, decoder
+from ...models.prefix_cache import after_shared_prefix, decoder
 from ...progress import Progress, silent
-from .positions import Tokens, beginning, length_batches
+from ...text.calibration import built_in_text
+from .positions import Tokens, length_batches, shared_prefix
 
 QUIET = 4
 """Positions per row, where no name ends, that are read as well."""
@@ -39,12 +40,12 @@ def read_keys(
         progress: Shows how far it is.
     """
     rows = [row for row, _ in named]
-    common, generator = beginning(rows), torch.Generator().manual_seed(seed)
+    common, generator = shared_prefix(rows), torch.Generator().manual_seed(seed)
     kept: dict[int, Tensor] = {}
     others: list[Tensor] = []
     for numbers in progress("reading names", length_batches(rows)):
         batch = {name: v.to(model.device) for name, v in padded([rows[number].ids for number in numbers]).items()}
-        begun, taken = after_beginning(model, batch["input_ids"], batch["attention_mask"], common)
+        begun, taken = after_shared_prefix(model, batch["input_ids"], batch["attention_mask"], common)
         x = _inputs(model, down, begun)
         for line, number in enumerate(numbers):
             ids, ends = rows[number].ids, named[number][1]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...adapters import adapter as adapter_files
-from ...adapters.adapter import Adapter
 from ...errors import LoraSuiteError
-from ...models.activations import BATCH_TOKENS, SINKS, built_in_text, encode, padded
+from ...models.activations import BATCH_TOKENS, SINKS, encode, padded
 from ...models.backbone import Backbone
 from ...models.generation import Turn
-from ...models.prefix_cache import after_beginning, decoder, shared, unwrapped
+from ...models.prefix_cache import after_shared_prefix, decoder, shared, unwrapped
 from ...progress import Progress, silent
+from ...text.calibration import built_in_text
 from ...text.vocabulary import text_tokens
 from .targets import Head
 
@@ -65,7 +61,7 @@ class Tokens:
         return range(min(SINKS, self.first), self.first)
 
 
-def tokens(backbone: Backbone, turn: Turn) -> Tokens:
+def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
     """Tokenise a turn; prompt and response are cut apart, as generation cuts them."""
     prompt = backbone.tokenizer(turn.prompt, return_offsets_mapping=True)
     response = backbone.tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
@@ -78,7 +74,7 @@ def tokens(backbone: Backbone, turn: Turn) -> Tokens:
     return Tokens((*prompt["input_ids"], *response["input_ids"]), tuple(ends), start, turn.ended, turn.merges)
 
 
-def other_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
+def sample_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
     """Draw paragraphs of the built-in text, until there are so many positions behind their first tokens."""
     texts, rows, found = built_in_text(), [], 0
     for number in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
@@ -92,7 +88,7 @@ def other_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
 
 
 @torch.no_grad()
-def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
+def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
     """Whether an adapted model would end the prompts with longer tokens than theirs.
 
     Training reads prompt and response as one text. Where the tokenizer makes one token of the prompt's end and the
@@ -116,28 +112,7 @@ def merging(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
     return mass >= MERGED * len(ends)
 
 
-@contextmanager
-def adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
-    """Load the old backbone with its adapter, through PEFT, whatever kind the adapter is.
-
-    The weights are merged where the model is loaded for this alone: it runs two to three times faster then. A model
-    that the caller holds is left as it is.
-    """
-    from peft import PeftModel
-
-    with backbone.running() as model, tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
-        if adapter.source is not None:
-            folder = adapter.source.need(adapter_files.CONFIG).parent
-            adapter.source.need(adapter_files.WEIGHTS)
-        else:
-            adapter_files.write(adapter, folder, base=backbone.name)
-        with torch.random.fork_rng():  # PEFT draws factors before it reads them
-            carried = PeftModel.from_pretrained(model, str(folder)).eval()
-        yield carried if backbone.in_memory else carried.merge_and_unload().eval()
-
-
-def beginning(rows: Sequence[Tokens]) -> int:
+def shared_prefix(rows: Sequence[Tokens]) -> int:
     """Count the first tokens that all turns share, a template's as a rule; none of them predicts a response."""
     ids = padded([row.ids for row in rows])["input_ids"]
     return shared(ids, min(row.first for row in rows))
@@ -148,13 +123,13 @@ def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> 
 
     Yields:
         The turns' numbers, the states after the final norm, and how many first positions these leave out: at most
-        `beginning`.
+        `shared_prefix`.
     """
-    run, common = decoder(model), beginning(rows)
+    run, common = decoder(model), shared_prefix(rows)
     for numbers in progress("reading states", length_batches(rows)):
         inputs = {name: value.to(model.device) for name, value in padded([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
-            begun, taken = after_beginning(model, inputs["input_ids"], inputs["attention_mask"], common)
+            begun, taken = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
             yield numbers, run(**begun).last_hidden_state, taken
 
 
@@ -173,7 +148,7 @@ Place = tuple[int, int, int]
 """Turn, position in the old tokens, position in the new tokens: both predict what follows the same character."""
 
 
-def aligned(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
+def align(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
     """Pair the predicting positions of both tokenizers that stand at the same character of the same turn.
 
     Tokens that are parts of one character all end where it ends: they are paired where both sides cut it into the same

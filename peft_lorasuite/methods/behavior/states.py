@@ -35,7 +35,7 @@ class LastLayer(NamedTuple):
         return LastLayer(*(values[rows] for values in self))
 
 
-def down_of(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:
+def down_projection(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:
     """Return a layer's ``down`` projection."""
     return model.get_submodule(backbone.arch.layer_path)[layer].get_submodule(backbone.arch.site("down").path)
 
@@ -70,7 +70,7 @@ def last_layer(
 
     last = new.arch.layers - 1
     hooks = [
-        down_of(model, new, last).register_forward_hook(keep),
+        down_projection(model, new, last).register_forward_hook(keep),
         model.get_submodule(new.arch.layer_path)[last].register_forward_hook(keep_state),
     ]
     kept: dict[str, dict[At, Tensor]] = {"x": {}, "h": {}, "y": {}}

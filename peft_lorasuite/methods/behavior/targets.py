@@ -1,8 +1,8 @@
-"""The logits that the upgraded model should give: the new model's, moved by what the adapter did to the old one's.
+"""The target logits of the upgraded model: the new model's, shifted by the adapter's effect on the old model's.
 
-The difference of two models says by how much a token rose, not how far it has to: a token that the old backbone found
-likelier than the new one does arrives too low, and what the new one prefers stays on top. So where the adapter made the
-old model sure, its own probabilities are asked for; see `teach`.
+The difference of two models says by how much a token rises, not how far it must rise: a token that the old model finds
+likelier than the new one does ends up too low, and what the new model prefers stays on top. So where the adapter made
+the old model certain, its own probabilities are the target; see `build_targets`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import Tensor
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
 from ...text.vocabulary import first_pieces, shared_tokens
+from .options import BehaviorOptions
 
 CHUNK = 32
 """Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from
 which on glibc asks the system for every tensor anew, which takes as long as the arithmetic."""
 CHANGED = 0.1
-"""Nats of divergence from which on the adapter counts as having changed a position, for ``share``."""
+"""Nats of divergence from which on the adapter counts as having changed a position, for ``teacher_weight``."""
 FEWEST_SHARED = 100
-"""Fewer shared tokens than this give no useful teacher."""
+"""Fewer shared tokens than this give no useful targets."""
 
 
 class Head:
@@ -51,13 +52,13 @@ class Head:
             self._weight = self._read_again()
         return self._weight
 
-    def let_go(self, backbone: Backbone) -> None:
-        """Make room: the weight is read from the backbone's checkpoint when it is asked for again."""
+    def release(self, backbone: Backbone) -> None:
+        """Free the weight; it is read from the backbone's checkpoint when it is needed again."""
         if not backbone.in_memory:
             like = self.weight[:0].clone()
             self._weight, self._read_again = None, lambda: backbone.unembedding().to(like)
 
-    def on(self, ids: Tensor) -> Head:
+    def restrict(self, ids: Tensor) -> Head:
         """Return the head restricted to some tokens, its weight in float32 for solves."""
         part = copy.copy(self)
         part._weight = self.weight[ids].float()
@@ -74,19 +75,19 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """New tokens, and the old token whose change of probability each takes over; every new token at most once.
+    """Pairs of a new token and the old token whose change of probability it follows; every new token at most once.
 
-    A token that both have takes its own, the end of sequence the other's end of sequence, and a token that only the new
-    tokenizer has (``://``) that of the old token which it begins with (``:``): else it would keep its place while all
-    the others around it fall.
+    A token that both have follows itself, the end of sequence the other's end of sequence, and a token that only the
+    new tokenizer has (``://``) follows the old token that it begins with (``:``): else it would keep its probability
+    while those of similar tokens fall.
     """
 
     old: Int[Tensor, " tokens"]
     new: Int[Tensor, " tokens"]
 
     @classmethod
-    def of(cls, old: Backbone, new: Backbone) -> Vocabulary:
-        """Pair two backbones' tokens; refuses vocabularies with next to nothing in common."""
+    def pair(cls, old: Backbone, new: Backbone) -> Vocabulary:
+        """Pair two backbones' tokens; refuses vocabularies that share hardly any token."""
         rows = {"old_rows": old.arch.vocabulary, "new_rows": new.arch.vocabulary}
         left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
         if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4):
@@ -101,98 +102,102 @@ class Vocabulary:
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
     def pooled(self, new: Tensor, *, like: Tensor) -> Tensor:
-        """Log-probability, shaped ``like`` the old ones, of all new tokens together that one old token speaks for."""
+        """Log-probability, shaped ``like`` the old ones, of all new tokens together that follow one old token."""
         found = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
         return found.clamp_min(torch.finfo(found.dtype).tiny).log()
 
 
 @dataclass(frozen=True, eq=False)
-class Teacher:
+class Targets:
     """Target log-probabilities at some positions over some tokens of the new vocabulary.
 
     Attributes:
         ids: New ids of the candidate tokens.
-        target: ``(positions, candidates)``, normalised over the candidates.
-        confidence: Of the old adapted model at each position, from 0 to 1.
+        log_probs: (positions, candidates), normalized over the candidates.
+        confidence: Of the old adapted model at each position, from 0 to 1, by the entropy gate.
     """
 
     ids: Tensor
-    target: Tensor
+    log_probs: Tensor
     confidence: Tensor
 
-    def holding(self, head: Head, states: Tensor) -> Teacher:
-        """Also ask a model for what it says by itself, at further states before its final norm."""
-        own = head.on(self.ids).logits(states).log_softmax(dim=-1)
-        return Teacher(self.ids, torch.cat([self.target, own]), torch.cat([self.confidence, torch.ones(len(states))]))
+    def with_anchors(self, head: Head, states: Tensor) -> Targets:
+        """Append the model's own probabilities at further states before its final norm."""
+        own = head.restrict(self.ids).logits(states).log_softmax(dim=-1)
+        return Targets(
+            self.ids, torch.cat([self.log_probs, own]), torch.cat([self.confidence, torch.ones(len(states))])
+        )
 
 
 @torch.no_grad()
-def teach(
-    old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor, *,
-    gate: float, trust: float, share: float, top: int, extra: int, seed: int,
-) -> Teacher:  # fmt: skip
-    """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the tokens that matter.
+def build_targets(
+    old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor,
+    options: BehaviorOptions, *, seed: int,
+) -> Targets:  # fmt: skip
+    """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the candidate tokens.
+
+    With H the entropy of the old adapted model and K its KL divergence from the old model, both in nats,
+    ``c = clamp(2 (1 - H / entropy_gate), 0, 1)`` asks for no change where the old adapted model is uncertain (1 without
+    a gate), and ``w = clamp(2 (1 - H / confidence_entropy), 0, 1) * clamp(K / confidence_entropy, 0, 1)`` makes its own
+    probabilities the target where the adapter made it certain. With a ``teacher_weight``,
+    ``w = teacher_weight * clamp(K / CHANGED, 0, 1)`` instead. The candidates are the ``top`` likeliest tokens of target
+    and new model at every position, and ``extra`` tokens drawn at random.
 
     Args:
         old_head: Head of the old backbone.
         new_head: Head of the new one.
-        vocabulary: Their shared tokens.
+        vocabulary: Their paired tokens.
         adapted: States of the old adapted model after its final norm, (positions, D_o).
         plain: The same without the adapter.
         states: States of the new model before its final norm, (positions, D_n).
-        gate: ``c = clamp(2 (1 - H / gate), 0, 1)``, H the entropy in nats of the old adapted model: no change is asked
-            for where it does not know, all of it below half the gate. 0 turns the gate off.
-        trust: ``w = clamp(2 (1 - H / trust), 0, 1) * clamp(K / trust, 0, 1)``, K the divergence of the old adapted
-            model from the old one in nats: where the adapter made the old model sure, the target is what that says
-            itself; where the adapter does nothing, nothing is asked for. 0 leaves the difference of logits alone.
-        share: If not 0, ``w = share * clamp(K / CHANGED, 0, 1)`` instead, however sure the old adapted model is.
-        top: Candidates from the teacher's and the new model's likeliest tokens at every position.
-        extra: Further candidates, drawn at random.
-        seed: Of that draw.
+        options: Resolved options: ``entropy_gate``, ``confidence_entropy``, ``teacher_weight``, ``top``, ``extra``.
+        seed: Of the drawn candidates.
     """
     size = len(new_head.weight)
     seen = torch.zeros(size, dtype=torch.bool)
-    seen[torch.randint(size, (extra,), generator=torch.Generator().manual_seed(seed))] = True
+    seen[torch.randint(size, (options.extra,), generator=torch.Generator().manual_seed(seed))] = True
     confidence = torch.empty(len(states))
 
-    def moved_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        return new, *_moved(new, after, before, vocabulary, gate, trust, share)
+        return new, *_shift_logits(new, after, before, vocabulary, options)
 
     for rows in chunks(len(states)):
-        new, moved, sure = moved_at(rows)
+        new, shifted, sure = target_at(rows)
         confidence[rows] = sure
-        for values in (moved, new):
-            seen[values.topk(min(top, size)).indices.flatten()] = True
+        for values in (shifted, new):
+            seen[values.topk(min(options.top or 1, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    target = torch.empty(len(states), len(ids))  # one piece: small ones between large ones that go would tear the heap
+    log_probs = torch.empty(len(states), len(ids))  # in one piece: small tensors between large ones fragment the heap
     for rows in chunks(len(states)):
-        target[rows] = moved_at(rows)[1][:, ids].log_softmax(dim=-1)
-    return Teacher(ids, target, confidence)
+        log_probs[rows] = target_at(rows)[1][:, ids].log_softmax(dim=-1)
+    return Targets(ids, log_probs, confidence)
 
 
-def _moved(
-    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, gate: float, trust: float, share: float
+def _shift_logits(
+    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, options: BehaviorOptions
 ) -> tuple[Tensor, Tensor]:
-    """Move the new log-probabilities by the adapter's change; tokens that only the new side has keep theirs.
+    """Shift the new log-probabilities by the adapter's change; tokens that only the new side has keep theirs.
 
-    Also return how sure the old adapted model is, by the gate, from 0 to 1.
+    Also return the confidence of the old adapted model, by the gate, from 0 to 1.
     """
     entropy = -(after.exp() * after).sum(dim=-1)
     reference = before
-    if trust or share:
-        weight, bound = (share, CHANGED) if share else (_sure(entropy, trust), trust)
+    if options.teacher_weight or options.confidence_entropy:
+        bound = CHANGED if options.teacher_weight else options.confidence_entropy
+        weight = options.teacher_weight or _confidence(entropy, bound)
         changed = ((after.exp() * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
         reference = torch.lerp(before, vocabulary.pooled(new, like=after), (weight * changed)[:, None])
-    sure = _sure(entropy, gate) if gate else torch.ones_like(entropy)
-    moved = new.clone()
-    moved[:, vocabulary.new] += sure[:, None] * (after - reference)[:, vocabulary.old]
-    return moved, sure
+    gate = options.entropy_gate
+    sure = _confidence(entropy, gate) if gate else torch.ones_like(entropy)
+    shifted = new.clone()
+    shifted[:, vocabulary.new] += sure[:, None] * (after - reference)[:, vocabulary.old]
+    return shifted, sure
 
 
-def _sure(entropy: Tensor, bound: float) -> Tensor:
-    """Fall from one at half the bound to zero at the bound."""
+def _confidence(entropy: Tensor, bound: float) -> Tensor:
+    """Return 1 up to half the bound, falling to 0 at the bound."""
     return (2 * (1 - entropy / bound)).clamp(0, 1)
 
 

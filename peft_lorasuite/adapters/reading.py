@@ -1,0 +1,78 @@
+"""Reading a PEFT adapter from a folder or the Hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arch.spec import Architecture
+from ..errors import LoraSuiteError
+from ..io.checkpoint import no_safetensors, open_safetensors, read_all
+from ..io.source import Source
+from ..models.backbone import Backbone
+from .adapter import Adapter
+from .parsing import from_tensors
+from .peft_format import CONFIG, READ, WEIGHTS, check, needs_backbones
+from .token_tables import needs_old
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """Read an adapter's config, refusing what is no adapter."""
+    config = source.read_json(CONFIG, do="name the folder or Hub repository of a PEFT adapter")
+    if not config.get("peft_type"):
+        raise LoraSuiteError(
+            "the config names no peft_type", where=f"{source.name}/{CONFIG}", do="is it a PEFT adapter?"
+        )
+    if not isinstance(config.get("revision") or "", str):
+        raise LoraSuiteError(
+            "the revision of the base model is no text", where=f"{source.name}/{CONFIG}", got=repr(config["revision"]),
+            do="mend the config",
+        )  # fmt: skip
+    return config
+
+
+def reads_backbones(source: Source) -> bool:
+    """Whether carrying an adapter needs both backbones; refuses at once what is not carried at all."""
+    config = read_config(source)
+    check(config, source.name)
+    path = source.fetch(WEIGHTS)
+    if path is None:
+        raise no_safetensors(source, WEIGHTS)
+    return needs_backbones(config, open_safetensors(path, where=f"{source.name}/{WEIGHTS}").keys())
+
+
+def read(source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None) -> Adapter:
+    """Read an adapter of a backbone.
+
+    Args:
+        source: Its folder or repository.
+        arch: Its backbone's shape.
+        old: The backbone itself: for trained biases and tables, and for kinds that are converted to LoRA first.
+        rank: Rank of such a conversion.
+
+    Raises:
+        LoraSuiteError: When a file is missing or broken, a shape does not fit the backbone, or the adapter is of a
+            kind that is not carried.
+    """
+    config = read_config(source)
+    check(config, source.name)
+    path = source.fetch(WEIGHTS)
+    if path is None:
+        raise no_safetensors(source, WEIGHTS)
+    where = f"{source.name}/{WEIGHTS}"
+    tensors = read_all(path, where=where)
+    if config["peft_type"] not in READ:
+        from .conversion import converted
+
+        if old is None:
+            raise needs_old(f"the adapter is a {config['peft_type']} and is made a LoRA first")
+        return converted(source, config, tensors, old, rank, from_tensors)
+    return from_tensors(tensors, config, arch, source=source, old=old)
+
+
+def named_base(adapter: Source, *, do: str = "name the old backbone (--from, source_model=)") -> tuple[str, str | None]:
+    """Return the base model that an adapter's config names, and its revision."""
+    config = read_config(adapter)
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise LoraSuiteError("the adapter's config names no base model", where=adapter.name, do=do)
+    return name, config.get("revision")

@@ -1,0 +1,143 @@
+"""What the commands share: types and groups of arguments, logging and progress, opening backbones."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import LoraSuiteError, check_seed, check_whole
+from ..io.source import LoadOptions
+from ..models.distributed import is_first
+from ..progress import Progress, bars, silent
+
+NAME = "peft-lorasuite"
+DATA = "JSON (a list of objects) or JSON lines with instruction, output and, if there is one, input"
+
+Output = tuple[dict[str, Any], str]
+"""What a command returns: the values for ``--json``, and the text for a terminal."""
+
+
+def add_command(commands: Any, name: str, summary: str, epilog: str = "") -> ArgumentParser:
+    """Add a command with the options that all have."""
+    command = commands.add_parser(
+        name, help=summary, description=summary[:1].upper() + summary[1:] + ".", epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.register("type", None, non_empty)  # of all arguments that have no other type
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress and no text, only errors")
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of text, and no progress")
+    return command
+
+
+def add_output(command: ArgumentParser, what: str) -> None:
+    """Add ``-o DIR`` and ``--overwrite``."""
+    command.add_argument("-o", "--output", required=True, metavar="DIR", help=f"folder for {what}, new or empty")
+    add_overwrite(command)
+
+
+def add_overwrite(command: ArgumentParser, what: str = "folder if it is not empty") -> None:
+    """Add ``--overwrite``."""
+    command.add_argument("--overwrite", action="store_true", help=f"replace the output {what}")
+
+
+def add_loading(command: ArgumentParser) -> None:
+    """Add how models are loaded."""
+    command.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+                         help="dtype in which the models run (default: auto)")  # fmt: skip
+    command.add_argument("--device-map", metavar="MAP", help='as in transformers: "auto", "cuda:0", ...')
+    command.add_argument("--trust-remote-code", action="store_true", help="let repositories run their own code")
+
+
+def add_training(command: ArgumentParser) -> None:
+    """Add the options of light fine-tuning."""
+    group = command.add_argument_group("fine-tuning (the defaults are the paper's)")
+    group.add_argument(
+        "--samples", type=positive, default=100, help="the first N of a shuffle by the seed (default: 100)"
+    )
+    group.add_argument("--epochs", type=positive, default=3, help="default: 3")
+    group.add_argument("--batch-size", type=positive, default=16, help="samples per step (default: 16)")
+    group.add_argument("--micro-batch-size", type=positive, metavar="N", help="samples per forward pass: less memory")
+    group.add_argument("--learning-rate", type=float, default=1e-3, help="default: 1e-3")
+    group.add_argument("--warmup", type=float, default=0.0, help="fraction of the steps (default: 0)")
+    group.add_argument("--cutoff", type=positive, default=256, help="maximum length in tokens (default: 256)")
+    group.add_argument("--template", metavar="TEXT",
+                       help="prompt with {instruction} and {input} (default: that of LLM-Adapters)")  # fmt: skip
+    group.add_argument("--new-layers", choices=("train", "freeze"), default="train",
+                       help="layers without a matching old layer: a new LoRA, or none (default: train)")  # fmt: skip
+
+
+def training_options(args: Namespace) -> dict[str, Any]:
+    """Return the options of light fine-tuning as keywords of `finetune`."""
+    names = (
+        "samples", "epochs", "batch_size", "micro_batch_size", "learning_rate", "warmup", "cutoff", "template",
+        "new_layers", "seed",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}
+
+
+def load_options(args: Namespace) -> LoadOptions:
+    """Return how models are loaded."""
+    return LoadOptions(dtype=args.dtype, device_map=args.device_map, trust_remote_code=args.trust_remote_code)
+
+
+def setup_logging(args: Namespace) -> Progress:
+    """Set how much the libraries log, and return how progress is shown."""
+    shown = not (args.quiet or args.json) and is_first()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("peft_lorasuite").setLevel(logging.INFO if shown else logging.ERROR)
+    if args.quiet:
+        warnings.simplefilter("ignore")
+    if not shown:
+        from huggingface_hub.utils import disable_progress_bars
+        from transformers.utils import logging as transformers_logging
+
+        disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    return bars if shown else silent
+
+
+def non_empty(text: str) -> str:
+    """Take a name, a path or a text; an empty one, as of an unset shell variable, would count as not given."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty: give a value, or leave it out")
+    return text
+
+
+def positive(text: str) -> int:
+    """Take an integer from 1."""
+    return _integer(text, lambda value: check_whole("", value))
+
+
+def seed(text: str) -> int:
+    """Take a seed."""
+    return _integer(text, check_seed)
+
+
+def names(text: str) -> list[str]:
+    """Take comma-separated names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Take KEY=VALUE."""
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return key.replace("-", "_"), value
+
+
+def _integer(text: str, check: Callable[[int], None]) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from error
+    try:
+        check(value)
+    except LoraSuiteError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}, got {text}") from error
+    return value

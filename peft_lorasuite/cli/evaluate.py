@@ -1,0 +1,97 @@
+"""``evaluate``: measure models and adapters on the paper's benchmarks."""
+
+from __future__ import annotations
+
+import io
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import Any
+
+from ..errors import LoraSuiteError
+from ..io.output import check_free, whole_folder
+from ..progress import silent
+from .common import Output, add_command, add_overwrite, positive, seed, setup_logging
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(
+        commands, "evaluate", "measure a model and adapters on the paper's benchmarks (lm-evaluation-harness)"
+    )
+    command.add_argument("model", metavar="MODEL_OR_ADAPTER", help="backbone, or an adapter that names its own")
+    command.add_argument("--adapter", action="append", default=[], metavar="ADAPTER",
+                         help="on that backbone, compared with it bare; may be given more than once")  # fmt: skip
+    command.add_argument("--against", nargs="+", default=[], metavar="OTHER",
+                         help="other models or adapters, each with its own backbone, to compare with")  # fmt: skip
+    command.add_argument("--published", metavar="PAIR",
+                         help='the paper\'s rows beside, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
+    command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks with commas between")
+    command.add_argument("--data", metavar="DIR", help="folder with NAME_test.json files (default: from the Hub)")
+    command.add_argument("--limit", type=positive, metavar="N", help="items of each benchmark (default: all)")
+    command.add_argument("--scoring", choices=("generate", "likelihood"), default="generate", help="default: generate")
+    command.add_argument("--batch-size", type=positive, default=8, help="default: 8")
+    command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: LLM-Adapters)")
+    command.add_argument("--seed", type=seed, default=0, help="of the choice of items (default: 0)")
+    command.add_argument("-o", "--output", metavar="DIR", help="folder for the scores as JSON and the table")
+    add_overwrite(command)
+
+
+def run(args: Namespace) -> Output:
+    """Measure a model, and adapters on it, and compare each adapter with the bare model."""
+    progress = setup_logging(args)
+    if args.output:
+        given = (args.model, *args.adapter, *args.against, args.data)
+        check_free(args.output, overwrite=args.overwrite, inputs=given)
+    from ..evaluation.harness import compare, comparison_table, markdown_table, published_rows
+    from ..evaluation.harness import evaluate as measure
+
+    beside = published_rows(args.published, args.suite) if args.published else None  # refused before the work
+    names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")
+    settings = {name: getattr(args, name) for name in names}
+    first = args.model if args.against else "base"
+    _check_distinct([first, *args.adapter, *args.against])
+    wanted = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
+    wanted |= {name: (name, None) for name in args.against}
+    with _silence_harness() if progress is silent else nullcontext():
+        rows = {
+            label: measure(model, adapter=adapter, **settings)
+            for label, (model, adapter) in progress("evaluating", list(wanted.items()))
+        }
+    texts = [markdown_table(rows, published=beside)]
+    pairs = [(name, first) for name in args.adapter] + [(first, name) for name in args.against]
+    for one, other in pairs:
+        texts.append(f"{one} against {other}:\n\n{comparison_table(compare(rows[one], rows[other]))}")
+    text = "\n".join(texts)
+    values = {"rows": {label: row.to_dict() for label, row in rows.items()}}
+    if args.output:
+        with whole_folder(args.output, overwrite=args.overwrite) as part:
+            for number, row in enumerate(rows.values()):
+                row.save(part / f"{number}.json")
+            (part / "table.md").write_text(text, encoding="utf-8")
+        values["output"] = args.output
+    return values, text
+
+
+def _check_distinct(labels: Sequence[str]) -> None:
+    """Refuse rows that would take each other's place, before the work."""
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise LoraSuiteError(
+            "two rows would have the same name", got=", ".join(twice), wanted="every model and adapter once",
+            do="leave one out, or write it another way (an adapter in a folder called base as ./base)",
+        )  # fmt: skip
+
+
+@contextmanager
+def _silence_harness() -> Iterator[None]:
+    """Keep the harness from showing bars and notes, for which it has no switch."""
+    harness = logging.getLogger("lm_eval")
+    before = harness.level
+    harness.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        harness.setLevel(before)

@@ -1,0 +1,41 @@
+"""``finetune``: light fine-tuning of an adapter on labeled samples."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import Any
+
+from ..io.output import check_free
+from ..io.source import name_and_revision
+from .common import DATA, Output, add_command, add_output, add_training, seed, setup_logging, training_options
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(commands, "finetune", "fine-tune an adapter on a few labeled samples")
+    command.add_argument("adapter", metavar="ADAPTER", help="the adapter, as `upgrade` writes it")
+    command.add_argument("--data", required=True, metavar="DATA", help=DATA)
+    command.add_argument("--base", metavar="MODEL", help="backbone (default: the adapter's base model)")
+    command.add_argument("--seed", type=seed, default=0, help="of the choice and order of samples (default: 0)")
+    add_training(command)
+    add_output(command, "the fine-tuned adapter")
+
+
+def run(args: Namespace) -> Output:
+    """Fine-tune and write."""
+    progress = setup_logging(args)
+    check_free(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
+    from ..text.examples import read_examples
+    from ..training.finetune import finetune
+
+    start = time.perf_counter()
+    examples = read_examples(args.data)
+    name, revision = name_and_revision(args.adapter)
+    trained = finetune(
+        name, examples, base=args.base, revision=revision, output=args.output, overwrite=args.overwrite,
+        progress=progress, **training_options(args),
+    )  # fmt: skip
+    seconds, record = round(time.perf_counter() - start, 2), trained.finetune_record
+    values = {"output": str(args.output), "training": record, "seconds": seconds}
+    return values, f"wrote {args.output}: trained on {record['used']} samples, loss {record['loss']:.3f} ({seconds} s)"

@@ -1,0 +1,195 @@
+"""``upgrade`` and ``distill``: convert an adapter, fine-tune it if there are samples, write it, push it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoraSuiteError
+from ..io.output import check_apart, check_free
+from ..io.source import name_and_revision
+from ..methods.registry import summaries
+from ..models.distributed import is_first
+from ..progress import Progress
+from .common import (
+    DATA,
+    Output,
+    add_command,
+    add_loading,
+    add_output,
+    add_training,
+    load_options,
+    pair,
+    positive,
+    seed,
+    setup_logging,
+    training_options,
+)
+
+SHOWN = 5
+"""Tensors that are listed as not transferred."""
+
+
+def add(commands: Any) -> None:
+    """Add both commands."""
+    methods = [f"  {name:<12}{summary}" for name, summary in summaries().items()]
+    methods.insert(0, f"  {'auto':<12}Choose one of them by what the map says of the pair.")
+    command = add_command(
+        commands, "upgrade", "convert an adapter for a new backbone", "\n".join(["methods:", *methods])
+    )
+    command.add_argument("--method", default="auto", metavar="M", help="see below (default: auto)")
+    command.add_argument("--prompts", metavar="FILE", help="unlabeled prompts, for methods that run the models")
+    _add_arguments(command)
+    command = add_command(
+        commands, "distill", "convert an adapter by a short training on prompts without labels",
+        "The same as `upgrade --method distill --prompts FILE`: both backbones are run, and the new adapter is\n"
+        "trained towards the old adapter's effect on its backbone's logits.",
+    )  # fmt: skip
+    command.add_argument("--prompts", metavar="FILE", required=True, help="text with one prompt per line, or JSON")
+    command.set_defaults(method="distill")
+    _add_arguments(command)
+
+
+def _add_arguments(command: ArgumentParser) -> None:
+    command.add_argument("adapter", metavar="ADAPTER", help="the old adapter")
+    command.add_argument("--to", required=True, metavar="NEW", dest="new", help="new backbone")
+    command.add_argument("--from", metavar="OLD", dest="old", help="old backbone (default: the adapter's base model)")
+    command.add_argument("--map", metavar="DIR", help="upgrade map of the pair (default: cached, built if need be)")
+    command.add_argument("--adapter-name", metavar="NAME", help="which one, where a folder holds several adapters")
+    command.add_argument("--set", action="append", default=[], type=pair, metavar="KEY=VALUE", dest="options",
+                         help="an option of the method; may be repeated")  # fmt: skip
+    command.add_argument("--rank", type=positive, metavar="R", help="rank of the result (default: the adapter's)")
+    command.add_argument("--output-type", choices=("same", "lora"), default="same",
+                         help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
+    command.add_argument("--seed", type=seed, default=0, help="of whatever is drawn at random (default: 0)")
+    command.add_argument("--finetune", metavar="DATA", help=f"labeled samples to fine-tune on afterwards: {DATA}")
+    add_training(command)
+    add_output(command, "the new adapter and its report")
+    group = command.add_argument_group("publishing")
+    group.add_argument("--push", metavar="REPO_ID", help="push the result to this Hub repository, with a model card")
+    group.add_argument("--private", action="store_true", help="the repository is, or becomes, private")
+    group.add_argument("--create-pr", action="store_true", help="push as a pull request")
+    group.add_argument("--base-model", metavar="ID", help="Hub id of the new backbone, where --to is a folder")
+    add_loading(command)
+
+
+def run(args: Namespace) -> Output:
+    """Check, convert, write and push."""
+    progress = setup_logging(args)
+    prompts, samples = _check(args)
+    from ..upgrading.inputs import open_inputs
+    from ..upgrading.upgrade import upgrade
+
+    start = time.perf_counter()
+    adapter, revision = name_and_revision(args.adapter)
+    inputs = open_inputs(
+        adapter, args.new, old=args.old, upgrade_map=args.map, method=args.method, prompts=prompts is not None,
+        rank=args.rank, adapter_name=args.adapter_name, revision=revision, load=load_options(args), progress=progress,
+    )  # fmt: skip
+    upgraded = upgrade(
+        inputs.source, inputs.upgrade_map, method=args.method, options=dict(args.options) or None, old=inputs.old,
+        new=inputs.new, prompts=prompts, rank=args.rank, output_type=args.output_type, seed=args.seed,
+        progress=progress,
+    )  # fmt: skip
+    if samples is not None:
+        _finetune(upgraded, inputs.new, samples, args, progress)
+    elif is_first():
+        upgraded.save(args.output, overwrite=args.overwrite)
+    seconds = round(time.perf_counter() - start, 2)
+    values = {"output": str(args.output), "report": upgraded.report.to_dict(), "seconds": seconds}
+    text = _text(args.output, upgraded.report, seconds)
+    if args.push and is_first():
+        pushed = _push(args, inputs.upgrade_map)
+        values["pushed"], text = asdict(pushed), f"{text}\npushed to {pushed.url}"
+    return values, text
+
+
+def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
+    """Refuse what can be refused before the long work; return prompts and samples."""
+    given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
+    check_free(args.output, overwrite=args.overwrite, inputs=given)
+    from ..adapters.reading import read_config
+    from ..io.source import Source
+    from ..methods.options import make_options
+    from ..methods.registry import find
+    from ..text.examples import check_enough, read_examples, read_prompts
+    from ..text.templates import check_template
+    from ..training.options import FinetuneOptions
+
+    if args.template is not None:
+        check_template(args.template)
+    prompts = check_enough(read_prompts(args.prompts, args.template)) if args.prompts else None
+    if args.finetune:
+        FinetuneOptions(**training_options(args))
+    samples = read_examples(args.finetune) if args.finetune else None
+    if args.push:
+        from ..hub.push import check_push
+
+        check_push(args.push, args.base_model or name_and_revision(args.new)[0])
+    elif args.private or args.create_pr or args.base_model:
+        raise LoraSuiteError("nothing to push", got="--private, --create-pr or --base-model", do="add --push REPO_ID")
+    if args.method != "auto":
+        make_options(find(args.method), dict(args.options))
+    if not args.old:
+        adapter, revision = name_and_revision(args.adapter)
+        check_apart(args.output, [read_config(Source(adapter, "adapter", revision)).get("base_model_name_or_path")])
+    return prompts, samples
+
+
+def _finetune(upgraded: Any, new: Any, samples: list[Any], args: Namespace, progress: Progress) -> None:
+    from ..model import attach
+    from ..training.finetune import finetune
+
+    model = attach(new.load(), upgraded, is_trainable=True)
+    finetune(
+        model, samples, tokenizer=new.tokenizer, output=args.output, overwrite=args.overwrite, progress=progress,
+        **training_options(args),
+    )  # fmt: skip
+
+
+def _push(args: Namespace, upgrade_map: Any) -> Any:
+    """Push the written folder, with the figures of the map where matplotlib is installed."""
+    from ..hub.push import push_upgraded
+
+    settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
+    written = f"the adapter itself was written to {args.output}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            picture = _figures(upgrade_map, args, Path(scratch))
+            return push_upgraded(args.output, args.push, picture=picture, **settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(written) from None
+    except LoraSuiteError as error:
+        raise LoraSuiteError(
+            error.what, where=error.where, got=error.got, wanted=error.wanted,
+            do=f"{error.do}; {written}" if error.do else written,
+        ) from error  # fmt: skip
+
+
+def _figures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        return None
+    from ..io.source import Source
+    from ..reporting.inspect import card_pictures
+
+    name, revision = name_and_revision(args.adapter)
+    before, bases = Source(name, "adapter", revision), (args.old and name_and_revision(args.old)[0], None)
+    return card_pictures(folder, upgrade_map, args.output, before=before, bases=bases)
+
+
+def _text(output: str, report: Any, seconds: float) -> str:
+    lines = [
+        f"wrote {output}: {len(report.modules)} modules of rank {report.rank} by {report.method['name']}, "
+        f"{report.coverage:.0%} of the adapter's tensors transferred, {report.energy_kept:.1%} of the energy kept "
+        f"({seconds} s)"
+    ]
+    lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != "transferred"]
+    more = [f"  and {len(lost) - SHOWN} more: see lorasuite_report.json"] if len(lost) > SHOWN else []
+    hints = [f"  {hint}" for hint in report.facts.get("hints", [])]
+    return "\n".join([*lines, *lost[:SHOWN], *more, *hints])

@@ -1,0 +1,59 @@
+"""What an upgrade map is made of: one record for each pair of layers, and all parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..linalg.basis import HeadFit, UnitFit
+from .fingerprint import Identity
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPair:
+    """How one old layer becomes one new layer.
+
+    Attributes:
+        old: Index of the old layer.
+        new: Index of the new layer.
+        heads: Matched query heads, old and new, int64 (pairs, 2).
+        head_scores: Cosine similarity of each matched pair, (pairs,).
+        head_fits: Part -> fit, for q, k, v, o; k and v on the key/value heads of the matched query heads.
+        units: Matched feed-forward units, old and new, int64 (pairs, 2).
+        unit_fits: Part -> fit, for the feed-forward parts that both families have.
+        gains: Part -> (old norm weight, new norm weight).
+    """
+
+    old: int
+    new: int
+    heads: Tensor
+    head_scores: Tensor
+    head_fits: Mapping[str, HeadFit]
+    units: Tensor
+    unit_fits: Mapping[str, UnitFit]
+    gains: Mapping[str, tuple[Tensor, Tensor]]
+
+
+class MapParts(NamedTuple):
+    """The fields of an upgrade map that are computed, as `build` makes them and `storage` reads them.
+
+    Attributes:
+        old: Identity of the old backbone.
+        new: Identity of the new backbone.
+        hidden: ``W_h``, (D_o, D_n).
+        inverse: ``pinv(W_h)``, (D_n, D_o).
+        similarity: Scores of all pairs of layers, (L_o, L_n); zeros where the layer map needs none.
+        layers: The matched layers, ascending.
+        facts: Measurements of the build: shared tokens, fit of the hidden map, seconds.
+    """
+
+    old: Identity
+    new: Identity
+    hidden: Tensor
+    inverse: Tensor
+    similarity: Tensor
+    layers: tuple[LayerPair, ...]
+    facts: Mapping[str, Any]

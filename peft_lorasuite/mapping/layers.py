@@ -1,0 +1,106 @@
+"""Matching heads and feed-forward units of one pair of layers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from ..arch.layout import group_of, heads_first
+from ..arch.spec import ATTENTION, WRITERS
+from ..linalg.assignment import assign, assign_units, by_index
+from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, part_basis, pseudo_inverse
+from ..linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
+from ..models.backbone import Backbone
+from ..models.memory import give_back
+from .layer_pair import LayerPair
+from .options import MapOptions
+
+
+class Pairing:
+    """Matches heads and units of pairs of layers, reading each layer's weights when its turn comes."""
+
+    def __init__(self, old: Backbone, new: Backbone, hidden: Tensor, options: MapOptions) -> None:
+        self.old, self.new, self.options = old, new, options
+        self.hidden, self.inverse = hidden, pseudo_inverse(hidden)
+        self.attention = [part for part in ATTENTION if part in old.arch.parts and part in new.arch.parts]
+        self.units = [part for part in ("gate", "up", "down") if part in old.arch.parts and part in new.arch.parts]
+        self._heads = lru_cache(maxsize=1)(self._read_heads)
+
+    def weight_similarity(self, i: int, j: int) -> float:
+        """Mean similarity of the matched heads of an old and a new layer: the tie-break of the layer map."""
+        return float(self._match_heads(i, j)[1].mean())
+
+    def layer(self, i: int, j: int) -> LayerPair:
+        """Match everything in one pair of layers."""
+        heads, scores = self._match_heads(i, j)
+        old, new, norms = self._heads(i, j)
+        fits = {}
+        for part in self.attention:
+            left, right = self._numbers(part, heads)
+            rotary = self._rotary(i, j) if part in ("q", "k") else None
+            fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
+        units, unit_fits = self._match_units(i, j)
+        gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*self.attention, *self.units)}
+        self._heads.cache_clear()
+        give_back()
+        return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
+
+    def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:
+        old, new, _ = self._heads(i, j)
+        scores = head_similarity(old, new, self.old.arch.heads, self.new.arch.heads)
+        counts = self.old.arch.heads.query, self.new.arch.heads.query
+        pairs = assign(scores) if self.options.head_map == "hungarian" else by_index(*counts)
+        return pairs, scores[pairs[:, 0], pairs[:, 1]]
+
+    def _read_heads(self, i: int, j: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Read both layers' heads, the old ones moved to the new hidden basis, and the old heads' own norms."""
+        old, new, norms = {}, {}, {}
+        for part in ATTENTION:
+            heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
+            norms[part] = heads.flatten(1).norm(dim=1)
+            old[part] = (heads.flatten(0, 1) @ self._matrix(i, j, part)).unflatten(0, heads.shape[:2])
+            new[part] = heads_first(self.new.part(j, part), part, self.new.arch.heads)
+        return old, new, norms
+
+    def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
+        """Match the feed-forward units; of wide layers only sketches are moved, a part is never moved whole."""
+        old, new, raw = {}, {}, {}
+        signs = sketch_signs(self.units, self.new.arch.hidden)
+        for part in self.units:
+            weight = _units_first(self.old.part(i, part), part)
+            raw[part] = weight.norm(dim=1)
+            old[part] = weight @ sketched(self._matrix(i, j, part), signs[part])
+            new[part] = sketched(_units_first(self.new.part(j, part), part), signs[part])
+        pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
+        left, right = pairs[:, 0], pairs[:, 1]
+        return pairs, {
+            part: fit_units(old[part][left], new[part][right], float(raw[part][left].norm())) for part in self.units
+        }
+
+    def _matrix(self, i: int, j: int, part: str) -> Tensor:
+        """Change of basis ``(D_o, D_n)`` of a part's heads or units, each a row of old hidden dimensions."""
+        basis = self._basis(i, j, part)
+        return basis.writing() if part in WRITERS else basis.reading()
+
+    def _basis(self, i: int, j: int, part: str) -> Basis:
+        old, new = self.old.arch, self.new.arch
+        return part_basis(old, new, part, self.hidden, self.inverse, (self.old.gain(i, part), self.new.gain(j, part)))
+
+    def _numbers(self, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the matched heads: query heads as they are, keys and values through their groups."""
+        if part in ("q", "o"):
+            return heads[:, 0], heads[:, 1]
+        return group_of(self.old.arch.heads)[heads[:, 0]], group_of(self.new.arch.heads)[heads[:, 1]]
+
+    def _rotary(self, i: int, j: int) -> Rotary | None:
+        old, new = self.old.arch, self.new.arch
+        if old.positions != "rotary" or new.positions != "rotary":
+            return None
+        return Rotary(old.rotary_size, new.rotary_size, old.theta(i), new.theta(j))
+
+
+def _units_first(weight: Tensor, part: str) -> Tensor:
+    """View a feed-forward weight as one row a unit; down's columns become rows."""
+    return weight.T if part == "down" else weight

@@ -1,0 +1,102 @@
+"""Upgrade maps as tensors and JSON values: flattened for writing, checked and rebuilt on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arch.spec import ATTENTION, Architecture
+from ..errors import LoraSuiteError
+from ..linalg.basis import HeadFit, UnitFit, pseudo_inverse
+from .fingerprint import Identity
+from .layer_pair import LayerPair, MapParts
+
+
+def flatten(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> dict[str, Tensor]:
+    """Name the tensors of a map as `rebuild` reads them; the inverse is computed again on loading."""
+    tensors = {"hidden": hidden, "similarity": similarity}
+    for pair in layers:
+        here = f"layers.{pair.new}"
+        tensors |= {f"{here}.heads": pair.heads, f"{here}.head_scores": pair.head_scores, f"{here}.units": pair.units}
+        for part, fit in pair.head_fits.items():
+            tensors |= {f"{here}.{part}.{name}": getattr(fit, name) for name in ("T", "residual", "norms")}
+        for part, fit in pair.unit_fits.items():
+            tensors |= {f"{here}.{part}.{name}": getattr(fit, name) for name in ("scale", "residual", "norms")}
+        for part, (old, new) in pair.gains.items():
+            tensors |= {f"{here}.{part}.old_gain": old, f"{here}.{part}.new_gain": new}
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
+def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:
+    """Return the parts of a map from its JSON values and tensors.
+
+    Raises:
+        LoraSuiteError: For a tensor of another shape, for pairs that do not exist, and for tensors that no part uses.
+    """
+    old, new = Identity.from_dict(meta["old"]), Identity.from_dict(meta["new"])
+    _check_pairs(torch.tensor(meta["layers"]), (old.arch.layers, new.arch.layers), "layers")
+    if any(i > k or j >= m for (i, j), (k, m) in pairwise(meta["layers"])) or not isinstance(meta["facts"], dict):
+        raise LoraSuiteError("the map has a malformed layer map or malformed facts", do="build or fetch it again")
+    read = _TensorReader(tensors)
+    hidden = read("hidden", old.arch.hidden, new.arch.hidden)
+    similarity = read("similarity", old.arch.layers, new.arch.layers)
+    layers = tuple(_rebuild_pair(i, j, old.arch, new.arch, read) for i, j in meta["layers"])
+    read.close()
+    return MapParts(old, new, hidden, pseudo_inverse(hidden), similarity, layers, meta["facts"])
+
+
+def _rebuild_pair(i: int, j: int, old: Architecture, new: Architecture, read: _TensorReader) -> LayerPair:
+    here = f"layers.{j}"
+    heads = read.pairs(f"{here}.heads", (old.heads.query, new.heads.query))
+    units = read.pairs(f"{here}.units", (old.intermediate, new.intermediate))
+    head_fits, unit_fits, gains = {}, {}, {}
+    for part in [part for part in old.parts if part in new.parts and f"{here}.{part}.old_gain" in read]:
+        name = f"{here}.{part}"
+        gains[part] = read(f"{name}.old_gain", old.hidden), read(f"{name}.new_gain", new.hidden)
+        if part in ATTENTION:
+            T = read(f"{name}.T", len(heads), old.heads.size, new.heads.size)
+            head_fits[part] = HeadFit(T, read(f"{name}.residual", len(heads)), read(f"{name}.norms", len(heads), 2))
+        else:
+            scale = read(f"{name}.scale", len(units))
+            unit_fits[part] = UnitFit(scale, read(f"{name}.residual"), read(f"{name}.norms", 2))
+    return LayerPair(i, j, heads, read(f"{here}.head_scores", len(heads)), head_fits, units, unit_fits, gains)
+
+
+class _TensorReader:
+    """The tensors of an untrusted map: each is taken by its name, in the shape that it must have."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Take a floating point tensor."""
+        tensor = self._tensors.pop(name)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise LoraSuiteError(
+                f"a tensor of the map has a wrong shape: {name}",
+                got=f"{tuple(tensor.shape)} of {tensor.dtype}", wanted=shape,
+            )  # fmt: skip
+        return tensor
+
+    def pairs(self, name: str, limits: tuple[int, int]) -> Tensor:
+        """Take a list of matched indices, old and new."""
+        return _check_pairs(self._tensors.pop(name), limits, name)
+
+    def close(self) -> None:
+        """Refuse tensors that were not taken."""
+        if self._tensors:
+            raise LoraSuiteError("the map has unexpected tensors", got=", ".join(sorted(self._tensors)[:3]))
+
+
+def _check_pairs(pairs: Tensor, limits: tuple[int, int], name: str) -> Tensor:
+    whole = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype == torch.int64
+    if not whole or bool((pairs < 0).any()) or bool((pairs >= torch.tensor(limits)).any()):
+        raise LoraSuiteError(f"the map matches indices out of range: {name}", wanted=f"pairs below {limits}")
+    return pairs

@@ -1,0 +1,150 @@
+"""Options of `transplant` and `distill`, with the one place where their defaults are resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+from ...arch.spec import check_parts
+from ...training.options import FinetuneOptions
+from ..options import check_bounds
+
+Options = TypeVar("Options", bound="BehaviorOptions")
+
+LEAST: dict[str, float] = {
+    "prompts": 2, "length": 1, "entropy_gate": 0, "top": 1, "extra": 0, "confidence_entropy": 0, "teacher_weight": 0,
+    "anchor_tokens": 0, "anchor_text_tokens": 0, "synthetic_prompts": 0, "rank": 1, "ridge": 1e-9, "weight": 1e-9,
+    "positions": 4, "shift_ridge": 0, "steps": 1, "refine_steps": 0, "epochs": 1, "batch_size": 1,
+    "micro_batch_size": 1, "learning_rate": 1e-9,
+}  # fmt: skip
+"""Option -> its smallest value."""
+MOST: dict[str, float] = {"teacher_weight": 1, "learning_rate": 1}
+"""Option -> its largest value."""
+
+
+@dataclass(frozen=True)
+class BehaviorOptions:
+    """What both methods share.
+
+    Options that are None depend on the length of the old adapted model's answers; `resolve` takes them from `BY_LENGTH`.
+
+    Attributes:
+        prompts: Prompts used at most, drawn by the seed.
+        length: Tokens of a response at most.
+        entropy_gate: Entropy in nats of the old adapted model's next-token distribution from which on no change is
+            asked for; half of it and less asks for the whole change. 0 turns the gate off.
+        top: Candidate tokens per position.
+        extra: Further candidate tokens, drawn at random.
+        confidence_entropy: Entropy in nats below which the old adapted model's own probabilities become the target,
+            where the adapter changed them; 0 uses the difference of logits alone. See `targets.build_targets`.
+        teacher_weight: Weight of the old adapted model's own probabilities in the target, whatever its entropy, where
+            the adapter changed them; instead of ``confidence_entropy``, if not 0.
+        anchor_tokens: Prompt positions used at which the base model's own output is kept.
+        anchor_text_tokens: Tokens of the built-in text used, about, at which it is kept as well.
+        synthetic_prompts: Further prompts, recombined from the given ones where these share a template, about what the
+            old adapted model is most certain of; see `elicitation`.
+    """
+
+    prompts: int = 128
+    length: int = 48
+    entropy_gate: float | None = None
+    top: int | None = None
+    extra: int = 1000
+    confidence_entropy: float = 0.5
+    teacher_weight: float | None = None
+    anchor_tokens: int = 1000
+    anchor_text_tokens: int = 0
+    synthetic_prompts: int = 0
+
+    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (0.0, 0.5)}
+    """Option -> its default for short answers (formats, choices) and for long ones (chains of thought)."""
+
+    def __post_init__(self) -> None:
+        names = {item.name for item in fields(self)}
+        check_bounds(
+            self, *({name: bound for name, bound in table.items() if name in names} for table in (LEAST, MOST))
+        )
+
+    def resolve(self: Options, *, long: bool) -> Options:
+        """Return the options with every None replaced by its default for short or long answers."""
+        defaults = {name: pair[long] for name, pair in self.BY_LENGTH.items()}
+        if not self.confidence_entropy:
+            defaults["teacher_weight"] = 0.0
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+
+@dataclass(frozen=True)
+class TransplantOptions(BehaviorOptions):
+    """Options of `transplant`, beside the shared ones.
+
+    Attributes:
+        edit_facts: Write what the answers say about the entities of a prompt template into an early layer (see
+            `fact_editing`).
+        rank: Rank of the update; the adapter's own, if that is larger.
+        ridge: Ridge of the regression, as a fraction of the mean diagonal of the Gram matrix.
+        weight: Weight of a response position against an anchor position.
+        positions: Response positions used at most for the fit of the last layer, drawn by the seed.
+        shift_ridge: Ridge of the solve for the wanted shift.
+        steps: Steps of that solve at most.
+        refine_steps: Steps at most of the refinement (L-BFGS) from the regression's update towards the target
+            probabilities; 0 for none.
+    """
+
+    edit_facts: bool = True
+    rank: int | None = None
+    ridge: float = 0.1
+    weight: float = 8.0
+    positions: int | None = None
+    shift_ridge: float = 0.01
+    steps: int = 25
+    refine_steps: int | None = None
+
+    # Chains of thought get no gate, since it lets nothing through where a chain takes its next step, and fewer steps of
+    # the refinement, since each takes ten times as long.
+    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = BehaviorOptions.BY_LENGTH | {
+        "entropy_gate": (0.5, 0.0), "rank": (16, 64), "positions": (2000, 10000), "refine_steps": (60, 20),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DistillOptions(BehaviorOptions):
+    """Options of `distill`, beside the shared ones.
+
+    Attributes:
+        epochs: Passes over the prompts.
+        batch_size: Prompts of one step.
+        micro_batch_size: Prompts read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
+            whole batch.
+        learning_rate: Peak learning rate; it decays linearly.
+        start: Start from `transplant` (True) or from the new backbone as it is.
+        parts: Parts that are trained beside the adapter's own.
+    """
+
+    anchor_text_tokens: int = 3000
+    epochs: int = 3
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    start: bool = True
+    parts: tuple[str, ...] = ("q", "k", "v", "o")
+
+    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = BehaviorOptions.BY_LENGTH | {"entropy_gate": (1.0, 0.0)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_parts(self.parts)
+        self.training(seed=0)
+
+    def training(self, seed: int) -> FinetuneOptions:
+        """Return the settings of the training; bad ones are refused before anything is read."""
+        return FinetuneOptions(
+            epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
+            learning_rate=self.learning_rate, seed=seed,
+        )  # fmt: skip
+
+    def transplant(self) -> TransplantOptions:
+        """Return the options of the `transplant` that the training starts from; its rank is that of every module."""
+        shared = {
+            item.name: getattr(self, item.name) for item in fields(BehaviorOptions) if item.name != "entropy_gate"
+        }
+        return TransplantOptions(**shared, rank=16, refine_steps=0)

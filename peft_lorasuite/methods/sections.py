@@ -1,0 +1,98 @@
+"""Sections of an upgrade map by method: added to a map, or found for an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import LoraSuiteError
+from ..mapping.fingerprint import check_same
+from ..mapping.sections import Section, SectionRequest, SectionSpec, build_section
+from ..mapping.upgrade_map import UpgradeMap
+from ..models.backbone import Backbone
+from ..progress import Progress, silent
+from .base import MethodInput
+from .options import make_options
+from .registry import find, names
+
+
+def add_section(
+    upgrade_map: UpgradeMap,
+    method: str,
+    old: Any,
+    new: Any,
+    *,
+    options: Any = None,
+    parts: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> UpgradeMap:
+    """Return the map with a method's section as well; nothing else is built again.
+
+    Saving the result over the map's folder adds one file.
+
+    Args:
+        upgrade_map: The map of the pair.
+        method: Name of a method that stores a section (`section_spec`).
+        old: The old backbone: folder, Hub id, loaded model or `Backbone`.
+        new: The new backbone, likewise.
+        options: The method's options, as its dataclass or a mapping.
+        parts: Parts to build for; by default all that both backbones have.
+        progress: Shows the progress.
+
+    Raises:
+        LoraSuiteError: For a method without a section, or a backbone of another pair.
+    """
+    spec, chosen = section_spec(method), make_options(find(method), options)
+    old, new = Backbone.open(old), Backbone.open(new)
+    check_same(upgrade_map.old, old, "old")
+    check_same(upgrade_map.new, new, "new")
+    built = _build(upgrade_map, spec, old, new, upgrade_map.common_parts(parts), chosen, progress)
+    return replace(upgrade_map, sections={**upgrade_map.sections, built.name: built})
+
+
+def section_spec(method: str) -> SectionSpec:
+    """Return what a method stores in a map.
+
+    Raises:
+        LoraSuiteError: For a method that stores nothing.
+    """
+    spec = find(method).section
+    if spec is None:
+        storing = [name for name in names() if find(name).section is not None]
+        raise LoraSuiteError(
+            f"the method {method!r} has no section in a map", wanted=" or ".join(storing), do="leave it out"
+        )
+    return spec
+
+
+def section_for(given: MethodInput, method: str, spec: SectionSpec, options: Any) -> Section:
+    """Return the map's section of a method, or build it for the adapter's parts if both backbones are available.
+
+    Raises:
+        LoraSuiteError: When the map lacks it, or has it with other options, and a backbone is missing.
+    """
+    parts = given.map.common_parts(given.adapter.parts)
+    stored = given.map.sections.get(spec.name)
+    if stored is not None and set(parts) <= set(stored.parts) and spec.serves(stored.settings, options):
+        return stored
+    if given.old is not None and given.new is not None:
+        return _build(given.map, spec, given.old, given.new, parts, options, given.progress)
+    wanted = {name: getattr(options, name) for name in spec.settings}
+    lacks = f"the upgrade map has no section for {method!r}"
+    raise LoraSuiteError(
+        lacks if stored is None else f"{lacks} with these options and parts", where=given.map.home,
+        got=f"{stored.settings}, {', '.join(stored.parts)}" if stored else "none", wanted=wanted,
+        do=f"add it (add_section(map, {method!r}, old, new) or `map OLD NEW --methods {method}`), "
+        "or pass both backbones",
+    )  # fmt: skip
+
+
+def _build(
+    upgrade_map: UpgradeMap, spec: SectionSpec, old: Backbone, new: Backbone, parts: Sequence[str], options: Any,
+    progress: Progress,
+) -> Section:  # fmt: skip
+    request = SectionRequest(
+        upgrade_map.layers, upgrade_map.basis, old, new, parts, options, upgrade_map.options.seed, progress
+    )
+    return build_section(spec, request, upgrade_map.key)
