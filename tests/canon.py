@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peft_lorasuite.arch.layout import join, split
 from peft_lorasuite.arch.registry import architecture
-from peft_lorasuite.arch.spec import WRITERS, Architecture
+from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 
 KEYS = {
     "layers": "num_hidden_layers",
@@ -93,7 +93,7 @@ def read(name: str, seed: int = 0, **values: Any) -> Canon:
 def _parts(rest: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
     layer: dict[str, Tensor] = {}
     for site in arch.sites:
-        factor = arch.residual_scale if site.parts[0] in WRITERS else 1.0
+        factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
         weight = rest.pop(f"{site.path}.weight") * factor
         layer |= split(weight.T if site.conv1d else weight, site, arch)
         if site.bias:
@@ -125,7 +125,7 @@ def write(canon: Canon) -> Any:
 def _modules(layer: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
     modules = {}
     for site in arch.sites:
-        factor = arch.residual_scale if site.parts[0] in WRITERS else 1.0
+        factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
         weight = join(layer, site, arch) / factor
         modules[f"{site.path}.weight"] = weight.T if site.conv1d else weight
         if site.bias:

@@ -14,7 +14,7 @@ from pico import PICO, VOCABULARY, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
-from peft_lorasuite.arch.spec import WRITERS
+from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS
 from peft_lorasuite.text.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO if name != "gemma3")
@@ -91,7 +91,7 @@ def rebased(
     for layer in canon.layers:
         readers = renormed(layer)
         for part in arch.parts:
-            if part not in WRITERS:
+            if part not in OUTPUT_PROJECTIONS:
                 path = arch.site(part).norm
                 layer[part] = layer[part] @ (stream.T if path is None else readers[path])
             else:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_lorasuite.arch.layout import group_of, split
 from peft_lorasuite.arch.registry import architecture
-from peft_lorasuite.arch.spec import WRITERS, Architecture
+from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.models.backbone import Backbone
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -137,7 +137,7 @@ def test_a_layer_computes_what_its_record_says(case: int) -> None:
 
     def normed(value: Tensor, part: str) -> Tensor:
         site = arch.site(part)
-        path = site.post_norm if part in WRITERS else site.norm
+        path = site.post_norm if part in OUTPUT_PROJECTIONS else site.norm
         if path is None:
             return value
         gain = backbone.gain(number, part)

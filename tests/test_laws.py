@@ -17,7 +17,7 @@ from torch import Tensor
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.adapters.reading import read as read_adapter
 from peft_lorasuite.adapters.writing import write as write_adapter
-from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, placed, split
+from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, place_rows, split
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
 from peft_lorasuite.io.source import Source
@@ -84,14 +84,14 @@ def test_the_row_numbers_of_a_site_are_a_permutation(layout: tuple[Site, Archite
 def test_placing_undoes_giving_every_query_head_its_group(groups: int, each: int) -> None:
     heads, x = Heads(groups * each, groups, 3), draw(groups, 3, 7)
     assert torch.equal(group_of(heads), torch.arange(groups).repeat_interleave(each))
-    back, kept = placed(x[group_of(heads)], group_of(heads), groups)
+    back, kept = place_rows(x[group_of(heads)], group_of(heads), groups)
     assert torch.allclose(back.reshape(x.shape), x)
     assert kept == pytest.approx(1.0, abs=1e-5)
 
 
 def test_heads_that_disagree_lose_what_their_mean_lacks() -> None:
     blocks = torch.stack([torch.ones(2, 3), -torch.ones(2, 3), torch.ones(2, 3)])
-    rows, kept = placed(blocks, torch.tensor([0, 0, 2]), 3)
+    rows, kept = place_rows(blocks, torch.tensor([0, 0, 2]), 3)
     assert torch.equal(rows, torch.cat([torch.zeros(4, 3), torch.ones(2, 3)]))
     assert kept == pytest.approx(1 / 3)
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.arch.layout import heads_first
 from peft_lorasuite.arch.registry import architecture
-from peft_lorasuite.arch.spec import ATTENTION, WRITERS, Architecture
+from peft_lorasuite.arch.spec import ATTENTION, OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
@@ -55,7 +55,7 @@ def products(work: Callable[[], Any]) -> int:
 def drawn(part: str, side: Side, hidden: int | None = None) -> Tensor:
     """Draw a part's weight, with another hidden size if one is given."""
     rows, columns = side.arch.shape(part)
-    shape = (hidden or rows, columns) if part in WRITERS else (rows, hidden or columns)
+    shape = (hidden or rows, columns) if part in OUTPUT_PROJECTIONS else (rows, hidden or columns)
     return torch.randn(shape)
 
 
@@ -75,9 +75,9 @@ def test_moving_weights_takes_the_products_that_are_counted(hidden: int) -> None
     def move() -> None:
         for part in OLD.parts:
             basis = part_basis(OLD, costs.new.arch, part, W, W.T, gains)
-            matrix = basis.writing() if part in WRITERS else basis.reading()
+            matrix = basis.writing() if part in OUTPUT_PROJECTIONS else basis.reading()
             weight = drawn(part, costs.old)
-            rows = weight.T if part in WRITERS else weight
+            rows = weight.T if part in OUTPUT_PROJECTIONS else weight
             rows @ (sketched(matrix, signs[part]) if part in signs else matrix)
 
     assert costs.moving().fp32 == costs.layers * products(move)

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from .spec import WRITERS, Architecture, Heads, Site
+from .spec import OUTPUT_PROJECTIONS, Architecture, Heads, Site
 
 
 def head_rows(site: Site, arch: Architecture) -> dict[str, Tensor]:
     """Return the row numbers of each part of a site, in head order; together a permutation of all rows."""
-    if site.parts[0] in WRITERS:
+    if site.parts[0] in OUTPUT_PROJECTIONS:
         return {site.parts[0]: torch.arange(arch.hidden)}
     if site.rows == "part head dim":
         return _one_after_the_other(site, arch)
@@ -88,7 +88,7 @@ def group_of(heads: Heads) -> Tensor:
     return torch.arange(heads.query) // heads.group
 
 
-def placed(blocks: Tensor, heads: Tensor, count: int) -> tuple[Tensor, float]:
+def place_rows(blocks: Tensor, heads: Tensor, count: int) -> tuple[Tensor, float]:
     """Average the blocks that meet in a head and lay them out; heads without one get zeros.
 
     Also return the share of the energy that the average keeps: 1 where heads that meet agree.

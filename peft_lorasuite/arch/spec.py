@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError, unknown
 
-WRITERS = ("o", "down")
+OUTPUT_PROJECTIONS = ("o", "down")
 """Parts that write to the residual stream: output is the hidden size. The others read its normalised state."""
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
@@ -201,7 +201,7 @@ class Architecture:
     def shape(self, part: str) -> tuple[int, int]:
         """Return ``(out, in)`` of a part's weight, PyTorch's orientation."""
         width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.intermediate
-        return (self.hidden, width) if part in WRITERS else (width, self.hidden)
+        return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
 
     def sizes(self) -> dict[str, Any]:
         """Return the family and the numbers that tell two backbones apart.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arch.spec import WRITERS, Architecture
+from ..arch.spec import OUTPUT_PROJECTIONS, Architecture
 from ..errors import LoraSuiteError, unknown
 
 HIDDEN_MAPS = ("embeddings", "polar", "identity")
@@ -134,7 +134,7 @@ def part_basis(
     old: Architecture, new: Architecture, part: str, hidden: Tensor, inverse: Tensor, gains: tuple[Tensor, Tensor]
 ) -> Basis:
     """Return the change of basis of one part, whatever stands in front of or behind it in either family."""
-    if part in WRITERS:
+    if part in OUTPUT_PROJECTIONS:
         return Basis(hidden, inverse, *gains, normed=False, residual=old.residual_scale / new.residual_scale)
     normed = old.site(part).norm is not None and new.site(part).norm is not None
     return Basis(hidden, inverse, *gains, normed=normed)

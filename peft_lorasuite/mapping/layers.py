@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arch.layout import group_of, heads_first
-from ..arch.spec import ATTENTION, WRITERS
+from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..linalg.assignment import assign, assign_units, by_index
 from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, part_basis, pseudo_inverse
 from ..linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
@@ -82,7 +82,7 @@ class Pairing:
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
         """Change of basis ``(D_o, D_n)`` of a part's heads or units, each a row of old hidden dimensions."""
         basis = self._basis(i, j, part)
-        return basis.writing() if part in WRITERS else basis.reading()
+        return basis.writing() if part in OUTPUT_PROJECTIONS else basis.reading()
 
     def _basis(self, i: int, j: int, part: str) -> Basis:
         old, new = self.old.arch, self.new.arch

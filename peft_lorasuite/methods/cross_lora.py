@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arch.spec import WRITERS
+from ..arch.spec import OUTPUT_PROJECTIONS
 from ..errors import LoraSuiteError
 from ..linalg.basis import Basis
 from ..linalg.lowrank import LowRank, truncated_svd
@@ -73,7 +73,9 @@ def paired_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, see
     k = min(rank, *old.shape, *new.shape)
     U_s, _, V_s = truncated_svd(old, k, seed)
     U_t, _, V_t = truncated_svd(new, k, seed)
-    agreement = (basis.write(U_s) * U_t).sum(dim=0) if part in WRITERS else (basis.read(V_s.T).T * V_t).sum(dim=0)
+    agreement = (
+        (basis.write(U_s) * U_t).sum(dim=0) if part in OUTPUT_PROJECTIONS else (basis.read(V_s.T).T * V_t).sum(dim=0)
+    )
     sign = torch.where(agreement < 0, -1.0, 1.0)
     return U_s, V_s, U_t * sign, V_t * sign
 

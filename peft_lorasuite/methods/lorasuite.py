@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arch.layout import group_of, placed
-from ..arch.spec import ATTENTION, WRITERS, Heads
+from ..arch.layout import group_of, place_rows
+from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS, Heads
 from ..errors import unknown
 from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
 from ..linalg.lowrank import LowRank
@@ -81,7 +81,7 @@ def _move_heads(
     shared_moved = basis.write(shared) if part == "o" else basis.read(shared.T).T
     factor = _head_factors(fit, blocks, shared, moved, shared_moved) if match_size else torch.ones(len(moved))
     moved = moved * factor[:, None, None]
-    rows, kept = placed(moved, right, new.count(part))
+    rows, kept = place_rows(moved, right, new.count(part))
     figures = {"residual": float(fit.residual.mean()), "heads": float(len(left)), "merged": kept}
     if part == "o":
         bias = None if update.bias is None else basis.write(update.bias[:, None])[:, 0]
@@ -89,13 +89,13 @@ def _move_heads(
     bias = None
     if update.bias is not None:
         biases = (fit.T.mT @ update.bias.reshape(old.count(part), old.size, 1)[left]) * factor[:, None, None]
-        bias = placed(biases, right, new.count(part))[0][:, 0]
+        bias = place_rows(biases, right, new.count(part))[0][:, 0]
     return LowRank(shared_moved.T, rows, bias), figures
 
 
 def _sides(update: LowRank, part: str) -> tuple[Tensor, Tensor]:
     """Return the factor shared by all heads or units, and the one with a row for each of their dimensions."""
-    return (update.B, update.A.T) if part in WRITERS else (update.A.T, update.B)
+    return (update.B, update.A.T) if part in OUTPUT_PROJECTIONS else (update.A.T, update.B)
 
 
 def _head_factors(fit: HeadFit, blocks: Tensor, shared: Tensor, moved: Tensor, shared_moved: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arch.layout import group_of, heads_first, placed
+from ..arch.layout import group_of, heads_first, place_rows
 from ..arch.spec import ATTENTION
 from ..linalg.basis import pseudo_inverse
 from ..linalg.lowrank import LowRank
@@ -52,7 +52,7 @@ def _heads(
         left, right = group_of(old)[left], group_of(new)[right]
     T = heads_first(old_weight, part, old)[left] @ W @ heads_first(new_weight, part, new)[right].mT
     own = (update.A.T if part == "o" else update.B).reshape(old.count(part), old.size, -1)[left]
-    rows = placed(T.mT @ own, right, new.count(part))[0]
+    rows = place_rows(T.mT @ own, right, new.count(part))[0]
     if part == "o":
         return LowRank(rows.T, W.T @ update.B)
     return LowRank(update.A @ W, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters.adapter import Adapter, Key
 from ..adapters.dora import _directed, ratios
 from ..arch.layout import group_of
-from ..arch.spec import ATTENTION, WRITERS
+from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..errors import LoraSuiteError
 from ..methods.base import MethodInput, MethodResult
 
@@ -54,7 +54,7 @@ def transfer_ratios(rho: Float[Tensor, " old"], inputs: MethodInput, source: Key
     if pair is None:
         raise LoraSuiteError("the map does not match these layers", where=part, got=f"{layer} and {key[0]}")
     arch = inputs.map.new.arch
-    if part in WRITERS:
+    if part in OUTPUT_PROJECTIONS:
         weights = (inputs.map.hidden.T * pair.gains[part][0]) ** 2
         return _mixed(weights @ rho, weights.sum(dim=1))
     top, low = torch.zeros(2, arch.shape(part)[0])
