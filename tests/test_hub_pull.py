@@ -25,7 +25,7 @@ WIRE = (
     TOOLS
     + """
 import io
-from peft_lorasuite.files import source
+from peft_lorasuite.io import source
 source.LARGE = 1000
 stream = io.StringIO()
 logging.basicConfig(level=logging.INFO, stream=stream)

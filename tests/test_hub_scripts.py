@@ -82,7 +82,7 @@ def test_publish_upgrade_and_go_on_with_a_collection(stocked: HubServer, made: P
     assert hub.api.repos["me/new-lora"].private
     assert config_of(hub, "me/new-lora")["base_model_name_or_path"] == NEW
     assert told["taken"][0] == 1
-    assert "holds something else" in told["taken"][2]
+    assert "has other content" in told["taken"][2]
 
     code, listed, _ = told["dry"]
     assert (code, told["left"]) == (0, False)

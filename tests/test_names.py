@@ -63,7 +63,7 @@ def test_a_result_is_named_after_the_folder_with_an_at_in_its_path(tmp_path: Pat
 
 @pytest.mark.parametrize("name", [None, 5, "no owner", ""])
 def test_a_repository_that_is_no_hub_id_is_refused(name: Any) -> None:
-    with pytest.raises(LoraSuiteError, match="this is no Hub id"):
+    with pytest.raises(LoraSuiteError, match="not a valid Hub id"):
         check_id(name)
 
 
@@ -75,7 +75,7 @@ def test_publish_map_checks_its_words_first(words: list[str], code: int, capsys:
             program(words)
     else:
         assert program(words) == code
-        assert "this is no Hub id" in capsys.readouterr().err
+        assert "not a valid Hub id" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model", NAMELESS])

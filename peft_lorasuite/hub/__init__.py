@@ -1,1 +1,1 @@
-"""Publishing on the Hub: model cards, commits, adapters and upgrade maps."""
+"""Publishing on the Hub: model cards, and pushes of adapters and upgrade maps."""

@@ -1,4 +1,4 @@
-"""Publishing on the Hub: an upgraded adapter or an upgrade map, with its card, in one commit that is read back."""
+"""Push an upgraded adapter or an upgrade map to the Hub: its files and a model card, in one verified commit."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.adapter import CONFIG, WEIGHTS
+from ..adapters.peft_format import CONFIG, WEIGHTS
 from ..adapters.writing import RECORD, REPORT, write_adapter
 from ..errors import LoraSuiteError, context
 from ..io.checkpoint import no_safetensors, read_all
 from ..io.paths import exists, is_folder
+from ..io.retry import patiently
 from ..io.source import Source, hub_errors, read_json
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading.upgrade import Upgraded
 from . import card
 from .repository import Pushed, check_id, check_secrets, publish
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from ..evaluation.scores import Evaluation
+
 log = logging.getLogger(__name__)
 
 README = "README.md"
 STALE = ("adapter_model.bin", REPORT, RECORD, *card.PICTURES)
-"""Files of an adapter that is replaced, which would lie about the new one."""
+"""Files of a replaced adapter that would not match the new one."""
 
 __all__ = ["Pushed", "check_push", "push_map", "push_upgraded"]
 
 
 def push_upgraded(
-    model_or_dir: Any,
+    model_or_dir: Upgraded | PeftModel | str | Path,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -41,52 +47,52 @@ def push_upgraded(
     token: str | bool | None = None,
     base_model: str | None = None,
     license: str | None = None,
-    evaluation: Any = None,
+    evaluation: Evaluation | str | Path | None = None,
     picture: str | Path | None = None,
 ) -> Pushed:
-    """Push an upgraded adapter to the Hub with a card that says what it is, in one commit, and read it back.
+    """Push an upgraded adapter and its model card to the Hub in one commit, then download and verify it.
 
     Args:
-        model_or_dir: What `upgrade` or `from_upgraded` returned, or a folder that `upgrade` wrote.
-        repo_id: Where to, ``owner/name``; created if it does not exist.
-        private: Whether a new repository is private; by default the account's setting. True also refuses to push to
-            a repository that is public.
-        create_pr: Propose the change as a pull request of a repository that exists.
+        model_or_dir: What `upgrade` or `from_upgraded` returned, or a folder written by `upgrade`.
+        repo_id: Repository to push to, ``owner/name``; created if it does not exist.
+        private: Whether a new repository is private; by default the setting of the account. With True, pushing to an
+            existing public repository is an error.
+        create_pr: Open a pull request in an existing repository instead of committing to its main branch.
         commit_message: Title of the commit.
-        overwrite: Replace what the repository holds, if that is something else.
-        token: Hub token; by default the one that is logged in.
-        base_model: Hub id of the new backbone, if the adapter names a folder.
-        license: Licence for the card; by default the source adapter's.
-        evaluation: Scores of this adapter (`scores.Evaluation`, or the JSON that it wrote), for the card.
-        picture: PNG of the layer map for the card, or a folder of pictures as `inspection.card_pictures` draws them.
+        overwrite: Replace other content of the repository.
+        token: Hub token; by default the token of the logged-in user.
+        base_model: Hub id of the new backbone, required if the adapter was upgraded to a local folder.
+        license: License for the card; by default the license of the source adapter.
+        evaluation: Scores of this adapter for the card: an `Evaluation`, or the JSON file written by ``evaluate``.
+        picture: PNG file of the layer map for the card, or a folder of figures from `card_pictures`.
 
     Returns:
-        Where it is: repository, commit, address, and the pull request if there is one.
+        Repository, commit and URL, and the pull request if one was opened.
 
     Raises:
-        LoraSuiteError: When something is missing, the repository holds something else, or the Hub refuses. Then the
-            repository is as it was; one that was created for this push is removed again.
+        LoraSuiteError: If something is missing, the repository has other content, or the Hub refuses the push. The
+            repository is then unchanged; one that was created for this push is deleted.
     """
     check_id(repo_id)
-    evaluation = card.evaluation_of(evaluation)
-    with _folder_of(model_or_dir) as given, tempfile.TemporaryDirectory() as scratch, context(repo_id):
+    evaluation = card.load_evaluation(evaluation)
+    with _adapter_folder(model_or_dir) as source, tempfile.TemporaryDirectory() as scratch, context(repo_id):
         folder = Path(scratch)
-        report = _report(given)
-        base = _copy_adapter(given, folder, base_model)
-        licence = {"license": license} if license else _licence(model_or_dir, given, report, token)
+        report = _read_report(source)
+        base = _copy_adapter(source, folder, base_model)
+        license_fields = {"license": license} if license else _source_license(model_or_dir, source, report, token)
         training = read_json(folder / RECORD, where=RECORD) if (folder / RECORD).is_file() else None
         pictures = _copy_pictures(picture, folder)
         try:
             text = card.adapter_card(
-                repo_id, base, report,
-                licence=licence, evaluation=evaluation, training=training, pictures=pictures,
+                repo_id, base, report, license=license_fields, license_inherited=not license,
+                evaluation=evaluation, training=training, pictures=pictures,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise LoraSuiteError(f"the report is incomplete: {error!r}", where=REPORT) from error
         (folder / README).write_text(text, encoding="utf-8")
         check_secrets(folder, token)
         _check_base(base, token)
-        title = commit_message or f"Adapter carried over from {report['old']} to {report['new']} by peft-lorasuite"
+        title = commit_message or f"Upgrade adapter from {report['old']} to {report['new']} with peft-lorasuite"
         return publish(
             folder, repo_id, (CONFIG, WEIGHTS), STALE,
             private=private, create_pr=create_pr, message=title, overwrite=overwrite, token=token,
@@ -104,27 +110,49 @@ def push_map(
     token: str | bool | None = None,
     picture: str | Path | None = None,
 ) -> Pushed:
-    """Publish an upgrade map; arguments, result and errors as in `push_upgraded`."""
+    """Push an upgrade map and its model card to the Hub in one commit, then download and verify it.
+
+    Build the map from Hub ids rather than from local folders: it then records the hashes of the weight files, and
+    whoever uses it can verify that it matches their backbones without downloading weights.
+
+    Args:
+        upgrade_map: The map, as returned by `UpgradeMap.build` or `UpgradeMap.load`.
+        repo_id: Repository to push to, ``owner/name``; created if it does not exist.
+        private: Whether a new repository is private; by default the setting of the account. With True, pushing to an
+            existing public repository is an error.
+        create_pr: Open a pull request in an existing repository instead of committing to its main branch.
+        commit_message: Title of the commit.
+        overwrite: Replace other content of the repository.
+        token: Hub token; by default the token of the logged-in user.
+        picture: PNG file of the layer map for the card, or a folder of figures from `card_pictures`.
+
+    Returns:
+        Repository, commit and URL, and the pull request if one was opened.
+
+    Raises:
+        LoraSuiteError: If the repository has other content, or the Hub refuses the push. The repository is then
+            unchanged; one that was created for this push is deleted.
+    """
     check_id(repo_id)
     with tempfile.TemporaryDirectory() as scratch, context(repo_id):
         folder = upgrade_map.save(Path(scratch) / "map")
         text = card.map_card(repo_id, upgrade_map, pictures=_copy_pictures(picture, folder))
         (folder / README).write_text(text, encoding="utf-8")
         check_secrets(folder, token)
-        content = tuple(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        key_files = tuple(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
         title = commit_message or f"Upgrade map from {upgrade_map.old.name} to {upgrade_map.new.name}"
         return publish(
-            folder, repo_id, content, tuple(card.PICTURES),
+            folder, repo_id, key_files, tuple(card.PICTURES),
             private=private, create_pr=create_pr, message=title, overwrite=overwrite, token=token,
         )  # fmt: skip
 
 
 def check_push(repo_id: str, base_model: str, *, token: str | bool | None = None) -> None:
-    """Refuse before the work what a push would refuse after it: a name that is none, a backbone that is not on the Hub.
+    """Check before an upgrade what a push would refuse after it: the repository id and the new backbone.
 
     Args:
-        repo_id: Where an adapter will be pushed to.
-        base_model: Hub id of the new backbone that its card will name.
+        repo_id: Repository that an adapter will be pushed to.
+        base_model: Hub id of the new backbone.
         token: Hub token.
     """
     check_id(repo_id)
@@ -132,12 +160,12 @@ def check_push(repo_id: str, base_model: str, *, token: str | bool | None = None
 
 
 @contextmanager
-def _folder_of(model_or_dir: Any) -> Iterator[Path]:
-    """Give a folder with the adapter's files, whatever was handed over."""
+def _adapter_folder(model_or_dir: Any) -> Iterator[Path]:
+    """Yield a folder with the files of the adapter; a result in memory is written to a temporary one."""
     if isinstance(model_or_dir, (str, Path)):
         if not is_folder(model_or_dir):
             raise LoraSuiteError(
-                "there is no such folder", where=model_or_dir, do="name the folder that `upgrade` wrote"
+                "the folder does not exist", where=model_or_dir, do="pass the folder written by `upgrade`"
             )
         yield Path(model_or_dir).expanduser()
         return
@@ -159,86 +187,87 @@ def _write_model(model: Any, folder: Path) -> None:
     write_adapter(model, folder)
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _read_report(folder: Path) -> dict[str, Any]:
     if not (folder / REPORT).is_file():
         raise LoraSuiteError(
-            f"there is no {REPORT}, from which the card is written",
-            do="push what `upgrade` or `from_upgraded` made; for any other adapter PEFT's push_to_hub will do",
+            f"the adapter has no {REPORT}, which the card is written from",
+            do="push the result of `upgrade` or `from_upgraded`; for any other adapter use PEFT's push_to_hub",
         )
     return read_json(folder / REPORT, where=REPORT)
 
 
-def _copy_adapter(given: Path, folder: Path, base_model: str | None) -> str:
-    """Copy what belongs to the adapter and nothing else; return the Hub id of its backbone."""
-    source = Source(str(given), "adapter")
+def _copy_adapter(source_folder: Path, folder: Path, base_model: str | None) -> str:
+    """Copy the files of the adapter and no others; return the Hub id of its backbone."""
+    source = Source(str(source_folder), "adapter")
     config = source.read_json(CONFIG)
     if source.fetch(WEIGHTS) is None:
         raise no_safetensors(source, WEIGHTS)
-    read_all(given / WEIGHTS, where=WEIGHTS)
+    read_all(source_folder / WEIGHTS, where=WEIGHTS)
     base = check_id(base_model, owner=False) if base_model else _hub_id(config.get("base_model_name_or_path"))
     if base_model is not None and base_model != config.get("base_model_name_or_path"):
         config |= {"base_model_name_or_path": base_model, "revision": None}
-    if isinstance(config.get("target_modules"), list):  # PEFT writes a set, each time in another order
+    if isinstance(config.get("target_modules"), list):  # PEFT writes a set, in an order that changes between runs
         config["target_modules"] = sorted(config["target_modules"])
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     for name in (WEIGHTS, REPORT, RECORD):
-        if (given / name).is_file():
-            (folder / name).write_bytes((given / name).read_bytes())
+        if (source_folder / name).is_file():
+            (folder / name).write_bytes((source_folder / name).read_bytes())
     return base
 
 
 def _hub_id(base: Any) -> str:
-    """Return the Hub id of a backbone; a folder of this machine is none, whatever its name."""
+    """Check that the name of a backbone is a Hub id and not a local folder of that name."""
     if not isinstance(base, str) or exists(base):
         raise LoraSuiteError(
             "the new backbone is a folder, which nobody else can load", wanted="a Hub id",
-            do="say which with base_model= (--base-model)",
+            do="set it with base_model= (--base-model)",
         )  # fmt: skip
     return check_id(base, owner=False)
 
 
 def _copy_pictures(picture: str | Path | None, folder: Path) -> list[str]:
-    """Copy a picture, or those that a folder holds, and return their names on the card."""
+    """Copy one picture, or the known ones of a folder, and return their names on the card."""
     if picture is None:
         return []
-    place = Path(picture)
-    files = {name: place / name for name in card.PICTURES} if is_folder(place) else {card.PICTURE: place}
-    found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    path = Path(picture)
+    candidates = {name: path / name for name in card.PICTURES} if is_folder(path) else {card.PICTURE: path}
+    found = {name: file.read_bytes() for name, file in candidates.items() if file.is_file()}
     if not found or not all(data.startswith(b"\x89PNG") for data in found.values()):
-        raise LoraSuiteError("the picture is no PNG file", where=place.name)
+        raise LoraSuiteError("the picture must be a PNG file, or a folder of them", where=path.name)
     for name, data in found.items():
         (folder / name).write_bytes(data)
     return list(found)
 
 
-def _licence(model_or_dir: Any, given: Path, report: dict[str, Any], token: str | bool | None) -> dict[str, str]:
-    """Read the licence from the source adapter's card, in its folder or in its repository at that commit.
+def _source_license(
+    model_or_dir: Any, folder: Path, report: dict[str, Any], token: str | bool | None
+) -> dict[str, str]:
+    """Read the license from the card of the source adapter, on the Hub at the commit that was upgraded.
 
-    For a folder whose source is out of reach its own card is read: somebody may have written the licence there.
+    If the source adapter was a local folder that is not known any more, the card in the upgraded folder is read
+    instead: the license may have been added there by hand.
     """
     source = model_or_dir.source if isinstance(model_or_dir, Upgraded) else None
     commit = (report.get("revisions") or {}).get("adapter")
     if source is None and commit is None:
-        source = Source(str(given), "adapter")
+        source = Source(str(folder), "adapter")
     source = source or Source(str(report["adapter"]), "adapter", str(commit), token, hub_only=True)
     try:
-        return card.licence_of(source.fetch(README))
+        return card.read_license(source.fetch(README))
     except LoraSuiteError as error:
-        log.warning("no licence is carried over: %s", error)
+        log.warning("the license of the source adapter is not known: %s", error)
         return {}
 
 
 def _check_base(base: str, token: str | bool | None) -> None:
-    """Refuse a backbone that is not on the Hub: nobody could load the adapter."""
+    """Check that the backbone is on the Hub: without it nobody could load the adapter."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
-
-    from ..io.retry import patiently
 
     with hub_errors(Source(base, "backbone", hub_only=True)):
         try:
             patiently(lambda: HfApi(token=token).model_info(base))
         except RepositoryNotFoundError:
             raise LoraSuiteError(
-                "the new backbone is not on the Hub", where=base, do="name its Hub id with base_model="
+                "the new backbone is not on the Hub", where=base, do="pass its Hub id as base_model="
             ) from None
