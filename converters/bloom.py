@@ -1,4 +1,4 @@
-"""Bloom: query, key and value fused head by head, ALiBi positions, a LayerNorm right after the embedding."""
+"""Bloom: query, key and value fused head by head, ALiBi positions, a LayerNorm after the embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft_lorasuite.arch.spec import Architecture, Heads, Site
 
 @register("bloom")
 def bloom(config: Any) -> Architecture:
-    """Describe a Bloom backbone; the feed-forward layer is four times as wide as the hidden size."""
+    """Describe a Bloom backbone; the intermediate size is four times the hidden size."""
     layer = (
         Site("self_attention.query_key_value", ("q", "k", "v"), "head part dim", bias=True, norm="input_layernorm"),
         Site("self_attention.dense", ("o",), bias=True),

@@ -1,4 +1,4 @@
-"""Falcon: query, key and value fused per key/value group; one group (7B), several (40B, 11B) or one a head (RW)."""
+"""Falcon: query, key and value fused per key/value group; one group (7B), several (40B, 11B) or one per head (RW)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .llama import rotary
 
 @register("falcon")
 def falcon(config: Any) -> Architecture:
-    """Describe a Falcon backbone; which norms stand in front depends on three config flags."""
-    modern = bool(config.new_decoder_architecture)
-    groups = config.num_kv_heads if modern else 1 if config.multi_query else config.num_attention_heads
+    """Describe a Falcon backbone; its norms depend on three values of the config."""
+    new_architecture = bool(config.new_decoder_architecture)
+    groups = config.num_kv_heads if new_architecture else 1 if config.multi_query else config.num_attention_heads
     heads = Heads(config.num_attention_heads, groups, config.hidden_size // config.num_attention_heads)
     bias = bool(config.bias)
-    attention, mlp = _norms(config, modern)
+    attention, mlp = _norms(config, new_architecture)
     positions: dict[str, Any] = {"positions": "alibi"} if config.alibi else rotary(config, heads)
     layer = (
         Site("self_attention.query_key_value", ("q", "k", "v"), "group part dim", bias=bias, norm=attention),
@@ -39,15 +39,15 @@ def falcon(config: Any) -> Architecture:
         norm="layer",
         activation=config.activation,
         tied=bool(config.tie_word_embeddings),
-        parallel=modern or bool(config.parallel_attn),
+        parallel=new_architecture or bool(config.parallel_attn),
         **positions,
     )
 
 
-def _norms(config: Any, modern: bool) -> tuple[str, str]:
-    """Name the norms in front of attention and of the feed-forward layer."""
-    if modern and config.num_ln_in_parallel_attn in (None, 2):
+def _norms(config: Any, new_architecture: bool) -> tuple[str, str]:
+    """Return the paths of the norms before attention and before the feed-forward layer."""
+    if new_architecture and config.num_ln_in_parallel_attn in (None, 2):
         return "ln_attn", "ln_mlp"
-    if modern or config.parallel_attn:
+    if new_architecture or config.parallel_attn:
         return "input_layernorm", "input_layernorm"
     return "input_layernorm", "post_attention_layernorm"

@@ -1,4 +1,4 @@
-"""Gemma 2: Llama's layer between two norms, gains stored minus one, embeddings times sqrt(hidden size)."""
+"""Gemma 2: Llama's layer with norms before and after each block, gains stored minus one, scaled embeddings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .llama import describe, sites
 
 
 def gemma(config: Any, family: str, **differences: Any) -> Architecture:
-    """Describe what Gemma 2 and 3 have in common.
+    """Describe a Gemma 2 or 3 backbone.
 
-    Transformers rounds the embedding's multiplier to the weights' dtype: 55.5 in bfloat16 for sqrt(3072) = 55.43.
+    Transformers rounds the multiplier of the embedding, sqrt(hidden size), to the dtype of the weights: 55.5 instead
+    of 55.43 in bfloat16 for a hidden size of 3072.
     """
     bias = bool(config.attention_bias)
     layer = sites(
@@ -23,12 +24,12 @@ def gemma(config: Any, family: str, **differences: Any) -> Architecture:
         norms=("input_layernorm", "pre_feedforward_layernorm"),
         post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     )
-    scale = rounded(config.hidden_size**0.5, str(config.dtype or "float32").removeprefix("torch."))
+    scale = round_to(config.hidden_size**0.5, str(config.dtype or "float32").removeprefix("torch."))
     return describe(config, family, layer, gain_offset=1.0, embedding_scale=scale, **differences)
 
 
-def rounded(value: float, dtype: str) -> float:
-    """Round a positive number as torch does in that dtype, without torch: families are listed before it is imported."""
+def round_to(value: float, dtype: str) -> float:
+    """Round a positive number to a dtype as torch does; converters do not import torch."""
     if dtype == "float16":
         return struct.unpack("<e", struct.pack("<e", value))[0]
     bits = struct.unpack("<I", struct.pack("<f", value))[0]

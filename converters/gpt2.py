@@ -1,4 +1,4 @@
-"""GPT-2: weights stored as (in, out), queries, keys and values in one module, learned positions."""
+"""GPT-2: weights stored as (in, out), query, key and value fused part by part, learned positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft_lorasuite.arch.spec import Architecture, Heads, Site
 
 @register("gpt2")
 def gpt2(config: Any) -> Architecture:
-    """Describe a GPT-2 backbone; all queries come first in the fused module, then all keys, then all values."""
+    """Describe a GPT-2 backbone."""
     layer = (
         Site("attn.c_attn", ("q", "k", "v"), bias=True, norm="ln_1", conv1d=True),
         Site("attn.c_proj", ("o",), bias=True, conv1d=True),

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: query, key and value fused head by head, two LayerNorms, usually a parallel residual."""
+"""GPT-NeoX and Pythia: query, key and value fused head by head, LayerNorm, usually parallel attention and MLP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .llama import describe
 
 @register("gpt_neox")
 def gpt_neox(config: Any) -> Architecture:
-    """Describe a GPT-NeoX backbone; its head is stored as ``embed_out``."""
+    """Describe a GPT-NeoX backbone; its language-model head is stored as ``embed_out``."""
     bias = bool(config.attention_bias)
     layer = (
         Site("attention.query_key_value", ("q", "k", "v"), "head part dim", bias=bias, norm="input_layernorm"),

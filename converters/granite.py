@@ -1,4 +1,4 @@
-"""Granite: Llama's layer with multipliers on the embedding and on what every block adds to the residual stream."""
+"""Granite: Llama's layer with multipliers of the embedding and of the output of each block."""
 
 from __future__ import annotations
 

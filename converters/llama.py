@@ -1,4 +1,4 @@
-"""Llama, Mistral and their like: separate q, k, v, o; SwiGLU; RMSNorm in front; rotary positions."""
+"""Llama and Mistral: no fused projections, gated MLP, RMSNorm, rotary positions; most converters build on this file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sites(
     norms: tuple[str | None, str | None] = ("input_layernorm", "post_attention_layernorm"),
     post_norms: tuple[str | None, str | None] = (None, None),
 ) -> tuple[Site, ...]:
-    """Name the seven linear modules of a Llama layer; norms in front and behind as (attention, feed-forward)."""
+    """Return the seven linear modules of a Llama layer; norms are given as (attention, feed-forward)."""
     attention, mlp = norms
     return (
         Site("self_attn.q_proj", ("q",), bias=qkv_bias, norm=attention),
@@ -30,16 +30,16 @@ def sites(
 
 
 def rotary(config: Any, heads: Heads) -> dict[str, Any]:
-    """Read how many dimensions of a head are rotated, and from which base."""
+    """Return the fields of rotary positions: the number of rotated dimensions of a head, and the base."""
     rope = getattr(config, "rope_parameters", None) or {}
-    share = rope.get("partial_rotary_factor") or 1.0
-    return {"rotary_size": int(heads.size * share), "rope_thetas": (float(rope.get("rope_theta") or 10000.0),)}
+    fraction = rope.get("partial_rotary_factor") or 1.0
+    return {"rotary_size": int(heads.size * fraction), "rope_thetas": (float(rope.get("rope_theta") or 10000.0),)}
 
 
 def describe(config: Any, family: str, layer_sites: tuple[Site, ...], **differences: Any) -> Architecture:
-    """Describe a model of Llama's shape; ``differences`` name the fields in which a relative differs."""
+    """Describe a backbone with Llama's config; ``differences`` are the fields of `Architecture` that differ."""
     heads = Heads.of(config)
-    facts: dict[str, Any] = {
+    values: dict[str, Any] = {
         "family": family,
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,
@@ -50,7 +50,7 @@ def describe(config: Any, family: str, layer_sites: tuple[Site, ...], **differen
         "activation": getattr(config, "hidden_act", None) or config.hidden_activation,
         "tied": bool(getattr(config, "tie_word_embeddings", True)),
     }
-    return Architecture(**(facts | rotary(config, heads) | differences))
+    return Architecture(**(values | rotary(config, heads) | differences))
 
 
 @register("llama", "mistral")

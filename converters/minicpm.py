@@ -1,4 +1,4 @@
-"""MiniCPM: Llama's layer with three multipliers. Its own code is never run: Granite computes the same."""
+"""MiniCPM: Llama's layer with three multipliers, loaded as Granite, which computes the same without remote code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .llama import describe, sites
 
 @register("minicpm")
 def minicpm(config: Any) -> Architecture:
-    """Describe a MiniCPM backbone; values that a config leaves out are those of its first release."""
+    """Describe a MiniCPM backbone; the defaults are those of its first release."""
     heads = Heads.of(config)
     embedding_scale = float(getattr(config, "scale_emb", 1))
     residual_scale = float(getattr(config, "scale_depth", 1)) / config.num_hidden_layers**0.5

@@ -1,4 +1,4 @@
-"""OLMo 2: no norm in front of a block but one behind it; queries and keys normalised over all their heads at once."""
+"""OLMo 2: a norm after each block instead of before it; queries and keys normalized over all heads together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from .llama import describe, sites
 def olmo2(config: Any) -> Architecture:
     """Describe an OLMo 2 backbone."""
     bias = bool(config.attention_bias)
-    behind = ("post_attention_layernorm", "post_feedforward_layernorm")
-    layer = sites(qkv_bias=bias, o_bias=bias, norms=(None, None), post_norms=behind)
+    post_norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+    layer = sites(qkv_bias=bias, o_bias=bias, norms=(None, None), post_norms=post_norms)
     return describe(config, "olmo2", layer, qk_norm=True)

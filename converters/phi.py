@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5, Phi-2: attention and feed-forward in parallel behind one LayerNorm, biases everywhere, no gate."""
+"""Phi-1, Phi-1.5, Phi-2: attention and feed-forward in parallel after one LayerNorm, biases, no gate projection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .llama import describe
 
 @register("phi")
 def phi(config: Any) -> Architecture:
-    """Describe a Phi backbone; only the first part of each head is rotated."""
+    """Describe a Phi backbone; only the first dimensions of each head are rotated."""
     norm = "input_layernorm"
     layer = (
         Site("self_attn.q_proj", ("q",), bias=True, norm=norm),

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: Llama's layer with queries, keys, values in one module and gate, up in another."""
+"""Phi-3 and Phi-4: Llama's layer with fused query, key and value, and fused gate and up projections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .llama import describe
 
 @register("phi3")
 def phi3(config: Any) -> Architecture:
-    """Describe a Phi-3 backbone: all query rows come first, then all keys, then all values."""
+    """Describe a Phi-3 backbone."""
     layer = (
         Site("self_attn.qkv_proj", ("q", "k", "v"), norm="input_layernorm"),
         Site("self_attn.o_proj", ("o",)),

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama's layer with biases on queries, keys and values only."""
+"""Qwen2 and Qwen2.5: Llama's layer with biases of query, key and value."""
 
 from __future__ import annotations
 

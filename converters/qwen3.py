@@ -1,4 +1,4 @@
-"""Qwen3: Llama's layer with queries and keys normalised per head."""
+"""Qwen3: Llama's layer with queries and keys normalized per head."""
 
 from __future__ import annotations
 

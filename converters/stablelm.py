@@ -1,4 +1,4 @@
-"""StableLM: Llama's layer with LayerNorm, rotary positions on a part of each head, optionally parallel residual."""
+"""StableLM: Llama's layer with LayerNorm, partly rotated heads, optionally parallel attention and MLP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .llama import describe, sites
 
 @register("stablelm")
 def stablelm(config: Any) -> Architecture:
-    """Describe a StableLM backbone; in parallel, attention and feed-forward share one norm."""
+    """Describe a StableLM backbone; parallel attention and MLP share one norm."""
     parallel = bool(config.use_parallel_residual)
     norms = ("input_layernorm", "input_layernorm" if parallel else "post_attention_layernorm")
     layer = sites(qkv_bias=bool(config.use_qkv_bias), norms=norms)

@@ -16,7 +16,7 @@ import torch
 from command_fixtures import Pair
 from transformers import AutoModelForCausalLM
 
-from peft_lorasuite.arch.registry import known
+from peft_lorasuite.arch import registry
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.mapping.upgrade_map import UpgradeMap
 from peft_lorasuite.methods import registry as base
@@ -51,16 +51,21 @@ def test_help_lists_every_method_with_its_line() -> None:
     assert base.summaries() == {name: base.find(name).summary for name in base.names()}
 
 
-def test_families_are_all_the_known_ones_and_tell_their_layout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_families_lists_every_model_type_with_its_summary(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.register("owl", summary="no gate projection")(lambda config: config)
+    registry.register("eagle_owl")(lambda config: config)
     assert run("families", "--json") == 0
-    rows = {name: row for row in json.loads(capsys.readouterr().out)["families"] for name in row["model_types"]}
-    assert {row["tested"] for row in rows.values()} == {"layers, planted, pairs"}
-    assert rows.keys() == known().keys()
-    assert rows["bloom"]["fused"] == "q+k+v head by head"
-    assert rows["phi3"]["fused"] == "q+k+v part after part; gate+up part after part"
-    assert rows["qwen2"]["biased"] == "q, k, v"
-    assert (rows["llama"]["fused"], rows["llama"]["biased"]) == ("", "all by config")
-    assert (rows["llama"]["grouped"], rows["gpt2"]["grouped"]) == ("yes by config", "no")
+    rows = {row.pop("model_type"): row for row in json.loads(capsys.readouterr().out)["families"]}
+    assert rows == {name: family._asdict() for name, family in registry.families().items()}
+    assert run("families") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(f"{name:13}{one.summary}" in lines for name, one in registry.BUILT_IN.items())
+    assert "owl          no gate projection" in lines
+    assert any(line.startswith("eagle_owl    (no summary; from test_cli.") for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_map_writes_a_map_that_loads(pair: Pair) -> None:

@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from peft_lorasuite.arch.layout import group_of, split
-from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.arch.registry import BUILT_IN, architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.models.backbone import Backbone
 
@@ -266,6 +266,42 @@ def test_a_checkpoint_of_the_bare_model_is_read_too(model_type: str, tmp_path: P
     assert torch.equal(backbone.load(dtype=torch.float32)(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
+@pytest.mark.parametrize("model_type", BUILT_IN)
+def test_a_summary_says_what_the_converter_does(model_type: str) -> None:
+    """Two configs, with every switch off and on: what differs between them depends on the config."""
+    off, on = (_switched(model_type, on) for on in (False, True))
+    fused = [f"{'+'.join(site.parts)} {ORDERS[site.rows]}" for site in on.sites if site.fused]
+    positions = " or ".join(dict.fromkeys(POSITIONS[arch.positions] for arch in (off, on)))
+    heads = "GQA" if on.heads.group > 1 else "MHA"
+    norm = "LayerNorm" if on.norm == "layer" else "RMSNorm"
+    words = (", ".join(fused) or "not fused", _biases(off, on), heads, positions, norm)
+    assert BUILT_IN[model_type].summary == "; ".join(words)
+
+
+ORDERS = {"part head dim": "by part", "head part dim": "by head", "group part dim": "by group"}
+POSITIONS = {"rotary": "rotary", "alibi": "ALiBi", "learned": "learned"}
+
+
+def _switched(model_type: str, on: bool) -> Architecture:
+    config = pico_config(model_type)
+    text = config.get_text_config()
+    values = dict.fromkeys(("alibi", "attention_bias", "bias", "mlp_bias", "use_qkv_bias"), on)
+    for name, value in (values | {"num_key_value_heads": 2 if on else 4}).items():
+        if hasattr(text, name):
+            setattr(text, name, value)
+    return architecture(config)
+
+
+def _biases(off: Architecture, on: Architecture) -> str:
+    always, possible = ([part for part in arch.parts if arch.site(part).bias] for arch in (off, on))
+    parts = "" if possible == list(on.parts) else f"{', '.join(possible)} "
+    if not possible:
+        return "no biases"
+    if always == ["up", "down"] and not parts:
+        return "MLP biases, others optional"
+    return f"{parts}biases" if always == possible else f"optional {parts}biases"
+
+
 def test_gemmas_multiplier_is_rounded_as_transformers_rounds_it() -> None:
     config = pico_config("gemma2", hidden_size=3072, dtype="bfloat16")
     assert architecture(config).embedding_scale == 55.5
@@ -273,5 +309,5 @@ def test_gemmas_multiplier_is_rounded_as_transformers_rounds_it() -> None:
 
 
 def test_a_config_that_lacks_a_value_is_refused_by_its_name() -> None:
-    with pytest.raises(ValueError, match=r"falcon: the config lacks .*new_decoder_architecture.*config\.json"):
+    with pytest.raises(ValueError, match=r"falcon: the config lacks a value: .*new_decoder_architecture.*config\.json"):
         architecture(SimpleNamespace(model_type="falcon"))

@@ -24,17 +24,17 @@ def describe(config):
 ASK = """
 from types import SimpleNamespace
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.arch.registry import architecture, known
+from peft_lorasuite.arch.registry import architecture, families
 try:
     arch = architecture(SimpleNamespace(model_type={model_type!r}, depth=7))
-    print(arch.family, arch.layers, arch.site("v").path, known()[{model_type!r}])
+    print(arch.family, arch.layers, arch.site("v").path, families()[{model_type!r}].origin)
 except LoraSuiteError as error:
     print(error)
 """
 
 
-def installed(folder: Path, package: str, model_type: str) -> None:
-    """Lay a package out as pip leaves it behind."""
+def install(folder: Path, package: str, model_type: str) -> None:
+    """Write a package as pip installs it."""
     (folder / f"{package}.py").write_text(PLUGIN)
     info = folder / f"{package}-1.0.dist-info"
     info.mkdir()
@@ -43,20 +43,18 @@ def installed(folder: Path, package: str, model_type: str) -> None:
 
 
 def ask(folder: Path, model_type: str) -> str:
-    """Ask for an architecture in a fresh interpreter that finds the packages in ``folder``."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ASK.format(model_type=model_type)],
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout.strip()
+    """Ask for an architecture in a new interpreter that finds the packages in ``folder``."""
+    return python(folder, "-W", "error", "-c", ASK.format(model_type=model_type)).strip()
+
+
+def python(folder: Path, *words: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let a test register without leaving traces."""
+    """Undo the registrations of a test."""
     table = dict(registry._registered)
     monkeypatch.setattr(registry, "_registered", table)
     return table
@@ -71,14 +69,31 @@ def other(config: Any) -> Architecture:
 
 
 def test_a_converter_of_another_package_works_through_its_entry_point(tmp_path: Path) -> None:
-    installed(tmp_path, "owl_family", "owl")
+    install(tmp_path, "owl_family", "owl")
     assert ask(tmp_path, "owl") == "owl 7 mix.qkv owl_family.describe"
+
+
+def test_a_converter_of_another_package_is_listed_without_importing_it(tmp_path: Path) -> None:
+    install(tmp_path, "owl_family", "owl")
+    (tmp_path / "owl_family.py").write_text("raise ImportError\n")
+    lines = python(tmp_path, "-m", "peft_lorasuite", "families").splitlines()
+    assert "owl          (no summary; from owl_family:describe)" in lines
+
+
+def test_a_package_may_register_its_converter_with_a_summary(tmp_path: Path) -> None:
+    install(tmp_path, "owl_family", "owl")
+    decorated = PLUGIN.replace("def describe", "@register('owl', summary='fused q, k, v')\ndef describe")
+    imports = "from peft_lorasuite.arch.registry import register"
+    (tmp_path / "owl_family.py").write_text(f"{imports}\n{decorated}")
+    code = f"{ASK.format(model_type='owl')}\nprint(families()['owl'].summary)"
+    answer = "owl 7 mix.qkv owl_family.describe\nfused q, k, v\n"
+    assert python(tmp_path, "-W", "error", "-c", code) == answer
 
 
 @pytest.mark.parametrize(("packages", "model_type"), [(("owl_a", "owl_b"), "owl"), (("my_llama",), "llama")])
 def test_two_converters_for_one_type_are_an_error(tmp_path: Path, packages: tuple[str, ...], model_type: str) -> None:
     for package in packages:
-        installed(tmp_path, package, model_type)
+        install(tmp_path, package, model_type)
     answer = ask(tmp_path, model_type)
     assert f"two converters for model type '{model_type}'" in answer
     assert all(f"{package}:describe" in answer for package in packages)
@@ -86,14 +101,14 @@ def test_two_converters_for_one_type_are_an_error(tmp_path: Path, packages: tupl
 
 
 def test_the_decorator_registers_once(registered: dict[str, Any]) -> None:
-    assert registry.register("owl", "barn_owl")(owl) is owl
-    registry.register("owl")(owl)
-    assert set(registered) >= {"owl", "barn_owl"}
+    assert registry.register("owl", "barn_owl", summary="fused q, k, v")(owl) is owl
+    assert registry.register("owl", "barn_owl", summary="fused q, k, v")(owl) is owl
     assert registry.architecture(SimpleNamespace(model_type="barn_owl", depth=3)).layers == 3
-    assert registry.known()["owl"].endswith("test_registry.owl")
+    assert registry.families()["owl"] == ("fused q, k, v", f"{__name__}.owl")
     with pytest.raises(ValueError, match=r"two converters for model type 'owl' .*other and .*owl"):
-        registry.register("owl")(other)
+        registry.register("tawny_owl", "owl")(other)
     assert registered["owl"].converter is owl
+    assert "tawny_owl" not in registered
 
 
 def test_a_built_in_type_cannot_be_taken(registered: dict[str, Any]) -> None:
@@ -102,20 +117,22 @@ def test_a_built_in_type_cannot_be_taken(registered: dict[str, Any]) -> None:
     assert registered.get("bloom") is None or registered["bloom"].converter is not owl
 
 
-def test_an_unknown_type_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown model type 'lama'") as caught:
+def test_the_error_for_a_type_without_a_converter_lists_the_supported_ones(registered: dict[str, Any]) -> None:
+    """It proposes no similar type: editing ``model_type`` in the config would only make the upgrade wrong."""
+    registry.register("owl")(owl)
+    with pytest.raises(ValueError, match="no converter for model type 'lama'") as caught:
         registry.architecture(SimpleNamespace(model_type="lama"))
-    assert "did you mean 'llama'?" in str(caught.value)
-    assert all(name in str(caught.value) for name in registry.BUILT_IN)
-    assert "peft_lorasuite.register" in str(caught.value)
+    assert f"(wanted one of {', '.join(sorted({*registry.BUILT_IN, 'owl'}))})" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert str(caught.value).endswith("to add one with peft_lorasuite.register, see docs/add-a-family.md")
 
 
 def test_every_built_in_type_has_its_converter_and_no_file_is_left_over() -> None:
     folder = Path(__file__).parents[1] / "converters"
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert modules == set(registry.BUILT_IN.values())
+    assert modules == {one.module for one in registry.BUILT_IN.values()}
     for model_type in registry.BUILT_IN:
-        with pytest.raises(ValueError, match="the config lacks what its family needs"):
+        with pytest.raises(ValueError, match=f"{model_type}: the config lacks a value: "):
             registry.architecture(SimpleNamespace(model_type=model_type))
 
 

@@ -1,4 +1,4 @@
-"""Facts about a family check themselves: what cannot be is refused with what was found and what would fit."""
+"""The records of `arch.spec`: JSON, and errors for values that cannot be right."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ def test_an_architecture_survives_json(model_type):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Heads(6, 4, 8), "head counts do not fit together .got 6 query heads, 4 key/value heads of 8"),
-        (lambda: Heads(0, 1, 8), "head counts do not fit together"),
-        (lambda: Heads.of(SimpleNamespace(num_attention_heads=5, hidden_size=32)), "no multiple of the head count"),
-        (lambda: Site("attn.qkv", ("q", "k", "v"), rows="dim head part"), "attn.qkv: unknown fused layout"),
-        (lambda: Site("mlp.gate_up", ("gate", "up"), rows="head part dim"), "only a fused q, k, v has rows ordered"),
-        (lambda: Site("attn.q", ("q", "q")), "no, doubled or unknown parts"),
-        (lambda: Site("attn.x", ("x",)), "no, doubled or unknown parts"),
+        (lambda: Heads(6, 4, 8), "inconsistent attention heads .got 6 query heads, 4 key/value heads of 8"),
+        (lambda: Heads(0, 1, 8), "inconsistent attention heads"),
+        (
+            lambda: Heads.of(SimpleNamespace(num_attention_heads=5, hidden_size=32)),
+            "must be a multiple of the number of heads",
+        ),
+        (lambda: Site("attn.qkv", ("q", "k", "v"), rows="dim head part"), "attn.qkv: unknown order of rows"),
+        (
+            lambda: Site("mlp.gate_up", ("gate", "up"), rows="head part dim"),
+            "mlp.gate_up: this order of rows needs a fused q, k, v",
+        ),
+        (lambda: Site("attn.q", ("q", "q")), "attn.q: invalid parts of a site"),
+        (lambda: Site("attn.x", ("q", "x")), "attn.x: invalid parts of a site"),
+        (lambda: Site("attn.none", ()), "attn.none: invalid parts of a site"),
     ],
 )
-def test_what_cannot_be_is_refused(build, message):
+def test_an_invalid_value_is_an_error(build, message):
     with pytest.raises(LoraSuiteError, match=message):
         build()
 
@@ -45,11 +52,11 @@ def test_rows_by_head_need_a_key_for_every_query():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden": 0}, "a size is not positive"),
-        ({"rope_thetas": (1.0, 2.0)}, "the rotary bases fit no layer count"),
-        ({"colour": "red"}, "other fields than this version knows .got .'colour'.."),
+        ({"hidden": 0}, "sizes must be positive"),
+        ({"rope_thetas": (1.0, 2.0)}, "wrong number of rotary bases .got 2, wanted 1 or 3"),
+        ({"color": "red"}, "unknown or missing fields in an architecture record .got .'color'.."),
     ],
 )
-def test_a_record_that_does_not_hold_together_is_refused(change, message):
+def test_an_invalid_record_is_an_error(change, message):
     with pytest.raises(LoraSuiteError, match=message):
         Architecture.from_dict({**architecture(pico_config("llama")).to_dict(), **change})

@@ -1,4 +1,4 @@
-"""What two architectures differ in beyond their sizes, and what an upgrade makes of it: plain sentences by name."""
+"""Structural differences of two architectures, and how an upgrade handles each, as sentences for the report."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SAME_FUNCTION = {
     "gelu_fast": "gelu_new",
     "gelu_accurate": "gelu_new",
 }
-"""Names in transformers that stand for one activation function: its name here."""
+"""Other names in transformers of an activation function -> the name used here."""
 ORDERS = {"part head dim": "part after part", "head part dim": "head by head", "group part dim": "group by group"}
 
 
 def differences(old: Architecture, new: Architecture) -> list[str]:
-    """Name every structural difference of two backbones and say how it is met.
+    """List every structural difference of two backbones and how an upgrade handles it.
 
-    Differing sizes (layers, hidden size, heads, units, vocabulary) are what an upgrade map is for and not listed, but
-    for attention types, where updates are averaged or repeated.
+    Sizes (layers, hidden size, heads, units, vocabulary) are not listed, except for the number of query heads per
+    key/value head.
 
     Returns:
-        One sentence each; an empty list for two backbones of one structure.
+        One sentence per difference.
     """
     checks = (_parts, _fusion, _biases, _attention, _positions, _blocks, _norms, _activation, _scales)
     return [sentence for check in checks for sentence in check(old, new)]
@@ -34,88 +34,86 @@ def differences(old: Architecture, new: Architecture) -> list[str]:
 def _parts(old: Architecture, new: Architecture) -> Iterator[str]:
     for part in PARTS:
         if part in old.parts and part not in new.parts:
-            yield f"only the old layers have a {part} projection: its updates have no place and are not carried"
+            yield f"only the old layers have a {part} projection: its updates are dropped"
         if part in new.parts and part not in old.parts:
             yield f"only the new layers have a {part} projection: it gets no update"
 
 
 def _fusion(old: Architecture, new: Architecture) -> Iterator[str]:
-    """Compare the modules that hold the parts of both: fused or split, and the order of fused rows."""
+    """Compare the modules of the parts that both have: fused or split, and the order of fused rows."""
     shared = [part for part in old.parts if part in new.parts]
     for site in new.sites:
-        held = [part for part in site.parts if part in shared]
-        homes = {old.site(part).path for part in held}
-        if len(homes) > 1:
+        parts = [part for part in site.parts if part in shared]
+        if len({old.site(part).path for part in parts}) > 1:
             yield (
-                f"{', '.join(held)} are split in the old layers and fused in {site.path} of the new ones: their updates"
-                " are cut to one rank together, at the cost that the energy kept tells"
+                f"{', '.join(parts)} are split in the old layers and fused in {site.path} of the new ones: their"
+                " updates are truncated to one joint rank (see the energy kept)"
             )
     for site in old.sites:
-        held = [part for part in site.parts if part in shared]
-        homes = {new.site(part).path for part in held}
-        if len(homes) > 1:
-            yield f"{', '.join(held)} are fused in {site.path} of the old layers and split in the new ones: exact"
-        elif len(held) > 1 and site.rows != new.site(held[0]).rows:
-            rows = ORDERS[site.rows], ORDERS[new.site(held[0]).rows]
-            yield f"{', '.join(held)} are fused {rows[0]} in the old layers and {rows[1]} in the new ones: exact"
+        parts = [part for part in site.parts if part in shared]
+        if len({new.site(part).path for part in parts}) > 1:
+            yield f"{', '.join(parts)} are fused in {site.path} of the old layers and split in the new ones: exact"
+        elif len(parts) > 1 and site.rows != new.site(parts[0]).rows:
+            orders = ORDERS[site.rows], ORDERS[new.site(parts[0]).rows]
+            yield f"{', '.join(parts)} are fused {orders[0]} in the old layers and {orders[1]} in the new ones: exact"
 
 
 def _biases(old: Architecture, new: Architecture) -> Iterator[str]:
     shared = [part for part in old.parts if part in new.parts]
-    for one, other, here, there in ((old, new, "old", "new"), (new, old, "new", "old")):
-        held = [part for part in shared if one.site(part).bias and not other.site(part).bias]
-        if held:
+    for one, other, name, other_name in ((old, new, "old", "new"), (new, old, "new", "old")):
+        parts = [part for part in shared if one.site(part).bias and not other.site(part).bias]
+        if parts:
             yield (
-                f"{', '.join(held)} have a bias in the {here} layers and none in the {there} ones: "
-                "a constant offset that no low-rank update makes up for"
+                f"{', '.join(parts)} have a bias in the {name} layers and none in the {other_name} ones:"
+                " a low-rank update cannot compensate for this constant offset"
             )
 
 
 def _attention(old: Architecture, new: Architecture) -> Iterator[str]:
     if old.heads.group == new.heads.group:
         return
-    met = "repeated for" if old.heads.group > new.heads.group else "averaged over"
+    handling = "repeated for" if old.heads.group > new.heads.group else "averaged over"
     yield (
         f"attention is {_kind(old.heads)} in the old backbone and {_kind(new.heads)} in the new one: key and value"
-        f" updates are {met} the query heads that share them"
+        f" updates are {handling} the query heads that share them"
     )
 
 
 def _kind(heads: Heads) -> str:
     kind = "MHA" if heads.group == 1 else "MQA" if heads.key_value == 1 else "GQA"
-    return f"{kind} ({heads.query} query heads on {heads.key_value} key/value heads)"
+    return f"{kind} ({heads.query} query and {heads.key_value} key/value heads)"
 
 
 def _positions(old: Architecture, new: Architecture) -> Iterator[str]:
     if old.positions != new.positions:
         yield (
             f"positions are {old.positions} in the old backbone and {new.positions} in the new one: query and key"
-            " updates are fitted without regard to them"
+            " updates are fitted without positions"
         )
         return
     if old.positions != "rotary":
         return
-    shares = old.rotary_size / old.heads.size, new.rotary_size / new.heads.size
-    if shares[0] != shares[1]:
+    fractions = old.rotary_size / old.heads.size, new.rotary_size / new.heads.size
+    if fractions[0] != fractions[1]:
         yield (
-            f"{shares[0]:.0%} of a head is rotated in the old backbone and {shares[1]:.0%} in the new one: rotated"
-            " dimensions are matched by the nearest frequency"
+            f"{fractions[0]:.0%} of a head is rotated in the old backbone and {fractions[1]:.0%} in the new one:"
+            " rotated dimensions are matched by the nearest frequency"
         )
     bases = sorted(set(old.rope_thetas)), sorted(set(new.rope_thetas))
     if bases[0] != bases[1]:
-        told = [" and ".join(f"{base:g}" for base in side) for side in bases]
+        texts = [" and ".join(f"{base:g}" for base in side) for side in bases]
         yield (
-            f"the rotary base is {told[0]} in the old backbone and {told[1]} in the new one: rotated dimensions are"
+            f"the rotary base is {texts[0]} in the old backbone and {texts[1]} in the new one: rotated dimensions are"
             " matched by the nearest frequency"
         )
 
 
 def _blocks(old: Architecture, new: Architecture) -> Iterator[str]:
     if old.parallel != new.parallel:
-        told = ["in parallel" if side.parallel else "one after the other" for side in (old, new)]
+        orders = ["in parallel" if side.parallel else "one after the other" for side in (old, new)]
         yield (
-            f"attention and feed-forward run {told[0]} in the old layers and {told[1]} in the new ones: what one adds"
-            " for the other to read within a layer is not mapped"
+            f"attention and feed-forward run {orders[0]} in the old layers and {orders[1]} in the new ones: the effect"
+            " of attention on the feed-forward input of the same layer is not mapped"
         )
 
 
@@ -124,29 +122,29 @@ def _norms(old: Architecture, new: Architecture) -> Iterator[str]:
     if old.norm != new.norm:
         yield (
             f"norms are {names[old.norm]} in the old backbone and {names[new.norm]} in the new one: gains are mapped,"
-            " the LayerNorm's mean and bias are not"
+            " the mean and bias of LayerNorm are not"
         )
-    for field, place, probes in (("norm", "in front of", ("q", "up")), ("post_norm", "behind", ("o", "down"))):
-        for block, part in zip(("attention", "feed-forward"), probes, strict=True):
+    for field, position, parts in (("norm", "before", ("q", "up")), ("post_norm", "after", ("o", "down"))):
+        for block, part in zip(("attention", "feed-forward"), parts, strict=True):
             has = [getattr(side.site(part), field) is not None for side in (old, new)]
             if has[0] != has[1]:
                 side = "old" if has[0] else "new"
-                yield f"only the {side} layers have a norm {place} {block}: its gain is mapped, its rescaling is not"
+                yield f"only the {side} layers have a norm {position} {block}: its gain is mapped, its scaling is not"
     if old.qk_norm != new.qk_norm:
         side = "old" if old.qk_norm else "new"
-        yield f"only the {side} backbone normalises queries and keys: the size of their updates may be off"
+        yield f"only the {side} backbone normalizes queries and keys: the size of their updates may be wrong"
 
 
 def _activation(old: Architecture, new: Architecture) -> Iterator[str]:
-    sides = [_function(side) for side in (old, new)]
-    if sides[0] != sides[1]:
+    names = [_activation_name(side) for side in (old, new)]
+    if names[0] != names[1]:
         yield (
-            f"the activation function is {sides[0]} in the old backbone and {sides[1]} in the new one: feed-forward"
-            " updates are matched by weights, not by what the function makes of them"
+            f"the activation function is {names[0]} in the old backbone and {names[1]} in the new one: feed-forward"
+            " units are matched by their weights alone"
         )
 
 
-def _function(arch: Architecture) -> str:
+def _activation_name(arch: Architecture) -> str:
     name = SAME_FUNCTION.get(arch.activation, arch.activation)
     return f"{name} above {arch.activation_floor:g}" if arch.activation_floor else name
 
@@ -154,6 +152,6 @@ def _function(arch: Architecture) -> str:
 def _scales(old: Architecture, new: Architecture) -> Iterator[str]:
     if old.residual_scale != new.residual_scale:
         yield (
-            f"what a block adds is multiplied by {old.residual_scale:.4g} in the old backbone and by"
-            f" {new.residual_scale:.4g} in the new one: divided out"
+            f"the output of a block is multiplied by {old.residual_scale:.4g} in the old backbone and by"
+            f" {new.residual_scale:.4g} in the new one: compensated"
         )

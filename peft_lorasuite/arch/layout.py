@@ -1,6 +1,6 @@
-"""Where each part's rows lie in a projection, and how key/value heads relate to query heads.
+"""Rows of each part in a fused projection, and the key/value head of each query head.
 
-One table of row numbers serves every direction: indexing with it splits, assigning through it joins.
+`head_rows` is the only description of a fused layout: `split` indexes with its row numbers, `join` assigns to them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from .spec import OUTPUT_PROJECTIONS, Architecture, Heads, Site
 
 
 def head_rows(site: Site, arch: Architecture) -> dict[str, Tensor]:
-    """Return the row numbers of each part of a site, in head order; together a permutation of all rows."""
+    """Return the row numbers of each part of a site, in the order of its heads; together a permutation of all rows."""
     if site.parts[0] in OUTPUT_PROJECTIONS:
         return {site.parts[0]: torch.arange(arch.hidden)}
     if site.rows == "part head dim":
-        return _one_after_the_other(site, arch)
-    return _per_group(arch.heads, by_head=site.rows == "head part dim", path=site.path)
+        return _rows_by_part(site, arch)
+    if site.rows == "head part dim" and arch.heads.group != 1:
+        raise LoraSuiteError(
+            "rows ordered head by head need as many key/value heads as query heads",
+            where=site.path,
+            got=f"{arch.heads.query} query and {arch.heads.key_value} key/value heads",
+        )
+    return _rows_by_group(arch.heads)
 
 
-def _one_after_the_other(site: Site, arch: Architecture) -> dict[str, Tensor]:
+def _rows_by_part(site: Site, arch: Architecture) -> dict[str, Tensor]:
     rows, start = {}, 0
     for part in site.parts:
         width = arch.shape(part)[0]
@@ -33,43 +39,37 @@ def _one_after_the_other(site: Site, arch: Architecture) -> dict[str, Tensor]:
     return rows
 
 
-def _per_group(heads: Heads, *, by_head: bool, path: str) -> dict[str, Tensor]:
-    """Rows of ``(group, its query heads then key then value, dim)``; by head is the case of groups of one."""
-    if by_head and heads.group != 1:
-        raise LoraSuiteError(
-            "rows ordered head by head need as many key/value heads as query heads",
-            where=path,
-            got=f"{heads.query} query and {heads.key_value} key/value heads",
-        )
+def _rows_by_group(heads: Heads) -> dict[str, Tensor]:
+    """Return the rows of ``(group, query heads then key and value, dim)``; head by head: groups of one query head."""
     table = torch.arange(heads.key_value * (heads.group + 2) * heads.size)
     table = table.reshape(heads.key_value, heads.group + 2, heads.size)
     return {"q": table[:, :-2].reshape(-1), "k": table[:, -2].reshape(-1), "v": table[:, -1].reshape(-1)}
 
 
 def split(rows: Float[Tensor, "out ..."], site: Site, arch: Architecture) -> dict[str, Tensor]:
-    """Take a site's weight, bias or LoRA B apart into its parts, along the first dimension."""
+    """Split the weight, bias or LoRA B of a site into its parts, along the first dimension."""
     table = head_rows(site, arch)
     total = sum(len(numbers) for numbers in table.values())
     if rows.shape[0] != total:
         raise LoraSuiteError(
-            "a tensor does not fit its module", where=site.path, got=tuple(rows.shape), wanted=f"{total} rows"
+            "wrong number of rows in a tensor", where=site.path, got=tuple(rows.shape), wanted=f"{total} rows"
         )
-    return {part: _taken(rows, numbers) for part, numbers in table.items()}
+    return {part: _take_rows(rows, numbers) for part, numbers in table.items()}
 
 
-def _taken(rows: Tensor, numbers: Tensor) -> Tensor:
-    """Take rows by their numbers: a view where they follow each other, as they do unless heads are interleaved."""
+def _take_rows(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Select rows by their numbers; consecutive rows are returned as a view, which avoids a copy of the weight."""
     if bool((numbers.diff() == 1).all()):
         return rows[int(numbers[0]) : int(numbers[-1]) + 1]
     return rows[numbers]
 
 
 def join(parts: Mapping[str, Tensor], site: Site, arch: Architecture) -> Tensor:
-    """Put the parts of a site together; the inverse of `split`."""
+    """Join the parts of a site; the inverse of `split`."""
     table = head_rows(site, arch)
     missing = [part for part in site.parts if part not in parts]
     if missing:
-        raise LoraSuiteError("parts are missing", where=site.path, got=sorted(parts), wanted=site.parts)
+        raise LoraSuiteError("missing parts", where=site.path, got=sorted(parts), wanted=site.parts)
     first = parts[site.parts[0]]
     whole = first.new_empty(sum(len(numbers) for numbers in table.values()), *first.shape[1:])
     for part, numbers in table.items():
@@ -78,24 +78,31 @@ def join(parts: Mapping[str, Tensor], site: Site, arch: Architecture) -> Tensor:
 
 
 def heads_first(weight: Tensor, part: str, heads: Heads) -> Float[Tensor, "heads size other"]:
-    """View an attention part's weight ``(out, in)`` as one ``(d, D)`` block a head; o's columns become rows."""
+    """View an attention part's weight ``(out, in)`` as one block per head; the columns of ``o`` become rows."""
     rows = weight.T if part == "o" else weight
     return rows.reshape(heads.count(part), heads.size, -1)
 
 
 def group_of(heads: Heads) -> Tensor:
-    """Return the key/value head of every query head, shape (H,)."""
+    """Return the index of the key/value head of every query head, shape (H,)."""
     return torch.arange(heads.query) // heads.group
 
 
 def place_rows(blocks: Tensor, heads: Tensor, count: int) -> tuple[Tensor, float]:
-    """Average the blocks that meet in a head and lay them out; heads without one get zeros.
+    """Write each block to the rows of its head: the mean where a head has several blocks, zeros where it has none.
 
-    Also return the share of the energy that the average keeps: 1 where heads that meet agree.
+    Args:
+        blocks: One block per entry of ``heads``, shape (n, d, r).
+        heads: Index of the head of each block, shape (n,).
+        count: Number of heads.
+
+    Returns:
+        The rows of all heads, shape (count * d, r), and the fraction of the squared norm of ``blocks`` that the means
+        keep: 1 if the blocks of each head are equal.
     """
     total = blocks.new_zeros(count, *blocks.shape[1:]).index_add_(0, heads, blocks)
-    met = torch.bincount(heads, minlength=count).clamp(min=1).to(blocks.dtype)
-    mean = total / met[:, None, None]
+    number = torch.bincount(heads, minlength=count).clamp(min=1).to(blocks.dtype)
+    mean = total / number[:, None, None]
     energy = float((blocks**2).sum())
-    kept = float((mean**2).sum(dim=(1, 2)) @ met) / energy if energy else 1.0
+    kept = float((mean**2).sum(dim=(1, 2)) @ number) / energy if energy else 1.0
     return mean.reshape(-1, blocks.shape[-1]), kept

@@ -1,94 +1,128 @@
-"""Which converter describes which ``config.model_type``: built in, registered here, or installed as a plugin."""
+"""The registry of converters: the built-in ones as a table, others by `register` or by an entry point.
+
+A converter is a function ``config -> Architecture`` for one or more values of ``config.model_type``. Nothing here
+imports torch, so that the command line can list the families at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError
 from .spec import Architecture
 
 Converter = Callable[[Any], Architecture]
 
-BUILT_IN = {
-    "bloom": "bloom",
-    "falcon": "falcon",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-    "granite": "granite",
-    "llama": "llama",
-    "minicpm": "minicpm",
-    "mistral": "llama",
-    "olmo2": "olmo2",
-    "phi": "phi",
-    "phi3": "phi3",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "stablelm": "stablelm",
-}
-"""``model_type`` -> module of `peft_lorasuite.converters`; imported on first use, so that importing us stays cheap."""
 
-ENTRY_POINTS = "peft_lorasuite.converters"
-ADVICE = (
-    "add a converter with peft_lorasuite.register (or the entry point group "
-    f"{ENTRY_POINTS!r}); docs/add-a-family.md shows how"
-)
+class BuiltIn(NamedTuple):
+    """A built-in model type: the module of `peft_lorasuite.converters` that registers it, and a one-line summary."""
+
+    module: str
+    summary: str
+
+
+BUILT_IN = {
+    "bloom": BuiltIn("bloom", "q+k+v by head; biases; MHA; ALiBi; LayerNorm"),
+    "falcon": BuiltIn("falcon", "q+k+v by group; optional biases; GQA; rotary or ALiBi; LayerNorm"),
+    "gemma2": BuiltIn("gemma2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "gemma3": BuiltIn("gemma3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "gemma3_text": BuiltIn("gemma3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "gpt2": BuiltIn("gpt2", "q+k+v by part; biases; MHA; learned; LayerNorm"),
+    "gpt_neox": BuiltIn("gpt_neox", "q+k+v by head; MLP biases, others optional; MHA; rotary; LayerNorm"),
+    "granite": BuiltIn("granite", "not fused; optional biases; GQA; rotary; RMSNorm"),
+    "llama": BuiltIn("llama", "not fused; optional biases; GQA; rotary; RMSNorm"),
+    "minicpm": BuiltIn("minicpm", "not fused; no biases; GQA; rotary; RMSNorm"),
+    "mistral": BuiltIn("llama", "not fused; optional biases; GQA; rotary; RMSNorm"),
+    "olmo2": BuiltIn("olmo2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "phi": BuiltIn("phi", "not fused; biases; GQA; rotary; LayerNorm"),
+    "phi3": BuiltIn("phi3", "q+k+v by part, gate+up by part; no biases; GQA; rotary; RMSNorm"),
+    "qwen2": BuiltIn("qwen2", "not fused; q, k, v biases; GQA; rotary; RMSNorm"),
+    "qwen3": BuiltIn("qwen3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "stablelm": BuiltIn("stablelm", "not fused; optional q, k, v biases; GQA; rotary; LayerNorm"),
+}
+"""``model_type`` -> converter. A summary says, in this order: fused projections and the order of their rows, biases,
+attention heads (GQA where the config has a number of key/value heads), positions, norm."""
+
+CONVERTERS = "peft_lorasuite.converters"
+"""Package of the built-in converters, and group of the entry points of other packages."""
+
+
+class Family(NamedTuple):
+    """A supported model type: a one-line summary, empty if it has none, and the origin of its converter."""
+
+    summary: str
+    origin: str
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered converter and where it came from."""
+    """A registered converter."""
 
     converter: Converter
     origin: str
+    summary: str = ""
 
 
 _registered: dict[str, Entry] = {}
 
 
-def register(*model_types: str) -> Callable[[Converter], Converter]:
-    """Register a function ``config -> Architecture`` for one or more ``config.model_type`` values.
+def register(*model_types: str, summary: str = "") -> Callable[[Converter], Converter]:
+    """Register a function ``config -> Architecture`` for one or more values of ``config.model_type``.
+
+    Args:
+        model_types: The values of ``config.model_type``.
+        summary: One line about the layers, for ``peft-lorasuite families``.
 
     Raises:
-        LoraSuiteError: When another converter is registered for one of them already.
+        LoraSuiteError: If another converter is registered for one of the model types.
     """
 
     def decorate(converter: Converter) -> Converter:
         origin = f"{converter.__module__}.{getattr(converter, '__qualname__', converter)}"
         for model_type in model_types:
-            holder = _registered.get(model_type)
-            built_in = f"peft_lorasuite.converters.{BUILT_IN.get(model_type)}"
-            taken = holder.origin if holder else built_in if model_type in BUILT_IN else origin
-            if taken != origin and not origin.startswith(f"{built_in}."):
-                raise LoraSuiteError(
-                    f"two converters for model type {model_type!r}",
-                    got=f"{origin} and {taken}",
-                    do="register under another model type or remove one of the packages",
-                )
-            _registered[model_type] = Entry(converter, origin)
+            _check_origin(model_type, origin)
+        _registered.update({model_type: Entry(converter, origin, summary) for model_type in model_types})
         return converter
 
     return decorate
 
 
-def known() -> dict[str, str]:
-    """Return every known model type with the place its converter comes from, without importing any."""
-    names = {model_type: f"{ENTRY_POINTS}.{module}" for model_type, module in BUILT_IN.items()}
-    names |= {point.name: point.value for point in _plugins()}
-    return dict(sorted((names | {name: entry.origin for name, entry in _registered.items()}).items()))
+def _check_origin(model_type: str, origin: str) -> None:
+    """Raise an error if the converter of a model type comes from elsewhere."""
+    built_in, entry = BUILT_IN.get(model_type), _registered.get(model_type)
+    other = None
+    if built_in and not origin.startswith(f"{CONVERTERS}.{built_in.module}."):
+        other = f"{CONVERTERS}.{built_in.module}"
+    elif entry and entry.origin != origin:
+        other = entry.origin
+    if other:
+        raise LoraSuiteError(
+            f"two converters for model type {model_type!r}",
+            got=f"{origin} and {other}",
+            do="register another model type, or uninstall one of the packages",
+        )
+
+
+def families() -> dict[str, Family]:
+    """Return every supported model type in alphabetical order, without importing a converter."""
+    found = {point.name: Family("", point.value) for point in _entry_points()}
+    found |= {model_type: Family(entry.summary, entry.origin) for model_type, entry in _registered.items()}
+    found |= {model_type: Family(one.summary, f"{CONVERTERS}.{one.module}") for model_type, one in BUILT_IN.items()}
+    return dict(sorted(found.items()))
 
 
 def architecture(config: Any) -> Architecture:
-    """Describe a backbone by its config (anything with ``model_type`` and the family's config attributes).
+    """Return the architecture of a backbone.
+
+    Args:
+        config: The backbone's config: any object with ``model_type`` and the attributes that its converter reads.
 
     Raises:
-        LoraSuiteError: For an unknown model type, a collision, or a config that the converter cannot read.
+        LoraSuiteError: If the model type has no converter or two, or if the converter cannot read the config.
     """
     model_type = getattr(config, "model_type", None) or ""
     converter = _converter(model_type)
@@ -97,40 +131,53 @@ def architecture(config: Any) -> Architecture:
     except LoraSuiteError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = "lacks what its family needs" if isinstance(error, AttributeError) else "holds what its family cannot be"
+        what = "lacks a value" if isinstance(error, AttributeError) else "has an invalid value"
         raise LoraSuiteError(
             f"the config {what}: {error}", where=model_type, do="check the backbone's config.json"
         ) from error
 
 
 def _converter(model_type: str) -> Converter:
-    plugins = [point for point in _plugins() if point.name == model_type]
-    homes = [f"entry point {point.value}" for point in plugins]
-    homes += [f"built in {BUILT_IN[model_type]}"] if model_type in BUILT_IN else []
-    if len(homes) > 1:
+    points = [point for point in _entry_points() if point.name == model_type]
+    origins = [f"entry point {point.value}" for point in points]
+    origins += [f"{CONVERTERS}.{BUILT_IN[model_type].module}"] if model_type in BUILT_IN else []
+    if len(origins) > 1:
         raise LoraSuiteError(
-            f"two converters for model type {model_type!r}", got=" and ".join(homes), do="uninstall one of the packages"
+            f"two converters for model type {model_type!r}",
+            got=" and ".join(origins),
+            do="uninstall one of the packages",
         )
     if model_type not in _registered:
         if model_type in BUILT_IN:
-            _load_built_in(BUILT_IN[model_type])
-        elif plugins:
-            register(model_type)(plugins[0].load())
+            _import_built_in(BUILT_IN[model_type].module)
+        elif points:
+            _load(points[0])
         else:
-            raise unknown("model type", model_type, known(), do=ADVICE)
+            raise LoraSuiteError(
+                f"no converter for model type {model_type!r}",
+                wanted=f"one of {', '.join(families())}",
+                do="to add one with peft_lorasuite.register, see docs/add-a-family.md",
+            )
     return _registered[model_type].converter
 
 
-def _load_built_in(module: str) -> None:
+def _import_built_in(module: str) -> None:
     try:
-        import_module(f"peft_lorasuite.converters.{module}")
+        import_module(f"{CONVERTERS}.{module}")
     except ModuleNotFoundError as error:
-        if error.name != "peft_lorasuite.converters":
+        if error.name != CONVERTERS:
             raise
         raise LoraSuiteError(
-            "the converters are not installed", do="install the package: pip install -e . in the checkout"
+            "the converters are not installed", do="run pip install -e . in the root of the repository"
         ) from error
 
 
-def _plugins() -> list[Any]:
-    return list(entry_points(group=ENTRY_POINTS))
+def _load(point: EntryPoint) -> None:
+    """Load the converter of an entry point; one that its module registers itself keeps its summary."""
+    converter = point.load()
+    if point.name not in _registered:
+        register(point.name)(converter)
+
+
+def _entry_points() -> list[EntryPoint]:
+    return list(entry_points(group=CONVERTERS))

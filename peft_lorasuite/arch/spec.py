@@ -1,4 +1,4 @@
-"""The facts about a model family that a conversion needs: frozen records that check themselves (no torch here)."""
+"""Records of a backbone's structure: attention heads, linear modules and sizes. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from ..errors import LoraSuiteError, unknown
 
 OUTPUT_PROJECTIONS = ("o", "down")
-"""Parts that write to the residual stream: output is the hidden size. The others read its normalised state."""
+"""Parts whose output is added to the residual stream. The others, the input projections, take its normalized state."""
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
 ROWS = ("part head dim", "head part dim", "group part dim")
-"""Orders of a projection's output rows: all of one part after the other (Phi-3, and every projection that is not
-fused), query, key and value head by head (GPT-NeoX, Bloom), or per key/value group: its query heads, its key, its
-value (Falcon)."""
+"""Orders of a projection's output rows: one part after another (Phi-3, and every projection that is not fused); query,
+key and value of one head after another (GPT-NeoX, Bloom); or, for each key/value group, its query heads, its key and
+its value (Falcon)."""
 
 
 def check_parts(parts: Iterable[str]) -> None:
-    """Refuse what is not one of `PARTS`."""
+    """Raise an error for a name that is not in `PARTS`."""
     for part in parts:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
@@ -42,30 +42,31 @@ class Heads:
     def __post_init__(self) -> None:
         if min(self.query, self.key_value, self.size) < 1 or self.query % self.key_value:
             raise LoraSuiteError(
-                "head counts do not fit together",
+                "inconsistent attention heads",
                 got=f"{self.query} query heads, {self.key_value} key/value heads of {self.size}",
-                wanted="positive numbers, query heads a multiple of key/value heads",
+                wanted="positive numbers, and query heads a multiple of key/value heads",
                 do="check num_attention_heads, num_key_value_heads and head_dim in the backbone's config.json",
             )
 
     @classmethod
     def of(cls, config: Any) -> Heads:
-        """Read the usual config names; ``head_dim`` and ``num_key_value_heads`` may be absent or None."""
+        """Read the heads from a config; ``head_dim`` and ``num_key_value_heads`` may be absent or None."""
         query = config.num_attention_heads
         size = getattr(config, "head_dim", None)
         if not size and config.hidden_size % query:
             raise LoraSuiteError(
-                "the hidden size is no multiple of the head count", got=f"{config.hidden_size} over {query} heads"
+                "the hidden size must be a multiple of the number of heads",
+                got=f"hidden size {config.hidden_size}, {query} heads",
             )
         return cls(query, getattr(config, "num_key_value_heads", None) or query, size or config.hidden_size // query)
 
     @property
     def group(self) -> int:
-        """Query heads per key/value head."""
+        """Number of query heads per key/value head."""
         return self.query // self.key_value
 
     def count(self, part: str) -> int:
-        """Heads of ``part``: G for keys and values, H for queries and for the output projection's columns."""
+        """Return the number of heads of ``part``: G for keys and values, H for queries and for the columns of ``o``."""
         return self.key_value if part in ("k", "v") else self.query
 
 
@@ -74,12 +75,12 @@ class Site:
     """One linear module of a decoder layer.
 
     Attributes:
-        path: Module path inside the layer, such as ``self_attn.q_proj``.
-        parts: What the module holds, in order: ``("q",)``, ``("q", "k", "v")``, ``("gate", "up")``, ...
+        path: Path of the module in the layer, such as ``self_attn.q_proj``.
+        parts: Parts in the module, in order: ``("q",)``, ``("q", "k", "v")``, ``("gate", "up")``, ...
         rows: Order of the output rows, one of `ROWS`.
         bias: Whether the module has a bias.
-        norm: Path of the norm in front of a reader; None where there is none (OLMo 2).
-        post_norm: Path of the norm between a writer and the residual sum (Gemma 2, OLMo 2), or None.
+        norm: Path of the norm before an input projection, or None (OLMo 2).
+        post_norm: Path of the norm after an output projection (Gemma 2, OLMo 2), or None.
         conv1d: Whether the weight is stored as ``(in, out)`` (GPT-2).
     """
 
@@ -92,25 +93,26 @@ class Site:
     conv1d: bool = False
 
     def __post_init__(self) -> None:
-        strange = [part for part in self.parts if part not in PARTS]
-        if strange or not self.parts or len(set(self.parts)) < len(self.parts):
+        if not self.parts or len(set(self.parts) & set(PARTS)) < len(self.parts):
             raise LoraSuiteError(
-                "a site names no, doubled or unknown parts", where=self.path, got=self.parts, wanted=PARTS
+                "invalid parts of a site", where=self.path, got=self.parts, wanted=f"one or more of {PARTS}, each once"
             )
         if self.rows not in ROWS:
-            raise LoraSuiteError("unknown fused layout", where=self.path, got=repr(self.rows), wanted=ROWS)
+            raise LoraSuiteError("unknown order of rows", where=self.path, got=repr(self.rows), wanted=ROWS)
         if self.rows != "part head dim" and self.parts != ("q", "k", "v"):
-            raise LoraSuiteError("only a fused q, k, v has rows ordered by head", where=self.path, got=self.parts)
+            raise LoraSuiteError(
+                "this order of rows needs a fused q, k, v projection", where=self.path, got=(self.rows, self.parts)
+            )
 
     @property
     def fused(self) -> bool:
-        """Whether the module holds more than one part."""
+        """Whether the module has more than one part."""
         return len(self.parts) > 1
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone's shape and layout, as its config states it.
+    """Sizes and layout of a backbone, from its config.
 
     Attributes:
         family: Name of the converter.
@@ -127,20 +129,19 @@ class Architecture:
         norm: ``"rms"`` or ``"layer"``.
         gain_offset: Added to a stored gain (Gemma stores the gain minus one).
         activation: Activation function of the feed-forward layer.
-        activation_floor: Values up to this one become zero before the activation is applied (FATReLU); 0 where the
-            activation is a usual one.
+        activation_floor: Threshold up to which values are set to zero before the activation (FATReLU), or 0.
         positions: ``"rotary"``, ``"alibi"`` or ``"learned"``.
-        rotary_size: Head dimensions that are rotated; they come first.
-        rope_thetas: Base of the rotary frequencies, one for all layers or one a layer.
-        tied: Whether head and embedding share their weight.
-        parallel: Whether attention and feed-forward read the same residual state.
-        qk_norm: Whether queries and keys are normalised after their projection.
+        rotary_size: Number of rotated dimensions of a head; they come first.
+        rope_thetas: Base of the rotary frequencies: one for all layers, or one per layer.
+        tied: Whether the language-model head and the embedding share their weight.
+        parallel: Whether attention and feed-forward run in parallel, on the same residual state.
+        qk_norm: Whether queries and keys are normalized after their projection.
         embedding_scale: Multiplier of the embedding's output.
-        embedding_norm: Path of a norm right after the embedding (Bloom), or None.
-        residual_scale: Multiplier of what a writer adds to the residual stream.
-        disk: Pairs (path in memory, path on disk) where the two differ.
-        runs_as: Config values, ``model_type`` among them, with which transformers runs a checkpoint whose own type it
-            does not know; empty for the types that it knows.
+        embedding_norm: Path of a norm after the embedding (Bloom), or None.
+        residual_scale: Multiplier of what an output projection adds to the residual stream.
+        disk: Pairs (path in the model, path in the checkpoint) where the two differ.
+        runs_as: Config values, including ``model_type``, with which transformers loads a checkpoint whose own model
+            type it does not support; empty for the types that it supports.
     """
 
     family: str
@@ -171,24 +172,27 @@ class Architecture:
     runs_as: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        held = [part for site in self.sites for part in site.parts]
-        if len(held) != len(set(held)):
-            raise LoraSuiteError("two sites hold the same part", where=self.family, got=held)
+        parts = [part for site in self.sites for part in site.parts]
+        if len(parts) != len(set(parts)):
+            raise LoraSuiteError("two sites have the same part", where=self.family, got=parts)
         if min(self.layers, self.hidden, self.intermediate, self.vocabulary) < 1:
-            raise LoraSuiteError("a size is not positive", where=self.family, got=self.sizes())
+            raise LoraSuiteError("sizes must be positive", where=self.family, got=self.sizes())
         if len(self.rope_thetas) not in (1, self.layers):
             raise LoraSuiteError(
-                "the rotary bases fit no layer count", where=self.family, got=len(self.rope_thetas), wanted=self.layers
+                "wrong number of rotary bases",
+                where=self.family,
+                got=len(self.rope_thetas),
+                wanted=f"1 or {self.layers}, one per layer",
             )
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that this family has, in the order of `PARTS`."""
-        held = {part for site in self.sites for part in site.parts}
-        return tuple(part for part in PARTS if part in held)
+        """Parts of a decoder layer, in the order of `PARTS`."""
+        parts = {part for site in self.sites for part in site.parts}
+        return tuple(part for part in PARTS if part in parts)
 
     def site(self, part: str) -> Site:
-        """Return the site that holds ``part``."""
+        """Return the site of ``part``."""
         for site in self.sites:
             if part in site.parts:
                 return site
@@ -199,14 +203,14 @@ class Architecture:
         return self.rope_thetas[layer if len(self.rope_thetas) > 1 else 0]
 
     def shape(self, part: str) -> tuple[int, int]:
-        """Return ``(out, in)`` of a part's weight, PyTorch's orientation."""
+        """Return the shape of a part's weight as ``(out_features, in_features)``."""
         width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.intermediate
         return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
 
     def sizes(self) -> dict[str, Any]:
-        """Return the family and the numbers that tell two backbones apart.
+        """Return the family and the sizes that distinguish two backbones.
 
-        A checkpoint that runs as another type counts as that type, for that is what it is once it is loaded.
+        The family of a checkpoint with ``runs_as`` is that of its loaded model.
         """
         names = ("family", "layers", "hidden", "heads", "intermediate", "vocabulary")
         family = dict(self.runs_as).get("model_type", self.family)
@@ -218,12 +222,10 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Rebuild an architecture from `to_dict`, refusing unknown or missing fields."""
+        """Create an architecture from the values of `to_dict`; unknown or missing fields are an error."""
         known = {field.name for field in fields(cls)}
         if set(values) != known:
-            raise LoraSuiteError(
-                "an architecture record has other fields than this version knows", got=sorted(set(values) ^ known)
-            )
+            raise LoraSuiteError("unknown or missing fields in an architecture record", got=sorted(set(values) ^ known))
         sites = tuple(Site(**{**site, "parts": tuple(site["parts"])}) for site in values["sites"])
         pairs = {name: tuple((left, right) for left, right in values[name]) for name in ("disk", "runs_as")}
         thetas = tuple(values["rope_thetas"])
