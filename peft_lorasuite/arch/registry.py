@@ -36,7 +36,7 @@ BUILT_IN = {
     "granite": BuiltIn("granite", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "llama": BuiltIn("llama", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "minicpm": BuiltIn("minicpm", "not fused; no biases; GQA; rotary; RMSNorm"),
-    "mistral": BuiltIn("llama", "not fused; optional biases; GQA; rotary; RMSNorm"),
+    "mistral": BuiltIn("llama", "not fused; no biases; GQA; rotary; RMSNorm"),
     "olmo2": BuiltIn("olmo2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "phi": BuiltIn("phi", "not fused; biases; GQA; rotary; LayerNorm"),
     "phi3": BuiltIn("phi3", "q+k+v by part, gate+up by part; no biases; GQA; rotary; RMSNorm"),
