@@ -39,14 +39,14 @@ REFUSED: dict[tuple[str, str], str] = {}
 
 HEAD = f"""# Any family to any family
 
-Each cell is an upgrade from the family of its row to that of its column, run from end to end on two small backbones
-with random weights: map, upgrade, load with `peft.PeftModel.from_pretrained`, one forward pass. The new backbone has a
-layer more, twice the heads and twice the hidden size; the adapter has rank 3 on every linear module.
+Each cell is an upgrade from the family of its row to that of its column, with two small backbones with random weights:
+build the map, upgrade, load with `peft.PeftModel.from_pretrained`, run one forward pass. The new backbone has one more
+layer, twice the heads and twice the hidden size. The adapter has rank 3 on every linear module.
 
-The number is the share of the updates' energy that is left when what was split is fused and cut to the adapter's rank,
-as a mean over the modules (1.00: nothing is lost). "no gate": the new family has no such projection, so those updates
-are not carried. A projection that only the new family has gets no update. The report of every upgrade names both, with
-every other difference of the two structures.
+The number is the fraction of the squared norm of the updates that remains when split projections are fused and
+truncated to the adapter's rank, as a mean over the modules (1.00: nothing is lost). "no gate": the new family has no
+gate projection, and these updates are dropped. A projection that only the new family has gets no update. The report of
+an upgrade lists these and all other structural differences.
 
 Written by `{COMMAND}` (`make table`).
 """
