@@ -1,4 +1,4 @@
-"""Every family: its record against the modules of a real model, and our split against what attention sees."""
+"""Every converter against a small transformers model of its family: modules, norms, fused rows, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from peft_lorasuite.arch.layout import group_of, split
-from peft_lorasuite.arch.registry import BUILT_IN, architecture
+from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.models.backbone import Backbone
 
@@ -51,7 +51,7 @@ IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
 
 
 @cache
-def built(case: int) -> tuple[Any, Architecture]:
+def build(case: int) -> tuple[Any, Architecture]:
     model_type, overrides = CASES[case]
     return pico_model(model_type, seed=case, **overrides), architecture(pico_config(model_type, **overrides))
 
@@ -62,7 +62,7 @@ def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
 
 @FAMILIES
 def test_the_sites_are_the_linear_modules_of_every_layer(case: int) -> None:
-    model, arch = built(case)
+    model, arch = build(case)
     layers = model.get_submodule(arch.layer_path)
     assert len(layers) == arch.layers
     for layer in layers:
@@ -78,8 +78,8 @@ def test_the_sites_are_the_linear_modules_of_every_layer(case: int) -> None:
 
 
 @FAMILIES
-def test_norms_embedding_and_head_are_where_the_record_says(case: int) -> None:
-    model, arch = built(case)
+def test_norms_embedding_and_head_have_the_paths_of_the_architecture(case: int) -> None:
+    model, arch = build(case)
     embedding, head = model.get_submodule(arch.embedding), model.get_submodule(arch.head)
     assert embedding.weight.shape == head.weight.shape == (arch.vocabulary, arch.hidden)
     assert (head.weight is embedding.weight) == arch.tied
@@ -97,8 +97,8 @@ def test_norms_embedding_and_head_are_where_the_record_says(case: int) -> None:
 
 
 @FAMILIES
-def test_positions_and_activation_are_the_models_own(case: int) -> None:
-    model, arch = built(case)
+def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
+    model, arch = build(case)
     names = ("act_fn", "act", "activation_fn", "gelu_impl")
     mlp = model.get_submodule(f"{arch.layer_path}.0.mlp")
     activation = next(getattr(mlp, name) for name in names if hasattr(mlp, name))
@@ -118,9 +118,9 @@ def test_positions_and_activation_are_the_models_own(case: int) -> None:
 
 @FAMILIES
 @torch.no_grad()
-def test_a_layer_computes_what_its_record_says(case: int) -> None:
-    """Norms, gains, multipliers and the residual stream, from the outputs of the linear modules alone."""
-    model, arch = built(case)
+def test_the_architecture_describes_the_computation_of_a_layer(case: int) -> None:
+    """Recompute norms, gains, multipliers and residual sums from the outputs of the linear modules."""
+    model, arch = build(case)
     backbone = Backbone.open(model)
     backbone.arch = arch
     number = arch.layers - 1
@@ -164,8 +164,8 @@ def _record(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Any:
 
 @FAMILIES
 @torch.no_grad()
-def test_the_split_equals_what_attention_sees(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, arch = built(case)
+def test_split_returns_the_inputs_of_attention(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, arch = build(case)
     seen: dict[str, Tensor] = {}
     path = f"{arch.layer_path}.1"
     sites = [site for site in arch.sites if set(site.parts) & set("qkv")]
@@ -190,7 +190,7 @@ def test_the_split_equals_what_attention_sees(case: int, monkeypatch: pytest.Mon
 
 
 def _normed_heads(rows: Tensor, part: str, attention: nn.Module, arch: Architecture) -> Tensor:
-    """Turn a part's output, ``(rows, tokens)``, into heads, ``(heads, tokens, size)``, normalised where they are."""
+    """Turn a part's output, ``(rows, tokens)``, into heads, ``(heads, tokens, size)``, normalized as in the model."""
     names = [name for name in (f"{part}_norm", f"{part}_layernorm") if hasattr(attention, name)]
     if names and arch.family == "olmo2":  # over all heads at once
         rows = getattr(attention, names[0])(rows.T).T
@@ -199,7 +199,7 @@ def _normed_heads(rows: Tensor, part: str, attention: nn.Module, arch: Architect
 
 
 def _spy(model: Any, attention: nn.Module, seen: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catch queries, keys and values, each ``(batch, heads, tokens, size)``, on their way into the attention."""
+    """Record the queries, keys and values passed to the attention, each ``(batch, heads, tokens, size)``."""
     inner = {"_reshape": (0, 1, 2, 3), "_split_heads": (0, 2, 1, 3)}  # Bloom's and Falcon's do not use the interface
     for name, order in inner.items():
         if hasattr(attention, name):
@@ -227,8 +227,8 @@ def _spy(model: Any, attention: nn.Module, seen: dict[str, Tensor], monkeypatch:
 
 @FAMILIES
 @torch.no_grad()
-def test_a_folder_reads_as_the_model_that_was_saved(case: int, tmp_path: Path) -> None:
-    model, arch = built(case)
+def test_a_checkpoint_has_the_weights_of_the_model(case: int, tmp_path: Path) -> None:
+    model, arch = build(case)
     model_type, overrides = CASES[case]
     values = {"minicpm": PICO["minicpm"] | overrides}.get(model_type)
     words = pico_tokenizer(["cat", "dog", "mat"])
@@ -253,8 +253,8 @@ def test_a_folder_reads_as_the_model_that_was_saved(case: int, tmp_path: Path) -
 
 @pytest.mark.parametrize("model_type", ["bloom", "gpt2"])
 @torch.no_grad()
-def test_a_checkpoint_of_the_bare_model_is_read_too(model_type: str, tmp_path: Path) -> None:
-    """As bloom-560m and gpt2 lie on the Hub: without the first component of every name."""
+def test_a_checkpoint_of_the_model_without_its_head_can_be_read(model_type: str, tmp_path: Path) -> None:
+    """As bloom-560m and gpt2 on the Hub: names without their first component."""
     model = pico_model(model_type)
     folder = save_backbone(tmp_path / "bare", model)
     weights = load_file(folder / "model.safetensors")
@@ -266,48 +266,12 @@ def test_a_checkpoint_of_the_bare_model_is_read_too(model_type: str, tmp_path: P
     assert torch.equal(backbone.load(dtype=torch.float32)(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-@pytest.mark.parametrize("model_type", BUILT_IN)
-def test_a_summary_says_what_the_converter_does(model_type: str) -> None:
-    """Two configs, with every switch off and on: what differs between them depends on the config."""
-    off, on = (_switched(model_type, on) for on in (False, True))
-    fused = [f"{'+'.join(site.parts)} {ORDERS[site.rows]}" for site in on.sites if site.fused]
-    positions = " or ".join(dict.fromkeys(POSITIONS[arch.positions] for arch in (off, on)))
-    heads = "GQA" if on.heads.group > 1 else "MHA"
-    norm = "LayerNorm" if on.norm == "layer" else "RMSNorm"
-    words = (", ".join(fused) or "not fused", _biases(off, on), heads, positions, norm)
-    assert BUILT_IN[model_type].summary == "; ".join(words)
-
-
-ORDERS = {"part head dim": "by part", "head part dim": "by head", "group part dim": "by group"}
-POSITIONS = {"rotary": "rotary", "alibi": "ALiBi", "learned": "learned"}
-
-
-def _switched(model_type: str, on: bool) -> Architecture:
-    config = pico_config(model_type)
-    text = config.get_text_config()
-    values = dict.fromkeys(("alibi", "attention_bias", "bias", "mlp_bias", "use_qkv_bias"), on)
-    for name, value in (values | {"num_key_value_heads": 2 if on else 4}).items():
-        if hasattr(text, name):
-            setattr(text, name, value)
-    return architecture(config)
-
-
-def _biases(off: Architecture, on: Architecture) -> str:
-    always, possible = ([part for part in arch.parts if arch.site(part).bias] for arch in (off, on))
-    parts = "" if possible == list(on.parts) else f"{', '.join(possible)} "
-    if not possible:
-        return "no biases"
-    if always == ["up", "down"] and not parts:
-        return "MLP biases, others optional"
-    return f"{parts}biases" if always == possible else f"optional {parts}biases"
-
-
-def test_gemmas_multiplier_is_rounded_as_transformers_rounds_it() -> None:
+def test_gemmas_embedding_multiplier_is_rounded_as_in_transformers() -> None:
     config = pico_config("gemma2", hidden_size=3072, dtype="bfloat16")
     assert architecture(config).embedding_scale == 55.5
     assert architecture(pico_config("gemma2", hidden_size=3072)).embedding_scale == pytest.approx(3072**0.5)
 
 
-def test_a_config_that_lacks_a_value_is_refused_by_its_name() -> None:
+def test_the_error_for_a_missing_config_value_has_its_name() -> None:
     with pytest.raises(ValueError, match=r"falcon: the config lacks a value: .*new_decoder_architecture.*config\.json"):
         architecture(SimpleNamespace(model_type="falcon"))

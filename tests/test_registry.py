@@ -1,4 +1,4 @@
-"""Converters of third parties: the decorator, the entry point of a separately installed package, collisions."""
+"""The registry of converters: the built-in table, the decorator, entry points of other packages, collisions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pico import pico_config
 
 from peft_lorasuite.arch import registry
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
@@ -127,7 +128,7 @@ def test_the_error_for_a_type_without_a_converter_lists_the_supported_ones(regis
     assert str(caught.value).endswith("to add one with peft_lorasuite.register, see docs/add-a-family.md")
 
 
-def test_every_built_in_type_has_its_converter_and_no_file_is_left_over() -> None:
+def test_the_built_in_types_have_the_converters_in_the_folder() -> None:
     folder = Path(__file__).parents[1] / "converters"
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert modules == {one.module for one in registry.BUILT_IN.values()}
@@ -140,3 +141,39 @@ def test_converters_are_short() -> None:
     folder = Path(__file__).parents[1] / "converters"
     long = {path.name: count for path in folder.glob("*.py") if (count := len(path.read_text().splitlines())) > 60}
     assert not long
+
+
+@pytest.mark.parametrize("model_type", registry.BUILT_IN)
+def test_a_summary_says_what_the_converter_does(model_type: str) -> None:
+    """Two configs, with every switch off and on: what differs between them depends on the config."""
+    off, on = (arch_with_switches(model_type, on) for on in (False, True))
+    fused = [f"{'+'.join(site.parts)} {ORDERS[site.rows]}" for site in on.sites if site.fused]
+    positions = " or ".join(dict.fromkeys(POSITIONS[arch.positions] for arch in (off, on)))
+    heads = "GQA" if on.heads.group > 1 else "MHA"
+    norm = "LayerNorm" if on.norm == "layer" else "RMSNorm"
+    words = (", ".join(fused) or "not fused", biases(off, on), heads, positions, norm)
+    assert registry.BUILT_IN[model_type].summary == "; ".join(words)
+
+
+ORDERS = {"part head dim": "by part", "head part dim": "by head", "group part dim": "by group"}
+POSITIONS = {"rotary": "rotary", "alibi": "ALiBi", "learned": "learned"}
+
+
+def arch_with_switches(model_type: str, on: bool) -> Architecture:
+    config = pico_config(model_type)
+    text = config.get_text_config()
+    values = dict.fromkeys(("alibi", "attention_bias", "bias", "mlp_bias", "use_qkv_bias"), on)
+    for name, value in (values | {"num_key_value_heads": 2 if on else 4}).items():
+        if hasattr(text, name):
+            setattr(text, name, value)
+    return registry.architecture(config)
+
+
+def biases(off: Architecture, on: Architecture) -> str:
+    always, possible = ([part for part in arch.parts if arch.site(part).bias] for arch in (off, on))
+    parts = "" if possible == list(on.parts) else f"{', '.join(possible)} "
+    if not possible:
+        return "no biases"
+    if always == ["up", "down"] and not parts:
+        return "MLP biases, others optional"
+    return f"{parts}biases" if always == possible else f"optional {parts}biases"
