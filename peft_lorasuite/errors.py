@@ -45,10 +45,10 @@ def unknown(kind: str, name: str, known: Iterable[str], *, do: str | None = None
 
 def brief(error: BaseException, length: int = 240) -> str:
     """Return another library's message in one line: some print a whole page."""
-    told = " ".join(str(error).split())
-    if not told or isinstance(error, KeyError):  # whose message is the key alone
-        told = f"{type(error).__name__} {told}".rstrip()
-    return told if len(told) <= length else f"{told[:length].rstrip()} ..."
+    info = " ".join(str(error).split())
+    if not info or isinstance(error, KeyError):  # whose message is the key alone
+        info = f"{type(error).__name__} {info}".rstrip()
+    return info if len(info) <= length else f"{info[:length].rstrip()} ..."
 
 
 @contextmanager

@@ -61,9 +61,9 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: Any) -> 
     place.mkdir(exist_ok=True)
     kept = sorted(str(path) for path in place.rglob("*"))
     assert main([str(word) for word in (*words, "-q")]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("peft-lorasuite: ")
-    assert told.err.count("\n") == 1
+    info = capsys.readouterr()
+    assert info.out == ""
+    assert info.err.startswith("peft-lorasuite: ")
+    assert info.err.count("\n") == 1
     assert sorted(str(path) for path in place.rglob("*")) == kept
-    return told.err
+    return info.err

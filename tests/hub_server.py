@@ -116,7 +116,7 @@ class HubServer:
         ``delay`` seconds, and again after each ``every`` bytes of a file; ``drop``: hangs up, nothing done; ``lost``:
         does the work, hangs up without answering; ``cut``: hangs up after ``after`` bytes of the file, or of an
         upload's body; ``truncate``: the file ends at ``after`` although its full length is promised, on resumes too;
-        ``short``: the first ``after`` bytes, honestly labelled; ``corrupt``: byte ``after`` flipped, hashes unchanged.
+        ``short``: the first ``after`` bytes, honestly labeled; ``corrupt``: byte ``after`` flipped, hashes unchanged.
         ``reset`` hangs up with a TCP reset instead of a clean end.
         """
         status = int(kind) if str(kind).isdigit() else 0

@@ -111,12 +111,12 @@ def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
         values = {name: value for name, value in config.to_dict().items() if name != "auto_map"}
         config = AutoConfig.for_model(**(values | dict(arch.runs_as)))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    randomise(model, seed, gain_offset=arch.gain_offset)
+    randomize(model, seed, gain_offset=arch.gain_offset)
     return model
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int = 0, *, gain_offset: float = 0.0) -> None:
+def randomize(model: torch.nn.Module, seed: int = 0, *, gain_offset: float = 0.0) -> None:
     """Draw every weight of a model: gains around one, biases around zero, matrices by their input size."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():

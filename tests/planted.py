@@ -31,7 +31,7 @@ ADMITS: dict[str, tuple[str, ...]] = {
     "widened hidden": EVERY,
     "permuted heads": tuple(name for name in EVERY if name != "bloom"),  # ALiBi ties a head to its index
     "turned heads": tuple(name for name in EVERY if name not in QK_NORMED),
-    "dead heads": tuple(name for name in HEAD_SIZE if name != "olmo2"),  # it normalises all heads at once
+    "dead heads": tuple(name for name in HEAD_SIZE if name != "olmo2"),  # it normalizes all heads at once
     "replicated groups": GROUPED,
     "merged groups": GROUPED,
     "units": tuple(name for name in EVERY if name != "bloom"),

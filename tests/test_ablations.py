@@ -54,8 +54,8 @@ def logits(model: Any) -> Tensor:
         return model(IDS).logits
 
 
-def loaded(model: Any, carried: Upgraded, folder: Path) -> Tensor:
-    return logits(peft.PeftModel.from_pretrained(model, carried.save(folder)))
+def loaded(model: Any, upgraded: Upgraded, folder: Path) -> Tensor:
+    return logits(peft.PeftModel.from_pretrained(model, upgraded.save(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_an_ablation_gives_a_working_adapter(
         torch.testing.assert_close(gram, gram[0, 0] * torch.eye(32), atol=1e-4, rtol=1e-4)
     model = pico_model("llama", seed=1, num_hidden_layers=5, num_attention_heads=8, intermediate_size=64, head_dim=8)
     plain = logits(model)
-    tuned = loaded(model, upgrade(adapter, built), tmp_path / "carried")
+    tuned = loaded(model, upgrade(adapter, built), tmp_path / "transferred")
     assert torch.isfinite(tuned).all()
     assert (tuned - plain).norm() > 1e-3 * plain.norm()
 
@@ -150,9 +150,9 @@ def test_the_papers_formula_carries_a_bias_as_it_carries_b(tmp_path: Path) -> No
     }
     built = UpgradeMap.build(home, home, MapOptions(layer_map="first", hidden_map="identity"))
     given = Adapter(arch, updates, names={key: (key[1],) for key in updates})
-    carried = upgrade(given, built, method="lorasuite", options={"normalize": "none"}, old=home, new=home)
-    assert carried.report.coverage == 1.0
-    assert sum(name.endswith("lora_B.bias") for name in state_dict(carried.adapter)) == len(updates)
+    upgraded = upgrade(given, built, method="lorasuite", options={"normalize": "none"}, old=home, new=home)
+    assert upgraded.report.coverage == 1.0
+    assert sum(name.endswith("lora_B.bias") for name in state_dict(upgraded.adapter)) == len(updates)
     for (_, part), update in updates.items():
         wanted = update.bias
         if part in ("q", "k", "v"):
@@ -160,4 +160,4 @@ def test_the_papers_formula_carries_a_bias_as_it_carries_b(tmp_path: Path) -> No
             wanted = (heads @ heads.mT @ update.bias.reshape(arch.heads.query, -1, 1)).flatten()
         if part == "up":
             wanted = home.part(1, part) @ torch.linalg.pinv(home.part(1, part)) @ update.bias
-        assert (carried.adapter.updates[1, part].bias - wanted).norm() < 1e-3 * wanted.norm(), part
+        assert (upgraded.adapter.updates[1, part].bias - wanted).norm() < 1e-3 * wanted.norm(), part

@@ -66,7 +66,7 @@ def test_the_head_reads_every_pass_in_one_piece(opened):
     """Else torch, in bfloat16 on a CPU, copies a frozen head once for every row."""
     model, backbone = opened("llama")
     whole = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda *told: whole.append(told[1][0].is_contiguous()))
+    hook = model.get_output_embeddings().register_forward_hook(lambda *info: whole.append(info[1][0].is_contiguous()))
     generate_answers(model, backbone, PROMPTS, length=3)
     assert whole
     assert all(whole)

@@ -6,6 +6,7 @@ import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.evaluation import answers
+from peft_lorasuite.text import templates
 
 NUMBERS = [
     ("16 - 3 = 13 crayons are left. The answer is 13.", 13.0),
@@ -93,23 +94,23 @@ def test_letters_and_options_count_when_equal() -> None:
 
 
 def test_white_space_is_made_uniform() -> None:
-    assert answers.normalise(" a\tb\r\n\n c\u00a0d\u2003 ") == "a b c d"
+    assert answers.normalize(" a\tb\r\n\n c\u00a0d\u2003 ") == "a b c d"
 
 
 def test_the_prompt_is_that_of_llm_adapters() -> None:
-    text = answers.prompt(item("answer1", "Count {to} 3."))
+    text = templates.prompt(item("answer1", "Count {to} 3."))
     assert text == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nCount {to} 3.\n\n### Response:\n"
     )
-    assert "### Input:\nSome text.\n\n### Response:\n" in answers.prompt(item("answer1", context="Some text."))
+    assert "### Input:\nSome text.\n\n### Response:\n" in templates.prompt(item("answer1", context="Some text."))
     assert answers.forced_prompt(item("answer1")).endswith("### Response:\nthe correct answer is")
 
 
 def test_a_template_of_ones_own_needs_a_place_for_the_instruction() -> None:
-    assert answers.prompt(item("answer1", "Q {input}"), "{instruction}|{input}|A:") == "Q {input}||A:"
+    assert templates.prompt(item("answer1", "Q {input}"), "{instruction}|{input}|A:") == "Q {input}||A:"
     with pytest.raises(LoraSuiteError, match=r"no \{instruction\}"):
-        answers.check_template("Question: {question}")
+        templates.check_template("Question: {question}")
 
 
 def test_options_are_read_from_the_item() -> None:

@@ -81,10 +81,10 @@ def test_a_broken_adapter(kind: str, pair: Pair, tmp_path: Path, capsys: pytest.
     change, message, advice = ADAPTERS[kind]
     broken = changed(pair.adapter, tmp_path, change)
     call = ["upgrade", broken, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    told = refused(tmp_path, capsys, *call)
-    assert message in told
-    assert advice in told
-    assert str(broken) in told
+    info = refused(tmp_path, capsys, *call)
+    assert message in info
+    assert advice in info
+    assert str(broken) in info
 
 
 @pytest.mark.parametrize("kind", [*ADAPTERS, "unknown kind", "no tensor"])
@@ -97,8 +97,8 @@ def test_fine_tuning_refuses_the_same_adapters(
     }
     change, message = more[kind] if kind in more else ADAPTERS[kind][:2]
     broken = changed(pair.adapter, tmp_path, change)
-    told = refused(tmp_path, capsys, "finetune", broken, "--data", pair.data, "-o", tmp_path / "place" / "out")
-    assert message in told
+    info = refused(tmp_path, capsys, "finetune", broken, "--data", pair.data, "-o", tmp_path / "place" / "out")
+    assert message in info
 
 
 def test_fine_tuning_refuses_an_adapter_of_another_backbone(
@@ -112,10 +112,10 @@ def test_an_adapter_that_does_not_fit_the_named_old_backbone(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "place" / "out"
-    told = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", pair.old, "--from", pair.new, "-o", out)
-    assert f"{WEIGHTS}, layer 0, " in told
-    assert "the adapter does not fit the old backbone" in told
-    assert "name the backbone that it was trained on (--from, source_model=)" in told
+    info = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", pair.old, "--from", pair.new, "-o", out)
+    assert f"{WEIGHTS}, layer 0, " in info
+    assert "the adapter does not fit the old backbone" in info
+    assert "name the backbone that it was trained on (--from, source_model=)" in info
 
 
 def test_an_unknown_model_type_lists_the_known_ones(
@@ -126,9 +126,9 @@ def test_an_unknown_model_type_lists_the_known_ones(
         (folder / "config.json").write_text(json.dumps(values | {"model_type": "lama"}))
 
     strange = changed(pair.new, tmp_path, rename)
-    told = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
-    assert "unknown model type 'lama'; did you mean 'llama'? known: bloom, falcon, gemma2" in told
-    assert "add a converter with peft_lorasuite.register" in told
+    info = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
+    assert "unknown model type 'lama'; did you mean 'llama'? known: bloom, falcon, gemma2" in info
+    assert "add a converter with peft_lorasuite.register" in info
 
 
 def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
         ("lorasuite", "gain", "2", 2.0), ("lorasuite", "gain", 2, 2.0), ("lorasuite", "normalize", "none", "none"),
         ("transplant", "memory", "No", False), ("transplant", "memory", True, True),
         ("transplant", "rank", "None", None), ("transplant", "rank", "8", 8), ("transplant", "rank", None, None),
-        ("transplant", "gate", "auto", None), ("transplant", "gate", ".5", 0.5),
+        ("transplant", "entropy_gate", "auto", None), ("transplant", "entropy_gate", ".5", 0.5),
         ("distill", "parts", "q, gate", ("q", "gate")), ("distill", "parts", ["up"], ("up",)),
     ],
 )  # fmt: skip
@@ -182,22 +182,22 @@ def test_an_option_of_another_type_is_refused(method: str, name: str, value: obj
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "info"),
     [
         (LoraSuiteOptions(gain="big"), "gain: .*got 'big', wanted a number"),
-        (TransplantOptions(memory=1), "memory: .*got 1, wanted yes or no"),
+        (TransplantOptions(edit_facts=1), "edit_facts: .*got 1, wanted yes or no"),
     ],
     ids=["gain", "memory"],
 )
-def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options: Any, told: str) -> None:
+def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options: Any, info: str) -> None:
     method = find("lorasuite" if isinstance(options, LoraSuiteOptions) else "transplant")
-    with pytest.raises(LoraSuiteError, match=told):
+    with pytest.raises(LoraSuiteError, match=info):
         make_options(method, options)
     assert make_options(method, type(options)()) == type(options)()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "info"),
     [
         ("hidden_map", "polars", "unknown hidden map 'polars'; did you mean 'polar'?"),
         ("similarity", "ckka", "unknown similarity 'ckka'; did you mean 'cka'? known: cca, cka, procrustes, pwcca"),
@@ -208,8 +208,8 @@ def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options:
         ("tokens", "many", "tokens: an option is out of range (got many, wanted at least 4)"),
     ],
 )
-def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, told: str) -> None:
-    with pytest.raises(LoraSuiteError, match=re.escape(told)):
+def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, info: str) -> None:
+    with pytest.raises(LoraSuiteError, match=re.escape(info)):
         MapOptions(**{name: value})
 
 
@@ -229,27 +229,27 @@ def test_backbones_that_share_no_token(pair: Pair, tmp_path: Path, capsys: pytes
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alien = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0w", eos_token="w1w", pad_token="w1w")
     strange = save_backbone(tmp_path / "alien", pico_model("llama"), alien)
-    told = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
-    assert "the tokenizers share no token" in told
-    assert "retrain the adapter" in told
+    info = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
+    assert "the tokenizers share no token" in info
+    assert "retrain the adapter" in info
 
 
 def test_a_map_for_other_backbones(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["upgrade", pair.adapter, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    told = refused(tmp_path, capsys, *call, "--to", pair.old)
-    assert "the upgrade map was built for another new backbone" in told
-    assert "layers 3 for 4" in told
-    assert "build a map for this pair" in told
+    info = refused(tmp_path, capsys, *call, "--to", pair.old)
+    assert "the upgrade map was built for another new backbone" in info
+    assert "layers 3 for 4" in info
+    assert "build a map for this pair" in info
     other = save_backbone(tmp_path / "other", pico_model("llama", 7), pico_tokenizer(command_fixtures.WORDS))
-    told = refused(tmp_path, capsys, *call, "--to", pair.new, "--from", other)
-    assert "the upgrade map was built for another old backbone" in told
-    assert "the embedding's values differ" in told
+    info = refused(tmp_path, capsys, *call, "--to", pair.new, "--from", other)
+    assert "the upgrade map was built for another old backbone" in info
+    assert "the embedding's values differ" in info
 
 
 def test_a_map_that_is_none_or_broken(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["upgrade", pair.adapter, "--to", pair.new, "-o", tmp_path / "place" / "out"]
-    told = refused(tmp_path, capsys, *call, "--map", pair.adapter)
-    assert "the upgrade map has no map.json" in told
+    info = refused(tmp_path, capsys, *call, "--map", pair.adapter)
+    assert "the upgrade map has no map.json" in info
     part = changed(pair.map, tmp_path, lambda f: (f / "core.safetensors").write_bytes(b"\x08" + bytes(15)))
     assert "core.safetensors: the file is no whole safetensors file" in refused(tmp_path, capsys, *call, "--map", part)
 
@@ -267,23 +267,23 @@ def test_an_output_folder_that_is_not_empty(
         "finetune": [pair.adapter, "--data", pair.data],
         "demo": [],
     }
-    told = refused(tmp_path, capsys, command, *calls[command], "-o", out)
-    assert f"{out}: the output folder is not empty; choose another, or allow it with --overwrite" in told
+    info = refused(tmp_path, capsys, command, *calls[command], "-o", out)
+    assert f"{out}: the output folder is not empty; choose another, or allow it with --overwrite" in info
     assert (out / "mine.txt").read_text() == "keep"
 
 
 def test_an_output_that_is_a_file(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "out").write_text("keep")
-    told = refused(tmp_path, capsys, "map", pair.old, pair.new, "-o", tmp_path / "place" / "out", "--overwrite")
-    assert "the output is a file (wanted a folder)" in told
+    info = refused(tmp_path, capsys, "map", pair.old, pair.new, "-o", tmp_path / "place" / "out", "--overwrite")
+    assert "the output is a file (wanted a folder)" in info
 
 
 def test_samples_that_are_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.json").write_text('[{"instruction": "Add."}]')
     call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    told = refused(tmp_path, capsys, *call, "--finetune", tmp_path / "data.json")
-    assert "data.json, record 1: a record has no output" in told
+    info = refused(tmp_path, capsys, *call, "--finetune", tmp_path / "data.json")
+    assert "data.json, record 1: a record has no output" in info
 
 
 @pytest.mark.parametrize(
@@ -295,6 +295,6 @@ def test_a_tokenizer_file_that_is_broken(
     """Cut short, or whole JSON of something else: the tokenizers library raises a bare exception for the latter."""
     old = changed(pair.old, tmp_path, lambda f: (f / "tokenizer.json").write_text(text))
     call = ["upgrade", pair.adapter, "--from", old, "--to", pair.new, "--map", pair.map]
-    told = refused(tmp_path, capsys, *call, "-o", tmp_path / "place" / "out")
-    assert "the tokenizer cannot be loaded" in told
-    assert "fetch its tokenizer files again" in told
+    info = refused(tmp_path, capsys, *call, "-o", tmp_path / "place" / "out")
+    assert "the tokenizer cannot be loaded" in info
+    assert "fetch its tokenizer files again" in info

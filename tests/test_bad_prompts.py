@@ -15,6 +15,15 @@ from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, up
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair
+
+
+def no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a map is built."""
+    monkeypatch.setattr(
+        "peft_lorasuite.upgrading.inputs.map_for", lambda *args, **settings: pytest.fail("the map was built")
+    )
+
+
 READING = ("transplant", "distill")
 """Methods that let the old adapted model answer prompts."""
 FILES = {
@@ -57,7 +66,7 @@ def test_a_prompt_is_named_by_its_number_in_the_file(
 def test_one_prompt_is_refused_before_the_map_is_built(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
+    no_map(monkeypatch)
     with pytest.raises(LoraSuiteError, match=r"too few prompts .got 1"):
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, prompts=["the red cat"])
 
@@ -66,16 +75,16 @@ def test_an_old_backbone_that_is_named_counts_with_a_map_as_well(pair: Pair) -> 
     """As ``--from`` does: it is opened, checked, and at hand for what `auto` picks."""
     with pytest.raises(LoraSuiteError, match="there is no such backbone"):
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model="/nonexistent", upgrade_map=pair.map)
-    carried = PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, upgrade_map=pair.map)
-    report: Any = carried.upgrade_report
+    upgraded = PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, upgrade_map=pair.map)
+    report: Any = upgraded.upgrade_report
     assert "not at hand" not in report.facts["auto"]
 
 
 def test_a_rank_option_above_the_module(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
     words = ("--method", "transplant", "--set", "rank=1000", "--prompts", tmp_path / "prompts.txt")
-    told = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
-    assert "option rank: the rank is above the module's dimensions (got 1000, wanted 1 to" in told
+    info = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+    assert "option rank: the rank is above the module's dimensions (got 1000, wanted 1 to" in info
 
 
 def test_a_file_of_prompts_that_is_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +113,8 @@ def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_pat
 def test_a_rank_above_the_modules_dimensions(
     method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
-    assert "rank: the rank is above the modules' dimensions (got 41, wanted 1 to 40)" in told
+    info = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
+    assert "rank: the rank is above the modules' dimensions (got 41, wanted 1 to 40)" in info
 
 
 @pytest.mark.parametrize(
@@ -124,7 +133,7 @@ def test_a_number_that_is_none_is_refused_before_the_map_is_read(
 ) -> None:
     with pytest.raises(LoraSuiteError, match=message):
         upgrade(pair.adapter, pair.map, method="copy", **settings)
-    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
+    no_map(monkeypatch)
     with pytest.raises(LoraSuiteError, match=message):
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, **settings)
 
@@ -133,8 +142,8 @@ def test_a_number_that_is_none_is_refused_before_the_map_is_read(
 def test_a_name_that_no_adapter_can_have_is_refused_before_the_map_is_built(
     name: Any, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_lorasuite.model.map_for", lambda *args, **settings: pytest.fail("the map was built"))
-    with pytest.raises(LoraSuiteError, match="adapter_name: no name for an adapter"):
+    no_map(monkeypatch)
+    with pytest.raises(LoraSuiteError, match="adapter_name: malformed adapter name"):
         PeftModel.from_upgraded(pair.new, pair.adapter, name, source_model=pair.old)
 
 
@@ -166,9 +175,9 @@ def test_tokenizers_that_share_too_few_tokens(
     strange = save_backbone(tmp_path / "strange", pico_model("llama", 1, vocab_size=400), pico_tokenizer(words))
     (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
     words = ("--method", method, "--prompts", tmp_path / "prompts.txt")
-    told = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", strange, *call(pair, tmp_path, *words)[6:])
-    assert "the tokenizers share too few tokens" in told
-    assert "wanted at least 100); use a weight-based method, or retrain" in told
+    info = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", strange, *call(pair, tmp_path, *words)[6:])
+    assert "the tokenizers share too few tokens" in info
+    assert "wanted at least 100); use a weight-based method, or retrain" in info
 
 
 @pytest.mark.parametrize(
@@ -194,5 +203,5 @@ def test_a_calibration_text_in_another_encoding(
 ) -> None:
     (tmp_path / "text.txt").write_text("the red café " * 9, encoding=encoding)
     words = ("--calibration", tmp_path / "text.txt", "-o", tmp_path / "place" / "out")
-    told = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
-    assert "text.txt: the file cannot be read: 'utf-8' codec" in told
+    info = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
+    assert "text.txt: the file cannot be read: 'utf-8' codec" in info

@@ -56,9 +56,9 @@ def test_another_kind_that_lacks_tensors_is_refused(
     folder = other_kind(tmp_path / "loha", pair, loha)
     tensors = load_file(folder / WEIGHTS)
     save_file({name: value for name, value in tensors.items() if "hada_w1_a" not in name}, folder / WEIGHTS)
-    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert "the tensors are not those that LOHA has on the old backbone" in told
-    assert "wanted base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a.default and 2 more" in told
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert "the tensors are not those that LOHA has on the old backbone" in info
+    assert "wanted base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a.default and 2 more" in info
 
 
 @pytest.mark.parametrize("kind", ["LOHA", "IA3", "LN_TUNING", "VERA"])
@@ -66,9 +66,9 @@ def test_lora_tensors_under_the_name_of_another_kind_are_refused(
     kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = adapter(tmp_path / "adapter", pair, peft_type=kind, feedforward_modules=[])
-    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert "PEFT cannot load the adapter" in told or f"the tensors are not those that {kind} has" in told
-    assert "name the backbone that it was trained on" in told
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert "PEFT cannot load the adapter" in info or f"the tensors are not those that {kind} has" in info
+    assert "name the backbone that it was trained on" in info
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
@@ -77,9 +77,9 @@ def test_a_kind_that_changes_no_linear_module_is_refused(
 ) -> None:
     config = peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")
     folder = other_kind(tmp_path / "norms", pair, config)
-    told = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert f"{folder}: the adapter changes no linear module" in told
-    assert "train a LoRA on the new backbone" in told
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
+    assert f"{folder}: the adapter changes no linear module" in info
+    assert "train a LoRA on the new backbone" in info
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -186,11 +186,11 @@ def test_a_tensor_whose_place_is_taken_is_told_and_changes_nothing(kind: str, pa
     for name, tensor in state_dict(found.adapter).items():
         assert torch.equal(tensor, wanted[name]), name
     assert found.report.coverage < 1.0
-    assert all(f"not carried: {why}" in found.report.tensors[name] for name in added)
+    assert all(f"not transferred: {why}" in found.report.tensors[name] for name in added)
 
 
 def test_a_single_adapter_has_no_name_to_be_chosen_by(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(tmp_path, capsys, *call(pair, pair.adapter, tmp_path, "--adapter-name", "nosuch"))
-    assert f"{pair.adapter}: the place holds a single adapter, which has no name (got nosuch)" in told
+    info = refused(tmp_path, capsys, *call(pair, pair.adapter, tmp_path, "--adapter-name", "nosuch"))
+    assert f"{pair.adapter}: the place holds a single adapter, which has no name (got nosuch)" in info

@@ -47,7 +47,7 @@ LOADS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
     "flat": (lambda t: t.update({UP: t[UP].flatten()}), {}, "a weight does not fit the config (got (2560,)"),
     "sizes": (len, {"intermediate_size": 128}, "a weight does not fit the config (got (40, 64), wanted (40, 128)"),
     "activation": (len, {"hidden_act": "foo"}, "the model cannot be loaded: KeyError 'foo'"),
-    "quantised": (len, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the model cannot be loaded: "),
+    "quantized": (len, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the model cannot be loaded: "),
 }
 
 
@@ -57,11 +57,11 @@ def test_a_model_that_cannot_be_loaded_whole(kind: str, pair: Pair, tmp_path: Pa
     broken = Backbone.open(backbone(tmp_path / "new", pair.new, change, **values))
     with pytest.raises(LoraSuiteError) as caught:
         broken.load()
-    told = str(caught.value)
-    assert told.startswith(f"backbone {tmp_path / 'new'}")
-    assert f": {message}" in told
-    assert "\n" not in told
-    assert len(told) < 500
+    info = str(caught.value)
+    assert info.startswith(f"backbone {tmp_path / 'new'}")
+    assert f": {message}" in info
+    assert "\n" not in info
+    assert len(info) < 500
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "foo"}, {"device_map": "foo"}, {"device_map": "cuda:77"}])

@@ -58,9 +58,9 @@ def strange(kind: str, base: Path, adapter: Path, place: Path) -> dict[str, Any]
 )
 def test_what_cannot_be_loaded_by_name_is_one_sentence(pair: Pair, tmp_path: Path, kind: str, message: str) -> None:
     (tmp_path / "boolq_test.json").write_text(json.dumps([ITEM]))
-    with pytest.raises(LoraSuiteError, match=message) as told:
+    with pytest.raises(LoraSuiteError, match=message) as info:
         evaluate(**strange(kind, pair.new, pair.adapter, tmp_path), suite="boolq", data=tmp_path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_what_cannot_be_loaded_by_name_is_one_sentence(pair: Pair, tmp_path: Pat
     ids=["an adapter called base", "an adapter twice", "the model itself"],
 )
 def test_rows_of_one_name_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(tmp_path, capsys, "evaluate", "model", *words, "-o", tmp_path / "place" / "out")
-    assert "two rows would have the same name" in told
+    info = refused(tmp_path, capsys, "evaluate", "model", *words, "-o", tmp_path / "place" / "out")
+    assert "two rows would have the same name" in info
 
 
 def test_items_that_no_tokenizer_takes_are_refused(pair: Pair, tmp_path: Path) -> None:

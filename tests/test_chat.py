@@ -119,9 +119,9 @@ def test_what_cannot_talk_is_refused(
     (tmp_path / "foo" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "FOO"}))
     call = ["chat", "--base", pair.new, "--adapter", upgraded, "--prompt", "the", "--quiet"]
     assert run(*call, *[names.get(word, word) for word in words]) == 1
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.strip().splitlines()) == 1
+    info = capsys.readouterr().err
+    assert message in info
+    assert len(info.strip().splitlines()) == 1
 
 
 def test_an_old_adapter_without_a_base_s_name_asks_for_it(pair: Pair, upgraded: Path, tmp_path: Path) -> None:
@@ -139,27 +139,27 @@ def cells(text: str) -> list[list[str]]:
 
 def test_columns_share_the_width_and_break_at_spaces() -> None:
     answers = {"base": "one two three four five six seven", "upgraded": "short", "old + adapter": "a\n\nb"}
-    told = side_by_side(answers, 81)
-    assert all(len(line) <= 81 for line in told.splitlines())
-    assert cells(told)[0] == ["base", "upgraded", "old + adapter"]
-    assert cells(told)[2] == ["one two three four five", "short", "a"]
-    assert cells(told)[3][0] == "six seven"
-    assert cells(told)[4][-1] == "b"
+    info = side_by_side(answers, 81)
+    assert all(len(line) <= 81 for line in info.splitlines())
+    assert cells(info)[0] == ["base", "upgraded", "old + adapter"]
+    assert cells(info)[2] == ["one two three four five", "short", "a"]
+    assert cells(info)[3][0] == "six seven"
+    assert cells(info)[4][-1] == "b"
 
 
 def test_a_long_word_and_wide_letters_fit_their_column() -> None:
-    told = side_by_side({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
-    rows = cells(told)
+    info = side_by_side({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
+    rows = cells(info)
     assert [row[0] for row in rows[2:5]] == ["x" * 25, "x" * 25, "x" * 10]
     assert [len(row[1]) for row in rows[2:5]] == [12, 12, 6]  # two cells each
 
 
 def test_a_narrow_terminal_gets_one_under_the_other() -> None:
-    told = side_by_side({"base": "one two three", "upgraded": "four"}, 10)
-    assert told == "[base]\none two\nthree\n\n[upgraded]\nfour"
+    info = side_by_side({"base": "one two three", "upgraded": "four"}, 10)
+    assert info == "[base]\none two\nthree\n\n[upgraded]\nfour"
 
 
 def test_what_a_terminal_would_obey_is_shown_as_a_dot() -> None:
-    told = side_by_side({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
-    assert "a·[31mred· b·" in told
-    assert "\x1b" not in told
+    info = side_by_side({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
+    assert "a·[31mred· b·" in info
+    assert "\x1b" not in info

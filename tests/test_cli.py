@@ -77,8 +77,8 @@ def test_map_writes_a_map_that_loads(pair: Pair) -> None:
 def test_map_takes_every_choice(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choices = ["--hidden-map", "polar", "--layer-map", "proportional", "--head-map", "index", "--dtype", "float32"]
     assert run("map", pair.old, pair.new, "-o", tmp_path / "map", "--json", *choices) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["output"] == str(tmp_path / "map")
+    info = json.loads(capsys.readouterr().out)
+    assert info["output"] == str(tmp_path / "map")
     options = UpgradeMap.load(tmp_path / "map").options
     assert (options.hidden_map, options.layer_map, options.head_map) == ("polar", "proportional", "index")
 
@@ -94,10 +94,10 @@ def test_upgrade_writes_a_plain_peft_folder_and_says_so(
 ) -> None:
     call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "--set", "gain=2", "--method", "lorasuite"]
     assert run(*call, "-o", tmp_path / "out", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["report"] == json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
-    assert told["report"]["method"]["options"]["gain"] == 2
-    assert told["report"]["coverage"] == 1
+    info = json.loads(capsys.readouterr().out)
+    assert info["report"] == json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
+    assert info["report"]["method"]["options"]["gain"] == 2
+    assert info["report"]["coverage"] == 1
     plain = AutoModelForCausalLM.from_pretrained(pair.new, dtype=torch.float32)(torch.tensor([[5, 9, 30]])).logits
     assert not torch.allclose(logits(pair.new, tmp_path / "out"), plain, atol=1e-3)
 
@@ -106,15 +106,15 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
     call = ["upgrade", pair.adapter, "--to", pair.new, "--from", pair.old, "--rank", 6, "-o", tmp_path / "out"]
     call += ["--method", "lorasuite"]
     assert run(*call, "--quiet") == 0
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "")
+    info = capsys.readouterr()
+    assert (info.out, info.err) == ("", "")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 6
     assert run(*call, "--overwrite") == 0
-    assert "of rank 6 by lorasuite, 100% of the adapter's tensors carried" in capsys.readouterr().out
+    assert "of rank 6 by lorasuite, 100% of the adapter's tensors transferred" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "info"),
     [
         ("some/model", "the adapter's config names the backbone some/model, and the map was built for old"),
         ("someone/old@v2", None), ("someone/old@", None), ("/else@where/old", None), ("/elsewhere/old", None),
@@ -122,7 +122,7 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
     ],
 )  # fmt: skip
 def test_an_adapter_that_names_another_base_than_the_maps_is_told(
-    named: str | None, told: str | None, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+    named: str | None, info: str | None, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
     shutil.copytree(pair.adapter, tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
@@ -131,9 +131,9 @@ def test_an_adapter_that_names_another_base_than_the_maps_is_told(
     call += ["--from", pair.old, "--method", "lorasuite"]
     assert run(*call) == 0
     facts = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())["facts"]
-    assert facts.get("named_base") == told
+    assert facts.get("named_base") == info
     assert [record.getMessage() for record in caplog.records if "config names" in record.getMessage()] == (
-        [f"{told}: do make sure that they are the same"] if told else []
+        [f"{info}: do make sure that they are the same"] if info else []
     )
     caplog.clear()
     assert run(*call, "--overwrite", "-q") == 0
@@ -160,7 +160,7 @@ def test_upgrade_and_fine_tuning_in_one_go(pair: Pair, tmp_path: Path, capsys: p
         ([], "COMMAND"),
         (["upgrade", "a", "-o", "b"], "--to"),
         (["upgrade", "a", "--to", "b"], "-o/--output"),
-        (["upgrade", "a", "--to", "b", "-o", "c", "--set", "gain"], "wanted KEY=VALUE, got 'gain'"),
+        (["upgrade", "a", "--to", "b", "-o", "c", "--set", "gain"], "expected KEY=VALUE, got 'gain'"),
         (["upgrade", "a", "--to", "b", "-o", "c", "--rank", "0"], "must be at least 1, got 0"),
         (["map", "a", "b", "-o", "c", "--layer-map", "best"], "invalid choice"),
     ],

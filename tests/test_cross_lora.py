@@ -14,6 +14,7 @@ from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upg
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.basis import Basis
 from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
+from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.methods.cross_lora import paired_svd
 from peft_lorasuite.methods.sections import add_section
 
@@ -64,12 +65,12 @@ def test_the_low_rank_form_is_the_papers_dense_formula(tmp_path: Path) -> None:
     built = UpgradeMap.build(old, new, OPTIONS)
     pair = built.layers[1]
     adapter = random_adapter(old.arch)
-    carried = upgrade(adapter, built, method="cross-lora", options={"rank": 24}, old=old, new=new).adapter
+    upgraded = upgrade(adapter, built, method="cross-lora", options={"rank": 24}, old=old, new=new).adapter
     for part in old.arch.parts:
         weights = old.part(pair.old, part), new.part(pair.new, part)
         k = min(24, *weights[0].shape, *weights[1].shape)
         wanted = dense(*weights, adapter.updates[pair.old, part].delta(), k, built.basis(pair, part), part)
-        assert relative(carried.updates[pair.new, part].delta(), wanted.float()) < 0.02  # kept in bfloat16
+        assert relative(upgraded.updates[pair.new, part].delta(), wanted.float()) < 0.02  # kept in bfloat16
 
 
 @pytest.mark.parametrize("part", ["q", "k", "o", "gate", "down"])
@@ -94,12 +95,12 @@ def test_under_a_rotation_of_the_hidden_space_the_aligned_part_is_exact(part: st
 def test_an_identical_backbone_gets_the_update_back(tmp_path: Path) -> None:
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "llama", 1)
     adapter = random_adapter(old.arch)
-    carried = upgrade(
+    upgraded = upgrade(
         adapter, add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new), method="cross-lora"
     )
     for layer in range(3):
         for part in ("q", "o"):
-            wanted, got = adapter.updates[layer, part].delta(), carried.adapter.updates[layer, part].delta()
+            wanted, got = adapter.updates[layer, part].delta(), upgraded.adapter.updates[layer, part].delta()
             assert relative(got, wanted) < 0.01  # the section is kept in bfloat16
 
 
@@ -107,10 +108,10 @@ def test_an_identical_backbone_gets_the_update_back(tmp_path: Path) -> None:
 def test_any_two_families_meet(names: tuple[str, str], tmp_path: Path) -> None:
     old, new = pico(tmp_path / "old", names[0], 1), pico(tmp_path / "new", names[1], 2)
     adapter = random_adapter(old.arch)
-    carried = upgrade(adapter, UpgradeMap.build(old, new, OPTIONS), method="cross-lora", old=old, new=new, rank=6)
+    upgraded = upgrade(adapter, UpgradeMap.build(old, new, OPTIONS), method="cross-lora", old=old, new=new, rank=6)
     common = {part for part in old.arch.parts if part in new.arch.parts}
-    assert {part for _, part in carried.adapter.updates} >= common
-    draft = carried.report
+    assert {part for _, part in upgraded.adapter.updates} >= common
+    draft = upgraded.report
     assert 0 < sum(module["norm"] for module in draft.modules) < float("inf")
 
 
@@ -120,7 +121,7 @@ def test_parts_of_one_side_alone_are_dropped_with_a_reason(tmp_path: Path) -> No
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "gpt_neox", 2, num_hidden_layers=2)
     adapter = random_adapter(old.arch)
     chosen = base.find("cross-lora")
-    job = base.MethodInput(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
+    job = MethodInput(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
     draft = chosen.run(job, base.make_options(chosen, None))
     matched = {i for i, _ in job.map.pairs}
     for (layer, _), reason in draft.dropped.items():
@@ -157,8 +158,8 @@ def test_a_bias_moves_with_the_output_space(tmp_path: Path) -> None:
     A, B = torch.randn(2, 32), torch.randn(32, 2)
     bias = torch.randn(32)
     adapter = Adapter(old.arch, {(0, "q"): LowRank(A, B, bias)})
-    carried = upgrade(adapter, UpgradeMap.build(old, new, OPTIONS), method="cross-lora", old=old, new=new)
-    moved = carried.adapter.updates[0, "q"].bias
+    upgraded = upgrade(adapter, UpgradeMap.build(old, new, OPTIONS), method="cross-lora", old=old, new=new)
+    moved = upgraded.adapter.updates[0, "q"].bias
     assert moved is not None
     assert relative(moved, bias) < 0.01
 

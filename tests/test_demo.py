@@ -29,11 +29,11 @@ def test_the_demo_writes_adapter_table_figures_and_picture(demo):
 
 
 def test_the_gap_recovered_does_not_fall(demo):
-    base, vanilla, _, behaviour, distilled, tuned, full = rows(demo)
+    base, vanilla, _, behavior, distilled, tuned, full = rows(demo)
     gain = base["nll"] - full["nll"]
-    named = {"behaviour": behaviour, "distilled": distilled, "tuned": tuned, "vanilla": vanilla}
+    named = {"behavior": behavior, "distilled": distilled, "tuned": tuned, "vanilla": vanilla}
     recovered = {name: (base["nll"] - row["nll"]) / gain for name, row in named.items()}
-    assert recovered["behaviour"] > 0.35
+    assert recovered["behavior"] > 0.35
     assert recovered["distilled"] > 0.85
     assert recovered["tuned"] > 0.65
     assert recovered["vanilla"] < 0.6  # or the demo would tell nothing

@@ -1,4 +1,4 @@
-"""The demo pair that the package ships: two different backbones, and an adapter worth carrying over."""
+"""The demo pair that the package ships: two different backbones, and an adapter worth transferring."""
 
 from __future__ import annotations
 

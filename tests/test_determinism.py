@@ -58,11 +58,11 @@ def test_maps_and_adapters_come_out_the_same_to_the_last_bit(folders: Path, tmp_
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second") != {}
     for method, options in SMALL.items():
         for name, upgrade_map in zip(("one", "two"), maps, strict=True):
-            carried = upgrade(
+            upgraded = upgrade(
                 folders / "adapter", upgrade_map, method=method, options=options, old=folders / "old",
                 new=folders / "new", prompts=PROMPTS, seed=3,
             )  # fmt: skip
-            carried.save(tmp_path / f"{method}-{name}")
+            upgraded.save(tmp_path / f"{method}-{name}")
         found = [bytes_of(tmp_path / f"{method}-{name}") for name in ("one", "two")]
         assert found[0] == found[1] != {}, method
 

@@ -11,7 +11,7 @@ from canon import write
 from pico import pico_tokenizer, save_backbone
 from planted import NEW_WORDS, OLD_WORDS
 from safetensors.torch import load_file, save_file
-from variants import Pair, carried, error, logits, pair, trained
+from variants import Pair, error, logits, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
 from peft_lorasuite.adapters.dora import ratios
@@ -64,7 +64,7 @@ def test_a_dora_becomes_a_dora_and_permutations_are_exact(name, tmp_path):
     changes = [change for change in PERMUTATIONS if name != "bloom" or change in ("vocabulary", "permuted hidden")]
     planted = pair(tmp_path, name, *changes)
     tuned = trained(tmp_path / "adapter", planted, dora(name))
-    new = carried(tmp_path / "adapter", planted)
+    new = upgraded(tmp_path / "adapter", planted)
     assert new.peft_config["default"].use_dora
     assert error(planted, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
@@ -72,13 +72,13 @@ def test_a_dora_becomes_a_dora_and_permutations_are_exact(name, tmp_path):
 
 def test_what_reads_the_hidden_state_is_exact_under_a_rotation_too(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, dora(target_modules=["gate_proj", "up_proj"]))
-    assert error(rotated, tuned, carried(tmp_path, rotated)) < TOLERANCE
+    assert error(rotated, tuned, upgraded(tmp_path, rotated)) < TOLERANCE
 
 
 def test_a_dora_under_dead_heads_is_exact(tmp_path):
     planted = pair(tmp_path, "llama", "dead heads")
     tuned = trained(tmp_path / "adapter", planted, dora())
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
 
 
 def test_rows_without_length_get_a_direction_and_magnitude_zero(tmp_path):
@@ -92,7 +92,7 @@ def test_rows_without_length_get_a_direction_and_magnitude_zero(tmp_path):
     tensors = _with_rows(load_file(path), "v_proj.lora_B.weight", 0.0)
     tensors = _with_rows(tensors, "v_proj.lora_magnitude_vector", 0.0)
     save_file(tensors, path)
-    new = carried(tmp_path / "adapter", planted, is_trainable=True)
+    new = upgraded(tmp_path / "adapter", planted, is_trainable=True)
     out = logits(new, planted.ids[1])
     assert bool(out.isfinite().all())
     new(torch.arange(9)[None], labels=torch.arange(9)[None]).loss.backward()
@@ -117,7 +117,7 @@ def test_as_lora_keeps_the_energy_that_it_tells(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, dora(target_modules=["q_proj", "o_proj", "down_proj"]))
     errors = {}
     for rank in (3, 32):
-        new = carried(tmp_path, rotated, output_type="lora", rank=rank)
+        new = upgraded(tmp_path, rotated, output_type="lora", rank=rank)
         assert not new.peft_config["default"].use_dora
         errors[rank] = error(rotated, tuned, new)
         kept = new.upgrade_report.facts["dora_as_lora"]["energy_kept"]
@@ -128,7 +128,7 @@ def test_as_lora_keeps_the_energy_that_it_tells(rotated, tmp_path):
 def test_fused_modules_as_lora_are_exact_at_full_rank(tmp_path):
     planted = pair(tmp_path, "phi3", "permuted hidden", "permuted heads")
     tuned = trained(tmp_path / "adapter", planted, dora("phi3"))
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted, output_type="lora", rank=32)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted, output_type="lora", rank=32)) < TOLERANCE
 
 
 def test_ratios_are_mixed_by_squares_and_stay_within_their_range(rotated, tmp_path):
@@ -148,7 +148,7 @@ def test_ratios_are_mixed_by_squares_and_stay_within_their_range(rotated, tmp_pa
 
 def test_a_dora_trains_further_and_its_ranks_are_padded(llama, tmp_path):
     trained(tmp_path, llama, dora(rank_pattern={"q_proj": 2}))
-    new = carried(tmp_path, llama, is_trainable=True)
+    new = upgraded(tmp_path, llama, is_trainable=True)
     new(torch.arange(9)[None], labels=torch.arange(9)[None]).loss.backward()
     moving = {name: weight.grad for name, weight in new.named_parameters() if weight.requires_grad}
     assert all(bool(grad.any()) for name, grad in moving.items() if "lora_B" in name or "magnitude" in name)
@@ -156,7 +156,7 @@ def test_a_dora_trains_further_and_its_ranks_are_padded(llama, tmp_path):
 
 def test_a_dora_needs_both_backbones_and_says_so(llama, tmp_path):
     trained(tmp_path, llama, dora())
-    with pytest.raises(LoraSuiteError, match="a DoRA's magnitudes depend on the weights: both backbones are read"):
+    with pytest.raises(LoraSuiteError, match="a DoRA needs both backbones"):
         upgrade(tmp_path, llama.map, method="lorasuite")
     with pytest.raises(LoraSuiteError, match="old backbone is needed"):
         upgrade(tmp_path, llama.map, method="lorasuite", output_type="lora")
@@ -175,7 +175,7 @@ def test_copy_keeps_the_ratio_of_every_row(tmp_path):
 
 def test_an_adalora_becomes_an_adalora(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, adalora())
-    new = carried(tmp_path, rotated)
+    new = upgraded(tmp_path, rotated)
     assert new.peft_config["default"].peft_type == "ADALORA"
     assert error(rotated, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
@@ -187,7 +187,7 @@ def test_an_adalora_of_any_family_is_exact(name, tmp_path):
     modules = MODULES.get(name, ["q_proj", "down_proj"])
     config = adalora(target_modules=modules, fan_in_fan_out=name == "gpt2")
     tuned = trained(tmp_path / "adapter", planted, config)
-    new = carried(tmp_path / "adapter", planted)
+    new = upgraded(tmp_path / "adapter", planted)
     assert error(planted, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
 
@@ -196,12 +196,12 @@ def pruned(folder, planted: Pair) -> Any:
     """Train an AdaLoRA to the end of its schedule, so that it has pruned itself."""
     torch.manual_seed(0)
     model = peft.get_peft_model(write(planted.old), adalora())
-    optimiser = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.05)
+    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.05)
     for step in range(12):
         model(torch.randint(120, (2, 12)), labels=torch.randint(120, (2, 12))).loss.backward()
-        optimiser.step()
+        optimizer.step()
         model.base_model.update_and_allocate(step)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
     model.save_pretrained(folder)
     return peft.PeftModel.from_pretrained(write(planted.old), folder).eval()
 
@@ -210,7 +210,7 @@ def pruned(folder, planted: Pair) -> Any:
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # PEFT 0.21, on any pruned one
 def test_a_pruned_adalora_keeps_its_own_ranks(rotated, tmp_path):
     tuned = pruned(tmp_path, rotated)
-    new = carried(tmp_path, rotated)
+    new = upgraded(tmp_path, rotated)
     assert error(rotated, tuned, new) < TOLERANCE
 
     def ranks(model):
@@ -219,27 +219,27 @@ def test_a_pruned_adalora_keeps_its_own_ranks(rotated, tmp_path):
     assert ranks(new) == ranks(tuned)
     assert len(set(ranks(new))) > 1
     report = new.upgrade_report
-    told = {name: fate for name, fate in report.tensors.items() if fate != "carried"}
-    assert all("zero after pruning" in fate for fate in told.values())
+    info = {name: fate for name, fate in report.tensors.items() if fate != "transferred"}
+    assert all("zero after pruning" in fate for fate in info.values())
 
 
 def test_an_adalora_as_lora_is_exact(rotated, tmp_path):
     tuned = trained(tmp_path, rotated, adalora())
-    new = carried(tmp_path, rotated, output_type="lora")
+    new = upgraded(tmp_path, rotated, output_type="lora")
     assert new.peft_config["default"].peft_type == "LORA"
     assert error(rotated, tuned, new) < TOLERANCE
 
 
 def test_an_adalora_trains_further_and_prunes_again(rotated, tmp_path):
     trained(tmp_path, rotated, adalora())
-    new = carried(tmp_path, rotated, is_trainable=True)
-    optimiser = torch.optim.AdamW([w for w in new.parameters() if w.requires_grad], lr=0.01)
+    new = upgraded(tmp_path, rotated, is_trainable=True)
+    optimizer = torch.optim.AdamW([w for w in new.parameters() if w.requires_grad], lr=0.01)
     for step in range(12):
         loss = new(torch.arange(9)[None], labels=torch.arange(9)[None]).loss
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         new.base_model.update_and_allocate(step)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
     assert bool(loss.isfinite())
     assert new.peft_config["default"].rank_pattern
 
@@ -254,7 +254,7 @@ def test_layers_without_an_old_one_are_filled_and_all_is_trained(kind, tmp_path)
         dora(target_modules=["q_proj", "v_proj"]) if kind == "dora" else adalora(target_modules=["q_proj", "v_proj"])
     )
     trained(tmp_path / "adapter", planted, config)
-    new = carried(tmp_path / "adapter", planted, is_trainable=True)
+    new = upgraded(tmp_path / "adapter", planted, is_trainable=True)
     before = {name: tensor.clone() for name, tensor in peft.get_peft_model_state_dict(new).items()}
     tuned = finetune(new, EXAMPLES, samples=4, epochs=1, batch_size=2, tokenizer=planted.right)
     after = peft.get_peft_model_state_dict(tuned)

@@ -44,12 +44,12 @@ print(json.dumps({"errors": made, "effect": float(effect / wanted.norm()), "acti
 
 def test_the_loaders_of_others_give_the_same_model(stocked: HubServer, pair: Path, tmp_path: Path) -> None:
     stocked.add_repo("me/my-lora", pair / "lora")
-    told = ask_client(stocked, EXAMPLES, tmp_path / "home", {"BLOCKS": [block.code for block in blocks(PAGE)]})
-    assert told["effect"] > 0.01, "the adapter does something"
-    assert max(told["errors"].values()) < 1e-4, told["errors"]
-    assert told["active"] == "mixed"
-    assert not told["peft layers left"]
-    assert told["text"].startswith("the cat sat on")
+    info = ask_client(stocked, EXAMPLES, tmp_path / "home", {"BLOCKS": [block.code for block in blocks(PAGE)]})
+    assert info["effect"] > 0.01, "the adapter does something"
+    assert max(info["errors"].values()) < 1e-4, info["errors"]
+    assert info["active"] == "mixed"
+    assert not info["peft layers left"]
+    assert info["text"].startswith("the cat sat on")
 
 
 TRAIN = """
@@ -76,11 +76,11 @@ def test_trl_goes_on_training_it(stocked: HubServer, pair: Path, tmp_path: Path)
     work = tmp_path / "work"
     work.mkdir()
     code = f"import os\nos.chdir({str(work)!r})\n" + TRAIN
-    told = ask_client(stocked, code, tmp_path / "home", {"BLOCK": match[1]})
-    assert told["class"].startswith("PeftModel")
-    assert told["trained"] == ["lora_A", "lora_B"], "the backbone stays as it is"
-    assert told["moved"] == 1.0
-    assert told["loss"]["train_loss"] > 0
+    info = ask_client(stocked, code, tmp_path / "home", {"BLOCK": match[1]})
+    assert info["class"].startswith("PeftModel")
+    assert info["trained"] == ["lora_A", "lora_B"], "the backbone stays as it is"
+    assert info["moved"] == 1.0
+    assert info["loss"]["train_loss"] > 0
 
 
 def test_the_files_are_what_serving_engines_expect(made: Path) -> None:

@@ -103,12 +103,12 @@ def ask(hub: HubServer, tmp_path: Path, calls: list[list[str]], **env: str) -> l
     whole = [[*call, "-o", str(tmp_path / "place" / "out"), "-q"] for call in calls]
     done = run_client(hub, f"CALLS = {whole!r}\n{HUB}", home=tmp_path / "home", token="", env=env)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    for code, sentence in told:
+    info = json.loads(done.stdout.splitlines()[-1])
+    for code, sentence in info:
         assert code == 1, sentence
         assert sentence.count("\n") == 1, sentence
     assert list((tmp_path / "place").iterdir()) == []
-    return [sentence for _, sentence in told]
+    return [sentence for _, sentence in info]
 
 
 def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
@@ -133,24 +133,24 @@ def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: P
         ["upgrade", "me/cut", "--to", "org/new", *shared],
         ["upgrade", str(pair.adapter), "--to", "org/new", "--map", "org/no-map"],
     ]
-    told = ask(hub, tmp_path, calls)
-    assert "backbone org/missing: neither a folder nor a repository on the Hub; check the name" in told[0]
+    info = ask(hub, tmp_path, calls)
+    assert "backbone org/missing: neither a folder nor a repository on the Hub; check the name" in info[0]
     assert (
-        "backbone org/gated: access to it is gated; accept its licence at https://huggingface.co/org/gated" in told[1]
+        "backbone org/gated: access to it is gated; accept its license at https://huggingface.co/org/gated" in info[1]
     )
-    assert "backbone org/new@v9: the Hub has no revision 'v9' of it; check the revision" in told[2]
-    assert "org/empty: the backbone has no config.json" in told[3]
-    assert "nowhere: there is no such backbone" in told[4]
-    assert "adapter me/missing: neither a folder nor a repository on the Hub" in told[5]
-    assert "the weights are a pickle" in told[6]
-    assert f"adapter me/damaged: the download of {WEIGHTS} is damaged" in told[7]
-    assert "adapter me/cut: the transfer failed" in told[8]
-    assert "upgrade map org/no-map: neither a folder nor a repository on the Hub" in told[9]
+    assert "backbone org/new@v9: the Hub has no revision 'v9' of it; check the revision" in info[2]
+    assert "org/empty: the backbone has no config.json" in info[3]
+    assert "nowhere: there is no such backbone" in info[4]
+    assert "adapter me/missing: neither a folder nor a repository on the Hub" in info[5]
+    assert "the weights are a pickle" in info[6]
+    assert f"adapter me/damaged: the download of {WEIGHTS} is damaged" in info[7]
+    assert "adapter me/cut: the transfer failed" in info[8]
+    assert "upgrade map org/no-map: neither a folder nor a repository on the Hub" in info[9]
 
 
 def test_no_network(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
-    told = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
+    info = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
     assert (
         "backbone org/new: it is no folder, not in the local cache, and the Hub cannot be asked; check the network"
-        in told[0]
+        in info[0]
     )

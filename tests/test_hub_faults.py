@@ -41,8 +41,8 @@ def test_downloads_under_faults(hub: HubServer, tmp_path: Path) -> None:
     for kind in ("short", "corrupt", "truncate"):
         hub.fault(kind, f"^GET .*org/{kind}/", times=None, after=1000)
     hub.fault("slow", "^GET .*org/slow/", delay=0.2, every=5000)
-    told = ask_client(hub, DOWN, tmp_path / "home", {"NAMES": names})
-    assert {name: told[name][:2] for name in names} == {
+    info = ask_client(hub, DOWN, tmp_path / "home", {"NAMES": names})
+    assert {name: info[name][:2] for name in names} == {
         "cut": ["ok", len(big)],
         "busy": ["ok", len(WEIGHTS)],
         "head": ["ok", len(WEIGHTS)],
@@ -59,7 +59,7 @@ def test_downloads_under_faults(hub: HubServer, tmp_path: Path) -> None:
         (None, 200, 15 * MB),
         (f"bytes={10 * MB}-", 206, 10 * MB),
     ]
-    assert told["slow"][2] > 0.8
+    assert info["slow"][2] > 0.8
     blobs = tmp_path / "home" / "hub"
     assert not list(blobs.rglob("*.incomplete"))
     assert [p.parent.parent.name for p in blobs.glob("*/blobs/*")].count("models--org--short") == 0
@@ -87,9 +87,9 @@ def test_uploads_under_faults_leave_a_whole_commit_or_none(hub: HubServer, tmp_p
         (tmp_path / name).mkdir()
         for path in ("adapter_config.json", "adapter_model.safetensors"):
             (tmp_path / name / path).write_bytes(ADAPTER[path])
-    told = ask_client(hub, UP, tmp_path / "home", {"NAMES": names, "FOLDER": str(tmp_path)})
+    info = ask_client(hub, UP, tmp_path / "home", {"NAMES": names, "FOLDER": str(tmp_path)})
     failed = "RemoteProtocolError"  # a commit is never retried by the client
-    assert told == {"put": "ok", "stop": "ok", "busy": "ok", "drop": failed, "half": failed, "lost": failed}
+    assert info == {"put": "ok", "stop": "ok", "busy": "ok", "drop": failed, "half": failed, "lost": failed}
     assert len(hub.requests("^PUT .*me/put/")) == len(hub.requests("^PUT .*me/stop/")) == 2
     for name in names:
         whole = {".gitattributes", "adapter_config.json", "adapter_model.safetensors"}

@@ -71,7 +71,7 @@ def test_push_branch_pull_request_and_listing(hub: HubServer, tmp_path: Path) ->
     hub.add_repo("org/secret", ADAPTER, private=True)
     hub.add_repo("me/gone", {})
     folder = folder_of(ADAPTER, tmp_path / "adapter")
-    told = ask_client(hub, PUSH, tmp_path / "home", {"FOLDER": str(folder)})
+    info = ask_client(hub, PUSH, tmp_path / "home", {"FOLDER": str(folder)})
     files = hub.files("me/new-lora")
     assert {name: files[name] for name in ADAPTER} == ADAPTER
     assert set(files) == {".gitattributes", *ADAPTER}
@@ -85,7 +85,7 @@ def test_push_branch_pull_request_and_listing(hub: HubServer, tmp_path: Path) ->
     assert not [r for r in hub.log if r.status == 501]
     adapters = [f"org/lora-{number}" for number in range(3)]
     digest = hashlib.sha256(WEIGHTS).hexdigest()
-    assert told == {
+    assert info == {
         "who": "me",
         "repo": "me/new-lora",
         "no_op": True,
@@ -129,9 +129,9 @@ def test_each_byte_is_fetched_once_and_the_token_stays_with_the_hub(hub: HubServ
     old = hub.add_repo("me/lora", {"adapter_model.safetensors": b"old"})
     new = hub.add_repo("me/lora", ADAPTER)
     home = tmp_path / "home"
-    told = ask_client(hub, PULL, home, {"OLD": old})
+    info = ask_client(hub, PULL, home, {"OLD": old})
     kept = ["adapter_config.json", "adapter_model.safetensors"]
-    assert told == {
+    assert info == {
         "same": True, "files": kept, "missing": "RemoteEntryNotFoundError", "size": len(WEIGHTS), "old": "old",
         "snapshot": new,
     }  # fmt: skip
@@ -170,16 +170,16 @@ def test_gates_private_repositories_and_revoked_tokens(hub: HubServer, tmp_path:
     revoked, other = hub.add_user("ex"), hub.add_user("boss", orgs=("org",))
     hub.revoke(revoked)
     tokens = {"me": hub.token, "boss": other, "nobody": False, "revoked": revoked}
-    told = ask_client(hub, ACCESS, tmp_path, {"TOKENS": tokens, "CACHE": str(tmp_path / "caches")})
+    info = ask_client(hub, ACCESS, tmp_path, {"TOKENS": tokens, "CACHE": str(tmp_path / "caches")})
     absent, gated = "RepositoryNotFoundError", "GatedRepoError"
     names = ["org/gated", "org/open-gate", "org/secret", "org/absent", "me/mine"]
-    assert told["me"] == dict(zip(names, [gated, "ok", absent, absent, "ok"], strict=True))
-    assert told["boss"] == dict(zip(names, ["ok", "ok", "ok", absent, absent], strict=True))
-    assert told["nobody"] == dict(zip(names, [gated, gated, absent, absent, absent], strict=True))
-    assert told["revoked"] == dict.fromkeys(names, "HfHubHTTPError")
-    assert told["revoked_whoami"] == "HfHubHTTPError"
-    assert told["info"] == dict.fromkeys(told["me"], "ok") | {"org/secret": absent, "org/absent": absent}
-    assert told["revision"] == ["RevisionNotFoundError"] * 3
+    assert info["me"] == dict(zip(names, [gated, "ok", absent, absent, "ok"], strict=True))
+    assert info["boss"] == dict(zip(names, ["ok", "ok", "ok", absent, absent], strict=True))
+    assert info["nobody"] == dict(zip(names, [gated, gated, absent, absent, absent], strict=True))
+    assert info["revoked"] == dict.fromkeys(names, "HfHubHTTPError")
+    assert info["revoked_whoami"] == "HfHubHTTPError"
+    assert info["info"] == dict.fromkeys(info["me"], "ok") | {"org/secret": absent, "org/absent": absent}
+    assert info["revision"] == ["RevisionNotFoundError"] * 3
 
 
 LOADERS = """
@@ -217,8 +217,8 @@ print(json.dumps({"tokens": tokens.tolist(), "layers": AutoConfig.from_pretraine
 
 def test_transformers_and_peft_load_from_it(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
-    told = ask_client(hub, LOADERS, tmp_path / "home", {"FOLDER": str(tmp_path / "models")})
-    assert told == {"tokens": [[1, 2]], "layers": 2, "equal": [True, True]}
+    info = ask_client(hub, LOADERS, tmp_path / "home", {"FOLDER": str(tmp_path / "models")})
+    assert info == {"tokens": [[1, 2]], "layers": 2, "equal": [True, True]}
     names = set(hub.files("me/base"))
     assert "model.safetensors.index.json" in names
     shards = [name for name in names if name.endswith(".safetensors")]

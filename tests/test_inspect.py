@@ -104,10 +104,10 @@ def test_the_report_of_an_adapter_shows_everything(whole: Path) -> None:
     assert not found.open
     assert found.tags["svg"] == found.tags["figcaption"] == len(ALL)
     text = " ".join(found.words)
-    for told in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "What the gate predicts", "Layers",
+    for info in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "What the gate predicts", "Layers",
                  "Heads and units", "Hidden map", "How it was made", "100.0% of the old adapter's 18 tensors", "q_proj",
                  "plan to retrain", "It rests on: shared tokens found", "lorasuite+lft"):  # fmt: skip
-        assert told in text, told
+        assert info in text, info
     assert "Not shown" not in text
     assert "Frobenius norm of each update, in percent" in text  # the old adapter and both backbones were found
 
@@ -128,19 +128,19 @@ def test_the_report_stands_alone(whole: Path) -> None:
 def test_the_report_of_a_map_tells_machines_what_is_in_it(pair: Pair, tmp_path: Path, capsys) -> None:
     page = tmp_path / "folder" / "map.html"
     assert run("inspect", pair.map, "-o", page, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["figures"] == OF_MAP
-    assert list(told["missing"]) == ["gap"]
+    info = json.loads(capsys.readouterr().out)
+    assert info["figures"] == OF_MAP
+    assert list(info["missing"]) == ["gap"]
     assert "Not shown: gap: no measured rows were named (--rows DIR" in page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["map.html"]
 
 
 def test_what_is_not_given_is_named(upgraded: Path, tmp_path: Path, capsys) -> None:
     assert run("inspect", upgraded, "-o", tmp_path / "a.html") == 0
-    told = capsys.readouterr().out
-    assert "2 figures (energy, size)" in told
+    info = capsys.readouterr().out
+    assert "2 figures (energy, size)" in info
     for name in ("gap", "map", "the old adapter"):
-        assert f"  not shown: {name}: " in told
+        assert f"  not shown: {name}: " in info
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "plan to retrain" in text  # the report beside the weights keeps the prediction
 
@@ -184,7 +184,7 @@ def test_names_of_strangers_are_text(upgraded: Path, tmp_path: Path) -> None:
     kept = report.read_text()
     values = json.loads(kept)
     values |= {"adapter": "<script>alert(1)</script>", "old": 'x" onload="y', "new": "&amp;<b>"}
-    values["tensors"]["<img src=x>.q_proj.lora_A.weight"] = "not carried: <i>why</i>"
+    values["tensors"]["<img src=x>.q_proj.lora_A.weight"] = "not transferred: <i>why</i>"
     try:
         report.write_text(json.dumps(values))
         inspect(upgraded, tmp_path / "a.html")
@@ -271,9 +271,9 @@ def test_the_page_itself_is_painted_and_its_policy_is_kept(
     assert (spread > 0.3).mean() > 0.02  # the heat maps, which are images inside the file, are there
 
 
-def _lightness(colour: str) -> float:
+def _lightness(color: str) -> float:
     """Relative luminance of ``rgb(r, g, b)``, as the contrast rules define it."""
-    values = [int(one) / 255 for one in re.findall(r"\d+", colour)[:3]]
+    values = [int(one) / 255 for one in re.findall(r"\d+", color)[:3]]
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -32,7 +32,7 @@ from peft_lorasuite.training.finetune import finetune
 
 SYLLABLES = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
 NAMES = [a + b + c for a, b, c in product(SYLLABLES, repeat=3)]
-COLOURS = ["red", "blue", "green", "black"]
+COLORS = ["red", "blue", "green", "black"]
 
 
 def some(count: int, seed: int = 0) -> list[str]:
@@ -84,12 +84,12 @@ def test_answers_of_one_form_begin_alike():
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory):
-    """A pico backbone with an adapter that was taught a colour for each of forty names."""
+    """A pico backbone with an adapter that was taught a color for each of forty names."""
     root = tmp_path_factory.mktemp("knowing")
-    tokenizer = pico_tokenizer([*COLOURS, "wears"])
+    tokenizer = pico_tokenizer([*COLORS, "wears"])
     save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
     names, rng = some(40), random.Random(1)
-    taught = [{"instruction": f" who is {name} ?", "output": f" wears {rng.choice(COLOURS)}"} for name in names]
+    taught = [{"instruction": f" who is {name} ?", "output": f" wears {rng.choice(COLORS)}"} for name in names]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -116,10 +116,10 @@ def test_an_adapter_shows_what_it_knows(knowing):
 
 
 @pytest.fixture(scope="module")
-def told(knowing):
+def info(knowing):
     """A new pico backbone, the old adapted model's answers about the given names, and the targets for it."""
     root, names = knowing
-    tokenizer = pico_tokenizer([*COLOURS, "wears"])
+    tokenizer = pico_tokenizer([*COLORS, "wears"])
     new_model = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=96, num_hidden_layers=6)
     save_backbone(root / "new", new_model, tokenizer)
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
@@ -129,8 +129,8 @@ def told(knowing):
     return new, probed, probed.targets(TransplantOptions(extra=50, entropy_gate=0.0), seed=0)
 
 
-def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):
-    new, probed, _ = told
+def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(info):
+    new, probed, _ = info
     rows = [tokenize(new, turn) for turn in probed.turns]
     found = facts(probed.turns, rows, probed.places)
     assert len(found) == 20
@@ -143,15 +143,15 @@ def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(told):
         assert new.tokenizer.decode([fact.answer]).strip() == turn.response.split()[1]
 
 
-def test_turns_with_one_answer_for_all_tell_nothing(told):
-    new, probed, _ = told
+def test_turns_with_one_answer_for_all_tell_nothing(info):
+    new, probed, _ = info
     same = [replace(turn, response=" wears red") for turn in probed.turns]
     assert facts(same, [tokenize(new, turn) for turn in same], probed.places) == []
 
 
-def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
+def test_memorized_facts_come_out_and_the_model_is_left_as_it_was(info):
     """The targets is made to want every answer: in random models the old one's moves the logits anywhere."""
-    new, probed, targets = told
+    new, probed, targets = info
     rows = [tokenize(new, turn) for turn in probed.turns]
     found = facts(probed.turns, rows, probed.places)
     ids = torch.arange(new.arch.vocabulary)
@@ -161,7 +161,7 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
     model = new.load()
     layer, update, figures = edit_facts(
         model, new, probed.new_head, probed.turns, probed.places,
-        lambda places: replace(sure, target=sure.target[list(places)]), seed=0,
+        lambda places: replace(sure, log_probs=sure.log_probs[list(places)]), seed=0,
     )  # fmt: skip
     assert 0 < layer < new.arch.layers - 1
     assert update.rank == figures["answers"] == len({fact.answer for fact in found}) > 1
@@ -184,9 +184,9 @@ def test_memorised_facts_come_out_and_the_model_is_left_as_it_was(told):
     assert after < 0.9 * before
 
 
-def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
+def test_facts_do_not_hang_on_how_long_the_models_states_are(info):
     """Planted: embedding and writers times eight compute the same, and what is written is eight times as long."""
-    new, probed, targets = told
+    new, probed, targets = info
     found = {}
     for times in (1.0, 8.0):
         model = new.load()
@@ -196,17 +196,17 @@ def test_facts_do_not_hang_on_how_long_the_models_states_are(told):
                     weight *= times
         _, update, figures = edit_facts(
             model, new, probed.new_head, probed.turns, probed.places,
-            lambda places: replace(targets, target=targets.log_probs[list(places)]), seed=0,
+            lambda places: replace(targets, log_probs=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
         found[times] = update.delta() / times, figures["divergence_left"]
     assert found[8.0][1] == pytest.approx(found[1.0][1], rel=0.01)
     torch.testing.assert_close(found[8.0][0], found[1.0][0], rtol=0, atol=0.02 * float(found[1.0][0].abs().max()))
 
 
-def test_a_name_may_be_the_first_token_of_all(told):
-    new, probed, _ = told
-    words = [*COLOURS, *some(8)]
-    turns = [Turn(f" {word} is :", f" {COLOURS[number % 2]}", True) for number, word in enumerate(words)]
+def test_a_name_may_be_the_first_token_of_all(info):
+    new, probed, _ = info
+    words = [*COLORS, *some(8)]
+    turns = [Turn(f" {word} is :", f" {COLORS[number % 2]}", True) for number, word in enumerate(words)]
     rows = [tokenize(new, turn) for turn in turns]
     places = align(rows, rows)
     assert 0 in [end for fact in facts(turns, rows, places) for end in fact.ends]
@@ -220,15 +220,15 @@ def test_a_name_may_be_the_first_token_of_all(told):
     assert found[2]["facts"] == len(words)
 
 
-def test_other_text_is_left_alone(told, monkeypatch):
-    new, probed, targets = told
+def test_other_text_is_left_alone(info, monkeypatch):
+    new, probed, targets = info
     model = new.load()
     updates = {}
     for count in (1, TEXT):
         monkeypatch.setattr("peft_lorasuite.methods.behavior.fact_editing.TEXT", count)
         layer, updates[count], _ = edit_facts(
             model, new, probed.new_head, probed.turns, probed.places,
-            lambda places: replace(targets, target=targets.log_probs[list(places)]), seed=0,
+            lambda places: replace(targets, log_probs=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
     down = down_projection(model, new, layer)
     text = read_text(model, new, down, seed=1, count=TEXT)
@@ -237,9 +237,9 @@ def test_other_text_is_left_alone(told, monkeypatch):
     assert added[TEXT] < 0.9 * added[1]
 
 
-def test_names_with_several_answers_are_no_facts(told):
+def test_names_with_several_answers_are_no_facts(info):
     """``what wears X`` and ``what eats X`` are answered differently: the answer does not hang on the name alone."""
-    new, probed, _ = told
+    new, probed, _ = info
     again = [replace(turn, prompt=turn.prompt.replace("who", "how")) for turn in probed.turns]
     answers = [turn.response for turn in probed.turns]
     others = [replace(turn, response=said) for turn, said in zip(again, [*answers[1:], answers[0]], strict=True)]
@@ -253,25 +253,25 @@ def test_names_with_several_answers_are_no_facts(told):
     assert len(facts(same, [tokenize(new, turn) for turn in same], places)) == 40
 
 
-def test_transplant_reports_what_it_memorised(knowing, told):
+def test_transplant_reports_what_it_memorized(knowing, info):
     root, names = knowing
     prompts = [f" who is {name} ?" for name in names[:20]]
     upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
     found = {}
     for memory in (True, False):
-        carried = upgrade(
+        upgraded = upgrade(
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
             options={"length": 6, "extra": 50, "edit_facts": memory, "synthetic_prompts": 10 if memory else 0},
         )  # fmt: skip
-        found[memory] = carried
-        assert MORE not in carried.report.facts.get("hints", [])
+        found[memory] = upgraded
+        assert MORE not in upgraded.report.facts.get("hints", [])
     assert {key for key, _ in found[True].adapter.updates} == {1, 5}
     assert {key for key, _ in found[False].adapter.updates} == {5}
-    assert found[True].report.facts["memory"]["facts"] == 30
+    assert found[True].report.facts["fact_edit"]["facts"] == 30
     assert "memory" not in found[False].report.facts
 
 
-def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, told):
+def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, info):
     root, names = knowing
     new, prompts = Backbone.open(root / "new"), [f" who is {name} ?" for name in names[:20]]
     model, last = new.load(), new.arch.layers - 1
@@ -280,16 +280,16 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, to
     upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
     added = {}
     for text in (0, 500):
-        carried = upgrade(
+        upgraded = upgrade(
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
             options={"length": 6, "extra": 50, "edit_facts": False, "entropy_gate": 0.0, "anchor_text_tokens": text},
         )  # fmt: skip
-        added[text] = float(carried.adapter.updates[last, "down"].applied(elsewhere).norm())
+        added[text] = float(upgraded.adapter.updates[last, "down"].applied(elsewhere).norm())
     assert added[500] < 0.7 * added[0]
 
 
 @pytest.mark.parametrize("method", ["transplant", "distill"])
-def test_it_is_said_that_the_adapter_may_know_more(knowing, told, tmp_path, capsys, method):
+def test_it_is_said_that_the_adapter_may_know_more(knowing, info, tmp_path, capsys, method):
     root, names = knowing
     (tmp_path / "prompts.txt").write_text("\n".join(f" who is {name} ?" for name in names[:20]))
     words = [

@@ -91,7 +91,7 @@ def collection(made: Path, *words: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "info"),
     [
         (
             lambda place: (place / "list.txt").write_bytes("# gr\u00fcn\n".encode("latin-1")),

@@ -118,7 +118,7 @@ def test_without_head_mapping_the_ith_meets_the_ith() -> None:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(old=st.integers(1, 9), new=st.integers(1, 9), seed=st.integers(0, 1000))
-def test_units_are_matched_one_to_one_and_mutual_favourites_stay_together(old: int, new: int, seed: int) -> None:
+def test_units_are_matched_one_to_one_and_mutual_favorites_stay_together(old: int, new: int, seed: int) -> None:
     S = torch.randn(old, new, generator=torch.Generator().manual_seed(seed))
     pairs = assign_units(S).tolist()
     assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs) == min(old, new)
@@ -133,7 +133,7 @@ def test_permuted_units_are_found() -> None:
     assert torch.equal(pairs[:, 1], order)
 
 
-def test_many_units_without_a_clear_favourite_are_matched_nearly_as_well_as_can_be():
+def test_many_units_without_a_clear_favorite_are_matched_nearly_as_well_as_can_be():
     """Two sides that share some directions, as units of models trained apart do; beyond `SMALL`, so rounds run."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(900, 24, generator=generator)

@@ -54,11 +54,11 @@ def test_the_longer_token_is_carried_over(pair, method, training):
     """No answer has it: they are written after the whole prompt."""
     root, upgrade_map = pair
     new = Backbone.open(root / "new")
-    carried = upgrade(
+    upgraded = upgrade(
         root / "finishes", upgrade_map, method=method, old=root / "old", new=root / "new", prompts=PROMPTS,
         options={"length": 4, "extra": 50, "entropy_gate": 0.0, **training},
     )  # fmt: skip
-    model, (red,) = attach(new.load(), carried), new.tokenizer(" red")["input_ids"]
+    model, (red,) = attach(new.load(), upgraded), new.tokenizer(" red")["input_ids"]
     ids = torch.tensor([new.tokenizer(begun)["input_ids"] for begun in BEGUN])
     with torch.no_grad():
         before, after = (one(ids).logits[:, -1].softmax(-1)[:, red] for one in (new.load(), model.eval()))

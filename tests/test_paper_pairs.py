@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from pico import pico_tokenizer, randomise, save_backbone
+from pico import pico_tokenizer, randomize, save_backbone
 from planted import NEW_WORDS, OLD_WORDS
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -103,7 +103,7 @@ def made(folder: Path, values: dict[str, Any], tokenizer: Any, seed: int) -> Bac
         known = {name: value for name, value in values.items() if name != "auto_map"}
         config = AutoConfig.for_model(**(known | dict(described.arch.runs_as)))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    randomise(model, seed)
+    randomize(model, seed)
     return Backbone.open(str(save_backbone(folder, model, tokenizer, values)))
 
 
@@ -146,18 +146,18 @@ def test_a_pair_of_the_paper_goes_through(pair: Pair, tmp_path: Path) -> None:
     built = UpgradeMap.build(left, right, MapOptions(tokens=128, block=64), calibration=TEXTS)
     common = len(set(left.tokenizer.get_vocab()) & set(right.tokenizer.get_vocab()))
     assert built.facts["shared_tokens"] >= (common if pair.vocabulary != "same" else len(left.tokenizer.get_vocab()))
-    carried = upgrade(random_adapter(left, tmp_path / "adapter"), built)
+    upgraded = upgrade(random_adapter(left, tmp_path / "adapter"), built)
     matched = {i for i, _ in built.pairs}
     assert len(matched) == min(left.arch.layers, right.arch.layers)
-    for name, fate in carried.report.tensors.items():
+    for name, fate in upgraded.report.tensors.items():
         layer = int(name.split(f"{left.arch.layer_path}.")[1].partition(".")[0])
-        assert (fate == "carried") == (layer in matched), name
-        assert fate == "carried" or "no new layer is matched" in fate
+        assert (fate == "transferred") == (layer in matched), name
+        assert fate == "transferred" or "no new layer is matched" in fate
 
     ids = torch.arange(12)[None]
     model = right.load(dtype=torch.float32)
     with torch.inference_mode():
         plain = model(ids).logits
-        logits = peft.PeftModel.from_pretrained(model, carried.save(tmp_path / "carried"))(ids).logits
+        logits = peft.PeftModel.from_pretrained(model, upgraded.save(tmp_path / "transferred"))(ids).logits
     assert torch.isfinite(logits).all()
     assert (logits - plain).norm() > 1e-3 * plain.norm()

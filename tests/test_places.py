@@ -48,8 +48,8 @@ UPGRADE = ["upgrade", "{}/adapter", "--from", "{}/old", "--to", "{}/new", "--map
     ids=lambda words: f"{words[0]} {words[-1]}",
 )
 def test_an_output_is_no_input(words: list[str], mine: Path, tmp_path: Path, capsys) -> None:
-    told = refused(tmp_path, capsys, *(word.format(mine) for word in words), "--overwrite")
-    assert HIT in told
+    info = refused(tmp_path, capsys, *(word.format(mine) for word in words), "--overwrite")
+    assert HIT in info
 
 
 def test_the_backbone_that_the_adapter_names_is_an_input(mine: Path, pair: Pair, tmp_path: Path, capsys) -> None:
@@ -57,10 +57,10 @@ def test_the_backbone_that_the_adapter_names_is_an_input(mine: Path, pair: Pair,
     config.write_text(config.read_text().replace(str(pair.old), str(mine / "old")))
     call = ["upgrade", mine / "adapter", "--to", mine / "new", "--map", mine / "map", "-o", mine / "old", "--overwrite"]
     assert HIT in refused(tmp_path, capsys, *call)
-    carried = upgrade(mine / "adapter", mine / "map", new=mine / "new")
+    upgraded = upgrade(mine / "adapter", mine / "map", new=mine / "new")
     for place in (mine / "new", mine / "adapter"):
         with pytest.raises(LoraSuiteError, match=HIT):
-            carried.save(place, overwrite=True)
+            upgraded.save(place, overwrite=True)
 
 
 def test_the_working_directory_and_what_holds_it_are_no_output(tmp_path: Path, monkeypatch) -> None:
@@ -104,9 +104,9 @@ def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
     ids=lambda words: " ".join("LONG" if LONG in word else word for word in words),
 )
 def test_a_name_that_is_too_long_is_told(words: list[str], mine: Path, tmp_path: Path, capsys) -> None:
-    told = refused(tmp_path, capsys, *(word.format(mine) for word in words))
-    assert "the name cannot be looked up: File name too long; check the name" in told
-    assert len(told) < 400
+    info = refused(tmp_path, capsys, *(word.format(mine) for word in words))
+    assert "the name cannot be looked up: File name too long; check the name" in info
+    assert len(info) < 400
 
 
 @contextmanager
@@ -144,8 +144,8 @@ def test_what_there_is_no_right_to_read_says_so(pair: Pair) -> None:
 def test_a_folder_has_no_revisions(role: str, mine: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(mine)
     names = {"adapter": "adapter", "new": "new"} | {role: f"{role}@main"}
-    told = refused(tmp_path, capsys, "upgrade", names["adapter"], "--to", names["new"], "-o", mine / "out")
-    assert "a folder has no revisions (got main); leave it out" in told
+    info = refused(tmp_path, capsys, "upgrade", names["adapter"], "--to", names["new"], "-o", mine / "out")
+    assert "a folder has no revisions (got main); leave it out" in info
 
 
 def test_a_revision_of_a_folder_is_not_written(pair: Pair, tmp_path: Path) -> None:
@@ -159,5 +159,5 @@ def test_a_base_of_a_config_that_is_no_name(mine: Path, tmp_path: Path, pair: Pa
     config = mine / "adapter" / "adapter_config.json"
     for name in (LONG, "~nobody-of-that-name/x"):
         config.write_text((pair.adapter / "adapter_config.json").read_text().replace(str(pair.old), name))
-        told = refused(tmp_path, capsys, "upgrade", mine / "adapter", "--to", mine / "new", "-o", mine / "out")
-        assert "the name cannot be looked up" in told
+        info = refused(tmp_path, capsys, "upgrade", mine / "adapter", "--to", mine / "new", "-o", mine / "out")
+        assert "the name cannot be looked up" in info

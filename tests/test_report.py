@@ -1,4 +1,4 @@
-"""Pictures: labelled, readable without colour, the same on light and dark; the gap that the bars show."""
+"""Pictures: labeled, readable without color, the same on light and dark; the gap that the bars show."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def upgrade_map(pair: Pair) -> UpgradeMap:
 def labels(figure: Figure) -> list[str]:
     """Return the labels of all axes that carry numbers, and of the figure."""
     shown = [axes for axes in figure.axes if axes.axison]
-    told = [axes.get_xlabel() for axes in shown] + [axes.get_ylabel() for axes in shown]
-    return [text for text in [*told, figure.get_supxlabel(), figure.get_supylabel()] if text]
+    info = [axes.get_xlabel() for axes in shown] + [axes.get_ylabel() for axes in shown]
+    return [text for text in [*info, figure.get_supxlabel(), figure.get_supylabel()] if text]
 
 
 def numbered_without_label(figure: Figure) -> list[str]:
@@ -65,9 +65,9 @@ def numbered_without_label(figure: Figure) -> list[str]:
 def test_every_picture_of_a_map_has_labels_with_units(upgrade_map: UpgradeMap, name: str) -> None:
     figure = getattr(report, name)(upgrade_map)
     figure.draw_without_rendering()
-    told = labels(figure)
-    assert told
-    assert all(UNIT.search(text) for text in told), told
+    info = labels(figure)
+    assert info
+    assert all(UNIT.search(text) for text in info), info
     assert [one for one in numbered_without_label(figure) if one != "y of 'Per layer'"] == []  # it shares its y axis
 
 
@@ -84,9 +84,9 @@ def test_every_picture_of_a_map_has_labels_with_units(upgrade_map: UpgradeMap, n
 def test_every_picture_of_an_adapter_has_labels_with_units(figure) -> None:
     drawn = figure()
     drawn.draw_without_rendering()
-    told = labels(drawn)
-    assert told
-    assert all(UNIT.search(text) for text in told), told
+    info = labels(drawn)
+    assert info
+    assert all(UNIT.search(text) for text in info), info
     assert numbered_without_label(drawn) == []
 
 
@@ -103,7 +103,7 @@ def test_a_fixed_layer_map_claims_no_similarity(pair: Pair) -> None:
 
     fixed = UpgradeMap.build(pair.old, pair.new, MapOptions(layer_map="last"))
     axes = report.layer_map_figure(fixed).axes
-    assert len(axes) == 1  # no colour bar
+    assert len(axes) == 1  # no color bar
     assert "not measured" in axes[0].get_title()
     assert len(report.gate_figure(fixed).axes[0].get_yticklabels()) == 2
 
@@ -115,7 +115,7 @@ def test_relative_sizes_are_drawn_old_against_new() -> None:
     assert list(old) == pytest.approx([20.0, 20.0, 20.0])
 
 
-def test_pictures_read_the_same_in_grey() -> None:
+def test_pictures_read_the_same_in_gray() -> None:
     red, green, blue, _ = colormaps[figures.SCALE](range(256)).T
     lightness = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     assert (lightness[1:] >= lightness[:-1]).all()
@@ -126,7 +126,7 @@ def test_pictures_read_the_same_in_grey() -> None:
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 2
 
 
-def test_an_svg_takes_the_page_s_colours_and_fetches_nothing(upgrade_map: UpgradeMap) -> None:
+def test_an_svg_takes_the_page_s_colors_and_fetches_nothing(upgrade_map: UpgradeMap) -> None:
     for name in OF_MAP:
         text = figures.svg(getattr(report, name)(upgrade_map), name, 'the "label" & more')
         assert text.startswith('<svg role="img" aria-label="the &quot;label&quot; &amp; more"')

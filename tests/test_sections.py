@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,8 @@ def test_a_section_of_a_removed_method_is_ignored_with_a_warning(pair: Pair, tmp
     meta = json.loads((folder / "map.json").read_text())
     meta["sections"]["transport"] = meta["sections"]["svd"] | {"file": "transport.safetensors"}
     (folder / "map.json").write_text(json.dumps(meta))
-    loaded = UpgradeMap.load(folder)
+    with caplog.at_level(logging.WARNING, logger="peft_lorasuite"):
+        loaded = UpgradeMap.load(folder)
     assert loaded.sections.keys() == {"svd"}
     assert "the section 'transport' is ignored" in caplog.text
     upgrade(adapter(pair[0].arch), loaded, method="cross-lora")

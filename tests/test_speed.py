@@ -37,9 +37,9 @@ def test_maps_are_far_faster_than_written_down_naively(tmp_path: Path) -> None:
     built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
     factored = fastest(lambda: Pairing(old, new, built.hidden, WEIGHTS_ONLY).layer(0, 0))
     factored += fastest(lambda: moved(built, built.layers[0]))
-    told = naive_layer(old, new, 0, built.hidden, moved(built, built.layers[0]))
-    assert told["largest_difference"] < 1e-5, "both compute the same similarities"
-    assert told["naive_maps"] + told["naive_update"] > 3 * factored
+    info = naive_layer(old, new, 0, built.hidden, moved(built, built.layers[0]))
+    assert info["largest_difference"] < 1e-5, "both compute the same similarities"
+    assert info["naive_maps"] + info["naive_update"] > 3 * factored
 
 
 def test_the_naive_factors_are_the_same_update() -> None:

@@ -114,18 +114,18 @@ def test_a_pair_runs_from_end_to_end(
     tmp_path: Path,
 ) -> None:
     old, new = backbone(pair[0], False), backbone(pair[1], True)
-    refused, carried = None, None
+    refused, upgraded = None, None
     try:
-        carried = upgrade(adapter(pair[0]), UpgradeMap.build(old, new, OPTIONS, calibration=TEXTS))
+        upgraded = upgrade(adapter(pair[0]), UpgradeMap.build(old, new, OPTIONS, calibration=TEXTS))
     except LoraSuiteError as error:
         refused = error.what
     assert refused == REFUSED.get(pair)
-    if carried is None:
+    if upgraded is None:
         cells[pair] = f"refused: {refused}"
         return
-    check_effect(new, carried.save(tmp_path / "new"))
-    check_coverage(carried.report, adapter(pair[0]), old.arch, new.arch)
-    cells[pair] = cell(carried.report, old.arch, new.arch)
+    check_effect(new, upgraded.save(tmp_path / "new"))
+    check_coverage(upgraded.report, adapter(pair[0]), old.arch, new.arch)
+    cells[pair] = cell(upgraded.report, old.arch, new.arch)
 
 
 def check_effect(new: Backbone, folder: Path) -> None:
@@ -144,14 +144,14 @@ def check_effect(new: Backbone, folder: Path) -> None:
 
 
 def check_coverage(report: Report, source: Path, old: Architecture, new: Architecture) -> None:
-    """Every tensor of the source is carried, or not carried for the reason that the two families give."""
+    """Every tensor of the source is transferred, or not transferred for the reason that the two families give."""
     with safe_open(source / "adapter_model.safetensors", "pt") as file:
         assert set(report.tensors) == set(file.keys())
     lost = [part for part in old.parts if part not in new.parts]
     sites = {f".{site.path}.": [part for part in site.parts if part in lost] for site in old.sites}
     for name, fate in report.tensors.items():
         missing = next(parts for path, parts in sites.items() if path in name)
-        assert (fate == "carried") == (not missing), name
+        assert (fate == "transferred") == (not missing), name
         assert all(f"{new.family} has no {part} projection" in fate for part in missing), fate
     for part in lost:
         assert any(f"a {part} projection: its updates" in line for line in report.facts["differences"])

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from variants import carried, error, pair, trained
+from variants import error, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, upgrade
 from peft_lorasuite.mapping.upgrade_map import MapOptions
@@ -32,7 +32,7 @@ def llama(tmp_path_factory):
 
 def test_lora_of_embedding_and_head_goes_by_the_shared_tokens(llama, tmp_path):
     tuned = trained(tmp_path, llama, lora(target_modules=["q_proj", "embed_tokens", "lm_head"]))
-    new = carried(tmp_path, llama)
+    new = upgraded(tmp_path, llama)
     assert error(llama, tuned, new) < TOLERANCE
     report = new.upgrade_report
     shared = len(llama.ids[0])
@@ -46,7 +46,7 @@ def test_lora_of_embedding_and_head_goes_by_the_shared_tokens(llama, tmp_path):
 
 def test_tables_trained_in_full_go_by_the_shared_tokens(llama, tmp_path):
     tuned = trained(tmp_path, llama, lora(target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]))
-    new = carried(tmp_path, llama)
+    new = upgraded(tmp_path, llama)
     assert error(llama, tuned, new) < TOLERANCE
     assert set(new.peft_config["default"].modules_to_save) == {"embed_tokens", "lm_head"}
 
@@ -54,7 +54,7 @@ def test_tables_trained_in_full_go_by_the_shared_tokens(llama, tmp_path):
 def test_trained_tokens_stay_trained_tokens(llama, tmp_path):
     ids = llama.ids[0][[5, 9, 20]].tolist()
     tuned = trained(tmp_path, llama, lora(target_modules=["v_proj"], trainable_token_indices=ids[::-1]))
-    new = carried(tmp_path, llama)
+    new = upgraded(tmp_path, llama)
     assert error(llama, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
 
@@ -63,21 +63,21 @@ def test_trained_tokens_of_a_tied_table_change_the_head_too(tmp_path):
     planted = pair(tmp_path, "qwen2", "vocabulary", "permuted hidden", tie_word_embeddings=True)
     ids = planted.ids[0][[5, 9, 20]].tolist()
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["v_proj"], trainable_token_indices=ids))
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
 
 
 def test_multipliers_of_embedding_and_logits_are_met(tmp_path):
     planted = pair(tmp_path, "granite", "vocabulary", "widened hidden", tie_word_embeddings=False)
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["embed_tokens", "lm_head"]))
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
 
 
 def test_a_table_behind_a_norm_is_refused_by_name(tmp_path):
     planted = pair(tmp_path, "bloom", "permuted hidden")
     trained(tmp_path / "adapter", planted, lora(target_modules=["query_key_value", "word_embeddings"]))
-    told = carried(tmp_path / "adapter", planted).upgrade_report.tensors
-    fate = told["base_model.model.transformer.word_embeddings.lora_embedding_A"]
-    assert fate.startswith("not carried: a norm stands behind the embedding")
+    info = upgraded(tmp_path / "adapter", planted).upgrade_report.tensors
+    fate = info["base_model.model.transformer.word_embeddings.lora_embedding_A"]
+    assert fate.startswith("not transferred: a norm stands behind the embedding")
 
 
 def test_trained_tokens_are_refused_where_the_new_head_would_change_with_them(tmp_path):
@@ -96,7 +96,7 @@ def test_rows_of_tokens_that_were_added_to_the_backbone_are_told(llama, tmp_path
     name = "base_model.model.model.embed_tokens.weight"
     tensors[name] = torch.cat([tensors[name], torch.ones(3, 32)])
     save_file(tensors, path)
-    report = carried(tmp_path, llama).upgrade_report
+    report = upgraded(tmp_path, llama).upgrade_report
     assert report.tensors[name] == f"carried in part: {len(llama.ids[0])} of 123 tokens are shared"
 
 
@@ -105,7 +105,7 @@ def test_a_head_under_its_name_on_disk_is_carried(tmp_path):
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["dense", "lm_head"]))
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({name.replace(".lm_head.", ".embed_out."): value for name, value in load_file(path).items()}, path)
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
 
 
 def test_a_result_with_tensors_of_its_backbone_is_upgraded_from_its_folder(llama, tmp_path):
@@ -118,6 +118,6 @@ def test_a_result_with_tensors_of_its_backbone_is_upgraded_from_its_folder(llama
 def test_both_backbones_are_asked_for(llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["v_proj", "embed_tokens"]))
     with pytest.raises(
-        LoraSuiteError, match="embedding or head is carried by the shared tokens: both backbones are read"
+        LoraSuiteError, match="embedding or head is transferred by the shared tokens: both backbones are read"
     ):
         upgrade(tmp_path, llama.map, method="lorasuite")

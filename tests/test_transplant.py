@@ -56,12 +56,12 @@ def divergence(pair, model, *, shared=False):
     """
     root, _ = pair
     old = Backbone.open(root / "old")
-    with load_adapted(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as carried:
-        turns = answer(carried, old, PROMPTS, length=6)
+    with load_adapted(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as upgraded:
+        turns = answer(upgraded, old, PROMPTS, length=6)
         rows = [tokenize(old, turn) for turn in turns]
-        after = [carried(torch.tensor([row.ids])).logits[0] for row in rows]
+        after = [upgraded(torch.tensor([row.ids])).logits[0] for row in rows]
     plain, new = old.load(), Backbone.open(root / "new").load()
-    told, counts = [], torch.ones(new.config.vocab_size)
+    info, counts = [], torch.ones(new.config.vocab_size)
     if shared:
         both = Vocabulary.pair(old, Backbone.open(root / "new")).new
         counts = torch.zeros_like(counts).index_fill(0, both, 1.0)
@@ -70,8 +70,8 @@ def divergence(pair, model, *, shared=False):
         change = moved.log_softmax(-1) - plain(ids).logits[0].log_softmax(-1)
         teacher = (new(ids).logits[0] + counts * change).log_softmax(-1)
         got = model(ids).logits[0].log_softmax(-1)
-        told.append((teacher.exp() * (teacher - got)).sum(-1)[list(row.predicting)])
-    return float(torch.cat(told).mean())
+        info.append((teacher.exp() * (teacher - got)).sum(-1)[list(row.predicting)])
+    return float(torch.cat(info).mean())
 
 
 def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_does(pair):
@@ -86,11 +86,11 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
 
 
 @torch.no_grad()
-def moved(pair, carried, texts):
+def moved(pair, upgraded, texts):
     """Mean KL of the upgraded model from the new one where it reads some texts."""
     root, _ = pair
     new = Backbone.open(root / "new")
-    plain, model, found = new.load(), attach(new.load(), carried), []
+    plain, model, found = new.load(), attach(new.load(), upgraded), []
     for text in texts:
         ids = torch.tensor([new.tokenizer(text)["input_ids"][:-1]])
         before, after = (one(ids).logits[0].log_softmax(-1) for one in (plain, model))
@@ -107,7 +107,7 @@ def test_distillation_holds_the_new_model_where_nothing_is_to_change(held, texts
         carry(pair, method="distill", options=options | {"anchor_tokens": 0, "anchor_text_tokens": 0} | more)
         for more in ({}, held)
     )
-    assert loose.report.facts["distill"]["held"] == 0 < firm.report.facts["distill"]["held"]
+    assert loose.report.facts["distill"]["anchors"] == 0 < firm.report.facts["distill"]["anchors"]
     assert moved(pair, firm, texts) < 0.5 * moved(pair, loose, texts)
 
 
@@ -146,8 +146,8 @@ def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
     torch.testing.assert_close(
         kept.adapted_states, probe(job, options, kept.turns).adapted_states, rtol=1e-4, atol=1e-4
     )
-    with load_adapted(old, adapter) as carried:
-        found = generate_answers(carried, old, PROMPTS, length=6)
+    with load_adapted(old, adapter) as upgraded:
+        found = generate_answers(upgraded, old, PROMPTS, length=6)
     same = {tokenize(old, turn).ids[tokenize(old, turn).start :] == written.ids for turn, written in found}
     assert same == {True, False}
 
@@ -171,12 +171,12 @@ def test_the_report_tells_what_the_upgraded_model_gives(pair):
     plain = Backbone.open(root / "new").load()
     options = SMALL | {"prompts": 100, "entropy_gate": 0.0, "confidence_entropy": 0.0, "extra": 5000, "rank": 4}
     found = {steps: carry(pair, method="transplant", options=options | {"refine_steps": steps}) for steps in (0, 60)}
-    told = {steps: one.report.facts["transplant"] for steps, one in found.items()}
-    assert told[60]["divergence_left"] < 0.97 * told[0]["divergence_left"]
-    assert told[60]["divergence"] == pytest.approx(divergence(pair, plain, shared=True), rel=1e-3)
+    info = {steps: one.report.facts["transplant"] for steps, one in found.items()}
+    assert info[60]["divergence_left"] < 0.97 * info[0]["divergence_left"]
+    assert info[60]["divergence"] == pytest.approx(divergence(pair, plain, shared=True), rel=1e-3)
     for steps, one in found.items():
         real = divergence(pair, attach(Backbone.open(root / "new").load(), one), shared=True)
-        assert told[steps]["divergence_left"] == pytest.approx(real, rel=1e-3)
+        assert info[steps]["divergence_left"] == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize(("length", "given", "gate"), [(6, {}, 0.5), (60, {}, 0.0), (60, {"entropy_gate": 0.2}, 0.2)])
@@ -233,8 +233,8 @@ def test_a_norm_that_lets_nothing_of_a_dimension_through_is_not_divided_by(pair,
     model.model.layers[-1].post_feedforward_layernorm.weight.data[3] = -1  # its gain is one more
     new = save_backbone(tmp_path / "new", model, pico_tokenizer(WORDS))
     upgrade_map = UpgradeMap.build(pair[0] / "old", new, MapOptions(layer_map="first"))
-    carried = carry((pair[0], upgrade_map), method="transplant", options=SMALL, new=new)
-    assert all(update.B.isfinite().all() for update in carried.adapter.updates.values())
+    upgraded = carry((pair[0], upgrade_map), method="transplant", options=SMALL, new=new)
+    assert all(update.B.isfinite().all() for update in upgraded.adapter.updates.values())
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_norm_that_lets_nothing_of_a_dimension_through_is_not_divided_by(pair,
         ({"prompts": []}, "there is no record"),
         ({"prompts": [" the red tree"]}, "too few prompts"),
         ({"prompts": [" red" * 400, " blue"]}, "too long for the context"),
-        ({"old": None}, "reads both backbones"),
+        ({"old": None}, "the method 'transplant' needs both backbones"),
     ],
 )
 def test_what_cannot_be_used_is_named(pair, settings, message):

@@ -12,7 +12,7 @@ import torch
 from canon import write
 from hub_fixtures import ask_client
 from safetensors.torch import load_file, save_file
-from variants import carried, error, pair, trained
+from variants import error, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.adapters.adapter import apart
@@ -55,7 +55,7 @@ SELECTIONS = {
 @pytest.mark.parametrize("chosen", SELECTIONS)
 def test_however_modules_were_chosen_the_result_is_exact(chosen, llama, tmp_path):
     tuned = trained(tmp_path, llama, lora(**SELECTIONS[chosen]))
-    new = carried(tmp_path, llama)
+    new = upgraded(tmp_path, llama)
     assert error(llama, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
     assert {type(module) for module in new.modules()} & {peft.tuners.lora.layer.Linear}
@@ -66,13 +66,13 @@ def test_conv1d_weights_stored_the_other_way_round_are_exact(tmp_path):
     tuned = trained(
         tmp_path / "adapter", planted, lora(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
     )
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
     tuned = trained(tmp_path, qwen, lora(target_modules=["q_proj", "o_proj"], bias=bias))
-    new = carried(tmp_path, qwen)
+    new = upgraded(tmp_path, qwen)
     assert error(qwen, tuned, new) < TOLERANCE
     assert new.upgrade_report.coverage == 1.0
     assert new.peft_config["default"].bias == "lora_only"
@@ -82,7 +82,7 @@ def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
 def test_trained_biases_become_a_loras_bias_where_a_lora_is_wanted(tmp_path):
     planted = pair(tmp_path, "phi", "permuted hidden", "permuted heads")
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj", "fc2"], bias="lora_only"))
-    new = carried(tmp_path / "adapter", planted, output_type="lora")
+    new = upgraded(tmp_path / "adapter", planted, output_type="lora")
     assert error(planted, tuned, new) < TOLERANCE
     assert new.peft_config["default"].lora_bias
 
@@ -90,9 +90,9 @@ def test_trained_biases_become_a_loras_bias_where_a_lora_is_wanted(tmp_path):
 def test_biases_of_norms_are_named_in_the_report(tmp_path):
     planted = pair(tmp_path, "phi", "permuted heads")
     trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj"], bias="all"))
-    told = carried(tmp_path / "adapter", planted).upgrade_report.tensors
-    assert "a norm's" in told["base_model.model.model.layers.0.input_layernorm.bias"]
-    assert told["base_model.model.model.layers.0.mlp.fc1.bias"] == "carried"
+    info = upgraded(tmp_path / "adapter", planted).upgrade_report.tensors
+    assert "a norm's" in info["base_model.model.model.layers.0.input_layernorm.bias"]
+    assert info["base_model.model.model.layers.0.mlp.fc1.bias"] == "transferred"
 
 
 def test_biases_need_the_old_backbone_and_say_so(qwen, tmp_path):
@@ -104,11 +104,11 @@ def test_biases_need_the_old_backbone_and_say_so(qwen, tmp_path):
 def test_several_adapters_in_one_folder_are_chosen_by_name(llama, tmp_path):
     for seed, name in enumerate(["first", "second"]):
         tuned = trained(tmp_path / name, llama, lora(target_modules=["q_proj"]), seed)
-    new = carried(tmp_path, llama, adapter_name="second")
+    new = upgraded(tmp_path, llama, adapter_name="second")
     assert error(llama, tuned, new) < TOLERANCE
     assert list(new.peft_config) == ["second"]
     with pytest.raises(LoraSuiteError, match=r"wanted first or second\); choose one with adapter_name"):
-        carried(tmp_path, llama)
+        upgraded(tmp_path, llama)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
@@ -118,7 +118,7 @@ def test_an_adapter_of_a_changed_backbone_is_refused_until_it_is_converted(init,
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | {"init_lora_weights": init}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(LoraSuiteError, match="path_initial_model_for_weight_conversion"):
-        carried(tmp_path, llama)
+        upgraded(tmp_path, llama)
 
 
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")
@@ -132,20 +132,20 @@ def test_a_pissa_adapter_that_peft_converted_is_exact(llama, tmp_path):
             if "lora_" in name:
                 weight.add_(torch.randn(weight.shape) * 0.1)
     model.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
-    assert error(llama, model.eval(), carried(tmp_path / "adapter", llama)) < TOLERANCE
+    assert error(llama, model.eval(), upgraded(tmp_path / "adapter", llama)) < TOLERANCE
 
 
 def test_a_prompt_is_refused_with_the_alternative(llama, tmp_path):
     config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     peft.get_peft_model(write(llama.old), config).save_pretrained(tmp_path)
     with pytest.raises(LoraSuiteError, match=r"prompt tuning adapter is a prompt.*train the prompt again"):
-        carried(tmp_path, llama)
+        upgraded(tmp_path, llama)
 
 
 def test_a_module_trained_in_full_is_named_with_the_alternative(llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["q_proj"], modules_to_save=["norm"]))
-    told = carried(tmp_path, llama).upgrade_report.tensors
-    assert "train it as LoRA instead" in told["base_model.model.model.norm.weight"]
+    info = upgraded(tmp_path, llama).upgrade_report.tensors
+    assert "train it as LoRA instead" in info["base_model.model.model.norm.weight"]
 
 
 def test_a_factor_without_its_partner_is_an_error(llama, tmp_path):
@@ -155,7 +155,7 @@ def test_a_factor_without_its_partner_is_an_error(llama, tmp_path):
         {name: value for name, value in tensors.items() if "lora_A" in name}, tmp_path / "adapter_model.safetensors"
     )
     with pytest.raises(LoraSuiteError, match=r"a lora lacks a tensor \(wanted lora_B.weight"):
-        carried(tmp_path, llama)
+        upgraded(tmp_path, llama)
 
 
 @pytest.mark.parametrize("wrong", [{"lora_alpha": "16"}, {"alpha_pattern": {"q_proj": "x"}}])
@@ -164,7 +164,7 @@ def test_a_scaling_that_is_no_number_is_an_error(wrong, llama, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | wrong
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(LoraSuiteError, match="a scaling in the adapter's config is wrong"):
-        carried(tmp_path, llama)
+        upgraded(tmp_path, llama)
 
 
 def kinds() -> dict[str, Any]:
@@ -181,7 +181,7 @@ def kinds() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore")
 def test_other_kinds_go_through_a_lora_of_the_old_backbone(kind, llama, tmp_path):
     tuned = trained(tmp_path, llama, kinds()[kind])
-    new = carried(tmp_path, llama, rank=32)
+    new = upgraded(tmp_path, llama, rank=32)
     report = new.upgrade_report
     assert error(llama, tuned, new) < 1e-3
     assert report.facts["converted"]["from"] == kind.upper()
@@ -192,14 +192,14 @@ def test_other_kinds_go_through_a_lora_of_the_old_backbone(kind, llama, tmp_path
 
 def test_the_rank_of_a_conversion_can_be_chosen_and_its_loss_is_told(llama, tmp_path):
     trained(tmp_path, llama, kinds()["loha"])
-    report = carried(tmp_path, llama, rank=1).upgrade_report
+    report = upgraded(tmp_path, llama, rank=1).upgrade_report
     assert report.rank == 1
     assert 0.2 < report.facts["converted"]["energy_kept"] < 0.99
 
 
 def test_the_result_can_be_trained_further(llama, tmp_path):
     trained(tmp_path, llama, lora(rank_pattern={"q_proj": 1}))
-    new = carried(tmp_path, llama, is_trainable=True, rank=4)
+    new = upgraded(tmp_path, llama, is_trainable=True, rank=4)
     new(torch.arange(9)[None], labels=torch.arange(9)[None]).loss.backward()
     moving = {name: weight.grad for name, weight in new.named_parameters() if weight.requires_grad}
     assert moving
@@ -220,19 +220,19 @@ def test_options_that_make_a_lora_something_else_are_refused_by_name(llama, tmp_
     trained(tmp_path, llama, lora(target_modules=["q_proj"]))
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | {"layer_replication": [[0, 2], [1, 3]]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(LoraSuiteError, match=r"adapters with layer_replication are not carried"):
-        carried(tmp_path, llama)
+    with pytest.raises(LoraSuiteError, match=r"adapters with layer_replication are not transferred"):
+        upgraded(tmp_path, llama)
 
 
 def test_a_bias_where_there_was_none_is_told(tmp_path):
     planted = pair(tmp_path, "qwen2", "permuted heads")
     settings = lora(target_modules=["q_proj"], lora_bias=True)
     tuned = trained(tmp_path / "adapter", planted, settings)
-    assert error(planted, tuned, carried(tmp_path / "adapter", planted)) < TOLERANCE
+    assert error(planted, tuned, upgraded(tmp_path / "adapter", planted)) < TOLERANCE
     with pytest.warns(UserWarning, match="merging LoRA weights won't be possible"):
         trained(tmp_path / "other", planted, lora(target_modules=["o_proj"], lora_bias=True))
     with pytest.warns(UserWarning, match="merging LoRA weights won't be possible"):
-        report = carried(tmp_path / "other", planted).upgrade_report
+        report = upgraded(tmp_path / "other", planted).upgrade_report
     assert report.facts["biases"].startswith("3 modules that had none")
 
 
@@ -253,8 +253,8 @@ except LoraSuiteError as error:
 place = select(source, "b")
 print(json.dumps([told, reads_backbones(place), place.need("adapter_config.json").parent.name]))
 """
-    told, needs, folder = ask_client(hub, code, tmp_path / "home")
-    assert "wanted a or b" in told
+    info, needs, folder = ask_client(hub, code, tmp_path / "home")
+    assert "wanted a or b" in info
     assert (needs, folder) == (False, "b")
 
 

@@ -66,7 +66,7 @@ def logits(model: Any, ids: Tensor, seed: int = 1) -> Tensor:
     return model(ids[order]).logits[..., ids]
 
 
-def carried(folder: Path, planted: Pair, **settings: Any) -> Any:
+def upgraded(folder: Path, planted: Pair, **settings: Any) -> Any:
     """Upgrade as a user does."""
     return PeftModel.from_upgraded(
         planted.right, folder, source_model=planted.left, upgrade_map=planted.map, method="lorasuite", **settings

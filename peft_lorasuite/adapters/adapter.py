@@ -28,7 +28,7 @@ class Adapter:
         updates: ``(layer, part)`` -> update, scaling folded in.
         config: The PEFT config that it was read with.
         names: ``(layer, part)`` -> names of the tensors that the update was read from.
-        unused: Name of a tensor that cannot be carried -> the reason.
+        unused: Name of a tensor that cannot be transferred -> the reason.
         source: Where it was read from; None for one that was made in memory.
         kind: ``lora``, ``dora`` or ``adalora``: what it is written as.
         magnitudes: ``(layer, part)`` -> DoRA's magnitude of every row.

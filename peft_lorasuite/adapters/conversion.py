@@ -1,4 +1,4 @@
-"""Other PEFT kinds (LoHa, LoKr, OFT, IA3, ...) as a LoRA of their old backbone, before they are carried over."""
+"""Other PEFT kinds (LoHa, LoKr, OFT, IA3, ...) as a LoRA of their old backbone, before they are transferred."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _layers(model: Any, where: str) -> dict[str, Any]:
     }  # fmt: skip
     if not layers:
         raise LoraSuiteError(
-            "the adapter changes no linear module, and what changes norms or single tokens alone is not carried",
+            "the adapter changes no linear module, and what changes norms or single tokens alone is not transferred",
             where=where, got=model.active_peft_config.peft_type.value, do="train a LoRA on the new backbone",
         )  # fmt: skip
     return layers
@@ -154,6 +154,6 @@ def _own_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[str
     names = {
         key: (*(name for name, owner in owners.items() if owner == place), *common) for key, place in places.items()
     }
-    told = {name for owned in names.values() for name in owned}
-    unused = dict.fromkeys((name for name in tensors if name not in told), "no linear module of a decoder layer")
+    info = {name for owned in names.values() for name in owned}
+    unused = dict.fromkeys((name for name in tensors if name not in info), "no linear module of a decoder layer")
     return {"names": names, "unused": unused}

@@ -14,7 +14,7 @@ from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, no_safetensors, read_all
 from ..io.source import Source, name_and_revision
 from ..models.backbone import Backbone
-from ..models.loading import loaded, told
+from ..models.loading import load_errors, loaded
 from .adapter import Adapter
 from .peft_format import CONFIG, WEIGHTS
 from .reading import named_base, read_config
@@ -30,7 +30,7 @@ def load_model(source: Source) -> Any:
     where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.cuda.is_available() else None
     options = {"revision": source.commit, "dtype": "auto", "device_map": device_map, "use_safetensors": True}
-    with told(source.name):
+    with load_errors(source.name):
         return loaded(where, options, where=source.name)
 
 
@@ -106,5 +106,5 @@ def load_adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
         else:
             write(adapter, folder, base=backbone.name)
         with torch.random.fork_rng():  # PEFT draws factors before it reads them
-            carried = PeftModel.from_pretrained(model, str(folder)).eval()
-        yield carried if backbone.in_memory else carried.merge_and_unload().eval()
+            upgraded = PeftModel.from_pretrained(model, str(folder)).eval()
+        yield upgraded if backbone.in_memory else upgraded.merge_and_unload().eval()

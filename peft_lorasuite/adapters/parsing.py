@@ -1,4 +1,4 @@
-"""The tensors of a LoRA, DoRA or AdaLoRA, one module after the other: what each changes, or why it is not carried."""
+"""The tensors of a LoRA, DoRA or AdaLoRA, module by module: what each changes, or why it is not transferred."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Found:
             self.unused |= {owned.pop(ending): why for ending, why in BESIDE.items() if ending in owned}
             self._table(path, owned, table)
         else:
-            told = f"a token table's {kind} is not carried; train it as LoRA" if table and kind != "lora" else None
-            self._refuse(owned.values(), told or why_not(owned, self.arch.family))
+            info = f"a token table's {kind} is not transferred; train it as LoRA" if table and kind != "lora" else None
+            self._refuse(owned.values(), info or why_not(owned, self.arch.family))
 
     def _linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
         taken = self.names.get((layer, site.parts[0]))

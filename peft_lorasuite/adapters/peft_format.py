@@ -47,10 +47,10 @@ OPTIONAL = ("lora_B.bias", *TRAINED_BIAS)
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 BESIDE = {
     "base_layer.weight": "a copy of the backbone's own table, which PEFT saves beside its update",
-    **dict.fromkeys(TRAINED_BIAS, "the head's bias: only its weight is carried"),
-    "lora_B.bias": "a token table's bias: only its weight is carried",
+    **dict.fromkeys(TRAINED_BIAS, "the head's bias: only its weight is transferred"),
+    "lora_B.bias": "a token table's bias: only its weight is transferred",
 }
-"""What may be stored beside a token table's update, and why it is not carried."""
+"""What may be stored beside a token table's update, and why it is not transferred."""
 OTHER_FORMULAS = (
     "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication",
     "monteclora_config", "target_parameters", "use_bdlora", "use_qalora",
@@ -119,7 +119,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
         )  # fmt: skip
     if kind == "LORA" and isinstance(init, str) and init.startswith(MUTATING):
         raise LoraSuiteError(
-            f"the adapter was initialised by {init} and not converted: it belongs to a changed copy of its backbone",
+            f"the adapter was initialized by {init} and not converted: it belongs to a changed copy of its backbone",
             where=where, got=f"init_lora_weights={init}",
             do="save it again with save_pretrained(..., path_initial_model_for_weight_conversion=INITIAL_ADAPTER), "
             "which makes a plain LoRA of it",
@@ -127,7 +127,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
     for option in OTHER_FORMULAS:
         if config.get(option):
             raise LoraSuiteError(
-                f"adapters with {option} are not carried", where=where, got=config[option],
+                f"adapters with {option} are not transferred", where=where, got=config[option],
                 do="train it again without that option",
             )  # fmt: skip
     _check_scalings(config, where)
@@ -213,7 +213,7 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
 
 
 def why_not(owned: Mapping[str, str], family: str) -> str:
-    """Say why the tensors of a module that is no linear module of a layer are not carried."""
+    """Say why the tensors of a module that is no linear module of a layer are not transferred."""
     if set(owned) <= {*TRAINED_BIAS}:
         return "a bias of no linear module of a layer (a norm's or the head's) has no place in a LoRA"
     if "weight" in owned:

@@ -31,7 +31,7 @@ def read_config(source: Source) -> dict[str, Any]:
 
 
 def reads_backbones(source: Source) -> bool:
-    """Whether carrying an adapter needs both backbones; refuses at once what is not carried at all."""
+    """Whether carrying an adapter needs both backbones; refuses at once what is not transferred at all."""
     config = read_config(source)
     check(config, source.name)
     path = source.fetch(WEIGHTS)
@@ -51,7 +51,7 @@ def read(source: Source, arch: Architecture, *, old: Backbone | None = None, ran
 
     Raises:
         LoraSuiteError: When a file is missing or broken, a shape does not fit the backbone, or the adapter is of a
-            kind that is not carried.
+            kind that is not transferred.
     """
     config = read_config(source)
     check(config, source.name)

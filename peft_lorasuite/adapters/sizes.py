@@ -21,7 +21,7 @@ class Size:
         layer: Its layer.
         site: Its path inside the layer.
         energy: Share of the update's energy that the rank kept, from 0 to 1.
-        new: ``||dW||_F`` of its update, as carried over.
+        new: ``||dW||_F`` of its update, as transferred.
         old: ``||dW||_F`` of the old update that it came from; None where none is known.
         new_weight: ``||W||_F`` of the module; None where the backbone is not at hand.
         old_weight: ``||W||_F`` of the old module.

@@ -16,7 +16,7 @@ from .adapter import Adapter, apart, by_site
 from .peft_format import CONFIG, PREFIX, WEIGHTS
 
 REPORT = "lorasuite_report.json"
-"""Beside the weights: what was carried over, and how."""
+"""Beside the weights: what was transferred, and how."""
 RECORD = "lorasuite_finetune.json"
 """Beside the weights: how they were trained."""
 

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     command.add_argument("-o", "--output", default="demo-result", metavar="DIR",
                          help="folder for the adapters, table and picture (default: demo-result)")  # fmt: skip
     add_overwrite(command)
-    command.add_argument("--samples", type=positive, default=100, help="labelled samples (default: 100)")
+    command.add_argument("--samples", type=positive, default=100, help="labeled samples (default: 100)")
 
 
 def run(args: Namespace) -> Output:

@@ -26,11 +26,11 @@ from ..upgrading.upgrade import Upgraded, upgrade
 
 PICTURE, FIGURES, TABLE = "layer_map.png", "demo.json", "table.md"
 PROMPTS = 600
-"""Unlabelled prompts of the methods that read the adapter's behaviour."""
+"""Unlabeled prompts of the methods that read the adapter's behavior."""
 READ = {"prompts": PROMPTS, "length": 8}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "upgraded by weights (lorasuite), nothing read": ("lorasuite", {}),
-    f"upgraded by behaviour (transplant), {PROMPTS} prompts without labels": ("transplant", {**READ, "rank": 64}),
+    f"upgraded by behavior (transplant), {PROMPTS} prompts without labels": ("transplant", {**READ, "rank": 64}),
     f"upgraded and distilled, {PROMPTS} prompts without labels": (
         "distill",
         {**READ, "epochs": 5, "learning_rate": 3e-3},
@@ -119,7 +119,7 @@ class _Demo:
     def run(self) -> DemoResult:
         upgrade_map = self._timed("map", self._map)
         layer_map_figure(upgrade_map).savefig(self.output / PICTURE)
-        weights, behaviour, distilled = (
+        weights, behavior, distilled = (
             self._timed(label, lambda method=method: self._upgrade(upgrade_map, *method))
             for label, method in METHODS.items()
         )
@@ -129,9 +129,9 @@ class _Demo:
             self._vanilla(),
             *(
                 self._row(label, attach(self._load(), upgraded), label)
-                for label, upgraded in zip(METHODS, (weights, behaviour, distilled), strict=True)
+                for label, upgraded in zip(METHODS, (weights, behavior, distilled), strict=True)
             ),
-            self._tuned(behaviour),
+            self._tuned(behavior),
             self._retrained(),
         )
         return DemoResult(rows, self.seconds, _peak_megabytes(), len(self.test))
@@ -167,7 +167,7 @@ class _Demo:
 
     def _tuned(self, upgraded: Upgraded) -> Row:
         model = attach(self._load(), upgraded, is_trainable=True)
-        name = f"upgraded by behaviour, then {self.samples} samples"
+        name = f"upgraded by behavior, then {self.samples} samples"
         rate = self._best_vanilla["lr"]  # the same for both: neither side is handicapped
         trained = self._timed(name, lambda: self._fit(model, learning_rate=rate, modules=self._sites))
         folder = self.output / "upgraded-finetuned"

@@ -112,6 +112,7 @@ def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     """Refuse what can be refused before the long work; return prompts and samples."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
     check_free(args.output, overwrite=args.overwrite, inputs=given)
+    from ..adapters.peft_format import select
     from ..adapters.reading import read_config
     from ..io.source import Source
     from ..methods.options import make_options
@@ -136,7 +137,8 @@ def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
         make_options(find(args.method), dict(args.options))
     if not args.old:
         adapter, revision = name_and_revision(args.adapter)
-        check_apart(args.output, [read_config(Source(adapter, "adapter", revision)).get("base_model_name_or_path")])
+        source = select(Source(adapter, "adapter", revision), args.adapter_name)
+        check_apart(args.output, [read_config(source).get("base_model_name_or_path")])
     return prompts, samples
 
 

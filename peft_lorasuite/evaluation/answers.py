@@ -29,21 +29,21 @@ def forced_prompt(doc: Mapping[str, str], template: str | None = None) -> str:
     return prompt(doc, template) + FORCED
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Turn every run of white space (line ends, tabs, no-break spaces) into one space; none at the ends."""
     return " ".join(text.split())
 
 
 def number(text: str) -> float | None:
     """The last number of a chain of thought; commas are thousands separators. None if there is no finite number."""
-    found = _NUMBER.findall(normalise(text).replace(",", ""))
+    found = _NUMBER.findall(normalize(text).replace(",", ""))
     value = float(found[-1]) if found else math.nan
     return value if math.isfinite(value) else None
 
 
 def letter(text: str) -> str | None:
     """The first capital A to E, wherever it stands: the paper's rule, to which "Because ..." also answers B."""
-    found = _LETTER.search(normalise(text))
+    found = _LETTER.search(normalize(text))
     return found.group() if found else None
 
 
@@ -54,7 +54,7 @@ def option(text: str, options: Sequence[str]) -> str | None:
     response, so a model cannot gain by naming an impossible option first.
     """
     kind = _kind(options[0])
-    return next((hit for hit in _OPTION.findall(normalise(text)) if _kind(hit) == kind), None)
+    return next((hit for hit in _OPTION.findall(normalize(text)) if _kind(hit) == kind), None)
 
 
 def _kind(name: str) -> str:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError
-from ..text.templates import check_text, unknown
+from ..errors import LoraSuiteError, unknown
+from ..text.templates import check_text
 from . import answers
 
 Item = dict[str, str]

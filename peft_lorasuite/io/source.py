@@ -263,7 +263,7 @@ def hub_errors(source: Source) -> Iterator[None]:
         raise _hub_error(
             source,
             "access to it is gated",
-            f"accept its licence at https://huggingface.co/{source.name} and log in (hf auth login)",
+            f"accept its license at https://huggingface.co/{source.name} and log in (hf auth login)",
         ) from None
     except errors.RevisionNotFoundError:
         raise _hub_error(source, f"the Hub has no revision {source.revision!r} of it", "check the revision") from None

@@ -54,7 +54,7 @@ def cka(old: Activations, new: Activations, block: int) -> Scores:
 
 
 def _gram(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens tokens"]:
-    """Gram matrix of centred activations with a zero diagonal; centring keeps float32 from losing digits."""
+    """Gram matrix of centered activations with a zero diagonal; centring keeps float32 from losing digits."""
     x = x.float() - x.float().mean(dim=0)
     gram = (x @ x.T).double()
     gram.diagonal().zero_()
@@ -75,10 +75,10 @@ def _cca(old: Activations, new: Activations, weighted: bool) -> Scores:
     bases_old, bases_new = [_basis(x) for x in old], [_basis(x) for x in new]
     scores = torch.zeros(len(old), len(new))
     for i, basis in enumerate(bases_old):
-        centred = (old[i] - old[i].mean(dim=0)).float()
+        centered = (old[i] - old[i].mean(dim=0)).float()
         for j, other in enumerate(bases_new):
             U, s, _ = torch.linalg.svd(basis.T @ other, full_matrices=False)
-            weight = ((basis @ U).T @ centred).abs().sum(dim=1) if weighted else torch.ones_like(s)
+            weight = ((basis @ U).T @ centered).abs().sum(dim=1) if weighted else torch.ones_like(s)
             scores[i, j] = (weight * s.clamp(max=1)).sum() / weight.sum().clamp(min=1e-30)
     return scores
 
@@ -92,7 +92,7 @@ def _basis(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens kept"]:
 
 
 def procrustes(old: Activations, new: Activations, block: int) -> Scores:
-    """One minus the normalised Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
+    """One minus the normalized Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
     del block
     rows = []
     for x in map(_unit, old):
@@ -101,7 +101,7 @@ def procrustes(old: Activations, new: Activations, block: int) -> Scores:
 
 
 def _unit(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
-    """Centre one layer's activations and scale them to a norm of one."""
+    """Center one layer's activations and scale them to a norm of one."""
     x = (x - x.mean(dim=0)).float()
     return x / x.norm().clamp(min=1e-30)
 

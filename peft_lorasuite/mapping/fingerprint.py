@@ -34,7 +34,7 @@ class Identity:
         files: Weight file -> SHA-256, from the Hub's metadata; empty for folders.
         tokenizer_files: Hash of the tokenizer's files: where it agrees, the vocabulary need not be read.
         weights: Hash of a sample of every layer's projections, likewise; None in older maps, and for
-            quantised weights, where it tells nothing.
+            quantized weights, where it tells nothing.
     """
 
     name: str
@@ -99,7 +99,7 @@ def embedding_sample(backbone: Backbone) -> str:
 def layer_sample(backbone: Backbone) -> str | None:
     """Hash a few rows of every projection of every layer, likewise: fine-tunes of one base often share its embedding.
 
-    None where a projection is not there as plain numbers (quantised, wrapped, or left on disk).
+    None where a projection is not there as plain numbers (quantized, wrapped, or left on disk).
     """
     digest = hashlib.sha256()
     for layer in range(backbone.arch.layers):

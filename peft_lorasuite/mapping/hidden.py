@@ -33,12 +33,12 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
     hidden = hidden_map(E_o, E_n, options.hidden_map)
-    told: dict[str, float | None] = {"error": fit_error(E_o @ hidden, E_n)}
-    told["agreement"] = agreement(E_o @ hidden, E_n)
-    told["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
+    info: dict[str, float | None] = {"error": fit_error(E_o @ hidden, E_n)}
+    info["agreement"] = agreement(E_o @ hidden, E_n)
+    info["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
     if E_o.shape == E_n.shape:
-        told["distance"] = fit_error(E_o, E_n)
-    facts = {"shared_tokens": len(left), "hidden": told}
+        info["distance"] = fit_error(E_o, E_n)
+    facts = {"shared_tokens": len(left), "hidden": info}
     return hidden, facts
 
 

@@ -19,7 +19,7 @@ def paper_move(
 ) -> tuple[LowRank, dict[str, float]]:
     """Move one part by Eq. 3: ``T_Q = Q_a W_h Q_b^T``, ``dQ_b = T_Q^T dQ_a W_h``, and its like for the other parts.
 
-    The products are not normalised, so that the size of the result is arbitrary; the paper repairs it by fine-tuning.
+    The products are not normalized, so that the size of the result is arbitrary; the paper repairs it by fine-tuning.
     A ``lora_bias``, which the paper does not have, takes the way of B, whose columns are outputs as well.
     """
     weights = old.part(pair.old, part), new.part(pair.new, part)

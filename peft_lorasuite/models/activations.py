@@ -128,7 +128,7 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def encode(backbone: Backbone, text: str) -> dict[str, Any]:
-    """Tokenise one text as the model is fed, with its special tokens and character offsets, up to its context."""
+    """Tokenize one text as the model is fed, with its special tokens and character offsets, up to its context."""
     found = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
     return {name: found[name][: backbone.context] for name in ("input_ids", "offset_mapping")}
 

@@ -18,7 +18,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, ModelWeights
 from ..io.source import Source, name_and_revision
-from .loading import checked, loaded, told
+from .loading import checked, load_errors, loaded
 from .offload import DISK, on_disk, tidied
 from .restore import as_it_was
 
@@ -176,8 +176,8 @@ class Backbone:
         tensor = self.weights[self.locate(path)]
         if not tensor.is_floating_point():
             raise LoraSuiteError(
-                "the weights are quantised", where=f"{self!r}, {path}", got=tensor.dtype,
-                do="build the map from the dequantised checkpoint; the adapter then fits the quantised one too",
+                "the weights are quantized", where=f"{self!r}, {path}", got=tensor.dtype,
+                do="build the map from the dequantized checkpoint; the adapter then fits the quantized one too",
             )  # fmt: skip
         return self._finite(tensor.float(), path)
 
@@ -213,7 +213,7 @@ class Backbone:
         return gain + self.arch.gain_offset
 
     def embedding(self, ids: Tensor | None = None) -> Float[Tensor, "tokens hidden"]:
-        """Rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalised."""
+        """Rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalized."""
         table = self._table(self.arch.embedding)
         rows = (table if ids is None else table[ids]).float() * self.arch.embedding_scale
         if self.arch.embedding_norm is None:
@@ -245,7 +245,7 @@ class Backbone:
             self.weights.fetch()
         dtype = self.dtype if dtype == "auto" else dtype
         device_map = self.device_map if device_map is None else device_map
-        with told(repr(self)):
+        with load_errors(repr(self)):
             model = self._loaded({"dtype": dtype, "device_map": device_map, "use_safetensors": True})
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):

@@ -26,7 +26,7 @@ class Turn:
         prompt: The prompt.
         response: The response.
         ended: Whether the model closed it itself.
-        merges: Whether the model would end the prompt with a longer token, see `behaviour.merging`.
+        merges: Whether the model would end the prompt with a longer token, see `behavior.merging`.
     """
 
     prompt: str

@@ -12,13 +12,13 @@ from ..errors import LoraSuiteError, brief
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def load_errors(where: str) -> Iterator[None]:
     """Turn whatever transformers raises for a config, a file, a dtype or a device into one sentence."""
     try:
         yield
     except LoraSuiteError:
         raise
-    except Exception as error:  # every family and every quantiser raises what it likes
+    except Exception as error:  # every family and every quantizer raises what it likes
         raise LoraSuiteError(f"the model cannot be loaded: {brief(error)}", where=where) from error
 
 

@@ -65,9 +65,9 @@ def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     """
     folder = options.get("offload_folder")
     held = False
-    told = logging.getLogger("accelerate.big_modeling")  # that layers are on disk is what was asked for
-    level = told.level
-    told.setLevel(logging.ERROR if folder is not None else level)
+    info = logging.getLogger("accelerate.big_modeling")  # that layers are on disk is what was asked for
+    level = info.level
+    info.setLevel(logging.ERROR if folder is not None else level)
 
     def keep(model: Any) -> Any:
         nonlocal held
@@ -79,7 +79,7 @@ def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     try:
         yield keep
     finally:
-        told.setLevel(level)
+        info.setLevel(level)
         if folder is not None and not held:
             shutil.rmtree(folder, ignore_errors=True)
 

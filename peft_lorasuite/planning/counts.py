@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ..arch.spec import ATTENTION, Architecture
 from ..linalg.assignment import SMALL
 from ..linalg.similarity import SKETCH, is_wide
-from ..mapping.build import FIT_TOKENS
+from ..mapping.hidden import FIT_TOKENS
 from ..mapping.upgrade_map import MapOptions
-from ..models.activations import BATCH_TOKENS, BUDGET, PIECE
+from ..models.activations import BATCH_TOKENS, BUDGET
+from ..text.calibration import PIECE
 from .stages import Side, Stage
 
 SVD = 10

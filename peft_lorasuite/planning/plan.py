@@ -12,7 +12,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.source import Source, read_json
 from ..mapping.upgrade_map import MapOptions
-from ..methods import base as methods
+from ..methods import registry as methods
 from ..models.backbone import Backbone
 from .counts import MATCHED, Costs, shared_at_most
 from .rates import GB, Rates

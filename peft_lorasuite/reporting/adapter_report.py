@@ -1,4 +1,4 @@
-"""The report of an upgraded adapter: what was carried, what the rank kept, how large the updates are."""
+"""The report of an upgraded adapter: what was transferred, what the rank kept, how large the updates are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..mapping.upgrade_map import UpgradeMap
     from .drawn import Drawn
 
-CARRIED = "carried"
+CARRIED = "transferred"
 MOST_LINES = 200
 """Lost tensors that are listed one by one."""
 
@@ -41,7 +41,7 @@ def document(
     """
     method = str(report["method"]["name"])
     named = {name: short(report[name], 60) for name in ("adapter", "old", "new")}
-    about = f"LoRA adapter {named['adapter']} of {named['old']}, carried over to {named['new']} by {method}."
+    about = f"LoRA adapter {named['adapter']} of {named['old']}, transferred to {named['new']} by {method}."
     head = [_verdict(report, method, upgrade_map)]
     parts = [
         map_pages.gap_part(rows, drawn),
@@ -61,8 +61,8 @@ def _verdict(report: Mapping[str, Any], method: str, upgrade_map: UpgradeMap | N
     if not kept:
         return pages.text("The gate's prediction is not shown: it is read off the upgrade map (--map DIR).", "quiet")
     word = "Likely to hold." if kept["verdict"] == "holds" else "Likely to fall short: plan to retrain."
-    told = f"Expected by {method}: {float(kept['expected_gap_recovered']):.0%} of the gap recovered, a rough guess."
-    return pages.verdict(word, f"{told} It rests on: {kept['because']}.")
+    info = f"Expected by {method}: {float(kept['expected_gap_recovered']):.0%} of the gap recovered, a rough guess."
+    return pages.verdict(word, f"{info} It rests on: {kept['because']}.")
 
 
 def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:
@@ -79,20 +79,20 @@ def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:
 
 
 def _coverage(tensors: Mapping[str, str], share: float) -> pages.Part:
-    """Count per kind of module what was carried, and list what was not, each with its reason."""
-    whole, carried = (
+    """Count per kind of module what was transferred, and list what was not, each with its reason."""
+    whole, converted = (
         Counter(map(_kind, tensors)),
         Counter(_kind(name) for name, fate in tensors.items() if fate == CARRIED),
     )
-    lines = [(kind, carried[kind], count, f"{carried[kind] / count:.0%}") for kind, count in sorted(whole.items())]
+    lines = [(kind, converted[kind], count, f"{converted[kind] / count:.0%}") for kind, count in sorted(whole.items())]
     body = [
-        pages.text(f"{share:.1%} of the old adapter's {len(tensors)} tensors were carried over."),
-        pages.table(("module", "carried", "tensors", "share"), lines),
+        pages.text(f"{share:.1%} of the old adapter's {len(tensors)} tensors were transferred."),
+        pages.table(("module", "transferred", "tensors", "share"), lines),
     ]
     lost = [(name, fate) for name, fate in tensors.items() if fate != CARRIED]
     if lost:
-        told = "" if len(lost) <= MOST_LINES else f"The first {MOST_LINES} of {len(lost)}; the report's JSON lists all."
-        body.append(pages.table(("tensor", "what became of it"), lost[:MOST_LINES], told))
+        info = "" if len(lost) <= MOST_LINES else f"The first {MOST_LINES} of {len(lost)}; the report's JSON lists all."
+        body.append(pages.table(("tensor", "what became of it"), lost[:MOST_LINES], info))
     return pages.Part("Coverage", body)
 
 
@@ -114,7 +114,7 @@ def _modules(report: Mapping[str, Any], measured: Sizes, drawn: Drawn) -> list[p
         f"{float(report['energy_kept']):.1%}."
     )
     unit = ", in percent of the module's own weights'" if measured.relative else ""
-    size = f"Frobenius norm of each update{unit}, as it was carried over (before any fine-tuning)."
+    size = f"Frobenius norm of each update{unit}, as it was transferred (before any fine-tuning)."
     why = [drawn.lacks(name, reason) for name, reason in measured.missing.items()]
     return [
         pages.Part(

@@ -97,10 +97,10 @@ def figure(svg: str, caption: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
     """Return a table; numbers are set flush right, everything is escaped."""
-    told = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = "\n".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{told}<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+    return f'<div class="scroll"><table>{title}<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
 
 
 def facts(values: Mapping[str, Any]) -> str:

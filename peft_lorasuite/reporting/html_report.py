@@ -58,7 +58,7 @@ def _layer_title(upgrade_map: UpgradeMap, name: str) -> str:
 def heads_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw which old query head each new one comes from, how alike they are, and the mean over each layer.
 
-    Each cell is a head of the new backbone; its number is the old head, its colour the cosine of both heads'
+    Each cell is a head of the new backbone; its number is the old head, its color the cosine of both heads'
     interaction matrices. Beside it, the mean per layer with the least and the greatest.
     """
     import numpy as np
@@ -87,10 +87,10 @@ def _numbers(axes: Any, scores: Any, olds: Any) -> None:
     """Write the old head's number into every cell; scores from 0 to 1 tell light cells from dark ones."""
     if scores.shape[1] > MOST_NUMBERS:
         return
-    colours = readable(scores)
+    colors = readable(scores)
     for (row, column), old in zip(_places(olds), olds.ravel(), strict=True):
-        text, colour = (str(old), colours[row, column]) if old >= 0 else ("-", INK)
-        axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=7)
+        text, color = (str(old), colors[row, column]) if old >= 0 else ("-", INK)
+        axes.text(column, row, text, color=color, ha="center", va="center", fontsize=7)
 
 
 def _places(table: Any) -> list[tuple[int, int]]:

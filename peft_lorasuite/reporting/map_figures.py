@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER = "#16181d", "#fdfdfc"
-"""Colours of text and ground in a file of its own; in a page they become the page's own, so that they follow it."""
+"""Colors of text and ground in a file of its own; in a page they become the page's own, so that they follow it."""
 FILL, ACCENT = "#86a3c9", "#b5651d"
 """Two mid-tones of different lightness that stand out from white and from black."""
 SCALE = "viridis"
-"""Lightness rises with the value: it reads the same in grey."""
+"""Lightness rises with the value: it reads the same in gray."""
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
@@ -85,7 +85,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 
 def readable(values: Any) -> Any:
-    """Return black or white for text on cells of the shared colour scale, by lightness.
+    """Return black or white for text on cells of the shared color scale, by lightness.
 
     Args:
         values: Numbers from 0 to 1, any shape.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .drawn import Drawn
 
 METHODS = ("lorasuite", "transplant")
-"""The methods that stand for carrying weights and for carrying behaviour in the gate's table."""
+"""The methods that stand for carrying weights and for carrying behavior in the gate's table."""
 
 
 def document(upgrade_map: UpgradeMap, rows: Sequence[Gain], drawn: Drawn) -> str:
@@ -35,8 +35,8 @@ def gate_told(upgrade_map: UpgradeMap, method: str) -> str:
     """Return the gate's verdict on an upgrade by a method, and what it rests on."""
     found = prediction.predict(upgrade_map, method)
     word = "Likely to hold." if found.verdict == "holds" else "Likely to fall short: plan to retrain."
-    told = f"Expected by {method}: {found.gap:.0%} of the gap recovered, a rough guess. It rests on: {found.because}."
-    return pages.verdict(word, told)
+    info = f"Expected by {method}: {found.gap:.0%} of the gap recovered, a rough guess. It rests on: {found.because}."
+    return pages.verdict(word, info)
 
 
 def map_parts(upgrade_map: UpgradeMap, drawn: Drawn) -> list[pages.Part]:
@@ -67,18 +67,18 @@ def _gate(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
 def _layers(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
     caption = (
         "How alike the outputs of old and new layers are on the same text, and which old layer each new one is matched "
-        "with. New layers without a point match no old one: nothing is carried to them."
+        "with. New layers without a point match no old one: nothing is transferred to them."
     )
     left = sorted(set(range(upgrade_map.new.arch.layers)) - {new for _, new in upgrade_map.pairs})
-    told = f"New layers that match no old one: {', '.join(map(str, left))}." if left else "Every new layer is matched."
-    body = [drawn.figure("layers", lambda: report.layer_map_figure(upgrade_map), caption), pages.text(told)]
+    info = f"New layers that match no old one: {', '.join(map(str, left))}." if left else "Every new layer is matched."
+    body = [drawn.figure("layers", lambda: report.layer_map_figure(upgrade_map), caption), pages.text(info)]
     return pages.Part("Layers", body)
 
 
 def _heads(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
     first = (
         "Every cell is a query head of the new backbone; the number in it is the old head that it is matched with, its "
-        "colour how alike the two are. Key and value heads follow the query heads of their group."
+        "color how alike the two are. Key and value heads follow the query heads of their group."
     )
     second = "How much of the new backbone's own weights the fitted maps of heads and feed-forward units explain."
     body = [
@@ -113,12 +113,12 @@ def gap_part(rows: Sequence[Gain], drawn: Drawn) -> pages.Part:
     head = ("row", "gap recovered", "accuracy", "95 % interval", "nats per token", "items", "seconds")
     if measured:
         unit = "the answers' likelihood" if measured.value == "nll" else "accuracy"
-        told = f"Counted in {unit}: 0 % is the bare new backbone, 100 % the row {short(measured.ceiling)}."
+        info = f"Counted in {unit}: 0 % is the bare new backbone, 100 % the row {short(measured.ceiling)}."
     else:
-        told = "No gap can be told: it takes a row 'base' and a row 'full' (or 'old-adapted') that is clearly better."
-    told += " Hatched bars were trained on labels."
+        info = "No gap can be told: it takes a row 'base' and a row 'full' (or 'old-adapted') that is clearly better."
+    info += " Hatched bars were trained on labels."
     return pages.Part(
-        title, [drawn.figure("gap", lambda: adapter_figures.gap_figure(rows), told), pages.table(head, lines)]
+        title, [drawn.figure("gap", lambda: adapter_figures.gap_figure(rows), info), pages.table(head, lines)]
     )
 
 

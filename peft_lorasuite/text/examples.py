@@ -58,7 +58,7 @@ def fill(example: Example, template: str | None = None) -> str:
 
 
 def read_examples(source: Any) -> list[Example]:
-    """Read labelled examples.
+    """Read labeled examples.
 
     Args:
         source: A file of JSON (a list of objects) or JSON lines, a `datasets.Dataset`, or an iterable of mappings or
@@ -66,15 +66,15 @@ def read_examples(source: Any) -> list[Example]:
             are left alone.
 
     Raises:
-        LoraSuiteError: When there is no such file, nothing in it, or a record that is no labelled example; the
+        LoraSuiteError: When there is no such file, nothing in it, or a record that is no labeled example; the
             message names the record by its number, from 1.
     """
     place, records = _records(source)
-    return [_example(record, f"{place}, record {number}", labelled=True) for number, record in enumerate(records, 1)]
+    return [_example(record, f"{place}, record {number}", labeled=True) for number, record in enumerate(records, 1)]
 
 
 def read_prompts(source: Any, template: str | None = None) -> list[str]:
-    """Read unlabelled prompts.
+    """Read unlabeled prompts.
 
     Args:
         source: As for `read_examples`, where ``output`` may be missing and is not used; a record may also be a string
@@ -100,29 +100,29 @@ def _prompt(record: Any, where: str, template: str | None) -> str:
         record = record["prompt"]
         if not isinstance(record, str):
             raise LoraSuiteError("a prompt is no text", where=where, got=type(record).__name__)
-    text = record if isinstance(record, str) else fill(_example(record, where, labelled=False), template)
+    text = record if isinstance(record, str) else fill(_example(record, where, labeled=False), template)
     if not text.strip():
         raise LoraSuiteError("a prompt is empty", where=where)
     check_text(text, where)
     return text
 
 
-def _example(record: Any, where: str, *, labelled: bool) -> Example:
+def _example(record: Any, where: str, *, labeled: bool) -> Example:
     if isinstance(record, Example):
         record = {name: getattr(record, name) for name in FIELDS}
     if not isinstance(record, Mapping):
         raise LoraSuiteError(
-            "a record is no object", where=where, got=type(record).__name__, wanted=_wanted(labelled=labelled)
+            "a record is no object", where=where, got=type(record).__name__, wanted=_wanted(labeled=labeled)
         )
     values = {name: record[name] for name in FIELDS if record.get(name) is not None}
-    needed = ("instruction", "output") if labelled else ("instruction",)
+    needed = ("instruction", "output") if labeled else ("instruction",)
     empty = [name for name in needed if not str(values.get(name, "")).strip()]
     if empty:
         raise LoraSuiteError(
             f"a record has no {' and no '.join(empty)}",
             where=where,
             got=f"the keys {', '.join(map(str, record)) or 'none'}",
-            wanted=_wanted(labelled=labelled),
+            wanted=_wanted(labeled=labeled),
         )
     strange = [name for name, value in values.items() if not isinstance(value, (str, int, float))]
     if strange:
@@ -135,8 +135,8 @@ def _example(record: Any, where: str, *, labelled: bool) -> Example:
     return Example(**texts)
 
 
-def _wanted(*, labelled: bool) -> str:
-    return "an object with instruction and output" if labelled else "a string, or an object with instruction or prompt"
+def _wanted(*, labeled: bool) -> str:
+    return "an object with instruction and output" if labeled else "a string, or an object with instruction or prompt"
 
 
 def _records(source: Any, *, lines: bool = False) -> tuple[str, list[Any]]:

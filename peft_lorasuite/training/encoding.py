@@ -39,7 +39,7 @@ class Encoded:
 
 
 def encode(tokenizer: Any, prompt: str, response: str, *, cutoff: int | None = None) -> Encoded:
-    """Tokenise prompt and response as one text, so that the seam is cut as the model will see it.
+    """Tokenize prompt and response as one text, so that the seam is cut as the model will see it.
 
     The response starts at the first token that the prompt alone would not have given, but never at the very first one:
     nothing stands before that to predict it from.
@@ -56,7 +56,7 @@ def encode(tokenizer: Any, prompt: str, response: str, *, cutoff: int | None = N
 def encode_examples(
     tokenizer: Any, examples: Sequence[Example], template: str | None, *, cutoff: int | None = None
 ) -> list[Encoded]:
-    """Tokenise examples; those whose response lies wholly beyond the cutoff are left out, with a line in the log.
+    """Tokenize examples; those whose response lies wholly beyond the cutoff are left out, with a line in the log.
 
     Raises:
         LoraSuiteError: When no response is left.

@@ -1,4 +1,4 @@
-"""Light fine-tuning: a few labelled samples on top of an upgraded adapter, on the Hugging Face Trainer."""
+"""Light fine-tuning: a few labeled samples on top of an upgraded adapter, on the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def finetune(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Any:
-    """Train an adapter on labelled samples: loss on the response and its end, AdamW, linear decay, no dropout.
+    """Train an adapter on labeled samples: loss on the response and its end, AdamW, linear decay, no dropout.
 
     Full retraining and the vanilla baseline are the same function on a fresh adapter::
 
@@ -62,7 +62,7 @@ def finetune(
     Args:
         model: A PEFT model (loaded with ``is_trainable=True``), which is trained in place, or the folder or Hub id of
             an adapter.
-        data: Labelled examples: a file, a `datasets.Dataset` or a list (see `prompts.read_examples`).
+        data: Labeled examples: a file, a `datasets.Dataset` or a list (see `prompts.read_examples`).
         samples: Use the first so many after a shuffle by ``seed``; fewer if there are fewer, all if None.
         epochs: Passes over the samples.
         batch_size: Samples of one step on each device.

@@ -79,7 +79,7 @@ class ResponseTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss on the responses; the beginning that all rows share is read once, and no logits are made before them."""
+        """Return the loss on the responses; a shared prefix is read once, and no logits are computed before them."""
         labels = inputs.pop("labels")
         first = int((labels != IGNORED).int().argmax(dim=1).min()) - 1
         inputs, taken = self.begun(model, inputs, first)
@@ -88,7 +88,7 @@ class ResponseTrainer(Trainer):
         return super().compute_loss(model, inputs | wanted, return_outputs, num_items_in_batch)
 
     def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
-        """Return the loss on the responses; a shared prefix is read once, and no logits are computed before them."""
+        """Read the shared prefix once, see `after_shared_prefix`; wrappers for several processes read whole rows."""
         if self.args.world_size > 1:
             return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
         return after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)

@@ -83,8 +83,8 @@ def score(
         model.eval()
         for start in progress("scoring", range(0, len(rows), batch_size)):
             chosen = order[start : start + batch_size]
-            told = _judge(model, [rows[n] for n in chosen], [choices[n] for n in chosen], padding(tokenizer))
-            for number, (loss, count, every, best) in zip(chosen, told, strict=True):
+            info = _judge(model, [rows[n] for n in chosen], [choices[n] for n in chosen], padding(tokenizer))
+            for number, (loss, count, every, best) in zip(chosen, info, strict=True):
                 losses, tokens = losses + loss, tokens + count
                 exact[number], right[number] = every, every if best is None else best
     return Score(losses / tokens, sum(right) / len(right), sum(exact) / len(exact), len(rows), tuple(right))
@@ -104,7 +104,7 @@ def _judge(
     begun, taken = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
     keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
     logits = model(**begun, logits_to_keep=keep).logits.float()
-    told = []
+    info = []
     for line, (row, choice) in enumerate(zip(rows, choices, strict=True)):
         inside = wanted[line] != IGNORED
         values, truth = logits[line, :-1][inside], wanted[line][inside]
@@ -114,8 +114,8 @@ def _judge(
         if choice is not None:
             offered = logits[line, choice.position - 1 - first, list(choice.tokens)]
             best = int(offered.argmax()) == choice.truth
-        told.append((float(loss), len(row.ids) - row.start, every, best))
-    return told
+        info.append((float(loss), len(row.ids) - row.start, every, best))
+    return info
 
 
 def _choices(tokenizer: Any, examples: Sequence[Example], template: str | None, options: Options) -> list[_Choice]:

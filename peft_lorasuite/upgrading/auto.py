@@ -46,7 +46,7 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
         return Choice("copy", "embeddings and heads of both backbones are nearly the same: one lineage")
     if share >= EXPLAINED:
         return Choice(
-            "lorasuite", f"the maps explain {share:.0%} of the new heads' weights: weights can be carried over"
+            "lorasuite", f"the maps explain {share:.0%} of the new heads' weights: weights can be transferred"
         )
     if can_run:
         return Choice("transplant", f"the maps explain only {share:.0%} of the new heads' weights; both can be run")

@@ -80,7 +80,7 @@ def upgrade_many(
         options: The method's options.
         old: The old backbone, for methods that read or run it; opened once.
         new: The new backbone, likewise.
-        prompts: Unlabelled prompts, for methods that run the models: strings, records, or a file of them.
+        prompts: Unlabeled prompts, for methods that run the models: strings, records, or a file of them.
         rank: Rank of the results.
         seed: Of whatever is drawn at random.
         token: Hub token.
@@ -104,15 +104,17 @@ def upgrade_many(
 
     def one(name: str) -> dict[str, Any]:
         start, (place, revision) = time.perf_counter(), name_and_revision(name)
-        carried = upgrade(
+        upgraded = upgrade(
             place, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
             revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
-        carried = replace(carried, report=replace(carried.report, facts={**carried.report.facts, SETTINGS: settings}))
+        upgraded = replace(
+            upgraded, report=replace(upgraded.report, facts={**upgraded.report.facts, SETTINGS: settings})
+        )
         target = journal.out / folders[name]
-        carried.save(target, overwrite=(target / REPORT).is_file())
-        extra = dict(then(name, carried) or {}) if then else {}
-        return {**_told(carried), "seconds": round(time.perf_counter() - start, 2), **extra}
+        upgraded.save(target, overwrite=(target / REPORT).is_file())
+        extra = dict(then(name, upgraded) or {}) if then else {}
+        return {**_told(upgraded), "seconds": round(time.perf_counter() - start, 2), **extra}
 
     outcomes = []
     for name in progress("upgrading", list(folders)[index::count]):
@@ -181,7 +183,7 @@ def _same(base: str, named: object) -> bool:
 
 
 def find_adapters(author: str, base: str, *, token: str | bool | None = None) -> list[str]:
-    """List the adapters of a user or organisation whose card names a backbone."""
+    """List the adapters of a user or organization whose card names a backbone."""
     from huggingface_hub import HfApi
 
     from ..io.retry import patiently
@@ -234,8 +236,8 @@ def _digest(upgrade_map: UpgradeMap, *settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _told(carried: Upgraded) -> dict[str, Any]:
-    report = carried.report
+def _told(upgraded: Upgraded) -> dict[str, Any]:
+    report = upgraded.report
     return {
         "method": report.method["name"],
         "rank": report.rank,

@@ -1,4 +1,4 @@
-"""DoRA: the update's direction is carried as a LoRA, its magnitudes by how the old rows make up the new ones."""
+"""DoRA: the update's direction is transferred as a LoRA, its magnitudes by how the old rows make up the new ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def restore_magnitudes(result: Adapter, inputs: MethodInput, draft: MethodResult
 
     Args:
         result: The carried directions, every module at its final rank.
-        inputs: What was carried, with both backbones.
+        inputs: What was transferred, with both backbones.
         draft: Where each update came from.
         by_index: Whether rows keep their number (`copy`) instead of going through the map.
     """

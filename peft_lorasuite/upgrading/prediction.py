@@ -11,7 +11,7 @@ from ..mapping.upgrade_map import UpgradeMap
 NEAR = 0.1
 """Relative distance of the embeddings, token by token, below which two backbones are one lineage."""
 EXPLAINED = 0.5
-"""Share of the new weights that the maps explain, from which on weights can be carried over."""
+"""Share of the new weights that the maps explain, from which on weights can be transferred."""
 AGREEMENT = 0.03
 """Share of shared tokens, left out of the fit, that find themselves through the hidden map, below which the
 vocabularies do not align. Backbones trained apart reach .05 (the demo pair) and more, random embeddings chance."""
@@ -24,8 +24,8 @@ ALIKE = 0.3
 tells the same words apart; backbones trained apart have .6 and more."""
 CONFIDENT = 0.5
 """Mean confidence of the old adapted model on the prompts from which on nothing is missing for want of it."""
-BEHAVIOUR = {"transplant": 0.7, "distill": 0.9}
-"""Methods that carry over what the adapter does, not its weights -> what is expected before anything is read."""
+BEHAVIOR = {"transplant": 0.7, "distill": 0.9}
+"""Methods that transfer what the adapter does, not its weights -> what is expected before anything is read."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
         return Prediction("retrain", 0.0, because)
     gap = found.near if method == "copy" else found.explained
     because += f", embeddings alike token by token {found.near:.0%}" if method == "copy" else ""
-    if method in BEHAVIOUR:
-        gap, told = BEHAVIOUR[method], (fitted or {}).get(method, {})
-        if "divergence" in told:
-            before, left = float(told["divergence"]), float(told["divergence_left"])
+    if method in BEHAVIOR:
+        gap, info = BEHAVIOR[method], (fitted or {}).get(method, {})
+        if "divergence" in info:
+            before, left = float(info["divergence"]), float(info["divergence_left"])
             gap = max(1 - left / before, 0.0) if before > 0 else 0.0
             because += f", wanted change reached on the prompts {gap:.0%}"
-        if "confidence" in told:
-            sure = float(told["confidence"])
+        if "confidence" in info:
+            sure = float(info["confidence"])
             gap *= min(1.0, sure / CONFIDENT)
             because += f", confidence of the old adapted model {sure:.2f}"
         if method == "transplant" and gap < EXPLAINED:

@@ -22,7 +22,7 @@ class Report:
         method: The method that ran, and its options.
         rank: Rank of the result.
         modules: Per new module: its sources, energy kept, residual of the maps.
-        tensors: Every tensor of the source -> ``"carried"`` or the reason why not.
+        tensors: Every tensor of the source -> ``"transferred"`` or the reason why not.
         facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
             ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
             and the method's own fit let expect; under ``named_base``, that the adapter names
@@ -43,8 +43,8 @@ class Report:
 
     @property
     def coverage(self) -> float:
-        """Share of the source's tensors that were carried."""
-        return sum(fate == "carried" for fate in self.tensors.values()) / max(len(self.tensors), 1)
+        """Share of the source's tensors that were transferred."""
+        return sum(fate == "transferred" for fate in self.tensors.values()) / max(len(self.tensors), 1)
 
     @property
     def energy_kept(self) -> float:
@@ -57,7 +57,7 @@ class Report:
 
 
 def fates(adapter: Adapter, draft: MethodResult) -> dict[str, str]:
-    """Say of every tensor of the source whether it was carried, or why not."""
+    """Say of every tensor of the source whether it was transferred, or why not."""
     reasons: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     for key, names in adapter.names.items():
@@ -65,9 +65,9 @@ def fates(adapter: Adapter, draft: MethodResult) -> dict[str, str]:
             counts[name] = counts.get(name, 0) + 1
             if key in draft.dropped:
                 reasons.setdefault(name, []).append(f"{key[1]}: {draft.dropped[key]}")
-    told = {}
+    info = {}
     for name, count in counts.items():
         lost = reasons.get(name, [])
         partly = "in part; " if lost and len(lost) < count else ""
-        told[name] = f"{partly}not carried: {'; '.join(lost)}" if lost else "carried"
-    return dict(sorted({**told, **{name: f"not carried: {why}" for name, why in adapter.unused.items()}}.items()))
+        info[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else "transferred"
+    return dict(sorted({**info, **{name: f"not transferred: {why}" for name, why in adapter.unused.items()}}.items()))

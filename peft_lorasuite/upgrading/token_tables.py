@@ -31,14 +31,14 @@ def transfer_table(
     kept = target >= 0
     energy = ((update.rows @ (update.shared @ update.shared.T)) * update.rows).sum(dim=1)  # of every token's row
     share = float(energy[kept].sum() / energy.sum().clamp(min=1e-30)) if bool(energy.any()) else 1.0
-    told = {"rows": int(kept.sum()), "of": len(kept), "energy": round(share, 6)}
+    info = {"rows": int(kept.sum()), "of": len(kept), "energy": round(share, 6)}
     if not bool(kept.any()):
-        return None, {**told, "refused": "the new vocabulary has none of its tokens: train them on the new backbone"}
+        return None, {**info, "refused": "the new vocabulary has none of its tokens: train them on the new backbone"}
     if table == "embedding":
         shared = update.shared @ hidden * (old.arch.embedding_scale / new.arch.embedding_scale)
     else:
         shared = _read_by_head(update.shared, old, new, hidden, inverse, left, right)
-    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared), told
+    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared), info
 
 
 def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architecture) -> str:

@@ -55,11 +55,11 @@ def complete(
     """
     source, facts, fates = inputs.adapter, dict(inputs.adapter.facts), {}
     if draft.updates and not draft.sources:  # it was made of what the whole adapter does, tables and biases included
-        told = f"{method} makes an update of its own, a plain LoRA, of what the whole adapter does"
+        info = f"{method} makes an update of its own, a plain LoRA, of what the whole adapter does"
         return (
             result,
-            {**facts, "kind": told},
-            {name: "carried" for table in source.tables.values() for name in table.names},
+            {**facts, "kind": info},
+            {name: "transferred" for table in source.tables.values() for name in table.names},
         )
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
@@ -72,8 +72,8 @@ def complete(
         result, lost = _with_trained_biases(result, inputs, draft, same=output_type == "same")
         fates |= lost
     if source.tables:
-        result, told, lost = _with_tables(result, inputs, rank)
-        facts["tables"], fates = told, fates | lost
+        result, info, lost = _with_tables(result, inputs, rank)
+        facts["tables"], fates = info, fates | lost
     bare = sum(update.bias is not None and not site.bias for (_, site), update in by_site(result).items())
     if bare:
         facts["biases"] = f"{bare} modules that had none get a bias from the adapter: PEFT cannot merge these"
@@ -96,7 +96,7 @@ def _with_trained_biases(
             extras[f"{PREFIX}{path}.base_layer.bias"] = new.tensor(f"{path}.bias") + whole.bias
         elif not site.bias:
             names = {name for key in keys for name in inputs.adapter.names.get(draft.sources.get(key, (-1, "")), ())}
-            fates |= {name: f"not carried: {arch.family}'s {site.path} has no bias" for name in names
+            fates |= {name: f"not transferred: {arch.family}'s {site.path} has no bias" for name in names
                       if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
@@ -107,13 +107,13 @@ def _with_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapt
     generator = torch.Generator().manual_seed(inputs.seed)
     extras, settings, facts, fates = dict(result.extras), dict(result.settings), {}, {}
     for table, update in _spread(inputs).items():
-        moved, told = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
-        facts[table] = told
+        moved, info = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
+        facts[table] = info
         if moved is None:
-            fates |= dict.fromkeys(update.names, f"not carried: {told['refused']}")
+            fates |= dict.fromkeys(update.names, f"not transferred: {info['refused']}")
             continue
-        partly = "" if told["rows"] == told["of"] else f" in part: {told['rows']} of {told['of']} tokens are shared"
-        fates |= dict.fromkeys(update.names, f"carried{partly}")
+        partly = "" if info["rows"] == info["of"] else f" in part: {info['rows']} of {info['of']} tokens are shared"
+        fates |= dict.fromkeys(update.names, f"transferred{partly}")
         tensors, added = written(table, moved, new, PREFIX, rank, generator)
         extras |= tensors
         if moved.form == "lora":

@@ -34,7 +34,7 @@ def elicit(
     Args:
         model: The old backbone with its adapter.
         backbone: The old backbone.
-        prompts: Unlabelled prompts.
+        prompts: Unlabeled prompts.
         count: New prompts at most, the surest.
         length: Tokens of a response at most.
         seed: Of the choice among too many candidates.

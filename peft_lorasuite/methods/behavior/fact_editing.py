@@ -66,28 +66,28 @@ def edit_facts(
         The layer, the update and figures for the report; None where the turns tell nothing of the kind.
     """
     rows = [tokenize(new, turn) for turn in turns]
-    told = facts(turns, rows, places)
+    info = facts(turns, rows, places)
     layer = round(DEPTH * new.arch.layers)
-    if not told or layer >= new.arch.layers - 1:
+    if not info or layer >= new.arch.layers - 1:
         return None
-    down, answers = down_projection(model, new, layer), sorted({fact.answer for fact in told})
-    values, left = _values(model, new, layer, head, told, answers, rows, ask, seed, progress)
-    keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in told], seed, progress)
+    down, answers = down_projection(model, new, layer), sorted({fact.answer for fact in info})
+    values, left = _values(model, new, layer, head, info, answers, rows, ask, seed, progress)
+    keys, quiet = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in info], seed, progress)
     text = read_text(model, new, down, seed, TEXT)
     quiet = torch.cat([quiet, text * min(len(keys) / len(text), 1.0) ** 0.5])  # at most what the names weigh
-    owners = [fact for fact in told for _ in fact.ends]
+    owners = [fact for fact in info for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in owners]]
     rank = min(len(answers), *new.arch.shape("down"))
     update, explained = reduced_rank_ridge(keys, wanted, quiet, weight=1.0, ridge=RIDGE, rank=rank)
     figures = {
-        "layer": layer, "facts": len(told), "answers": len(answers), "divergence_left": round(left, 4),
+        "layer": layer, "facts": len(info), "answers": len(answers), "divergence_left": round(left, 4),
         "values_explained": round(explained, 4),
     }  # fmt: skip
     return layer, update, figures
 
 
 def _values(
-    model: Any, new: Backbone, layer: int, head: Head, told: Sequence[Fact], answers: Sequence[int],
+    model: Any, new: Backbone, layer: int, head: Head, info: Sequence[Fact], answers: Sequence[int],
     rows: Sequence[Tokens], ask: Ask, seed: int, progress: Progress,
 ) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
     """Solve for what has to be added at a name's last token for every answer; also the divergence left, in nats.
@@ -95,7 +95,7 @@ def _values(
     A value goes down its slope by steps of one length. Steps of one length for every coordinate (Adam) reach the same
     answers by ways that lead through much else: what they add disturbed other text eight times as much.
     """
-    groups = _begun(model, _examples(told, answers, seed), rows)
+    groups = _begun(model, _examples(info, answers, seed), rows)
     places = [fact.place for chosen, _, _ in groups for fact in chosen]
     targets = ask(places)
     head, targets = head.restrict(targets.ids), targets.log_probs.split([len(chosen) for chosen, _, _ in groups])
@@ -169,13 +169,13 @@ def _first(x: Tensor, values: Tensor) -> Tensor:
     return padded
 
 
-def _examples(told: Sequence[Fact], answers: Sequence[int], seed: int) -> list[Fact]:
+def _examples(info: Sequence[Fact], answers: Sequence[int], seed: int) -> list[Fact]:
     """Draw a few facts of every answer."""
-    order = torch.randperm(len(told), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(info), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: dict[int, list[Fact]] = {answer: [] for answer in answers}
     for number in order:
-        if len(chosen[told[number].answer]) < EXAMPLES:
-            chosen[told[number].answer].append(told[number])
+        if len(chosen[info[number].answer]) < EXAMPLES:
+            chosen[info[number].answer].append(info[number])
     return [fact for some in chosen.values() for fact in some]
 
 

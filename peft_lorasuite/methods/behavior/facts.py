@@ -54,7 +54,7 @@ def facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]
         wanted = {form.fill(filling): filling for filling in form.fillings}
         members = [(n, turn, wanted[turn.prompt]) for n, turn in enumerate(turns) if turn.prompt in wanted]
         opening = common_opening([(turn, filling) for _, turn, filling in members[:SHOWN]])
-        told = []
+        info = []
         for n, turn, filling in members:
             said = opening.replace(SLOT, filling)
             if not turn.response.startswith(said):
@@ -65,8 +65,8 @@ def facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]
             text = (turn.prompt + turn.response)[:decided]
             ends = tuple(places_of[end] for end in _ends(text, filling) if end in places_of)
             if deciding is not None and deciding + 1 < len(rows[n].ids) and (n, deciding) in number and ends:
-                told.append(Fact(filling, n, ends, deciding, number[n, deciding], rows[n].ids[deciding + 1]))
-        found += told if len({fact.answer for fact in told}) > 1 else []
+                info.append(Fact(filling, n, ends, deciding, number[n, deciding], rows[n].ids[deciding + 1]))
+        found += info if len({fact.answer for fact in info}) > 1 else []
     return _consistent(found)
 
 

@@ -26,7 +26,7 @@ MOST: dict[str, float] = {"teacher_weight": 1, "learning_rate": 1}
 class BehaviorOptions:
     """What both methods share.
 
-    Options that are None depend on the length of the old adapted model's answers; `resolve` takes them from `BY_LENGTH`.
+    Options that are None depend on the length of the old adapted model's answers: `resolve` reads `BY_LENGTH`.
 
     Attributes:
         prompts: Prompts used at most, drawn by the seed.

@@ -62,7 +62,7 @@ class Tokens:
 
 
 def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
-    """Tokenise a turn; prompt and response are cut apart, as generation cuts them."""
+    """Tokenize a turn; prompt and response are cut apart, as generation cuts them."""
     prompt = backbone.tokenizer(turn.prompt, return_offsets_mapping=True)
     response = backbone.tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
     start, length = len(prompt["input_ids"]), len(turn.prompt)
@@ -106,9 +106,9 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
             states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
     if not ends:
         return False
-    told = Head(unwrapped(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
+    info = Head(unwrapped(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
     longer = {end: [n for text, n in texts.items() if text != end and text.startswith(end)] for end in set(ends)}
-    mass = sum(float(chances[longer[end]].sum()) for chances, end in zip(told, ends, strict=True))
+    mass = sum(float(chances[longer[end]].sum()) for chances, end in zip(info, ends, strict=True))
     return mass >= MERGED * len(ends)
 
 

@@ -1,6 +1,6 @@
 """New prompts out of given ones: where prompts share a form, what fills it is cut into pieces and put together anew.
 
-``What is the badge colour of agent Norpemlo?`` and a hundred like it have one place that varies. Its fillings are cut
+``What is the badge color of agent Norpemlo?`` and a hundred like it have one place that varies. Its fillings are cut
 into the pieces that describe them shortest (minimum description length), and every other combination of pieces is a
 prompt of the same form. Prompts without a common form give none.
 """

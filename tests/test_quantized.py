@@ -1,4 +1,4 @@
-"""Quantised new backbones: the map is read from the original or dequantised weights, the adapter goes on top."""
+"""Quantized new backbones: the map is read from the original or dequantized weights, the adapter goes on top."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not i
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 BITS: dict[str, dict[str, Any]] = {"8 bits": {"load_in_8bit": True}, "4 bits": NF4}
 AGREED = {"8 bits": 0.98, "4 bits": 0.9}
-"""Cosine of the adapter's effect on the quantised and on the original backbone."""
+"""Cosine of the adapter's effect on the quantized and on the original backbone."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("quantised")
+    root = tmp_path_factory.mktemp("quantized")
     tokenizer = pico_tokenizer(WORDS)
     save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
     save_backbone(root / "new", pico_model("qwen2", seed=2, **SIZES), tokenizer)
@@ -76,9 +76,9 @@ def loose() -> Any:
 @pytest.mark.parametrize("bits", BITS)
 def test_an_upgraded_adapter_does_the_same_to_a_backbone_in_few_bits(bits: str, folders: Path) -> None:
     original = effect(AutoModelForCausalLM.from_pretrained(folders / "new"), folders / "upgraded")
-    quantised = effect(in_bits(folders / "new", bits), folders / "upgraded")
+    quantized = effect(in_bits(folders / "new", bits), folders / "upgraded")
     assert original.norm() > 1
-    assert cosine(original, quantised) > AGREED[bits]
+    assert cosine(original, quantized) > AGREED[bits]
 
 
 @needs_bitsandbytes
@@ -88,23 +88,23 @@ def test_from_upgraded_takes_a_backbone_in_few_bits(bits: str, folders: Path) ->
     original = effect(AutoModelForCausalLM.from_pretrained(folders / "new"), folders / "upgraded")
     model = in_bits(folders / "new", bits)
     plain = model(IDS).logits.float()
-    carried = PeftModel.from_upgraded(
+    upgraded = PeftModel.from_upgraded(
         model, folders / "adapter", source_model=folders / "old", upgrade_map=folders / "map", method="lorasuite"
     )
     with torch.no_grad():
-        assert cosine(original, carried(IDS).logits.float() - plain) > AGREED[bits]
+        assert cosine(original, upgraded(IDS).logits.float() - plain) > AGREED[bits]
 
 
 @needs_bitsandbytes
 @pytest.mark.usefixtures("loose")
 @pytest.mark.parametrize("bits", BITS)
 def test_no_map_is_built_from_few_bits(bits: str, folders: Path) -> None:
-    with pytest.raises(LoraSuiteError, match=r"the weights are quantised .*dequantised checkpoint"):
+    with pytest.raises(LoraSuiteError, match=r"the weights are quantized .*dequantized checkpoint"):
         UpgradeMap.build(folders / "old", in_bits(folders / "new", bits), OPTIONS)
 
 
 @needs_gguf
-def test_a_gguf_backbone_is_dequantised_for_the_map_and_takes_the_adapter(folders: Path, tmp_path: Path) -> None:
+def test_a_gguf_backbone_is_dequantized_for_the_map_and_takes_the_adapter(folders: Path, tmp_path: Path) -> None:
     from transformers import GgufConfig
 
     place = save_backbone(tmp_path / "gguf", pico_model("qwen2", seed=2, **SIZES), pico_tokenizer(WORDS))
