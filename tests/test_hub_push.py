@@ -102,8 +102,8 @@ def test_push_and_read_back(stocked: HubServer, made: Path, tmp_path: Path) -> N
     assert set(block["versions"]) == {"peft_lorasuite", "peft", "transformers"}
     assert block["coverage"] == 1.0
     assert 0 < block["energy_kept"] <= 1
-    (result,) = meta["model-index"][0]["results"]
-    assert (result["dataset"]["name"], result["metrics"][0]["value"]) == ("boolq", 0.5)
+    (scored,) = meta["model-index"][0]["results"]
+    assert (scored["dataset"]["name"], scored["metrics"][0]["value"]) == ("boolq", 0.5)
     assert 'AutoPeftModelForCausalLM.from_pretrained("me/new-lora")' in readme
     assert "layer_map.png" in readme
     assert "| `boolq` | 50.0% |" in readme
