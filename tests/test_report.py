@@ -14,13 +14,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap
-from peft_lorasuite.adapters.sizes import Size, Sizes
 from peft_lorasuite.evaluation.scores import Evaluation, TaskScore
 from peft_lorasuite.reporting import adapter_figures
 from peft_lorasuite.reporting import gap as gains
-from peft_lorasuite.reporting import html_report as report
-from peft_lorasuite.reporting import map_figures as figures
+from peft_lorasuite.reporting import map_figures as report
+from peft_lorasuite.reporting import style as figures
 from peft_lorasuite.reporting.gap import Gain
+from peft_lorasuite.reporting.module_norms import Size, Sizes
 
 pair = command_fixtures.pair
 UNIT = re.compile(r"\(.*(%|0 to 1|layers|at most 1|norm|mean|number).*\)|percent|layer|head|%", re.DOTALL)

@@ -18,7 +18,7 @@ from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
 from ..models.backbone import Backbone
 from ..progress import Progress, silent
-from ..reporting.html_report import layer_map_figure
+from ..reporting.map_figures import layer_map_figure
 from ..text.examples import fill, read_examples
 from ..training.finetune import finetune
 from ..training.scoring import Score, score

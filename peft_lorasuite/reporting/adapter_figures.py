@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.sizes import Size, Sizes
 from .gap import FULL, OLD, Gain, Gap, gap
-from .map_figures import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, drawing, short, ticks
+from .module_norms import Size, Sizes
+from .style import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, drawing, short, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

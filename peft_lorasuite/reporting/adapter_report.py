@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.sizes import Sizes, sizes
 from ..io.source import Source
 from . import adapter_figures
 from . import html as pages
 from . import map_report as map_pages
 from .gap import Gain
-from .map_figures import short
+from .module_norms import Sizes, sizes
+from .style import short
 
 if TYPE_CHECKING:
     from ..mapping.upgrade_map import UpgradeMap

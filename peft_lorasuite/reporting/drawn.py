@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import html as pages
-from .map_figures import svg
+from .style import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.peft_format import CONFIG
-from ..adapters.sizes import sizes
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError, context
 from ..io.output import writing
@@ -19,7 +18,8 @@ from . import adapter_report as adapter_pages
 from . import map_report as map_pages
 from .drawn import Drawn
 from .gap import Gain, read_rows
-from .map_figures import require
+from .module_norms import sizes
+from .style import require
 
 
 def inspect(
@@ -102,7 +102,7 @@ def card_pictures(
         LoraSuiteError: When matplotlib is missing, or there are no rows in the folder.
     """
     from . import adapter_figures
-    from . import html_report as figures
+    from . import map_figures as figures
 
     drawn = {
         "layer_map.png": figures.layer_map_figure, "heads.png": figures.heads_figure,

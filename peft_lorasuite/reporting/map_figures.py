@@ -1,113 +1,186 @@
-"""What all pictures share: one ink for paper and screen, light and dark, and figures as SVG inside a page."""
+"""Pictures of an upgrade map: layers, heads, hidden map, what the gate reads off them. Needs the extra ``report``."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoraSuiteError
+from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading import prediction
+from .style import ACCENT, DASHES, FILL, HATCHES, INK, MARKS, PAPER, SCALE, drawing, readable, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, PAPER = "#16181d", "#fdfdfc"
-"""Colors of text and ground in a file of its own; in a page they become the page's own, so that they follow it."""
-FILL, ACCENT = "#86a3c9", "#b5651d"
-"""Two mid-tones of different lightness that stand out from white and from black."""
-SCALE = "viridis"
-"""Lightness rises with the value: it reads the same in gray."""
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":")
+MOST_NUMBERS = 40
+"""Heads of a layer up to which each cell of the head map says its old head."""
 
 
-def require() -> None:
-    """Refuse early where matplotlib is missing.
+def layer_map_figure(upgrade_map: UpgradeMap) -> Figure:
+    """Draw the similarity of all layers as a heat map, new layers across and old ones down, with the layer path on it.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig("map.png")`` writes it.
 
     Raises:
         LoraSuiteError: When matplotlib is missing.
     """
-    try:
-        import matplotlib.figure  # noqa: F401 (asked for, not used)
-    except ImportError as error:
-        raise LoraSuiteError(
-            "pictures need matplotlib, which is not installed", do="pip install peft-lorasuite[report]"
-        ) from error
+    from matplotlib import patheffects
+
+    rows, columns = upgrade_map.similarity.shape
+    name = upgrade_map.options.similarity.upper()
+    measured = bool(upgrade_map.similarity.any())
+    with drawing(3.2 + 0.28 * max(columns, 10), 1.6 + 0.28 * max(rows, 6)) as figure:
+        axes = figure.add_subplot()
+        if measured:
+            values = upgrade_map.similarity.numpy()
+            image = axes.imshow(values, cmap=SCALE, vmin=0, vmax=1, aspect="auto", interpolation="none")
+            figure.colorbar(image, label=f"{name} of the outputs (0 to 1)")
+        olds, news = zip(*upgrade_map.pairs, strict=True)
+        (line,) = axes.plot(
+            news, olds, color="white", marker="o", markeredgecolor="black", markersize=6, linewidth=1.6,
+            label="layer map",
+        )  # fmt: skip
+        line.set_path_effects([patheffects.Stroke(linewidth=3.6, foreground="black"), patheffects.Normal()])
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xticks=ticks(columns), yticks=ticks(rows))
+        axes.set_xlabel(f"layer of the new backbone ({upgrade_map.new.arch.family}, {columns} layers)")
+        axes.set_ylabel(f"layer of the old backbone\n({upgrade_map.old.arch.family}, {rows} layers)")
+        axes.set_title(_layer_title(upgrade_map, name))
+        axes.legend(loc="upper right", framealpha=1.0, facecolor="#4a4a4a", labelcolor="white")
+    return figure
 
 
-@contextmanager
-def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure that belongs to no window; what is drawn inside the block has the shared look.
-
-    Args:
-        width: In inches.
-        height: In inches.
-    """
-    require()
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    settings: Any = dict.fromkeys(inked, INK) | {
-        "hatch.color": INK, "axes.facecolor": "none", "figure.facecolor": PAPER, "legend.facecolor": PAPER,
-        "legend.edgecolor": INK, "font.family": "DejaVu Sans", "font.size": 9.0, "axes.titlesize": 10.0,
-        "text.parse_math": False,  # a name with dollar signs is a name
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
-        yield Figure(figsize=(width, height), layout="constrained", dpi=150)
+def _layer_title(upgrade_map: UpgradeMap, name: str) -> str:
+    how = upgrade_map.options.layer_map
+    return f"{name} and the best ordered path" if how == "cka" else f"Layer map {how!r}: similarity not measured"
 
 
-def svg(figure: Figure, name: str, label: str) -> str:
-    """Return a figure as an SVG element for a page: no ground, text as text, ink and paper those of the page.
+def heads_figure(upgrade_map: UpgradeMap) -> Figure:
+    """Draw which old query head each new one comes from, how alike they are, and the mean over each layer.
 
-    Args:
-        figure: The figure.
-        name: A word that no other figure of the page has: its internal references start with it.
-        label: What a screen reader says.
-    """
-    import matplotlib
-
-    written = io.StringIO()
-    nobody = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a letter that DejaVu lacks: the browser has it
-        figure.savefig(written, format="svg", transparent=True, metadata=nobody)
-    text = written.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="(\w+)_(\d+)"', rf'id="{name}-\1-\2"', text)  # axes_1 and the like: nothing refers to them
-    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
-
-
-def readable(values: Any) -> Any:
-    """Return black or white for text on cells of the shared color scale, by lightness.
-
-    Args:
-        values: Numbers from 0 to 1, any shape.
+    Each cell is a head of the new backbone; its number is the old head, its color the cosine of both heads'
+    interaction matrices. Beside it, the mean per layer with the least and the greatest.
     """
     import numpy as np
 
-    return np.where(np.asarray(values) > 0.55, "black", "white")
+    rows, columns = len(upgrade_map.layers), upgrade_map.new.arch.heads.query
+    scores = np.full((rows, columns), np.nan)
+    olds = np.full((rows, columns), -1)
+    for row, pair in enumerate(upgrade_map.layers):
+        scores[row, pair.heads[:, 1].numpy()] = pair.head_scores.numpy()
+        olds[row, pair.heads[:, 1].numpy()] = pair.heads[:, 0].numpy()
+    top = max(0.1, math.ceil(10 * float(np.nanmax(scores))) / 10)  # unrelated backbones lie far below 1
+    with drawing(4.8 + 0.26 * max(columns, 12), 1.7 + 0.24 * max(rows, 6)) as figure:
+        cells, strip = figure.subplots(1, 2, sharey=True, width_ratios=[max(columns, 12), 9])
+        image = cells.imshow(scores, cmap=SCALE, vmin=0, vmax=top, aspect="auto", interpolation="none")
+        figure.colorbar(image, ax=cells, label="cosine of both heads (at most 1)")
+        _numbers(cells, scores / top, olds)
+        cells.set(xticks=ticks(columns), yticks=range(rows), yticklabels=[pair.new for pair in upgrade_map.layers])
+        cells.set_xlabel("query head of the new backbone\n(in the cell: the old head; -: none)")
+        cells.set_ylabel("layer of the new backbone")
+        cells.set_title("Assignment of heads")
+        _strip(strip, scores, top)
+    return figure
 
 
-def ticks(count: int, most: int = 16) -> range:
-    """Return numbers for an axis of ``count`` places, at most ``most`` of them."""
-    return range(0, count, max(1, -(-count // most)))
+def _numbers(axes: Any, scores: Any, olds: Any) -> None:
+    """Write the old head's number into every cell; scores from 0 to 1 tell light cells from dark ones."""
+    if scores.shape[1] > MOST_NUMBERS:
+        return
+    colors = readable(scores)
+    for (row, column), old in zip(_places(olds), olds.ravel(), strict=True):
+        text, color = (str(old), colors[row, column]) if old >= 0 else ("-", INK)
+        axes.text(column, row, text, color=color, ha="center", va="center", fontsize=7)
 
 
-def short(text: Any, length: int = 48) -> str:
-    """Return a stranger's name on one line, cut in the middle where it is long."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    half = (length - 1) // 2
-    return plain if len(plain) <= length else f"{plain[:half]}…{plain[-half:]}"
+def _places(table: Any) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(table.shape[0]) for column in range(table.shape[1])]
 
 
-def _attribute(text: str) -> str:
-    from html import escape
+def _strip(axes: Any, scores: Any, top: float) -> None:
+    """Draw each layer's mean cosine, and its range."""
+    import numpy as np
 
-    return escape(text, quote=True)
+    mean = np.nanmean(scores, axis=1)
+    spread = np.stack([mean - np.nanmin(scores, axis=1), np.nanmax(scores, axis=1) - mean]).clip(min=0)
+    axes.errorbar(
+        mean, range(len(mean)), xerr=spread, fmt="D", color=INK, ecolor=ACCENT, capsize=2, markersize=4, linestyle="-",
+    )  # fmt: skip
+    axes.set_xlim(min(0.0, 1.05 * float(np.nanmin(scores))), 1.02 * top)
+    axes.set_xlabel("cosine\n(mean, least to greatest)")
+    axes.set_title("Per layer")
+    axes.grid(axis="x", color=INK, alpha=0.25)
+
+
+def hidden_figure(upgrade_map: UpgradeMap) -> Figure:
+    """Draw the quality of the hidden map: shared tokens that find themselves, and the error of the fit, in percent."""
+    facts = upgrade_map.facts.get("hidden", {})
+    names = {
+        "agreement": "shared tokens that are nearest\nto themselves (more is better)",
+        "held_out": "the same, of tokens that are\nleft out of the fit",
+        "error": "error of the moved embeddings,\nrelative to the new (less is better)",
+        "distance": "distance of the embeddings\nwithout any map",
+    }
+    values = {label: 100 * float(facts[name]) for name, label in names.items() if facts.get(name) is not None}
+    with drawing(7.2, 1.3 + 0.55 * max(len(values), 1)) as figure:
+        axes = figure.add_subplot()
+        _bars(axes, values, unit="%", top=max([100.0, *values.values()]))
+        axes.set_xlabel("percent")
+        axes.set_title(f"Hidden map on {upgrade_map.facts.get('shared_tokens', 0):,} shared tokens")
+    return figure
+
+
+def gate_figure(upgrade_map: UpgradeMap) -> Figure:
+    """Draw the scores that the gate rests on, each with the threshold from which on it counts as aligned."""
+    rows = {
+        "shared tokens found\nthrough the hidden map": prediction.agreement(upgrade_map),
+        "new heads' weights\nexplained by the maps": (prediction.explained(upgrade_map), prediction.EXPLAINED),
+    }  # fmt: skip
+    similar = prediction.alike(upgrade_map)
+    if similar is not None:
+        rows["similarity of\nthe matched layers"] = (similar, prediction.ALIKE)
+    with drawing(7.2, 1.4 + 0.55 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        _bars(axes, {name: value for name, (value, _) in rows.items()}, unit="", top=1.0)
+        marks = [threshold for _, threshold in rows.values()]
+        axes.plot(
+            marks, range(len(marks)), linestyle="none", marker="|", markersize=26, markeredgewidth=2.5, color=ACCENT,
+            label="threshold",
+        )  # fmt: skip
+        axes.set_xlabel("score (share or similarity, 0 to 1)")
+        axes.set_title("What the gate rests on")
+        figure.legend(loc="outside lower right", frameon=False, markerscale=0.5)
+    return figure
+
+
+def _bars(axes: Any, values: dict[str, float], *, unit: str, top: float) -> None:
+    """Draw horizontal bars with their values written behind them."""
+    drawn = axes.barh(list(values), list(values.values()), color=FILL, edgecolor=INK, height=0.6)
+    for bar, hatch in zip(drawn, HATCHES, strict=False):
+        bar.set_hatch(hatch)
+    texts = [f"{value:.1f} %" if unit else f"{value:.2f}" for value in values.values()]
+    axes.bar_label(drawn, texts, padding=4, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0})
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.18 * top)
+
+
+def residual_figure(upgrade_map: UpgradeMap) -> Figure:
+    """Draw, per new layer and part, the share of the new weights that the maps of heads and units explain."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for pair in upgrade_map.layers:
+        for part, fit in {**pair.head_fits, **pair.unit_fits}.items():
+            share = float((1 - fit.residual.clamp(max=1) ** 2).mean())
+            lines.setdefault(part, []).append((pair.new, 100 * share))
+    with drawing(7.2, 3.4) as figure:
+        axes = figure.add_subplot()
+        for number, (part, points) in enumerate(lines.items()):
+            axes.plot(
+                *zip(*points, strict=True), label=part, color=INK if number % 2 else ACCENT, linewidth=1.1,
+                marker=MARKS[number % len(MARKS)], linestyle=DASHES[number % len(DASHES)], markersize=4,
+            )  # fmt: skip
+        axes.set(ylim=(-3, 103), xticks=ticks(upgrade_map.new.arch.layers))
+        axes.set_xlabel("layer of the new backbone")
+        axes.set_ylabel("new weights explained\nby the maps (%)")
+        axes.grid(axis="y", color=INK, alpha=0.25)
+        figure.legend(loc="outside right center", title="part", frameon=False)
+    return figure

@@ -11,9 +11,9 @@ from ..upgrading import auto, prediction
 from . import adapter_figures
 from . import gap as gains
 from . import html as pages
-from . import html_report as report
+from . import map_figures as report
 from .gap import Gain
-from .map_figures import short
+from .style import short
 
 if TYPE_CHECKING:
     from .drawn import Drawn

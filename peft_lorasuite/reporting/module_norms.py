@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.adapter import Adapter
+from ..adapters.reading import named_base, read
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
-from .adapter import Adapter
-from .reading import named_base, read
 
 
 @dataclass(frozen=True)
