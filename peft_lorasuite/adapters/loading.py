@@ -14,7 +14,9 @@ from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, no_safetensors, read_all
 from ..io.source import Source, name_and_revision
 from ..models.backbone import Backbone
+from ..models.dtype import choose_dtype
 from ..models.loading import load_errors, loaded
+from ..models.upcast import compute_in_float32
 from .adapter import Adapter
 from .peft_format import CONFIG, WEIGHTS
 from .reading import named_base, read_config
@@ -26,12 +28,17 @@ def load_model(source: Source) -> Any:
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
     source.need("config.json")
-    Checkpoint(source).fetch()  # refuses a pickle, and what is not whole
+    checkpoint = Checkpoint(source)
+    checkpoint.fetch()  # refuses a pickle, and what is not whole
     where = source.name if source.folder is None else str(source.folder)
-    device_map = "auto" if torch.cuda.is_available() else None
-    options = {"revision": source.commit, "dtype": "auto", "device_map": device_map, "use_safetensors": True}
+    device_map = "auto" if torch.accelerator.is_available() else None
+    stored = checkpoint.dtype
+    running = choose_dtype("auto", stored, parameters=checkpoint.bytes // stored.itemsize, device_map=device_map)
+    running.log(source.name)
+    options = {"revision": source.commit, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
     with load_errors(source.name):
-        return loaded(where, options, where=source.name)
+        model = loaded(where, options, where=source.name)
+    return compute_in_float32(model) if running.upcast else model
 
 
 def adapter_folder(source: Source) -> Path:

@@ -207,6 +207,11 @@ class Architecture:
         width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.intermediate
         return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
 
+    def parameter_count(self) -> int:
+        """Return the number of weights of all linear modules, the embedding and an untied head; no norms or biases."""
+        layer = sum(rows * columns for rows, columns in map(self.shape, self.parts))
+        return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
     def sizes(self) -> dict[str, Any]:
         """Return the family and the sizes that distinguish two backbones.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,6 +17,8 @@ from ..errors import LoraSuiteError
 from .source import Source, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+"""Names of floating point dtypes in a safetensors file."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "consolidated.00.pth")
 
 
@@ -51,6 +54,19 @@ class Checkpoint:
             return self._file(shard).get_tensor(name)
         except SafetensorError as error:
             raise broken(f"{self.source.name}/{shard}", error) from error
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(self.source.need(shard).stat().st_size for shard in set(self.shards.values()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the largest tensor of the first file: what most weights are stored in."""
+        file = self._file(next(iter(self.shards.values())))
+        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (a safetensors handle)
+        largest = max(slices, key=lambda piece: math.prod(piece.get_shape()))
+        return DTYPES.get(largest.get_dtype(), torch.float32)
 
     def fetch(self) -> None:
         """Bring every shard into the Hub's cache, checked: transformers itself takes what it is given."""

@@ -18,9 +18,12 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, brief
 from ..io.checkpoint import Checkpoint, ModelWeights
 from ..io.source import Source, name_and_revision
+from .config import load_config, running_config
+from .dtype import RunningDtype, choose_dtype
 from .loading import checked, load_errors, loaded
 from .offload import DISK, on_disk, tidied
 from .restore import as_it_was
+from .upcast import compute_in_float32
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ class Backbone:
         source: Where its files are; for a model in memory, where it came from.
         model: The loaded model, if there is one.
         trust_remote_code: Whether transformers may run code of the repository; off unless the user says so.
-        dtype: In which the whole model runs when it is loaded; ``"auto"`` is the checkpoint's own.
+        dtype: In which the whole model runs when it is loaded; ``"auto"`` is the checkpoint's own where the
+            device computes in it (see `choose_dtype`).
         device_map: Where it runs then, as in transformers.
     """
 
@@ -91,32 +95,7 @@ class Backbone:
     @cached_property
     def config(self) -> Any:
         """The transformers config; for a type that transformers does not know, its plain values."""
-        if self._model is not None:
-            return self._model.config
-        from transformers import AutoConfig, PreTrainedConfig
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        values = self._config_values()
-        if values["model_type"] not in CONFIG_MAPPING:
-            scaling = values.pop("rope_scaling", None) or {}
-            rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
-            return PreTrainedConfig.from_dict({"rope_parameters": rope, **values})
-        try:
-            return AutoConfig.for_model(**values)
-        except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
-            raise LoraSuiteError(
-                f"the config cannot be read: {brief(error)}", where=self.source.place_of("config.json")
-            ) from error
-
-    def _config_values(self) -> dict[str, Any]:
-        """Read config.json; a release that leaves its type to its own code names the model class at least."""
-        values = self.source.read_json("config.json")
-        classes = values.get("architectures") or [""]
-        guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
-        model_type = values.get("model_type") or guess
-        if not isinstance(model_type, str) or not model_type:
-            raise LoraSuiteError("the config names no model_type", where=self.source.place_of("config.json"))
-        return {**values, "model_type": model_type}
+        return load_config(self.source) if self._model is None else self._model.config
 
     @cached_property
     def arch(self) -> Architecture:
@@ -243,15 +222,28 @@ class Backbone:
             return self._model
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
-        dtype = self.dtype if dtype == "auto" else dtype
         device_map = self.device_map if device_map is None else device_map
+        running = self.running_dtype(dtype, device_map)
+        running.log(repr(self))
         with load_errors(repr(self)):
-            model = self._loaded({"dtype": dtype, "device_map": device_map, "use_safetensors": True})
+            model = self._loaded({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
+        if running.upcast:
+            compute_in_float32(model)
         if self.arch.activation_floor:
             for layer in range(self.arch.layers):
                 mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")
                 mlp.act_fn = torch.nn.Threshold(self.arch.activation_floor, 0.0)
         return model.eval()
+
+    def running_dtype(self, dtype: torch.dtype | str = "auto", device_map: Any = None) -> RunningDtype:
+        """Return the dtype in which `load` runs the model."""
+        if self._model is not None:
+            return RunningDtype(self._model.dtype)
+        stored = getattr(self.config.get_text_config(), "dtype", None)
+        if not isinstance(stored, torch.dtype):
+            stored = self.weights.spread(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
+        dtype, device_map = self.dtype if dtype == "auto" else dtype, device_map or self.device_map
+        return choose_dtype(dtype, stored, parameters=self.arch.parameter_count(), device_map=device_map)
 
     @contextmanager
     def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
@@ -261,21 +253,12 @@ class Backbone:
             yield model.eval()
 
     def _loaded(self, options: dict[str, Any]) -> Any:
-        config = self._running_config()
+        config = running_config(self.source, self.arch)
         options |= {"config": config}
         if options["device_map"] == DISK:
             options |= on_disk(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
         with tidied(options) as keep:
             return keep(loaded(self._location(), options | self._access(), where=repr(self)))
-
-    def _running_config(self) -> Any:
-        """Config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""
-        if not self.arch.runs_as:
-            return None
-        from transformers import AutoConfig
-
-        values = {name: value for name, value in self._config_values().items() if name != "auto_map"}
-        return AutoConfig.for_model(**{**values, **dict(self.arch.runs_as)})
 
     def _location(self) -> str:
         return str(self.source.folder) if self.source.folder is not None else self.name

@@ -59,9 +59,7 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
 
 def _cost(upgrade_map: UpgradeMap) -> str:
     """What running both backbones takes, counted from their shapes at two bytes a weight."""
-    from ..planning.counts import Side
-
-    old, new = (2 * Side(identity.arch).total for identity in (upgrade_map.old, upgrade_map.new))
+    old, new = (2 * identity.arch.parameter_count() for identity in (upgrade_map.old, upgrade_map.new))
     return (
         f"fetching the old backbone ({_bytes(old)}), loading it and then the new one ({_bytes(new)}), and a few passes "
         "of each over the prompts"

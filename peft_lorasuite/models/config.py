@@ -1,0 +1,48 @@
+"""Configs of backbones, read by transformers; no code of a repository is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arch.spec import Architecture
+from ..errors import LoraSuiteError, brief
+from ..io.source import Source
+
+
+def load_config(source: Source) -> Any:
+    """Return the transformers config; for a type that transformers does not know, one with its plain values."""
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    values = _read_values(source)
+    if values["model_type"] not in CONFIG_MAPPING:
+        scaling = values.pop("rope_scaling", None) or {}
+        rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
+        return PreTrainedConfig.from_dict({"rope_parameters": rope, **values})
+    try:
+        return AutoConfig.for_model(**values)
+    except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
+        raise LoraSuiteError(
+            f"the config cannot be read: {brief(error)}", where=source.place_of("config.json")
+        ) from error
+
+
+def running_config(source: Source, arch: Architecture) -> Any:
+    """Return the config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""
+    if not arch.runs_as:
+        return None
+    from transformers import AutoConfig
+
+    values = {name: value for name, value in _read_values(source).items() if name != "auto_map"}
+    return AutoConfig.for_model(**{**values, **dict(arch.runs_as)})
+
+
+def _read_values(source: Source) -> dict[str, Any]:
+    """Read config.json; where the type is left to the repository's own code, the model class names it."""
+    values = source.read_json("config.json")
+    classes = values.get("architectures") or [""]
+    guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
+    model_type = values.get("model_type") or guess
+    if not isinstance(model_type, str) or not model_type:
+        raise LoraSuiteError("the config has no model_type", where=source.place_of("config.json"))
+    return {**values, "model_type": model_type}
