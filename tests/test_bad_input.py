@@ -127,8 +127,8 @@ def test_an_unknown_model_type_lists_the_known_ones(
 
     strange = changed(pair.new, tmp_path, rename)
     info = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
-    assert "unknown model type 'lama'; did you mean 'llama'? known: bloom, falcon, gemma2" in info
-    assert "add a converter with peft_lorasuite.register" in info
+    assert "no converter for model type 'lama' (wanted one of bloom, falcon, gemma2" in info
+    assert "to add one with peft_lorasuite.register, see docs/add-a-family.md" in info
 
 
 def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
     ("method", "name", "value", "taken"),
     [
         ("lorasuite", "gain", "2", 2.0), ("lorasuite", "gain", 2, 2.0), ("lorasuite", "normalize", "none", "none"),
-        ("transplant", "memory", "No", False), ("transplant", "memory", True, True),
+        ("transplant", "edit_facts", "No", False), ("transplant", "edit_facts", True, True),
         ("transplant", "rank", "None", None), ("transplant", "rank", "8", 8), ("transplant", "rank", None, None),
         ("transplant", "entropy_gate", "auto", None), ("transplant", "entropy_gate", ".5", 0.5),
         ("distill", "parts", "q, gate", ("q", "gate")), ("distill", "parts", ["up"], ("up",)),
@@ -171,8 +171,8 @@ def test_an_option_is_read_as_its_type(method: str, name: str, value: object, ta
         ("transplant", "prompts", 3.5, "a whole number"), ("transplant", "prompts", "3.5", "a whole number"),
         ("transplant", "prompts", True, "a whole number"), ("transplant", "ridge", "nan", "a number"),
         ("transplant", "ridge", 10**400, "a number"),
-        ("transplant", "rank", "few", "none or a whole number"), ("transplant", "memory", "perhaps", "yes or no"),
-        ("transplant", "memory", 1, "yes or no"), ("lorasuite", "normalize", 1, "a word"),
+        ("transplant", "rank", "few", "none or a whole number"), ("transplant", "edit_facts", "perhaps", "yes or no"),
+        ("transplant", "edit_facts", 1, "yes or no"), ("lorasuite", "normalize", 1, "a word"),
         ("distill", "parts", [1], "words with commas between"), ("distill", "parts", None, "words with commas between"),
     ],
 )  # fmt: skip

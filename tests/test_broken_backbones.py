@@ -64,9 +64,13 @@ def test_a_model_that_cannot_be_loaded_whole(kind: str, pair: Pair, tmp_path: Pa
     assert len(info) < 500
 
 
-@pytest.mark.parametrize("settings", [{"dtype": "foo"}, {"device_map": "foo"}, {"device_map": "cuda:77"}])
-def test_a_dtype_or_device_that_is_none(settings: dict[str, Any], pair: Pair) -> None:
-    with pytest.raises(LoraSuiteError, match="the model cannot be loaded: "):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"dtype": "foo"}, "unknown dtype .got 'foo', wanted auto, float32"),
+     ({"device_map": "foo"}, "the model cannot be loaded: "), ({"device_map": "cuda:77"}, "the model cannot be loaded: ")],
+)  # fmt: skip
+def test_an_unknown_dtype_or_device(settings: dict[str, Any], message: str, pair: Pair) -> None:
+    with pytest.raises(LoraSuiteError, match=message):
         Backbone.open(pair.new).load(**settings)
 
 
