@@ -1,10 +1,11 @@
-"""The programs of hub_scripts/ against the loopback Hub, and what they stand on: many adapters with one map."""
+"""The programs of hub_scripts/ against the loopback Hub, and upgrades of many adapters with one map."""
 
 from __future__ import annotations
 
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import hub_fixtures
 import hub_pair
@@ -13,11 +14,13 @@ from datasets import Dataset
 from hub_fixtures import ask_client
 from hub_pair import LORA, MAP, NEW, OLD, TOOLS, config_of
 from hub_server import HubServer
+from huggingface_hub import constants
 from safetensors.torch import load, save
 
 from peft_lorasuite import LoraSuiteError, upgrade_many
 from peft_lorasuite.hub.card import PICTURES
-from peft_lorasuite.upgrading.collection import plan_many
+from peft_lorasuite.upgrading.collection import open_collection, plan_many
+from peft_lorasuite.upgrading.inputs import open_inputs
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
@@ -37,23 +40,24 @@ pair = ["--from", OLD, "--to", NEW]
 FLOW = (
     RUN
     + """
-told = {"map": run("publish_map", OLD, NEW, "--push", MAP, "--picture")}
-told["one"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", "me/new-lora", "--private",
-                  "--picture", "--rows", ROWS)
-told["taken"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", MAP)
-stage("collection")
+ran = {"map": run("publish_map", OLD, NEW, "--push", MAP, "--picture")}
+ran["one"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", "me/new-lora", "--private",
+                 "--picture", "--rows", ROWS)
+ran["without map"] = run("upgrade_and_push", LORA, "--to", NEW, "--push", "me/other-lora")
+ran["taken"] = run("upgrade_and_push", LORA, "--to", NEW, "--map", MAP, "--push", MAP)
 every = ["--user", "many", *pair, "-o", "out", "--push-to", "me"]
-told["dry"] = run("upgrade_collection", *every, "--dry-run")
-told["left"] = Path("out").exists()
-told["first"] = run("upgrade_collection", *every)
-told["second"] = run("upgrade_collection", *every, "--map", MAP)
-print(json.dumps(told))
+ran["dry"] = run("upgrade_collection", *every, "--dry-run")
+ran["out exists"] = Path("out").exists()
+ran["first"] = run("upgrade_collection", *every)
+ran["second"] = run("upgrade_collection", *every)
+ran["with map"] = run("upgrade_collection", "--user", "many", *pair, "-o", "mapped", "--map", MAP)
+print(json.dumps(ran))
 """
 )
 
 
-def test_publish_upgrade_and_go_on_with_a_collection(stocked: HubServer, made: Path, tmp_path: Path) -> None:
-    hub, lora = stocked, made / "lora"
+def add_collection(hub: HubServer, lora: Path) -> None:
+    """Add a user with five adapters, one with non-finite weights, and one of another backbone."""
     hub.add_user("many")
     files = {path.name: path.read_bytes() for path in lora.iterdir()}
     card = f"---\nbase_model: {OLD}\nbase_model_relation: adapter\nlibrary_name: peft\n---\n".encode()
@@ -64,48 +68,91 @@ def test_publish_upgrade_and_go_on_with_a_collection(stocked: HubServer, made: P
     hub.add_repo("many/spoilt", files | {"README.md": card, "adapter_model.safetensors": spoilt})
     other = json.dumps(json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": NEW}).encode()
     hub.add_repo("many/elsewhere", files | {"README.md": card, "adapter_config.json": other})
-    work = tmp_path / "work"
-    work.mkdir()
-    rows = tmp_path / "rows"
-    rows.mkdir()
+
+
+def write_results(folder: Path) -> Path:
+    """Write measured results for the figure of the gap."""
+    folder.mkdir()
     for name, nll in (("base", 3.0), ("lorasuite", 2.0), ("full", 1.0)):
         measured = {"row": name, "nll": nll, "accuracy": 0.5, "interval": [0.4, 0.6], "items": 90}
-        (rows / f"{name}.json").write_text(json.dumps(measured))
-    names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "MAP": MAP, "SCRIPTS": str(SCRIPTS), "ROWS": str(rows)}
-    told = ask_client(hub, f"import os\nos.chdir({str(work)!r})\n" + FLOW, tmp_path / "home", names)
+        (folder / f"{name}.json").write_text(json.dumps(measured))
+    return folder
 
-    assert told["map"][0] == told["one"][0] == 0, told
+
+def method_of(hub: HubServer, repo_id: str) -> str:
+    return json.loads(hub.files(repo_id)["lorasuite_report.json"])["method"]["name"]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_publish_a_map_push_an_upgrade_and_continue_a_collection(
+    stocked: HubServer, made: Path, tmp_path: Path
+) -> None:
+    hub = stocked
+    add_collection(hub, made / "lora")
+    work = tmp_path / "work"
+    work.mkdir()
+    rows = write_results(tmp_path / "rows")
+    names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "MAP": MAP, "SCRIPTS": str(SCRIPTS), "ROWS": str(rows)}
+    ran = ask_client(hub, f"import os\nos.chdir({str(work)!r})\n" + FLOW, tmp_path / "home", names)
+
+    assert [ran[name][0] for name in ("map", "one", "without map")] == [0, 0, 0], ran
     assert "layer_map.png" in hub.files(MAP)
     assert set(PICTURES) <= set(hub.files("me/new-lora"))
     shown = hub.files("me/new-lora")["README.md"].decode()
     assert all(f"]({name})" in shown for name in PICTURES)
     assert hub.api.repos["me/new-lora"].private
     assert config_of(hub, "me/new-lora")["base_model_name_or_path"] == NEW
-    assert told["taken"][0] == 1
-    assert "has other content" in told["taken"][2]
+    assert (method_of(hub, "me/new-lora"), method_of(hub, "me/other-lora")) == ("lorasuite", "transplant"), (
+        "without a map the old backbone is there anyway, and auto may run it"
+    )
+    assert ran["taken"][0] == 1
+    assert "has other content" in ran["taken"][2]
 
-    code, listed, _ = told["dry"]
-    assert (code, told["left"]) == (0, False)
+    code, listed, _ = ran["dry"]
+    assert (code, ran["out exists"]) == (0, False)
     assert listed.count("upgrade  many/") == 6
     assert f"skip     many/elsewhere: its backbone is {NEW}" in listed
     assert "-> out/many__lora-0 and me/lora-0-upgraded" in listed
-    code, text, errors = told["first"]
-    assert (code, "5 upgraded, 0 kept" in text) == (1, True), told["first"]
+    code, text, errors = ran["first"]
+    assert (code, "5 upgraded, 0 kept" in text) == (1, True), ran["first"]
     assert "failed: many/spoilt" in errors
     assert "not finite" in errors
     assert "failed: many/elsewhere" in errors
-    code, text, _ = told["second"]
+    code, text, _ = ran["second"]
     assert (code, "0 upgraded, 5 kept" in text) == (1, True)
+    assert (ran["with map"][0], "5 upgraded, 0 kept" in ran["with map"][1]) == (1, True)
     assert sorted(name for name in hub.api.repos if name.endswith("-upgraded")) == [
         f"me/lora-{number}-upgraded" for number in range(5)
     ]
     for name in (OLD, NEW):
         weights = len(hub.files(name)["model.safetensors"])
-        assert hub.bytes_sent(f"^GET /cdn/{name}/") == weights, "each backbone is read once"
-    lines = [json.loads(line) for line in (work / "out" / "journal.jsonl").read_text().splitlines()]
+        assert hub.bytes_sent(f"^GET /cdn/{name}/") == weights, "each backbone is downloaded once"
+    lines = journal(work / "out")
     assert [line["status"] for line in lines] == ["done"] * 5 + ["failed"] * 2, "what failed is tried again"
     assert lines[0]["facts"]["repo"] == "me/lora-0-upgraded"
-    assert hub.token not in json.dumps([told, lines])
+    methods = [{line["facts"].get("method") for line in journal(work / out)[:5]} for out in ("out", "mapped")]
+    assert methods == [{"transplant"}, {"lorasuite"}], "the same methods as for a single adapter"
+    assert hub.token not in json.dumps([ran, lines])
+
+
+@pytest.mark.parametrize(
+    ("method", "mapped", "needed"),
+    [
+        ("auto", True, False), ("lorasuite", True, False), ("cross-lora", True, True), ("distill", True, True),
+        ("auto", False, True), ("lorasuite", False, True),
+    ],
+)  # fmt: skip
+def test_a_collection_opens_the_old_backbone_as_a_single_upgrade_does(
+    method: str, mapped: bool, needed: bool, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    lora, new, given = made / "lora", made / "new", made / "map" if mapped else None
+    single = open_inputs(lora, new, old=None if mapped else made / "old", upgrade_map=given, method=method).old
+    many = open_collection([str(lora)], made / "old", new, upgrade_map=given, method=method)[1]
+    assert (single is not None, many is not None) == (needed, needed)
 
 
 HUNDRED = (
@@ -130,7 +177,7 @@ def test_a_hundred_adapters_read_no_backbone_when_the_map_is_there(hub: HubServe
 
 
 @pytest.mark.parametrize("name", ["publish_map", "upgrade_and_push", "upgrade_collection"])
-def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     program = runpy.run_path(str(SCRIPTS / f"{name}.py"))
     with pytest.raises(SystemExit) as stopped:
         program["main"](["--help"])
@@ -142,7 +189,7 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 2
 
 
-def test_a_new_run_goes_on_where_the_last_one_stopped(made: Path, tmp_path: Path) -> None:
+def test_a_new_run_continues_the_last_one(made: Path, tmp_path: Path) -> None:
     out, lora = tmp_path / "out", made / "lora"
     copies = [tmp_path / "a" / "lora", tmp_path / "b" / "lora"]
     for copy in copies:
@@ -152,18 +199,20 @@ def test_a_new_run_goes_on_where_the_last_one_stopped(made: Path, tmp_path: Path
     rows = Dataset.from_dict({"adapter": [str(lora), *map(str, copies), str(tmp_path / "absent")]})
     seen: list[str] = []
 
-    def then(name: str, carried: object) -> dict[str, str]:
+    def then(name: str, upgraded: object) -> dict[str, str]:
         seen.append(name)
         if len(seen) == 2:
-            raise LoraSuiteError("no room on the Hub")
+            raise LoraSuiteError("the Hub is full")
         return {"note": "pushed"}
 
     first = upgrade_many(rows, made / "map", out, then=then)
     assert [outcome.status for outcome in first] == ["done", "failed", "done", "failed"]
-    assert (first[1].error, first[0].facts["note"]) == ("no room on the Hub", "pushed")
-    assert len({outcome.folder for outcome in first}) == 4, "two folders of one name get two places"
+    assert (first[1].error, first[0].facts["note"]) == ("the Hub is full", "pushed")
+    assert len({outcome.folder for outcome in first}) == 4, (
+        "two adapters with the same folder name have different outputs"
+    )
     with (out / "journal.jsonl").open("a") as file:
-        file.write('{"adapter": "cut off by a cra')  # the machine went down while a line was written
+        file.write('{"adapter": "cut off by a cra')  # a crash while the line was written
     second = upgrade_many(rows["adapter"], made / "map", out)
     assert [outcome.status for outcome in second] == ["kept", "done", "kept", "failed"]
     third = upgrade_many(rows["adapter"], made / "map", out, rank=3)
@@ -181,9 +230,36 @@ def test_a_new_run_goes_on_where_the_last_one_stopped(made: Path, tmp_path: Path
     ]
 
 
-def test_a_folder_that_is_not_ours_is_not_overwritten(made: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_overwritten(made: Path, tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "mine.txt").write_text("mine")
     (outcome,) = upgrade_many([made / "lora"], made / "map", tmp_path)
     assert (outcome.status, "not empty" in str(outcome.error)) == ("failed", True)
     assert (tmp_path / "lora" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("role", ["old", "new"])
+def test_a_backbone_of_another_pair_is_refused_before_the_first_adapter(role: str, made: Path, tmp_path: Path) -> None:
+    other = {"old": "new", "new": "old"}[role]
+    with pytest.raises(LoraSuiteError, match=f"the upgrade map was built for another {role} backbone"):
+        upgrade_many([made / "lora"], made / "map", tmp_path / "out", **{role: made / other})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("upgrade_collection", ["--list", "absent.txt", "--from", "a/b", "--to", "a/c", "-o", "out"]),
+        ("upgrade_and_push", ["a/b@", "--to", "a/c", "--push", "not an id"]),
+        ("publish_map", ["--map", "absent.d/map/x", "--push", "a/b"]),
+    ],
+)
+def test_an_error_is_one_line(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"](words) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"{name}: ")
+    assert list(tmp_path.iterdir()) == []

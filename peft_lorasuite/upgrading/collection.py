@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.peft_format import WEIGHTS
-from ..adapters.reading import read_config
+from ..adapters.reading import read_config, reads_backbones
 from ..adapters.writing import REPORT
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, brief
 from ..io.paths import is_folder
 from ..io.source import LoadOptions, Source, hub_errors, name_and_revision
-from ..mapping.fingerprint import public_name
+from ..mapping.fingerprint import check_same, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import number_and_count
 from ..progress import Progress, silent
 from ..text.examples import read_prompts
-from .inputs import MapLike, open_pair
+from .inputs import BackboneLike, MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
 from .upgrade import Upgraded, upgrade
 
@@ -130,13 +130,46 @@ def _open_map(
     upgrade_map: MapLike | None, old: Backbone | None, new: Backbone | None, method: str, load: LoadOptions,
     progress: Progress,
 ) -> UpgradeMap:  # fmt: skip
-    if isinstance(upgrade_map, UpgradeMap):
-        return upgrade_map
-    if upgrade_map is not None:
-        return UpgradeMap.load(upgrade_map, **load.hub())
-    if old is None or new is None:
-        raise LoraSuiteError("building the upgrade map needs both backbones", do="pass old= and new=, or a map")
-    return open_pair(lambda: old, new, method=method, load=load, progress=progress)[0]
+    """Open the map, and check before the first adapter that the backbones are the map's."""
+    if upgrade_map is None:
+        if old is None or new is None:
+            raise LoraSuiteError("building the upgrade map needs both backbones", do="pass old= and new=, or a map")
+        return open_pair(lambda: old, new, method=method, load=load, progress=progress)[0]
+    if not isinstance(upgrade_map, UpgradeMap):
+        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub())
+    for role, backbone in (("old", old), ("new", new)):
+        if backbone is not None:
+            check_same(getattr(upgrade_map, role), backbone, role)
+    return upgrade_map
+
+
+def open_collection(
+    adapters: Iterable[str],
+    old: BackboneLike,
+    new: BackboneLike,
+    *,
+    upgrade_map: MapLike | None = None,
+    method: str = "auto",
+    progress: Progress = silent,
+) -> tuple[UpgradeMap, Backbone | None]:
+    """Return the map for a list of adapters, and the old backbone if one of the upgrades needs it.
+
+    As `open_pair`, where ``reads`` follows from the adapters: with a map, their weights are fetched to see their types.
+    """
+    reads = upgrade_map is not None and any(_reads_backbones(name) for name in adapters)
+    return open_pair(
+        lambda: Backbone.open(old), Backbone.open(new), upgrade_map=upgrade_map, method=method, reads=reads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _reads_backbones(name: str) -> bool:
+    """Return whether an adapter needs both backbones; what is wrong with it is reported when it is upgraded."""
+    try:
+        place, revision = name_and_revision(name)
+        return reads_backbones(Source(place, "adapter", revision))
+    except LoraSuiteError:
+        return False
 
 
 def plan_many(
@@ -193,6 +226,15 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
             lambda: list(HfApi(token=token).list_models(author=author, filter=f"base_model:adapter:{base}"))
         )
     return sorted(model.id for model in models)
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Read a text file with one adapter per line; ``#`` starts a comment."""
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise LoraSuiteError(f"the list cannot be read: {brief(error)}", where=path, wanted="text in UTF-8") from error
+    return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
 def _attempt(work: Callable[[str], dict[str, Any]], name: str, folder: str, settings: str) -> Outcome:
