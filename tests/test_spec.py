@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from pico import PICO, pico_config
+from pico import PICO, pico_config, pico_model
 
 from peft_lorasuite import Architecture, Heads, LoraSuiteError, Site, architecture
 from peft_lorasuite.arch.layout import head_rows
@@ -15,6 +15,13 @@ from peft_lorasuite.arch.layout import head_rows
 def test_an_architecture_survives_json(model_type):
     arch = architecture(pico_config(model_type))
     assert Architecture.from_dict(arch.to_dict()) == arch
+
+
+@pytest.mark.parametrize("model_type", sorted(set(PICO) - {"gemma3"}))  # gemma3 also has a vision model
+def test_parameter_count_is_that_of_the_models_matrices(model_type):
+    names = dict(pico_model(model_type).named_parameters())
+    shapes = [weight.shape for name, weight in names.items() if weight.ndim == 2 and "wpe" not in name]
+    assert architecture(pico_config(model_type)).parameter_count() == sum(rows * columns for rows, columns in shapes)
 
 
 @pytest.mark.parametrize(
