@@ -20,7 +20,7 @@ from peft_lorasuite.cli.main import main
 from peft_lorasuite.reporting.inspect import inspect
 
 pair = command_fixtures.pair
-OF_MAP = ["gate", "layers", "heads", "explained", "hidden"]
+OF_MAP = ["prediction", "layers", "heads", "explained", "hidden"]
 ALL = ["gap", "energy", "size", *OF_MAP]
 ACCURACY = {"base": 0.2, "lorasuite": 0.5, "lorasuite+lft": 0.7, "vanilla-1e-3": 0.45, "full": 0.9, "old-adapted": 0.8}
 
@@ -104,9 +104,9 @@ def test_the_report_of_an_adapter_shows_everything(whole: Path) -> None:
     assert not found.open
     assert found.tags["svg"] == found.tags["figcaption"] == len(ALL)
     text = " ".join(found.words)
-    for info in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "What the gate predicts", "Layers",
+    for info in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "Prediction", "Layers",
                  "Heads and units", "Hidden map", "How it was made", "100.0% of the old adapter's 18 tensors", "q_proj",
-                 "plan to retrain", "It rests on: shared tokens found", "lorasuite+lft"):  # fmt: skip
+                 "plan to retrain", "Based on: shared tokens", "lorasuite+lft"):  # fmt: skip
         assert info in text, info
     assert "Not shown" not in text
     assert "Frobenius norm of each update, in percent" in text  # the old adapter and both backbones were found
@@ -125,13 +125,13 @@ def test_the_report_stands_alone(whole: Path) -> None:
     assert all(ids[one] == 1 for one in referred)  # no figure borrows from another
 
 
-def test_the_report_of_a_map_tells_machines_what_is_in_it(pair: Pair, tmp_path: Path, capsys) -> None:
+def test_the_json_output_lists_the_figures_of_a_map(pair: Pair, tmp_path: Path, capsys) -> None:
     page = tmp_path / "folder" / "map.html"
     assert run("inspect", pair.map, "-o", page, "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert info["figures"] == OF_MAP
     assert list(info["missing"]) == ["gap"]
-    assert "Not shown: gap: no measured rows were named (--rows DIR" in page.read_text(encoding="utf-8")
+    assert "Not shown: gap: no measured results were given (--rows DIR" in page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["map.html"]
 
 
@@ -152,11 +152,11 @@ def test_without_the_backbone_s_weights_the_sizes_are_absolute(pair: Pair, upgra
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "base")
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
-    drawn = inspect(tmp_path / "lora", tmp_path / "a.html", old_adapter=pair.adapter)
-    assert drawn.figures == ["energy", "size"]
-    assert "the new backbone" in drawn.missing or "the weights" in drawn.missing
+    contents = inspect(tmp_path / "lora", tmp_path / "a.html", old_adapter=pair.adapter)
+    assert contents.figures == ["energy", "size"]
+    assert "the new backbone" in contents.missing or "the weights" in contents.missing
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "Frobenius norm of each update, as it was" in text
+    assert "Frobenius norm of each update, as transferred" in text
     assert "old adapter, matched layer" in text  # its own sizes are known all the same
 
 
@@ -174,12 +174,12 @@ def test_a_backbone_that_moved_is_named_on_the_command_line(
     assert "the old backbone" not in capsys.readouterr().out
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "old adapter, matched layer" in text
-    assert "in percent of the module" in text
+    assert "in percent of the norm" in text
     assert run("inspect", pair.map, "-o", tmp_path / "m.html", "--from", pair.old) == 1
     assert "--from is for an adapter, and this is a map" in capsys.readouterr().err
 
 
-def test_names_of_strangers_are_text(upgraded: Path, tmp_path: Path) -> None:
+def test_untrusted_names_are_escaped(upgraded: Path, tmp_path: Path) -> None:
     report = upgraded / "lorasuite_report.json"
     kept = report.read_text()
     values = json.loads(kept)
@@ -217,11 +217,11 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
         inspect(pair.map, tmp_path / "a.html", upgrade_map=pair.map)
     with pytest.raises(LoraSuiteError, match="the output is a folder"):
         inspect(pair.map, tmp_path)
-    with pytest.raises(LoraSuiteError, match="no such folder of rows"):
+    with pytest.raises(LoraSuiteError, match="folder of results does not exist"):
         inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "none")
     with pytest.raises(LoraSuiteError, match="none: there is no such adapter"):
         inspect(upgraded, tmp_path / "a.html", old_adapter=tmp_path / "none")
-    with pytest.raises(LoraSuiteError, match="--from: an old backbone without its adapter says nothing"):
+    with pytest.raises(LoraSuiteError, match="--from: the old backbone is of no use without its adapter"):
         inspect(upgraded, tmp_path / "a.html", old=pair.old)
     (tmp_path / "broken").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -230,10 +230,10 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     with pytest.raises(LoraSuiteError, match="the report is incomplete"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
     (tmp_path / "broken" / "lorasuite_report.json").write_text('{"revisions": 5}')
-    with pytest.raises(LoraSuiteError, match=r"the report.s revisions are no such thing .got 5"):
+    with pytest.raises(LoraSuiteError, match=r"malformed revisions in the report .got 5"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
     (tmp_path / "rows" / "b.json").mkdir(parents=True)
-    with pytest.raises(LoraSuiteError, match="not a measured row"):
+    with pytest.raises(LoraSuiteError, match="malformed result"):
         inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "rows")
     assert not (tmp_path / "a.html").exists()
 

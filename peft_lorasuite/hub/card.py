@@ -31,7 +31,7 @@ PICTURES = {
     "heads.png": "Matched attention heads and their similarity",
     "explained.png": "Share of the new backbone's weights explained by the head and unit maps",
     "hidden_map.png": "Quality of the hidden map",
-    "gate.png": "Alignment scores and their thresholds",
+    "prediction.png": "Alignment scores and their thresholds",
     "energy.png": "Energy kept per module",
     "size.png": "Size of the update per module, old adapter and upgraded adapter",
     "gap.png": "Gap recovered and accuracy of each measured result",

@@ -1,4 +1,4 @@
-"""Measured rows of one task, and how much of the gap from the bare backbone to full retraining each recovers."""
+"""Measured results of one task, and how much of the gap from the base model to full retraining each recovers."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ..io.paths import is_folder
 from ..mapping.fingerprint import public_name
 
 BASE, FULL = "base", "full"
-"""Rows that bound the gap: the bare new backbone, and a LoRA that is trained on it with all labels."""
+"""Results that bound the gap: the new backbone without an adapter, and a LoRA trained on it with all labels."""
 OLD = ("old", "old-adapted")
-"""Rows of the old backbone: context, not on the way from base to full."""
+"""Results on the old backbone: shown for comparison, without a share of the gap."""
 ORDER = (*OLD, BASE, None, FULL)
-"""How rows are sorted; None stands for all others, by name."""
-LEAST = {"nll": 0.1, "accuracy": 0.01}
-"""Gap below which a share of it is not told: nats per token, share of the items."""
+"""How results are sorted; None stands for all others, by name."""
+SMALLEST_GAP = {"nll": 0.1, "accuracy": 0.01}
+"""Gap below which no share of it is reported: in nats per token, in share of the items."""
 
 
 @dataclass(frozen=True)
-class Gain:
-    """One measured row.
+class Result:
+    """One measured result.
 
     Attributes:
         label: What was measured.
-        accuracy: From 0 to 1.
-        interval: 95 % interval of it.
-        items: Test items.
-        nll: Negative log-likelihood of the answers in nats per token, where it was measured.
-        seconds: What it took, where it was noted.
+        accuracy: Accuracy, from 0 to 1.
+        interval: Its 95 % interval.
+        items: Number of test items.
+        nll: Negative log-likelihood of the answers in nats per token, if it was measured.
+        seconds: Time it took, if it was recorded.
     """
 
     label: str
@@ -43,77 +43,80 @@ class Gain:
     seconds: float | None = None
 
 
-def read_rows(folder: str | Path) -> list[Gain]:
-    """Read the rows that ``benchmarks/gap.py`` or ``evaluate -o`` wrote, the bare backbone first, the full run last.
+def read_results(folder: str | Path) -> list[Result]:
+    """Read the results written by ``benchmarks/gap.py`` or ``evaluate -o``, sorted by `ORDER`.
 
     Raises:
-        LoraSuiteError: When there is no such folder, no row in it, or a file that is none.
+        LoraSuiteError: If the folder does not exist, has no results, or a file in it is malformed.
     """
-    home = Path(folder).expanduser()
-    if not is_folder(home):
-        raise LoraSuiteError("there is no such folder of rows", where=home, wanted="the folder that evaluate -o wrote")
-    files = sorted(home.glob("*.json"), key=lambda path: (len(path.stem) if path.stem.isdigit() else 0, path.stem))
-    rows = [_row(path) for path in files]
-    if not rows:
-        raise LoraSuiteError("there are no rows in the folder", where=home, wanted="JSON files, one a row")
-    return sorted(rows, key=lambda row: ORDER.index(row.label if row.label in ORDER else None))
+    root = Path(folder).expanduser()
+    if not is_folder(root):
+        raise LoraSuiteError("the folder of results does not exist", where=root, wanted="a folder of evaluate -o")
+    files = sorted(root.glob("*.json"), key=lambda path: (len(path.stem) if path.stem.isdigit() else 0, path.stem))
+    results = [_read_result(path) for path in files]
+    if not results:
+        raise LoraSuiteError("the folder has no results", where=root, wanted="JSON files, one per result")
+    return sorted(results, key=lambda result: ORDER.index(result.label if result.label in ORDER else None))
 
 
-def _row(path: Path) -> Gain:
+def _read_result(path: Path) -> Result:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if "scoring" in values:
-            return _evaluated(Evaluation.from_dict(values))
+            return _from_evaluation(Evaluation.from_dict(values))
         low, high = (float(value) for value in values["interval"])
         nll, seconds = (None if values.get(name) is None else float(values[name]) for name in ("nll", "seconds"))
-        return Gain(str(values["row"]), float(values["accuracy"]), (low, high), int(values["items"]), nll, seconds)
+        return Result(str(values["row"]), float(values["accuracy"]), (low, high), int(values["items"]), nll, seconds)
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, LoraSuiteError):
             raise
-        raise LoraSuiteError(f"not a measured row ({error!r})", where=path) from error
+        raise LoraSuiteError(f"malformed result: {error!r}", where=path) from error
 
 
-def _evaluated(found: Evaluation) -> Gain:
-    label = public_name(found.adapter) if found.adapter else BASE
-    return Gain(label, found.average, found.interval, sum(score.n for score in found.tasks))
+def _from_evaluation(evaluation: Evaluation) -> Result:
+    label = public_name(evaluation.adapter) if evaluation.adapter else BASE
+    return Result(label, evaluation.average, evaluation.interval, sum(score.n for score in evaluation.tasks))
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap that the rows are measured against.
+    """Results measured against the gap.
 
     Attributes:
-        value: ``"nll"`` or ``"accuracy"``: what the gap is counted in.
-        ceiling: Label of the row that counts as 1; ``base`` counts as 0.
-        shares: Each row's share; None for rows of the old backbone.
+        metric: ``"nll"`` or ``"accuracy"``: what the gap is measured in.
+        ceiling: Label of the result that counts as 1; ``base`` counts as 0.
+        shares: Share of the gap that each result recovers; None for results on the old backbone.
     """
 
-    value: str
+    metric: str
     ceiling: str
     shares: tuple[float | None, ...]
 
 
-def gap(rows: Sequence[Gain]) -> Gap | None:
-    """Measure the rows against the gap from the bare new backbone to full retraining, or else to the old adapter.
+def measure_gap(results: Sequence[Result]) -> Gap | None:
+    """Measure results against the gap from the base model to full retraining, or else to the old adapter.
 
-    It is counted in negative log-likelihood where every row has it, which tells rows apart that few items cannot, and
-    in accuracy otherwise. None where a row of the two is missing or the gap is too small for a share to mean anything.
+    The gap is measured in negative log-likelihood if every result has it, which separates results better than the
+    accuracy on few items, and in accuracy otherwise.
+
+    Returns:
+        The shares; None if one of the two bounds is missing, or the gap is too small for a share to mean anything.
     """
-    ends = {row.label: row for row in rows}
-    ceiling = next((ends[name] for name in (FULL, "old-adapted") if name in ends), None)
-    base = ends.get(BASE)
+    by_label = {result.label: result for result in results}
+    ceiling = next((by_label[name] for name in (FULL, "old-adapted") if name in by_label), None)
+    base = by_label.get(BASE)
     if base is None or ceiling is None:
         return None
-    value = "nll" if all(row.nll is not None for row in rows) else "accuracy"
-    whole = _distance(base, ceiling, value)
-    if whole < LEAST[value]:
+    metric = "nll" if all(result.nll is not None for result in results) else "accuracy"
+    whole = _improvement(base, ceiling, metric)
+    if whole < SMALLEST_GAP[metric]:
         return None
-    shares = tuple(None if row.label in OLD else _distance(base, row, value) / whole for row in rows)
-    return Gap(value, ceiling.label, shares)
+    shares = tuple(None if result.label in OLD else _improvement(base, result, metric) / whole for result in results)
+    return Gap(metric, ceiling.label, shares)
 
 
-def _distance(base: Gain, row: Gain, value: str) -> float:
-    """How much better than the bare backbone a row is."""
-    if value == "nll":
-        return float(base.nll or 0.0) - float(row.nll or 0.0)
-    return row.accuracy - base.accuracy
+def _improvement(base: Result, result: Result, metric: str) -> float:
+    """How much better than the base model a result is."""
+    if metric == "nll":
+        return float(base.nll or 0.0) - float(result.nll or 0.0)
+    return result.accuracy - base.accuracy

@@ -1,15 +1,23 @@
-"""One HTML file that needs nothing else: sections of text, tables and figures, light and dark, no script."""
+"""Building blocks of a self-contained HTML report: text, tables and figures, in light and dark, without scripts.
+
+Every text is escaped: names in a report come from untrusted repositories.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from .style import to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Content security policy of the page: it loads nothing and runs nothing."""
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #16181d; --quiet: #565b66;
   --line: #c9ccd3; --raised: #f1f2f4 }
@@ -40,31 +48,54 @@ td.number { text-align: right }
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """A section of a page.
 
     Attributes:
         title: Its heading.
-        body: Elements made by the functions below, in order.
+        body: HTML elements, in order.
     """
 
     title: str
     body: Sequence[str]
 
 
-def page(title: str, about: str, head: Iterable[str], parts: Iterable[Part]) -> str:
+@dataclass
+class ReportContents:
+    """The figures of a report: those that it shows, and those that it cannot show.
+
+    Attributes:
+        figures: Names of the figures that were drawn.
+        missing: Name of what is not shown -> the reason.
+    """
+
+    figures: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add_figure(self, name: str, draw: Callable[[], Figure], caption: str) -> str:
+        """Draw a figure and return its element."""
+        self.figures.append(name)
+        return figure(to_svg(draw(), name, caption), caption)
+
+    def add_missing(self, name: str, reason: str) -> str:
+        """Record that something is not shown and return a paragraph that says why."""
+        self.missing[name] = reason
+        return paragraph(f"Not shown: {name}: {reason}.", "quiet")
+
+
+def page(title: str, about: str, head: Iterable[str], sections: Iterable[Section]) -> str:
     """Return a whole HTML document.
 
     Args:
-        title: Heading and window title; any text.
-        about: A line below it; any text.
-        head: Elements before the first section.
-        parts: The sections.
+        title: Heading and window title.
+        about: A line below it.
+        head: HTML elements before the first section.
+        sections: The sections; one without elements is left out.
     """
-    sections = [
-        f"<section>\n<h2>{escape(part.title)}</h2>\n{joined}\n</section>"
-        for part in parts
-        if (joined := "\n".join(part.body))
+    bodies = [
+        f"<section>\n<h2>{escape(section.title)}</h2>\n{body}\n</section>"
+        for section in sections
+        if (body := "\n".join(section.body))
     ]
     return "\n".join(
         [
@@ -73,38 +104,40 @@ def page(title: str, about: str, head: Iterable[str], parts: Iterable[Part]) -> 
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>{escape(title)}</title>", f"<style>\n{STYLE}\n</style>", "</head>", "<body>", "<main>",
-            f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(about)}</p>', *head, *sections, "</main>",
-            f'<p class="quiet">Written by peft-lorasuite {escape(__version__)}. Nothing in this file is fetched.</p>',
+            f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(about)}</p>', *head, *bodies, "</main>",
+            f'<p class="quiet">Written by peft-lorasuite {escape(__version__)}. This file loads nothing else.</p>',
             "</body>", "</html>", "",
         ]
     )  # fmt: skip
 
 
-def text(words: str, kind: str = "") -> str:
-    """Return a paragraph; any text."""
-    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
+def paragraph(text: str, css_class: str = "") -> str:
+    """Return a paragraph."""
+    return f'<p class="{css_class}">{escape(text)}</p>' if css_class else f"<p>{escape(text)}</p>"
 
 
-def verdict(word: str, because: str) -> str:
-    """Return a framed statement: a word in bold, and what it rests on."""
-    return f'<p class="verdict"><strong>{escape(word)}</strong> {escape(because)}</p>'
+def verdict(headline: str, explanation: str) -> str:
+    """Return a framed statement: a headline in bold, and what it is based on."""
+    return f'<p class="verdict"><strong>{escape(headline)}</strong> {escape(explanation)}</p>'
 
 
 def figure(svg: str, caption: str) -> str:
-    """Return a figure with its caption; the SVG comes from `figures.svg`."""
+    """Return a figure with its caption; ``svg`` comes from `style.to_svg` and is not escaped."""
     return f'<figure><div class="scroll">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """Return a table; numbers are set flush right, everything is escaped."""
+    """Return a table; numbers are aligned to the right."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = "\n".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{title}<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table>{title}<thead><tr>{columns}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+    )
 
 
-def facts(values: Mapping[str, Any]) -> str:
-    """Return a table of names and values without a head."""
+def name_value_table(values: Mapping[str, Any]) -> str:
+    """Return a table of names and values without a header."""
     lines = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in values.items()
     )
@@ -112,6 +145,6 @@ def facts(values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    words = str(value)
-    number = isinstance(value, (int, float)) or words[:1].isdigit() or (words[:1] in "+-" and len(words) < 9)
-    return f'<td class="number">{escape(words)}</td>' if number else f"<td>{escape(words)}</td>"
+    text = str(value)
+    number = isinstance(value, (int, float)) or text[:1].isdigit() or (text[:1] in "+-" and len(text) < 9)
+    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"

@@ -1,4 +1,4 @@
-"""Write what an upgrade map or an upgraded adapter is into one HTML file, for whoever decides whether to use it."""
+"""`inspect`: an HTML report of an upgrade map or an upgraded adapter, and the figures of a model card."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ..io.output import writing
 from ..io.paths import exists, is_folder
 from ..io.source import Source, name_and_revision
 from ..mapping.upgrade_map import META, UpgradeMap
-from . import adapter_report as adapter_pages
-from . import map_report as map_pages
-from .drawn import Drawn
-from .gap import Gain, read_rows
-from .module_norms import sizes
-from .style import require
+from . import adapter_figures, map_figures
+from .adapter_report import adapter_page
+from .gap import Result, read_results
+from .html import ReportContents
+from .map_report import map_page
+from .module_norms import measure_norms
+from .style import require_matplotlib
 
 
 def inspect(
@@ -33,49 +34,48 @@ def inspect(
     new: str | Path | None = None,
     rows: str | Path | None = None,
     overwrite: bool = False,
-) -> Drawn:
-    """Write an HTML report of an upgrade map or of an upgraded adapter; it stands alone, without script or network.
+) -> ReportContents:
+    """Write an HTML report of an upgrade map or an upgraded adapter: one file, without scripts or external resources.
+
+    Backbones are read if they are on this machine; nothing is downloaded for a figure.
 
     Args:
-        name: Folder or Hub id of a map, or of an adapter that `upgrade` wrote.
+        name: Folder or Hub id of a map, or of an adapter written by `upgrade`.
         output: The HTML file.
         revision: Branch, tag or commit on the Hub.
-        upgrade_map: For an adapter, the map that it was made with: its pictures come along.
-        old_adapter: For an adapter, the one that it was made of (``owner/name@revision`` pins it); by default the Hub
-            repository that its report names, if it is on this machine.
-        old: For an adapter, its old backbone, where it is not what the old adapter's config names.
-        new: The new backbone, likewise.
-        rows: Folder with measured rows (``evaluate -o`` or ``benchmarks/gap.py``): the bars of the gap.
+        upgrade_map: For an adapter: the map that was used, to show its figures too.
+        old_adapter: For an adapter: the old adapter (``owner/name@revision`` selects a revision); by default the Hub
+            repository that the report has, if it is in the Hub cache.
+        old: For an adapter: the old backbone, if it is not where the old adapter's config says.
+        new: For an adapter: the new backbone, if it is not where the adapter's config says.
+        rows: Folder with measured results (of ``evaluate -o`` or ``benchmarks/gap.py``), for the gap recovered.
         overwrite: Replace the file if it exists.
 
     Returns:
-        What was drawn, and what was not and why: backbones that are not on this machine are not fetched for it.
+        The figures that the report shows, and what it does not show, with the reasons.
 
     Raises:
-        LoraSuiteError: When matplotlib is missing, the name is neither a map nor an upgraded adapter, or the file is
-            not free. Then nothing is written.
+        LoraSuiteError: If matplotlib is not installed, ``name`` is neither a map nor an upgraded adapter, or the file
+            exists. Nothing is written then.
     """
     target = check_free_file(output, overwrite=overwrite)
-    require()
-    measured = read_rows(rows) if rows is not None else []
+    require_matplotlib()
+    results = read_results(rows) if rows is not None else []
     source = Source(str(name), "map or adapter", revision)
-    drawn = Drawn()
+    contents = ReportContents()
     with context(source):
         if source.fetch(META) is not None:
-            options = {"--map": upgrade_map, "--old-adapter": old_adapter, "--from": old, "--to": new}
-            for option, given in options.items():
-                if given is not None:
-                    raise LoraSuiteError(f"{option} is for an adapter, and this is a map", where=source)
-            document = map_pages.document(UpgradeMap.load(source.name, revision=revision), measured, drawn)
+            _check_no_adapter_options(source, upgrade_map, old_adapter, old, new)
+            document = map_page(UpgradeMap.load(source.name, revision=revision), results, contents)
         elif source.fetch(CONFIG) is not None:
-            document = _adapter(source, upgrade_map, old_adapter, (old, new), measured, drawn)
+            document = _inspect_adapter(source, upgrade_map, old_adapter, (old, new), results, contents)
         else:
             raise LoraSuiteError(
-                "this is neither an upgrade map nor an adapter", wanted=f"{META} or {CONFIG}",
-                do="name what `map` or `upgrade` wrote",
+                "neither an upgrade map nor an adapter", wanted=f"{META} or {CONFIG}",
+                do="pass a folder written by `map` or `upgrade`",
             )  # fmt: skip
-    write_whole(target, document)
-    return drawn
+    write_file(target, document)
+    return contents
 
 
 def card_pictures(
@@ -87,95 +87,107 @@ def card_pictures(
     bases: tuple[Any, Any] = (None, None),
     rows: str | Path | None = None,
 ) -> Path:
-    """Draw the pictures of a model card as PNG files into a folder, and return it.
+    """Draw the figures of a model card as PNG files into a folder, and return the folder.
+
+    Backbones are read if they are on this machine; nothing is downloaded for a figure.
 
     Args:
         folder: An existing folder.
         upgrade_map: The map.
-        upgraded: For an adapter, the folder that `upgrade` wrote: energy kept and size of the updates are drawn too.
-        before: The adapter that it was made of, for the sizes before the upgrade.
-        bases: Old and new backbone, where they are not where the adapters' configs say. What is on this machine is
-            read for the size of the updates against the weights; nothing is fetched for this.
-        rows: Folder with measured rows, as for `inspect`: the bars of the gap recovered.
+        upgraded: Folder of the upgraded adapter: its energy kept and the norms of its updates are drawn too.
+        before: The old adapter, for the norms before the upgrade.
+        bases: Old and new backbone, where the adapters' configs do not have their current paths.
+        rows: Folder with measured results, as for `inspect`, for the gap recovered.
 
     Raises:
-        LoraSuiteError: When matplotlib is missing, or there are no rows in the folder.
+        LoraSuiteError: If matplotlib is not installed, or ``rows`` has no results.
     """
-    from . import adapter_figures
-    from . import map_figures as figures
-
-    drawn = {
-        "layer_map.png": figures.layer_map_figure, "heads.png": figures.heads_figure,
-        "explained.png": figures.residual_figure, "hidden_map.png": figures.hidden_figure,
-        "gate.png": figures.gate_figure,
+    figures = {
+        "layer_map.png": map_figures.layer_map_figure, "heads.png": map_figures.heads_figure,
+        "explained.png": map_figures.residual_figure, "hidden_map.png": map_figures.hidden_figure,
+        "prediction.png": map_figures.prediction_figure,
     }  # fmt: skip
-    for name, draw in drawn.items():
+    for name, draw in figures.items():
         draw(upgrade_map).savefig(Path(folder) / name)
     if rows is not None:
-        adapter_figures.gap_figure(read_rows(rows)).savefig(Path(folder) / "gap.png")
+        adapter_figures.gap_figure(read_results(rows)).savefig(Path(folder) / "gap.png")
     if upgraded is not None:
         source = Source(str(upgraded), "adapter")
-        measured = sizes(source.read_json(REPORT), source, before, bases)
-        if measured.rows:
-            adapter_figures.energy_figure(measured.rows).savefig(Path(folder) / "energy.png")
-            adapter_figures.size_figure(measured).savefig(Path(folder) / "size.png")
+        norms = measure_norms(source.read_json(REPORT), source, before, bases)
+        if norms.modules:
+            adapter_figures.energy_figure(norms.modules).savefig(Path(folder) / "energy.png")
+            adapter_figures.norm_figure(norms).savefig(Path(folder) / "size.png")
     return Path(folder)
 
 
-def _adapter(
-    source: Source, upgrade_map: Any, old_adapter: Any, bases: tuple[Any, Any], measured: list[Gain], drawn: Drawn
-) -> str:
+def _check_no_adapter_options(source: Source, upgrade_map: Any, old_adapter: Any, old: Any, new: Any) -> None:
+    options = {"--map": upgrade_map, "--old-adapter": old_adapter, "--from": old, "--to": new}
+    for option, value in options.items():
+        if value is not None:
+            raise LoraSuiteError(f"{option} is for an adapter, and this is a map", where=source)
+
+
+def _inspect_adapter(
+    source: Source, upgrade_map: Any, old_adapter: Any, bases: tuple[Any, Any], results: list[Result],
+    contents: ReportContents,
+) -> str:  # fmt: skip
     if source.fetch(REPORT) is None:
         raise LoraSuiteError(
             "the adapter was not upgraded by this package: its report is missing", wanted=REPORT,
-            do="name the folder that `upgrade` wrote",
+            do="pass the folder written by `upgrade`",
         )  # fmt: skip
     report = source.read_json(REPORT)
     if isinstance(upgrade_map, (str, Path)):
         upgrade_map = UpgradeMap.load(upgrade_map)
-    pins = report.get("revisions") or {}
-    if not isinstance(pins, dict):
-        raise LoraSuiteError("the report's revisions are no such thing", where=REPORT, got=repr(pins))
-    before = None
-    if old_adapter is not None:
-        place, revision = name_and_revision(old_adapter)
-        before = Source(place, "adapter", revision)
-        before.need(CONFIG, do="name the adapter that was upgraded")  # what the report names need not be there
-    elif pins.get("adapter"):
-        before = Source(str(report["adapter"]), "adapter", pins["adapter"], local_files_only=True, hub_only=True)
-    elif bases[0] is not None:
+    adapter = _find_old_adapter(report, old_adapter)
+    if adapter is None and bases[0] is not None:
         raise LoraSuiteError(
-            "an old backbone without its adapter says nothing", where="--from", do="name --old-adapter"
+            "the old backbone is of no use without its adapter", where="--from", do="add --old-adapter"
         )
     try:
-        return adapter_pages.document(report, source, before, upgrade_map, measured, drawn, bases)
+        return adapter_page(report, source, adapter, upgrade_map, results, contents, bases)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, LoraSuiteError):
             raise
         raise LoraSuiteError(f"the report is incomplete: {error!r}", where=REPORT) from error
 
 
+def _find_old_adapter(report: dict[str, Any], old_adapter: str | Path | None) -> Source | None:
+    """Return the given old adapter, or the Hub repository of the report; its files need not be on this machine."""
+    revisions = report.get("revisions") or {}
+    if not isinstance(revisions, dict):
+        raise LoraSuiteError("malformed revisions in the report", where=REPORT, got=repr(revisions), wanted="a dict")
+    if old_adapter is not None:
+        name, revision = name_and_revision(old_adapter)
+        source = Source(name, "adapter", revision)
+        source.need(CONFIG, do="pass the adapter that was upgraded")
+        return source
+    if revisions.get("adapter"):
+        return Source(str(report["adapter"]), "adapter", revisions["adapter"], local_files_only=True, hub_only=True)
+    return None
+
+
 def check_free_file(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return the file to write to, or refuse: called before the work."""
+    """Return the file to write, or raise, before any work is done."""
     target = Path(path).expanduser()
     if is_folder(target):
         raise LoraSuiteError(
-            "the output is a folder", where=target, wanted="a file", do="add a name such as report.html"
+            "the output is a folder", where=target, wanted="a file", do="add a file name such as report.html"
         )
     if exists(target) and not overwrite:
         raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
     return target
 
 
-def write_whole(target: Path, document: str) -> None:
-    """Write a file whole or not at all: under another name beside it first."""
+def write_file(target: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary file beside it first."""
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         part = Path(name)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(document)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             part.chmod(0o644)

@@ -1,132 +1,142 @@
-"""The report of an upgrade map: what the gate says, the layers, the heads, the hidden map."""
+"""The HTML report of an upgrade map: prediction, layers, heads, hidden map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arch.differences import differences
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading import auto, prediction
-from . import adapter_figures
-from . import gap as gains
-from . import html as pages
-from . import map_figures as report
-from .gap import Gain
-from .style import short
-
-if TYPE_CHECKING:
-    from .drawn import Drawn
+from . import html, map_figures
+from .adapter_figures import gap_figure
+from .gap import Result, measure_gap
+from .html import ReportContents, Section
+from .style import shorten
 
 METHODS = ("lorasuite", "transplant")
-"""The methods that stand for carrying weights and for carrying behavior in the gate's table."""
+"""Methods of the table of predictions: one that converts weights, one that reads the adapter's behavior."""
 
 
-def document(upgrade_map: UpgradeMap, rows: Sequence[Gain], drawn: Drawn) -> str:
+def map_page(upgrade_map: UpgradeMap, results: Sequence[Result], contents: ReportContents) -> str:
     """Return the HTML report of a map."""
-    names = short(upgrade_map.old.name, 60), short(upgrade_map.new.name, 60)
-    parts = [*map_parts(upgrade_map, drawn), gap_part(rows, drawn), _made(upgrade_map)]
-    about = "Upgrade map: how the layers, heads and dimensions of one backbone correspond to those of another."
-    head = [gate_told(upgrade_map, "lorasuite")]
-    return pages.page(f"{names[0]} to {names[1]}", about, head, parts)
+    old, new = shorten(upgrade_map.old.name, 60), shorten(upgrade_map.new.name, 60)
+    sections = [*map_sections(upgrade_map, contents), gap_section(results, contents), _provenance_section(upgrade_map)]
+    about = "Upgrade map: how the layers, heads and hidden dimensions of two backbones correspond."
+    return html.page(f"{old} to {new}", about, [map_verdict(upgrade_map, "lorasuite")], sections)
 
 
-def gate_told(upgrade_map: UpgradeMap, method: str) -> str:
-    """Return the gate's verdict on an upgrade by a method, and what it rests on."""
+def map_verdict(upgrade_map: UpgradeMap, method: str) -> str:
+    """Return the predicted outcome of an upgrade by a method, and what the prediction is based on."""
     found = prediction.predict(upgrade_map, method)
-    word = "Likely to hold." if found.verdict == "holds" else "Likely to fall short: plan to retrain."
-    info = f"Expected by {method}: {found.gap:.0%} of the gap recovered, a rough guess. It rests on: {found.because}."
-    return pages.verdict(word, info)
+    return verdict(found.verdict, method, found.gap, found.because)
 
 
-def map_parts(upgrade_map: UpgradeMap, drawn: Drawn) -> list[pages.Part]:
-    """Return the sections with a map's pictures."""
+def verdict(outcome: str, method: str, gap: float, because: str) -> str:
+    """Return a prediction as a framed statement.
+
+    Args:
+        outcome: ``"holds"`` or ``"retrain"``.
+        method: The method.
+        gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1.
+        because: The scores that this is based on.
+    """
+    headline = "Likely to hold." if outcome == "holds" else "Likely to fall short: plan to retrain."
+    expected = f"Expected with {method}: {gap:.0%} of the gap recovered, a rough estimate."
+    return html.verdict(headline, f"{expected} Based on: {because}.")
+
+
+def map_sections(upgrade_map: UpgradeMap, contents: ReportContents) -> list[Section]:
+    """Return the sections with a map's figures."""
     return [
-        _gate(upgrade_map, drawn),
-        _layers(upgrade_map, drawn),
-        _heads(upgrade_map, drawn),
-        _hidden(upgrade_map, drawn),
+        _prediction_section(upgrade_map, contents),
+        _layers_section(upgrade_map, contents),
+        _heads_section(upgrade_map, contents),
+        _hidden_section(upgrade_map, contents),
     ]
 
 
-def _gate(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
-    picked = auto.pick(upgrade_map, can_run=True)
+def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section:
+    choice = auto.pick(upgrade_map, can_run=True)
     found = {name: prediction.predict(upgrade_map, name) for name in METHODS}
     lines = [(name, one.verdict, f"{one.gap:.0%}") for name, one in found.items()]
-    caption = "Scores of this pair, and the thresholds (upright marks) from which on the gate counts it as aligned."
-    return pages.Part(
-        "What the gate predicts",
+    caption = "Scores of this pair, and the thresholds (vertical marks) above which it counts as aligned."
+    return Section(
+        "Prediction",
         [
-            drawn.figure("gate", lambda: report.gate_figure(upgrade_map), caption),
-            pages.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
-            pages.text(f"With both backbones at hand, auto takes {picked.method}: {picked.why}."),
+            contents.add_figure("prediction", lambda: map_figures.prediction_figure(upgrade_map), caption),
+            html.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
+            html.paragraph(f"With both backbones available, auto picks {choice.method}: {choice.why}."),
         ],
     )
 
 
-def _layers(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
+def _layers_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section:
     caption = (
-        "How alike the outputs of old and new layers are on the same text, and which old layer each new one is matched "
-        "with. New layers without a point match no old one: nothing is transferred to them."
+        "Similarity of the outputs of old and new layers on the same text, and the old layer that each new layer is "
+        "matched with. A new layer without a point has no match: nothing is transferred to it."
     )
-    left = sorted(set(range(upgrade_map.new.arch.layers)) - {new for _, new in upgrade_map.pairs})
-    info = f"New layers that match no old one: {', '.join(map(str, left))}." if left else "Every new layer is matched."
-    body = [drawn.figure("layers", lambda: report.layer_map_figure(upgrade_map), caption), pages.text(info)]
-    return pages.Part("Layers", body)
+    unmatched = sorted(set(range(upgrade_map.new.arch.layers)) - {new for _, new in upgrade_map.pairs})
+    text = "Every new layer is matched."
+    if unmatched:
+        text = f"New layers without a matching old layer: {', '.join(map(str, unmatched))}."
+    figure = contents.add_figure("layers", lambda: map_figures.layer_map_figure(upgrade_map), caption)
+    return Section("Layers", [figure, html.paragraph(text)])
 
 
-def _heads(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
-    first = (
-        "Every cell is a query head of the new backbone; the number in it is the old head that it is matched with, its "
-        "color how alike the two are. Key and value heads follow the query heads of their group."
+def _heads_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section:
+    assignment = (
+        "Each cell is a query head of the new backbone. Its number is the old head that it is matched with, its color "
+        "their similarity. Key and value heads follow the query heads of their group."
     )
-    second = "How much of the new backbone's own weights the fitted maps of heads and feed-forward units explain."
-    body = [
-        drawn.figure("heads", lambda: report.heads_figure(upgrade_map), first),
-        drawn.figure("explained", lambda: report.residual_figure(upgrade_map), second),
-    ]
-    return pages.Part("Heads and units", body)
+    explained = "How much of the new backbone's weights the fitted maps of heads and feed-forward units explain."
+    return Section(
+        "Heads and units",
+        [
+            contents.add_figure("heads", lambda: map_figures.heads_figure(upgrade_map), assignment),
+            contents.add_figure("explained", lambda: map_figures.residual_figure(upgrade_map), explained),
+        ],
+    )
 
 
-def _hidden(upgrade_map: UpgradeMap, drawn: Drawn) -> pages.Part:
+def _hidden_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section:
     caption = (
-        "The hidden map moves embeddings of the old backbone into the space of the new one. A shared token finds "
-        "itself if its moved embedding is nearest, by cosine, to its own new embedding."
+        "The hidden map takes embeddings of the old backbone to the space of the new one. A shared token is nearest to "
+        "itself if no other new embedding has a higher cosine with its mapped embedding than its own."
     )
-    return pages.Part("Hidden map", [drawn.figure("hidden", lambda: report.hidden_figure(upgrade_map), caption)])
+    figure = contents.add_figure("hidden", lambda: map_figures.hidden_figure(upgrade_map), caption)
+    return Section("Hidden map", [figure])
 
 
-def gap_part(rows: Sequence[Gain], drawn: Drawn) -> pages.Part:
-    """Return the section with the measured rows, or with the way to have it."""
+def gap_section(results: Sequence[Result], contents: ReportContents) -> Section:
+    """Return the section with the measured results, or with how to get it."""
     title = "Gap recovered"
-    if not rows:
-        reason = "no measured rows were named (--rows DIR, as evaluate -o DIR or benchmarks/gap.py write it)"
-        return pages.Part(title, [drawn.lacks("gap", reason)])
-    measured = gains.gap(rows)
-    shares = measured.shares if measured else [None] * len(rows)
+    if not results:
+        reason = "no measured results were given (--rows DIR, as evaluate -o DIR or benchmarks/gap.py write them)"
+        return Section(title, [contents.add_missing("gap", reason)])
+    gap = measure_gap(results)
+    shares = gap.shares if gap else [None] * len(results)
     lines = [
         (row.label, "-" if share is None else f"{share:.0%}", f"{row.accuracy:.1%}", f"{row.interval[0]:.1%} to "
          f"{row.interval[1]:.1%}", "-" if row.nll is None else f"{row.nll:.3f}", row.items,
          "-" if row.seconds is None else f"{row.seconds:.0f}")
-        for row, share in zip(rows, shares, strict=True)
+        for row, share in zip(results, shares, strict=True)
     ]  # fmt: skip
-    head = ("row", "gap recovered", "accuracy", "95 % interval", "nats per token", "items", "seconds")
-    if measured:
-        unit = "the answers' likelihood" if measured.value == "nll" else "accuracy"
-        info = f"Counted in {unit}: 0 % is the bare new backbone, 100 % the row {short(measured.ceiling)}."
+    head = ("result", "gap recovered", "accuracy", "95 % interval", "nats per token", "items", "seconds")
+    if gap:
+        metric = "the answers' likelihood" if gap.metric == "nll" else "accuracy"
+        caption = f"Measured in {metric}: 0 % is the new backbone alone, 100 % the result {shorten(gap.ceiling)}."
     else:
-        info = "No gap can be told: it takes a row 'base' and a row 'full' (or 'old-adapted') that is clearly better."
-    info += " Hatched bars were trained on labels."
-    return pages.Part(
-        title, [drawn.figure("gap", lambda: adapter_figures.gap_figure(rows), info), pages.table(head, lines)]
-    )
+        caption = "No gap: it needs a result 'base' and a result 'full' (or 'old-adapted') that is clearly better."
+    caption += " Hatched bars were trained on labels."
+    return Section(title, [contents.add_figure("gap", lambda: gap_figure(results), caption), html.table(head, lines)])
 
 
-def _made(upgrade_map: UpgradeMap) -> pages.Part:
+def _provenance_section(upgrade_map: UpgradeMap) -> Section:
     old, new = upgrade_map.old, upgrade_map.new
     values: dict[str, Any] = {
-        "old backbone": _named(old),
-        "new backbone": _named(new),
+        "old backbone": _describe_backbone(old),
+        "new backbone": _describe_backbone(new),
         "options": ", ".join(f"{name} {value}" for name, value in vars(upgrade_map.options).items()),
         "matched layers": f"{len(upgrade_map.layers)} of {old.arch.layers} old and {new.arch.layers} new",
         "shared tokens": f"{upgrade_map.facts.get('shared_tokens', 0):,}",
@@ -134,20 +144,22 @@ def _made(upgrade_map: UpgradeMap) -> pages.Part:
     }
     seconds = upgrade_map.facts.get("seconds") or {}
     values |= {f"seconds, {name}": value for name, value in seconds.items()}
-    return pages.Part("How it was made", [pages.facts(values), differences_told(differences(old.arch, new.arch))])
+    differences_element = differences_table(differences(old.arch, new.arch))
+    return Section("How it was made", [html.name_value_table(values), differences_element])
 
 
-def _named(identity: Any) -> str:
+def _describe_backbone(identity: Any) -> str:
     arch = identity.arch
-    at = f" at {identity.revision[:12]}" if identity.revision else ""
+    revision = f" at {identity.revision[:12]}" if identity.revision else ""
     return (
-        f"{short(identity.name, 80)}{at} ({arch.family}, {arch.layers} layers, hidden size {arch.hidden}, "
+        f"{shorten(identity.name, 80)}{revision} ({arch.family}, {arch.layers} layers, hidden size {arch.hidden}, "
         f"{arch.heads.query} query and {arch.heads.key_value} key/value heads of {arch.heads.size})"
     )
 
 
-def differences_told(found: Sequence[str]) -> str:
-    """Return what the two structures differ in, and how an upgrade meets it."""
-    if not found:
-        return pages.text("Beyond their sizes the two structures differ in nothing that an upgrade has to meet.")
-    return pages.table(("What the two structures differ in, and how that is met",), [(one,) for one in found])
+def differences_table(sentences: Sequence[str]) -> str:
+    """Return the structural differences of two backbones, and how an upgrade handles each."""
+    if not sentences:
+        return html.paragraph("Apart from their sizes, the two architectures do not differ.")
+    head = ("Differences of the two architectures, and how each is handled",)
+    return html.table(head, [(sentence,) for sentence in sentences])

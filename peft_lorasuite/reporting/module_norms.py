@@ -1,8 +1,8 @@
-"""How large an adapter's update is against the weights it changes, module by module, before the upgrade and after."""
+"""The norm of an adapter's update in every module, before and after the upgrade, and of the weights it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,17 @@ from ..models.backbone import Backbone
 
 
 @dataclass(frozen=True)
-class Size:
-    """One module of the new backbone.
+class ModuleNorm:
+    """Norms of one module of the new backbone.
 
     Attributes:
-        layer: Its layer.
+        layer: Index of its layer.
         site: Its path inside the layer.
-        energy: Share of the update's energy that the rank kept, from 0 to 1.
-        new: ``||dW||_F`` of its update, as transferred.
-        old: ``||dW||_F`` of the old update that it came from; None where none is known.
-        new_weight: ``||W||_F`` of the module; None where the backbone is not at hand.
-        old_weight: ``||W||_F`` of the old module.
+        energy: Share of the update's energy ``||dW||_F^2`` that is left at the final rank, from 0 to 1.
+        new: ``||dW||_F`` of the transferred update.
+        old: ``||dW||_F`` of the old update that it comes from; None if it is not known.
+        new_weight: ``||W||_F`` of the module; None if the new backbone was not read.
+        old_weight: ``||W||_F`` of the old module; None if the old backbone was not read.
     """
 
     layer: int
@@ -37,95 +37,98 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """All modules, and for what could not be had, why."""
+class NormTable:
+    """Norms of all modules.
 
-    rows: tuple[Size, ...]
+    Attributes:
+        modules: One record per module of the report.
+        missing: What could not be read -> the reason.
+    """
+
+    modules: tuple[ModuleNorm, ...]
     missing: Mapping[str, str]
 
     @property
     def relative(self) -> bool:
-        """Whether every module's own weights were read, so that the updates can be put against them."""
-        return all(row.new_weight and (row.old is None or row.old_weight) for row in self.rows)
+        """Whether the norm of every module's weights is known, so that updates can be shown relative to them."""
+        return all(row.new_weight and (row.old is None or row.old_weight) for row in self.modules)
 
 
-def sizes(
+def measure_norms(
     report: Mapping[str, Any], upgraded: Source, adapter: Source | None, bases: Sequence[Any] = (None, None)
-) -> Sizes:
-    """Measure every module that a report names.
+) -> NormTable:
+    """Measure every module of a report. Reads only backbones that are on this machine; downloads nothing.
 
     Args:
         report: Values of ``lorasuite_report.json``.
-        upgraded: The upgraded adapter; its config names the new backbone.
-        adapter: The old adapter; its config names the old backbone.
-        bases: Old and new backbone, where they are not, or no longer, where the configs say.
+        upgraded: The upgraded adapter; its config has the new backbone.
+        adapter: The old adapter; its config has the old backbone.
+        bases: Old and new backbone, where the adapters' configs do not have their current paths.
 
-    Backbones are read where they are on this machine; nothing is fetched for this.
+    Returns:
+        The norms, and why some of them are missing.
     """
     missing: dict[str, str] = {}
-    new = _tried(missing, "the new backbone", lambda: _backbone(upgraded, bases[1]))
+    new = _try(missing, "the new backbone", lambda: _open_local(upgraded, bases[1]))
     old = source = None
     if adapter is None:
-        missing["the old adapter"] = "not named, and not on the Hub (--old-adapter)"
+        missing["the old adapter"] = "not given, and not on the Hub (--old-adapter)"
     else:
-        old = _tried(missing, "the old backbone", lambda: _backbone(adapter, bases[0]))
+        old = _try(missing, "the old backbone", lambda: _open_local(adapter, bases[0]))
         if old is not None:
-            source = _tried(missing, "the old adapter", lambda: read(adapter, old.arch, old=old))
+            source = _try(missing, "the old adapter", lambda: read(adapter, old.arch, old=old))
     modules = report["modules"]
-    rows = _tried(missing, "the weights", lambda: tuple(_size(module, new, old, source) for module in modules))
-    if rows is None:  # a backbone whose config is here and whose weights are not
-        rows = bare_sizes(report, source)
-    return Sizes(rows, missing)
+    norms = _try(missing, "the weights", lambda: tuple(_measure(module, new, old, source) for module in modules))
+    if norms is None:  # a backbone whose config is on this machine and whose weights are not
+        norms = tuple(_measure(module, None, None, source) for module in modules)
+    return NormTable(norms, missing)
 
 
-def bare_sizes(report: Mapping[str, Any], source: Adapter | None = None) -> tuple[Size, ...]:
-    """Return what a report alone tells of its modules, and the old updates' norms if the old adapter is given."""
-    return tuple(_size(module, None, None, source) for module in report["modules"])
-
-
-def _tried(missing: dict[str, str], name: str, work: Callable[[], Any]) -> Any:
-    """Return what the work gives, or None and note why: a report lacks a figure rather than fail."""
+def _try(missing: dict[str, str], name: str, function: Callable[[], Any]) -> Any:
+    """Call a function; return None and record the reason if it fails: a report without a figure is better than none."""
     try:
-        return work()
+        return function()
     except LoraSuiteError as error:
         missing[name] = str(error)
         return None
 
 
-def _backbone(adapter: Source, given: Any) -> Backbone:
-    """Open the backbone that is given or that an adapter's config names, if it is on this machine with its weights."""
-    name, revision = (given, None) if given else named_base(adapter, do="name it (--from, --to)")
-    strange = given is None and adapter.folder is None
-    found = Backbone.open(name, revision=revision, local_files_only=True, hub_only=strange)
-    found.arch  # noqa: B018 (reads the config, so that what is missing is missed here)
-    found.locate(f"{found.arch.embedding}.weight")
-    return found
+def _open_local(adapter: Source, base: Any) -> Backbone:
+    """Open ``base``, or the base model of an adapter's config, if config and weights are on this machine."""
+    name, revision = (base, None) if base else named_base(adapter, do="pass it (--from, --to)")
+    untrusted = base is None and adapter.folder is None
+    backbone = Backbone.open(name, revision=revision, local_files_only=True, hub_only=untrusted)
+    backbone.arch  # noqa: B018 (reads the config, so that a missing one is reported here)
+    backbone.locate(f"{backbone.arch.embedding}.weight")
+    return backbone
 
 
-def _size(module: Mapping[str, Any], new: Backbone | None, old: Backbone | None, source: Adapter | None) -> Size:
+def _measure(
+    module: Mapping[str, Any], new: Backbone | None, old: Backbone | None, source: Adapter | None
+) -> ModuleNorm:
     path = str(module["module"])
-    layer, site = _place(path)
-    came = [(int(layer), str(part)) for layer, part in module.get("from", {}).values()]
-    known = [key for key in came if source is not None and key in source.updates]
-    size = Size(layer, site, float(module["energy_kept"]), float(module["norm"]))
+    layer, site = _split_path(path)
+    origins = [(int(layer), str(part)) for layer, part in module.get("from", {}).values()]
+    known = [key for key in origins if source is not None and key in source.updates]
     values: dict[str, float] = {}
     if new is not None:
         values["new_weight"] = float(new.tensor(f"{path}.weight").norm())
     if source is not None and known:
-        values["old"] = _together(source.updates[key].norm() for key in known)
+        values["old"] = _root_sum_of_squares(source.updates[key].norm() for key in known)
     if old is not None and known:
-        values["old_weight"] = _together(float(old.part(*key).norm()) for key in known)
-    return Size(**{**vars(size), **values})
+        values["old_weight"] = _root_sum_of_squares(float(old.part(*key).norm()) for key in known)
+    return ModuleNorm(layer, site, float(module["energy_kept"]), float(module["norm"]), **values)
 
 
-def _place(path: str) -> tuple[int, str]:
+def _split_path(path: str) -> tuple[int, str]:
     """Split ``model.layers.3.self_attn.q_proj`` into the layer and the path inside it."""
-    words = path.split(".")
-    number = next((place for place, word in enumerate(words) if word.isdigit()), None)
-    if number is None:
-        raise LoraSuiteError("the report names a module without a layer", got=repr(path))
-    return int(words[number]), ".".join(words[number + 1 :])
+    names = path.split(".")
+    index = next((index for index, name in enumerate(names) if name.isdigit()), None)
+    if index is None:
+        raise LoraSuiteError("a module of the report has no layer index", got=repr(path))
+    return int(names[index]), ".".join(names[index + 1 :])
 
 
-def _together(norms: Any) -> float:
+def _root_sum_of_squares(norms: Iterable[float]) -> float:
+    """Norm of the fused module: the parts' rows stand one above the other."""
     return sum(norm**2 for norm in norms) ** 0.5

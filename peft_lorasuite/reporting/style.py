@@ -1,4 +1,4 @@
-"""What all pictures share: one ink for paper and screen, light and dark, and figures as SVG inside a page."""
+"""The shared style of the figures: colors for light and dark pages, markers, and SVG output for HTML pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoraSuiteError
@@ -15,77 +16,80 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER = "#16181d", "#fdfdfc"
-"""Colors of text and ground in a file of its own; in a page they become the page's own, so that they follow it."""
+"""Foreground and background of an image file. `to_svg` replaces them by the page's own, which follow its theme."""
 FILL, ACCENT = "#86a3c9", "#b5651d"
-"""Two mid-tones of different lightness that stand out from white and from black."""
-SCALE = "viridis"
-"""Lightness rises with the value: it reads the same in gray."""
+"""Two mid-tones of different lightness, readable on white and on black."""
+COLORMAP = "viridis"
+"""Its lightness rises with the value, so that it also reads in grayscale."""
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINE_STYLES = ("-", "--", "-.", ":")
 
 
-def require() -> None:
-    """Refuse early where matplotlib is missing.
+def require_matplotlib() -> None:
+    """Check that matplotlib is installed.
 
     Raises:
-        LoraSuiteError: When matplotlib is missing.
+        LoraSuiteError: If it is not.
     """
     try:
-        import matplotlib.figure  # noqa: F401 (asked for, not used)
+        import matplotlib.figure  # noqa: F401 (only checked for)
     except ImportError as error:
         raise LoraSuiteError(
-            "pictures need matplotlib, which is not installed", do="pip install peft-lorasuite[report]"
+            "figures need matplotlib, which is not installed", do="pip install peft-lorasuite[report]"
         ) from error
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure that belongs to no window; what is drawn inside the block has the shared look.
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure without a window; inside the block matplotlib uses the shared style.
 
     Args:
-        width: In inches.
-        height: In inches.
+        width: Width in inches.
+        height: Height in inches.
+
+    Raises:
+        LoraSuiteError: If matplotlib is not installed.
     """
-    require()
+    require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    settings: Any = dict.fromkeys(inked, INK) | {
+    foreground = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings: Any = dict.fromkeys(foreground, INK) | {
         "hatch.color": INK, "axes.facecolor": "none", "figure.facecolor": PAPER, "legend.facecolor": PAPER,
         "legend.edgecolor": INK, "font.family": "DejaVu Sans", "font.size": 9.0, "axes.titlesize": 10.0,
-        "text.parse_math": False,  # a name with dollar signs is a name
+        "text.parse_math": False,  # dollar signs in a name are part of the name
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         yield Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def svg(figure: Figure, name: str, label: str) -> str:
-    """Return a figure as an SVG element for a page: no ground, text as text, ink and paper those of the page.
+def to_svg(figure: Figure, name: str, label: str) -> str:
+    """Return a figure as an SVG element with a transparent background, text as text, and the page's colors.
 
     Args:
         figure: The figure.
-        name: A word that no other figure of the page has: its internal references start with it.
-        label: What a screen reader says.
+        name: Prefix of the element's internal ids; must be unique on the page.
+        label: Text for screen readers.
     """
     import matplotlib
 
-    written = io.StringIO()
-    nobody = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a letter that DejaVu lacks: the browser has it
-        figure.savefig(written, format="svg", transparent=True, metadata=nobody)
-    text = written.getvalue()
+        warnings.simplefilter("ignore", UserWarning)  # a glyph that DejaVu lacks: the browser has it
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="(\w+)_(\d+)"', rf'id="{name}-\1-\2"', text)  # axes_1 and the like: nothing refers to them
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)
 
 
-def readable(values: Any) -> Any:
-    """Return black or white for text on cells of the shared color scale, by lightness.
+def text_colors(values: Any) -> Any:
+    """Return black or white for text on cells of the colormap, whichever contrasts.
 
     Args:
         values: Numbers from 0 to 1, any shape.
@@ -96,18 +100,12 @@ def readable(values: Any) -> Any:
 
 
 def ticks(count: int, most: int = 16) -> range:
-    """Return numbers for an axis of ``count`` places, at most ``most`` of them."""
+    """Return at most ``most`` evenly spaced tick positions for an axis of ``count`` items."""
     return range(0, count, max(1, -(-count // most)))
 
 
-def short(text: Any, length: int = 48) -> str:
-    """Return a stranger's name on one line, cut in the middle where it is long."""
+def shorten(text: Any, length: int = 48) -> str:
+    """Return an untrusted name on one line, cut in the middle if it is longer than ``length``."""
     plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
     half = (length - 1) // 2
     return plain if len(plain) <= length else f"{plain[:half]}…{plain[-half:]}"
-
-
-def _attribute(text: str) -> str:
-    from html import escape
-
-    return escape(text, quote=True)
