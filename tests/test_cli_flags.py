@@ -82,8 +82,8 @@ def test_an_argument_that_says_nothing_is_a_wrong_call(words: list[str], message
     ("words", "message"),
     [
         (["--learning-rate", "inf"], "learning_rate: must be above 0 and at most 1"),
-        (["--warmup", "nan"], "warmup: is a share of the steps"),
-        (["--batch-size", "4", "--micro-batch-size", "3"], "micro_batch_size: does not divide"),
+        (["--warmup", "nan"], "warmup: must be a fraction of the steps"),
+        (["--batch-size", "4", "--micro-batch-size", "3"], "micro_batch_size: must divide"),
     ],
 )
 def test_training_that_cannot_run_is_refused_before_anything_is_carried(

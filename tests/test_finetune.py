@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from peft_lorasuite.adapters.writing import RECORD
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.text.examples import Example
-from peft_lorasuite.training.encoding import IGNORED, batch, encode, encode_examples
-from peft_lorasuite.training.finetune import choose, finetune
+from peft_lorasuite.training.encoding import IGNORE_INDEX, batch, encode, encode_examples
+from peft_lorasuite.training.finetune import draw_samples, finetune
 from peft_lorasuite.training.loop import LengthSampler
 from peft_lorasuite.training.scoring import score
 
@@ -81,14 +81,14 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tokenizer
 
 
 def test_samples_are_the_first_of_a_seeded_shuffle() -> None:
-    assert choose(range(10), 4, 5) == choose(range(10), None, 5)[:4]
-    assert sorted(choose(range(10), 99, 5)) == list(range(10))
-    assert choose(range(10), 4, 5) != choose(range(10), 4, 6)
+    assert draw_samples(range(10), 4, 5) == draw_samples(range(10), None, 5)[:4]
+    assert sorted(draw_samples(range(10), 99, 5)) == list(range(10))
+    assert draw_samples(range(10), 4, 5) != draw_samples(range(10), 4, 6)
 
 
 def test_the_loss_is_on_the_response_and_its_end(tokenizer: Any) -> None:
     one = encode(tokenizer, "cat:", " the red")
-    info = tokenizer.decode([i for i in one.labels if i != IGNORED])
+    info = tokenizer.decode([i for i in one.labels if i != IGNORE_INDEX])
     assert info.strip().replace(" ", "") == "thered</s>"
     assert tokenizer.decode(one.ids[: one.start]).replace(" ", "") == "<s>cat:"
     model = adapted()
@@ -121,9 +121,9 @@ def test_options_are_weighed_after_the_words_before_the_answer(tokenizer: Any) -
     assert score(model, tokenizer, EXAMPLES[:3], TEMPLATE, lambda example: [example.answer]).accuracy == 1
     wrong = [Example("cat", " the blue", answer="blue")]
     assert score(model, tokenizer, wrong, TEMPLATE, hues).accuracy == 0
-    with pytest.raises(LoraSuiteError, match="example 1: an answer is no option"):
+    with pytest.raises(LoraSuiteError, match="example 1: the answer is not an option"):
         score(model, tokenizer, EXAMPLES[:1], TEMPLATE, ["blue"])
-    with pytest.raises(LoraSuiteError, match="no example to score"):
+    with pytest.raises(LoraSuiteError, match="no examples to score"):
         score(model, tokenizer, [], TEMPLATE)
 
 
@@ -213,7 +213,7 @@ def test_no_logits_are_made_before_the_responses(tokenizer: Any) -> None:
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
     trained(model, tokenizer, samples=4, epochs=1)
-    rows = encode_examples(tokenizer, choose(EXAMPLES, 4, 0), TEMPLATE)
+    rows = encode_examples(tokenizer, draw_samples(EXAMPLES, 4, 0), TEMPLATE)
     first, longest = min(row.start for row in rows), max(len(row.ids) for row in rows)
     assert shapes == [(4, longest - first + 1)]
 
@@ -240,33 +240,33 @@ def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
         ({"learning_rate": "1e-3"}, "learning_rate: must be above 0 and at most 1"),
         ({"seed": -1}, "seed: must be at least 0"),
         ({"seed": 2**32}, "seed: must be at most 4294967295"),
-        ({"modules": ["foo"]}, "modules: a layer has no such linear module .got .'foo'., wanted a list of down_proj, "),
-        ({"modules": ["lm_head"]}, "modules: a layer has no such linear module"),
-        ({"modules": "lm_head"}, "modules: a layer has no such linear module"),
-        ({"warmup": 2.0}, "warmup: is a share of the steps"),
-        ({"new_layers": "grow"}, "new_layers: unknown choice"),
-        ({"micro_batch_size": 3}, "micro_batch_size: does not divide the batch size"),
+        ({"modules": ["foo"]}, "modules: no layer has such a linear module .got .'foo'., wanted a list of down_proj, "),
+        ({"modules": ["lm_head"]}, "modules: no layer has such a linear module"),
+        ({"modules": "lm_head"}, "modules: no layer has such a linear module"),
+        ({"warmup": 2.0}, "warmup: must be a fraction of the steps"),
+        ({"new_layers": "grow"}, "new_layers: unknown value"),
+        ({"micro_batch_size": 3}, "micro_batch_size: must divide the batch size"),
         ({"cutoff": 2}, "no example has a response within the cutoff"),
         ({"template": "none"}, "has no {instruction}"),
         ({"tokenizer": None}, "does not say where its tokenizer is"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
         trained(adapted(), tokenizer, **settings)
 
 
-def test_a_result_that_is_not_finite_is_refused_and_not_written(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_diverged_training_is_refused_and_not_written(tokenizer: Any, tmp_path: Path) -> None:
     model = adapted()
     for name, weight in model.named_parameters():
         if "layers.1" in name and "lora_B" in name:
             torch.nn.init.constant_(weight, float("nan"))
-    with pytest.raises(LoraSuiteError, match=r"layers\.0.*: the training ended in values that are not finite"):
+    with pytest.raises(LoraSuiteError, match=r"layers\.0.*: the training diverged"):
         trained(model, tokenizer, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_modules_of_gpt2_are_found_though_they_are_no_linear_ones(tokenizer: Any) -> None:
+def test_the_conv1d_modules_of_gpt2_are_found(tokenizer: Any) -> None:
     config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = trained(peft.get_peft_model(pico_model("gpt2"), config), tokenizer, modules=["c_fc"], samples=4)
     assert model.finetune_record["new_modules"] == [f"transformer.h.{layer}.mlp.c_fc" for layer in range(3)]

@@ -1,1 +1,1 @@
-"""Training and scoring on labeled examples."""
+"""Fine-tuning, distillation and scoring."""

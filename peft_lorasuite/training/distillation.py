@@ -1,4 +1,4 @@
-"""Training towards given next-token probabilities instead of labels."""
+"""Training toward the next-token probabilities of a teacher instead of labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .loop import ResponseTrainer
 
 @dataclass(frozen=True)
 class TargetRow(Encoded):
-    """A row whose loss is taken against target probabilities.
+    """A tokenized example with target probabilities at some positions.
 
     Attributes:
         positions: Positions that have a target.
@@ -28,13 +28,13 @@ class TargetRow(Encoded):
 
 
 class DistillationTrainer(ResponseTrainer):
-    """KL divergence from target probabilities over candidate tokens instead of the loss on labels.
+    """A Trainer whose loss is the KL divergence from target probabilities over candidate tokens.
 
     Args:
-        ids: The candidate tokens, (candidates,).
+        *args: Arguments of the Trainer.
+        ids: Candidate tokens, (candidates,).
         log_probs: Target log-probabilities, (targets, candidates).
-        *args: Of the Trainer.
-        **settings: Of the Trainer.
+        **settings: Keyword arguments of the Trainer.
     """
 
     loss_is_scaled_for_ga = True
@@ -50,35 +50,35 @@ class DistillationTrainer(ResponseTrainer):
         self.ids, self.log_probs = ids, log_probs
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return a step's batches and the number of their targets.
+        """Return the batches of a step and the number of their targets.
 
-        Several processes return their mean number, since their gradients are averaged afterwards.
+        With several processes it is the mean over them, since their gradients are averaged afterwards.
         """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(float(sum(len(one["target"]) for one in samples)), device=device)
+        count = torch.tensor(float(sum(len(sample["target"]) for sample in samples)), device=device)
         return samples, self.accelerator.reduce(count, "mean")
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """``KL(target || model)`` over the candidate tokens: this batch's part of the step's mean."""
-        line, position, target = (inputs.pop(name) for name in ("line", "position", "target"))
-        begun, taken = self.begun(model, inputs, int(position.min()))
+        """Return this batch's part of the step's mean ``KL(target || model)`` over the candidate tokens."""
+        row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
+        inputs, offset = self.read_prefix(model, inputs, int(position.min()))
         columns, column = position.unique(return_inverse=True)
-        outputs = model(**begun, logits_to_keep=columns - taken)
-        logits = outputs.logits[line, column][:, self.ids.to(position.device)].float()
-        wanted = self.log_probs[target.cpu()].to(position.device)
-        summed = torch.nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
-        loss = summed / num_items_in_batch
+        outputs = model(**inputs, logits_to_keep=columns - offset)
+        logits = outputs.logits[row, column][:, self.ids.to(position.device)].float()
+        log_probs = self.log_probs[target.cpu()].to(position.device)
+        total = torch.nn.functional.kl_div(logits.log_softmax(-1), log_probs, reduction="sum", log_target=True)
+        loss = total / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 
 def target_batch(rows: Sequence[TargetRow], *, padding: int) -> dict[str, Tensor]:
-    """Pad rows as `batch` does, and list the positions that have a target: line, position, index of the target."""
-    listed = [
-        (line, position, target)
-        for line, row in enumerate(rows)
+    """Pad rows as `batch` does, and add ``row``, ``position`` and ``target``, each (targets of the batch,)."""
+    triples = [
+        (number, position, target)
+        for number, row in enumerate(rows)
         for position, target in zip(row.positions, row.targets, strict=True)
     ]
-    table = torch.tensor(listed, dtype=torch.long).reshape(-1, 3)
-    return batch(rows, padding=padding) | {"line": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
+    table = torch.tensor(triples, dtype=torch.long).reshape(-1, 3)
+    return batch(rows, padding=padding) | {"row": table[:, 0], "position": table[:, 1], "target": table[:, 2]}

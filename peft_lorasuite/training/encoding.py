@@ -1,4 +1,4 @@
-"""Examples as token ids with labels on the response, and batches of them padded to their own longest row."""
+"""Tokenized examples with labels on the response, and padded batches of them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..text.examples import Example, fill
-from ..text.vocabulary import end_of_sequence
+from ..text.examples import Example, format_example
+from ..text.vocabulary import eos_token_id
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
+IGNORE_INDEX = -100
+"""The label that torch's cross entropy ignores."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens.
+    """A tokenized example.
 
     Attributes:
-        ids: Prompt, response and, unless it was cut off, the end of sequence.
-        start: Where the response begins.
+        ids: Prompt, response and, unless it was cut off, the end-of-sequence token.
+        start: Position of the first response token.
     """
 
     ids: tuple[int, ...]
@@ -34,39 +34,45 @@ class Encoded:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The response's ids, the prompt's left out."""
-        return (IGNORED,) * self.start + self.ids[self.start :]
+        """The ids of the response, `IGNORE_INDEX` for the prompt."""
+        return (IGNORE_INDEX,) * self.start + self.ids[self.start :]
 
 
 def encode(tokenizer: Any, prompt: str, response: str, *, cutoff: int | None = None) -> Encoded:
-    """Tokenize prompt and response as one text, so that the seam is cut as the model will see it.
+    """Tokenize prompt and response as one text: the token at their boundary may belong to both.
 
-    The response starts at the first token that the prompt alone would not have given, but never at the very first one:
-    nothing stands before that to predict it from.
+    The response starts at the first token that differs from the prompt's own tokens. It never starts at position 0,
+    since no position predicts that token.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The prompt.
+        response: The response, without an end of sequence.
+        cutoff: Maximum number of tokens; the rest is cut off.
     """
-    alone = tokenizer(prompt)["input_ids"]
+    prompt_ids = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + response)["input_ids"]
-    eos = end_of_sequence(tokenizer)
+    eos = eos_token_id(tokenizer)
     ids = [*(ids[:-1] if ids[-1] == eos else ids), eos]
-    start = next((n for n, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
-    start = max(start, 1)
+    shorter = min(len(prompt_ids), len(ids))
+    start = max(next((n for n in range(shorter) if prompt_ids[n] != ids[n]), shorter), 1)
     return Encoded(tuple(ids[:cutoff]), min(start, cutoff or start))
 
 
 def encode_examples(
     tokenizer: Any, examples: Sequence[Example], template: str | None, *, cutoff: int | None = None
 ) -> list[Encoded]:
-    """Tokenize examples; those whose response lies wholly beyond the cutoff are left out, with a line in the log.
+    """Tokenize examples. Those without a response token within the cutoff are left out, with a warning.
 
     Raises:
-        LoraSuiteError: When no response is left.
+        LoraSuiteError: If no example is left.
     """
-    encoded = [encode(tokenizer, fill(example, template), example.output, cutoff=cutoff) for example in examples]
+    encoded = [encode(tokenizer, format_example(example, template), example.output, cutoff=cutoff) for example in examples]
     kept = [one for one in encoded if one.start < len(one.ids)]
     if not kept:
         raise LoraSuiteError(
             "no example has a response within the cutoff", where=f"{len(examples)} examples", got=f"cutoff {cutoff}",
-            do="raise the cutoff or shorten the prompts",
+            do="increase the cutoff or shorten the prompts",
         )  # fmt: skip
     if len(kept) < len(encoded):
         log.warning(
@@ -76,10 +82,10 @@ def encode_examples(
 
 
 def batch(rows: Sequence[Encoded], *, padding: int) -> dict[str, Tensor]:
-    """Pad rows on the right to ``(rows, longest)``: ``input_ids``, ``attention_mask`` and ``labels``, int64."""
+    """Pad rows on the right: ``input_ids``, ``attention_mask`` and ``labels``, each int64, (rows, longest)."""
     width = max(len(row.ids) for row in rows)
     return {
         "input_ids": torch.tensor([[*row.ids, *[padding] * (width - len(row.ids))] for row in rows]),
         "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows]),
-        "labels": torch.tensor([[*row.labels, *[IGNORED] * (width - len(row.ids))] for row in rows]),
+        "labels": torch.tensor([[*row.labels, *[IGNORE_INDEX] * (width - len(row.ids))] for row in rows]),
     }

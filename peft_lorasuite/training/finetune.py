@@ -1,4 +1,4 @@
-"""Light fine-tuning: a few labeled samples on top of an upgraded adapter, on the Hugging Face Trainer."""
+"""Light fine-tuning: training an upgraded adapter on a few labeled samples, with the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..adapters.loading import adapter_folder, open_tokenizer, put_on
-from ..adapters.writing import write_adapter
+from ..adapters.loading import adapter_folder, add_adapter, load_tokenizer
+from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
-from ..io.output import check_free, whole_folder
+from ..io.output import atomic_folder, check_output
 from ..models.backbone import Backbone
 from ..models.distributed import is_first
 from ..models.restore import seeded
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.examples import read_examples
-from ..text.vocabulary import padding
+from ..text.vocabulary import pad_token_id
 from .encoding import encode_examples
 from .loop import train
 from .lora_modules import add_modules
@@ -47,100 +47,102 @@ def finetune(
     tokenizer: Any = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Any:
-    """Train an adapter on labeled samples: loss on the response and its end, AdamW, linear decay, no dropout.
+    """Fine-tune an adapter on labeled samples: loss on the response only, AdamW, linear decay, no dropout.
 
-    Full retraining and the vanilla baseline are the same function on a fresh adapter::
+    A new adapter can be trained in the same way, on a few samples or on all::
 
         fresh = get_peft_model(backbone, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
-        finetune(fresh, "train.json", learning_rate=3e-4, warmup=0.1)  # vanilla LoRA on 100 samples
-        finetune(fresh, "train.json", learning_rate=3e-4, warmup=0.1, samples=None)  # retraining on all of them
+        finetune(fresh, "train.json", learning_rate=3e-4, warmup=0.1)  # LoRA on 100 samples
+        finetune(fresh, "train.json", learning_rate=3e-4, warmup=0.1, samples=None)  # on all samples
 
-    It follows ``accelerate launch``: every process trains on its share of each batch, the first one writes.
+    Under ``accelerate launch`` every process trains on its share of each batch; the main process writes the output.
 
     Args:
         model: A PEFT model (loaded with ``is_trainable=True``), which is trained in place, or the folder or Hub id of
             an adapter.
-        data: Labeled examples: a file, a `datasets.Dataset` or a list (see `prompts.read_examples`).
-        samples: Use the first so many after a shuffle by ``seed``; fewer if there are fewer, all if None.
+        data: Labeled examples: a JSON file, a `datasets.Dataset` or a list, with ``instruction``, ``output`` and
+            optionally ``input``.
+        samples: Number of samples, the first ones of a shuffle by ``seed``; all if None.
         epochs: Passes over the samples.
-        batch_size: Samples of one step on each device.
-        micro_batch_size: Samples read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
-            step's samples are read together.
+        batch_size: Samples per step and device.
+        micro_batch_size: Samples per forward pass, a divisor of ``batch_size``: less memory, the same steps. By
+            default the whole batch.
         learning_rate: Peak learning rate.
-        warmup: Share of the steps in which the learning rate rises to its peak.
-        cutoff: Longest sample in tokens; the rest is cut off.
-        template: Prompt template with ``{instruction}`` (and ``{input}``); by default the one of LLM-Adapters.
-        new_layers: What becomes of decoder layers that have no LoRA while others do, as an upgrade leaves the layers
-            that match no old one: ``"train"`` gives them an ordinary new LoRA (A Kaiming, B zero), ``"freeze"``
-            leaves them as they are, as the paper does.
-        modules: Modules, by the end of their names, that get an ordinary new LoRA wherever they have none: room to
-            learn for an adapter that sits in few places, as `transplant` leaves it.
-        seed: Of the choice of samples, their order and the new layers.
-        base: The backbone, for an adapter by name; by default the one that its config names.
-        revision: The adapter's revision on the Hub.
-        tokenizer: Tokenizer, or its folder or Hub id; by default the backbone's.
+        warmup: Fraction of the steps in which the learning rate rises to its peak.
+        cutoff: Maximum length of a sample in tokens; the rest is cut off.
+        template: Prompt template with ``{instruction}`` (and ``{input}``); by default that of LLM-Adapters.
+        new_layers: How to treat layers without any LoRA, which an upgrade leaves where a new layer has no matching
+            old one: ``"train"`` adds new LoRA modules (A Kaiming, B zero), ``"freeze"`` adds none, as in the paper.
+        modules: Last names of modules that get a new LoRA in every layer, in addition to those of the adapter; for
+            adapters with few modules, such as those of `transplant`.
+        seed: Seed of the choice of samples, their order and the new modules.
+        base: The backbone, for an adapter by name; by default the base model of its config.
+        revision: Revision of the adapter on the Hub.
+        tokenizer: Tokenizer, or its folder or Hub id; by default that of the backbone.
         output: Folder to write the adapter to, whole or not at all.
-        overwrite: Whether that folder may hold something.
-        progress: Shows how far it is.
+        overwrite: Replace the output folder if it is not empty.
+        progress: Shows the progress.
 
     Returns:
-        The PEFT model, in evaluation mode.
+        The PEFT model, in evaluation mode, with the settings and the loss as ``finetune_record``.
 
     Raises:
-        LoraSuiteError: For data or options that cannot be used, or a model with nothing to train.
+        LoraSuiteError: If the data or an option is invalid, the model has nothing to train, or the training diverges.
     """
     options = FinetuneOptions(
         samples, epochs, batch_size, learning_rate, warmup, cutoff, template, new_layers, seed, micro_batch_size
     )  # checked before anything is read
     if output is not None:
-        check_free(output, overwrite=overwrite, inputs=(model, base, data))
+        check_output(output, overwrite=overwrite, inputs=(model, base, data))
     examples = read_examples(data)
     model = open_adapter(model, base, revision)
-    tokenizer = open_tokenizer(model, tokenizer)
-    rows = encode_examples(tokenizer, choose(examples, samples, seed), template, cutoff=cutoff)
+    tokenizer = load_tokenizer(model, tokenizer)
+    rows = encode_examples(tokenizer, draw_samples(examples, samples, seed), template, cutoff=cutoff)
     with seeded(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
-        loss, weights = train(model, rows, padding(tokenizer), options, progress)
+        loss, weights = train(model, rows, pad_token_id(tokenizer), options, progress)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
     model.finetune_record = record
     if output is not None and is_first():
-        with whole_folder(output, overwrite=overwrite) as part:
-            write_adapter(model, part, weights=weights)
+        with atomic_folder(output, overwrite=overwrite) as part:
+            write_peft_model(model, part, weights=weights)
     return model.eval()
 
 
-def choose(examples: Sequence[Any], samples: int | None, seed: int) -> list[Any]:
-    """Return the first ``samples`` of a shuffle by ``seed``."""
+def draw_samples(examples: Sequence[Any], samples: int | None, seed: int) -> list[Any]:
+    """Return the first ``samples`` examples of a shuffle by ``seed``; all if None."""
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
-    return [examples[number] for number in order[:samples]]
+    return [examples[index] for index in order[:samples]]
 
 
 def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> Any:
-    """Return a PEFT model as it is; load an adapter by name onto its backbone, ready to train."""
+    """Return a PEFT model as it is; load an adapter by name onto its backbone, ready for training."""
     from peft import PeftModel
 
-    from ..adapters.loading import old_backbone
-    from ..adapters.peft_format import READ, check
-    from ..adapters.reading import read, read_config
+    from ..adapters.loading import old_backbone_loader
+    from ..adapters.peft_format import DIRECT_KINDS, check_config
+    from ..adapters.reading import read_adapter, read_config
     from ..io.source import Source
 
     if isinstance(model, PeftModel):
         return model
     if not isinstance(model, (str, Path)):
-        raise LoraSuiteError("no adapter", got=type(model).__name__, wanted="a PEFT model, a folder or a Hub id")
+        raise LoraSuiteError("not an adapter", got=type(model).__name__, wanted="a PEFT model, a folder or a Hub id")
     source = Source(str(model), "adapter", revision)
     config, folder = read_config(source), adapter_folder(source)
-    check(config, source.name)
-    backbone: Backbone = old_backbone(source, base, None, {})()
-    if config["peft_type"] in READ:
-        read(source, backbone.arch, old=backbone)  # refuses what `upgrade` refuses: PEFT fills in what is missing
-    return put_on(backbone.load(), folder, source, base=repr(backbone), is_trainable=True)
+    check_config(config, source.name)
+    backbone: Backbone = old_backbone_loader(source, base, None, {})()
+    if config["peft_type"] in DIRECT_KINDS:
+        read_adapter(
+            source, backbone.arch, old=backbone
+        )  # refuses what `upgrade` refuses: PEFT would initialize missing tensors
+    return add_adapter(backbone.load(), folder, source, base=repr(backbone), is_trainable=True)
 
 
 def _check_trainable(model: Any) -> None:
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise LoraSuiteError("the adapter is frozen", do="load it with is_trainable=True")
+        raise LoraSuiteError("the model has no trainable parameters", do="load the adapter with is_trainable=True")

@@ -1,4 +1,4 @@
-"""The training loop behind `finetune`: the Hugging Face Trainer with the paper's settings and nothing beside them."""
+"""The training loop of `finetune` and `distill`: the Hugging Face Trainer with the settings of the paper."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..models.distributed import on_cpu
 from ..models.prefix_cache import after_shared_prefix
 from ..models.restore import no_dropout
 from ..progress import Progress
-from .encoding import IGNORED, Encoded, batch
+from .encoding import IGNORE_INDEX, Encoded, batch
 from .options import FinetuneOptions
 
 
-class Rows(Dataset[Encoded]):
-    """Encoded examples as torch wants them."""
+class RowDataset(Dataset[Encoded]):
+    """Tokenized examples as a torch dataset."""
 
     def __init__(self, rows: Sequence[Encoded]) -> None:
         self.rows = rows
@@ -37,9 +37,14 @@ class Rows(Dataset[Encoded]):
 
 
 class LengthSampler(Sampler[int]):
-    """An order, new in every epoch, in which rows of like length stand together and batches at random places.
+    """Random order of batches, new in every epoch, in which the rows of a batch have similar lengths.
 
-    Little is padded then. The one batch that is not full comes last, as the loader cuts batches from the order.
+    This saves padding. An incomplete batch comes last, since the loader cuts batches from the order.
+
+    Args:
+        lengths: Length of every row in tokens.
+        batch_size: Rows per step, over all processes.
+        seed: Seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -57,17 +62,17 @@ class LengthSampler(Sampler[int]):
         order.sort(key=self.lengths.__getitem__)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         self.generator.shuffle(batches)
-        return iter([number for chosen in [*batches, last] for number in chosen])
+        return iter([number for batch_rows in [*batches, last] for number in batch_rows])
 
 
 class ResponseTrainer(Trainer):
-    """The Trainer with `LengthSampler`; accelerate deals the batches out to the processes as ever."""
+    """A Trainer with `LengthSampler` and a loss on the responses; accelerate shards the batches as usual."""
 
     def get_train_dataloader(self) -> DataLoader[Encoded]:
         """Return the loader of the training rows."""
         rows = self.train_dataset
-        if not isinstance(rows, Rows):
-            raise TypeError("the rows are not ours")
+        if not isinstance(rows, RowDataset):
+            raise TypeError(f"train_dataset must be a RowDataset, got {type(rows).__name__}")
         size = self.args.train_batch_size
         step = size * self.args.gradient_accumulation_steps * self.args.world_size
         sampler = LengthSampler([len(row.ids) for row in rows.rows], step, self.args.seed)
@@ -79,35 +84,40 @@ class ResponseTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss on the responses; a shared prefix is read once, and no logits are computed before them."""
+        """Return the loss on the responses; logits are computed from the first response token of the batch on."""
         labels = inputs.pop("labels")
-        first = int((labels != IGNORED).int().argmax(dim=1).min()) - 1
-        inputs, taken = self.begun(model, inputs, first)
-        keep = torch.arange(first - taken, inputs["input_ids"].shape[1], device=labels.device)
-        wanted = {"labels": labels[:, first:], "logits_to_keep": keep}
-        return super().compute_loss(model, inputs | wanted, return_outputs, num_items_in_batch)
+        first = int((labels != IGNORE_INDEX).int().argmax(dim=1).min()) - 1
+        inputs, offset = self.read_prefix(model, inputs, first)
+        keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=labels.device)
+        inputs |= {"labels": labels[:, first:], "logits_to_keep": keep}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def begun(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
-        """Read the shared prefix once, see `after_shared_prefix`; wrappers for several processes read whole rows."""
+    def read_prefix(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
+        """Read the prefix that all rows share once (`after_shared_prefix`), at most ``first`` tokens of it.
+
+        Returns:
+            The inputs that are left, and how many positions were taken off. With several processes it is none: the
+            prefix can only be read with a model that is not wrapped.
+        """
         if self.args.world_size > 1:
             return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
         return after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 
-class StepBar(TrainerCallback):
-    """Moves our own progress bar by one a step."""
+class ProgressCallback(TrainerCallback):
+    """Reports the steps of the Trainer to a `Progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.steps: Iterator[int] = iter(())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar."""
+        """Start the bar."""
         self.steps = iter(self.progress("fine-tuning", range(state.max_steps)))
         next(self.steps, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move it, and close it with the last step."""
+        """Advance the bar; the last step closes it."""
         next(self.steps, None)
 
 
@@ -115,48 +125,51 @@ def train(
     model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, *,
     trainer: Callable[..., ResponseTrainer] = ResponseTrainer, collate: Callable[..., dict[str, Tensor]] = batch,
 ) -> tuple[float, dict[str, Tensor] | None]:  # fmt: skip
-    """Train what is trainable in a PEFT model.
+    """Train the trainable parameters of a PEFT model, in place.
 
     Args:
-        model: The PEFT model, trained in place.
-        rows: The training rows.
+        model: The PEFT model.
+        rows: The tokenized training examples.
         padding: Token id to pad with.
         options: How to train.
         progress: Shows the progress.
-        trainer: What computes the loss: by default the loss on the responses; see `distillation` for another.
-        collate: ``(rows, padding=) -> batch``: what that trainer reads.
+        trainer: Trainer class, or a partial of one; it computes the loss. By default the loss on the responses.
+        collate: ``(rows, padding=) -> batch``, with the tensors that the trainer reads.
 
     Returns:
-        The mean training loss; and, where FSDP has sharded the model over processes, the whole trained weights, in
-        each of them (None elsewhere: the model has them).
+        The mean training loss; and the trained weights if FSDP has sharded them over processes, gathered in every
+        process (None otherwise: the model has them).
+
+    Raises:
+        LoraSuiteError: If the loss or a weight is not finite.
     """
     with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
-        running = trainer(
+        hf_trainer = trainer(
             model,
-            _arguments(options, scratch, model.config),
+            _training_arguments(options, scratch, model.config),
             data_collator=partial(collate, padding=padding),
-            train_dataset=Rows(rows),
-            callbacks=[StepBar(progress)],
+            train_dataset=RowDataset(rows),
+            callbacks=[ProgressCallback(progress)],
         )
-        running.remove_callback(PrinterCallback)
-        loss = running.train().training_loss
-        weights = whole_weights(running.model_wrapped) if running.is_fsdp_enabled else None
-    _check_finite(loss, weights or {name: one for name, one in model.named_parameters() if one.requires_grad})
+        hf_trainer.remove_callback(PrinterCallback)
+        loss = hf_trainer.train().training_loss
+        weights = gather_weights(hf_trainer.model_wrapped) if hf_trainer.is_fsdp_enabled else None
+    _check_finite(loss, weights or {name: weight for name, weight in model.named_parameters() if weight.requires_grad})
     return loss, weights
 
 
 def _check_finite(loss: float, weights: Mapping[str, Tensor]) -> None:
-    """Refuse what has run away: nobody would notice before the adapter answers."""
+    """Refuse a diverged training; it would go unnoticed until the adapter is used."""
     bad = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if bad or not math.isfinite(loss):
         raise LoraSuiteError(
-            "the training ended in values that are not finite", where=bad[0] if bad else None, got=f"loss {loss}",
-            do="lower the learning rate, or run the backbone in another dtype",
+            "the training diverged: the weights or the loss are not finite", where=bad[0] if bad else None,
+            got=f"loss {loss}", do="lower the learning rate, or use another dtype for the backbone",
         )  # fmt: skip
 
 
-def whole_weights(model: Any) -> dict[str, Tensor]:
-    """Gather the trained weights of a model that FSDP has spread; every process has to call it."""
+def gather_weights(model: Any) -> dict[str, Tensor]:
+    """Gather the trained weights of a model that FSDP has sharded; every process must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights: Any = get_model_state_dict(
@@ -165,14 +178,14 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingArguments:
+def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
-        per_device_train_batch_size=options.at_once,
-        gradient_accumulation_steps=options.batch_size // options.at_once,
+        per_device_train_batch_size=options.effective_micro_batch_size,
+        gradient_accumulation_steps=options.batch_size // options.effective_micro_batch_size,
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
-        warmup_steps=options.warmup,  # below 1: a share of the steps
+        warmup_steps=options.warmup,  # a value below 1 is a fraction of the steps
         lr_scheduler_type="linear",
         optim="adamw_torch",
         weight_decay=0.0,
@@ -184,6 +197,6 @@ def _arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingA
         remove_unused_columns=False,
         label_names=["labels"],
         use_cpu=on_cpu(),
-        use_cache=getattr(config, "use_cache", False),  # the Trainer writes it into the config, and leaves it there
+        use_cache=getattr(config, "use_cache", False),  # the Trainer overwrites it in the config
         seed=options.seed,
     )

@@ -1,4 +1,4 @@
-"""New LoRA modules in a PEFT model that already has some."""
+"""Adding LoRA modules to a PEFT model that already has some."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ log = logging.getLogger(__name__)
 
 
 def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[str]:
-    """Give modules a new LoRA: in layers without any, those that other layers have; and ``modules`` in every layer.
+    """Add new LoRA modules to a PEFT model, in place.
 
-    Layers are not filled where the adapter's own config chose them (``layers_to_transform``). Returns their names.
+    Args:
+        model: The PEFT model.
+        fill: Whether layers without any LoRA get the modules that other layers have. They do not if the adapter's
+            config selects its layers (``layers_to_transform``).
+        modules: Last names of modules that get a LoRA in every layer.
+
+    Returns:
+        Names of the modules that were added.
+
+    Raises:
+        LoraSuiteError: If no layer has a linear module of a name in ``modules``.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from peft.functional import cast_adapter_dtype
@@ -32,42 +42,43 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
     present = [name for name, _ in _lora_modules(model)]
     config.target_modules = {*present, *missing}
     model.base_model.inject_adapter(model.get_base_model(), model.active_adapter)
-    cast_adapter_dtype(model, model.active_adapter)  # injection makes all factors anew, in the backbone's dtype
+    cast_adapter_dtype(model, model.active_adapter)  # injection creates all factors again, in the backbone's dtype
     set_peft_model_state_dict(model, kept, adapter_name=model.active_adapter)
-    log.info("%d modules without an old counterpart start as ordinary LoRA", len(missing))
+    log.info("%d modules without an old counterpart get a new LoRA", len(missing))
     return missing
 
 
 def _missing_modules(model: Any, fill: bool, modules: Sequence[str]) -> list[str]:
-    places = [re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name) for name, _ in _lora_modules(model)]
-    found = [(place[1], int(place[2]), place[3]) for place in places if place is not None]
+    """Return the names of the modules to add; see `add_modules`."""
+    matches = [re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name) for name, _ in _lora_modules(model)]
+    found = [(match[1], int(match[2]), match[3]) for match in matches if match is not None]
     inner = model.get_base_model()
     missing: list[str] = []
     known: set[str] = set()
     for stack in sorted({stack for stack, _, _ in found}):
-        filled = {layer for where, layer, _ in found if where == stack}
-        paths = sorted({path for where, _, path in found if where == stack}) if fill else []
-        for number, layer in enumerate(inner.get_submodule(stack)):
-            wanted = [path for path in paths if number not in filled and _has(inner, f"{stack}.{number}.{path}")]
-            ends = _linear(layer)
-            known |= {name.removesuffix(".base_layer").rpartition(".")[2] for name in ends}
-            wanted += [name for name in ends if name.rpartition(".")[2] in modules and name not in wanted]
-            missing += [f"{stack}.{number}.{name}" for name in wanted]
+        filled = {layer for own_stack, layer, _ in found if own_stack == stack}
+        paths = sorted({path for own_stack, _, path in found if own_stack == stack}) if fill else []
+        for index, layer in enumerate(inner.get_submodule(stack)):
+            wanted = [path for path in paths if index not in filled and _has_module(inner, f"{stack}.{index}.{path}")]
+            linear = _linear_modules(layer)
+            known |= {name.removesuffix(".base_layer").rpartition(".")[2] for name in linear}
+            wanted += [name for name in linear if name.rpartition(".")[2] in modules and name not in wanted]
+            missing += [f"{stack}.{index}.{name}" for name in wanted]
     if isinstance(modules, str) or set(modules) - known:
         names = f"a list of {', '.join(sorted(known)) or 'none'}"
-        raise LoraSuiteError("a layer has no such linear module", where="modules", got=repr(modules), wanted=names)
+        raise LoraSuiteError("no layer has such a linear module", where="modules", got=repr(modules), wanted=names)
     return missing
 
 
-def _linear(layer: torch.nn.Module) -> list[str]:
-    """Names of a layer's linear modules, but not those of a LoRA."""
+def _linear_modules(layer: torch.nn.Module) -> list[str]:
+    """Names of a layer's linear modules, without the factors of a LoRA."""
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, Conv1D)
     return [name for name, part in layer.named_modules() if isinstance(part, kinds) and ".lora_" not in name]
 
 
-def _has(module: torch.nn.Module, name: str) -> bool:
+def _has_module(module: torch.nn.Module, name: str) -> bool:
     try:
         module.get_submodule(name)
     except AttributeError:

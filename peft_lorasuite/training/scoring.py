@@ -1,4 +1,4 @@
-"""How well a model gives the reference responses: likelihood and accuracy by teacher forcing, nothing is generated."""
+"""Likelihood and accuracy of the reference responses, by teacher forcing: nothing is generated."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from ..errors import LoraSuiteError
 from ..models.prefix_cache import after_shared_prefix
 from ..models.restore import as_it_was
-from ..progress import Progress, silent
-from ..text.examples import Example, fill
-from ..text.vocabulary import padding
-from .encoding import IGNORED, Encoded, batch, encode, encode_examples
+from ..progress import Progress, no_progress
+from ..text.examples import Example, format_example
+from ..text.vocabulary import pad_token_id
+from .encoding import IGNORE_INDEX, Encoded, batch, encode, encode_examples
 
-Options = Sequence[str] | Callable[[Example], Sequence[str]]
+AnswerOptions = Sequence[str] | Callable[[Example], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model made of some examples.
+    """Score of a model on some examples.
 
     Attributes:
         nll: Negative log-likelihood of the responses with their end of sequence, in nats per token.
-        accuracy: Share of right answers, from 0 to 1.
-        exact: Share of responses whose every token is the most likely one: what greedy decoding would give.
+        accuracy: Share of correct answers, from 0 to 1.
+        exact: Share of responses whose every token is the most likely one, as greedy decoding would generate them.
         n: Number of examples.
-        right: Per example, whether it was answered right; for paired comparisons.
+        right: Per example, whether its answer was correct; for paired comparisons.
     """
 
     nll: float
@@ -40,11 +40,30 @@ class Score:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Where a response decides between the options: the position, each option's next token, and the right one."""
+    """The token at which the answer options of an example differ.
+
+    Attributes:
+        position: Its position.
+        tokens: The token of each option there.
+        answer: Index of the correct option.
+    """
 
     position: int
     tokens: tuple[int, ...]
-    truth: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class _RowScore:
+    """Summed loss and number of the response tokens, whether all were the most likely, whether the answer was correct.
+
+    ``correct`` is None without answer options.
+    """
+
+    loss: float
+    tokens: int
+    exact: bool
+    correct: bool | None
 
 
 def score(
@@ -52,90 +71,92 @@ def score(
     tokenizer: Any,
     examples: Sequence[Example],
     template: str | None = None,
-    options: Options | None = None,
+    options: AnswerOptions | None = None,
     *,
     batch_size: int = 16,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Score:
-    """Score a model on examples, one forward pass each.
+    """Score a model on examples, with one forward pass each.
 
     Args:
-        model: A loaded model, plain or PEFT; it is left in the mode that it was in.
+        model: A loaded model, plain or PEFT; its training mode is restored.
         tokenizer: Its tokenizer.
         examples: At least one, with ``output`` and, for ``options``, ``answer``.
-        template: Prompt template; by default the one of LLM-Adapters.
+        template: Prompt template; by default that of LLM-Adapters.
         options: The possible answers, for all examples or as a function of the example. The model's answer is the
-            option whose first distinguishing token is the most likely after the words of the response before it.
-            Without options an answer is right when every token of the response and its end is the most likely one.
-        batch_size: Rows of one forward pass.
-        progress: Shows how far it is.
+            option whose first distinguishing token is the most likely after the beginning of the response. Without
+            options an answer is correct if every response token and the end of sequence are the most likely ones.
+        batch_size: Examples per forward pass.
+        progress: Shows the progress.
 
     Raises:
-        LoraSuiteError: When there is no example, or one whose answer is not an option or not in its response.
+        LoraSuiteError: If there is no example, or the answer of one is not an option or not in its response.
     """
     if not examples:
-        raise LoraSuiteError("there is no example to score")
+        raise LoraSuiteError("no examples to score")
     rows = encode_examples(tokenizer, examples, template)
-    choices = _choices(tokenizer, examples, template, options) if options is not None else [None] * len(rows)
-    losses, tokens, exact, right = 0.0, 0, [False] * len(rows), [False] * len(rows)
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+    choices = _find_choices(tokenizer, examples, template, options) if options is not None else [None] * len(rows)
+    scores: dict[int, _RowScore] = {}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     with as_it_was(model):
         model.eval()
         for start in progress("scoring", range(0, len(rows), batch_size)):
             chosen = order[start : start + batch_size]
-            info = _judge(model, [rows[n] for n in chosen], [choices[n] for n in chosen], padding(tokenizer))
-            for number, (loss, count, every, best) in zip(chosen, info, strict=True):
-                losses, tokens = losses + loss, tokens + count
-                exact[number], right[number] = every, every if best is None else best
-    return Score(losses / tokens, sum(right) / len(right), sum(exact) / len(exact), len(rows), tuple(right))
+            found = _score_batch(model, [rows[i] for i in chosen], [choices[i] for i in chosen], pad_token_id(tokenizer))
+            scores |= zip(chosen, found, strict=True)
+    nll = sum(scores[i].loss for i in order) / sum(scores[i].tokens for i in order)
+    exact = [scores[i].exact for i in range(len(rows))]
+    right = tuple(exact[i] if (correct := scores[i].correct) is None else correct for i in range(len(rows)))
+    return Score(nll, sum(right) / len(right), sum(exact) / len(exact), len(rows), right)
 
 
 @torch.no_grad()
-def _judge(
-    model: Any, rows: Sequence[Encoded], choices: Sequence[_Choice | None], filler: int
-) -> list[tuple[float, int, bool, bool | None]]:
-    """Per row: summed loss, response tokens, whether each was the likeliest, whether the right option was.
-
-    Logits are taken from the first response of the batch on: over a large vocabulary they are most of the memory.
-    """
-    inputs = {name: values.to(model.device) for name, values in batch(rows, padding=filler).items()}
+def _score_batch(
+    model: Any, rows: Sequence[Encoded], choices: Sequence[_Choice | None], padding_id: int
+) -> list[_RowScore]:
+    """Score a batch. Logits are computed from its first response token on: they are most of the memory."""
+    inputs = {name: values.to(model.device) for name, values in batch(rows, padding=padding_id).items()}
     first = min(row.start for row in rows) - 1
-    wanted = inputs.pop("labels")[:, first + 1 :]
-    begun, taken = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
-    keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
-    logits = model(**begun, logits_to_keep=keep).logits.float()
-    info = []
-    for line, (row, choice) in enumerate(zip(rows, choices, strict=True)):
-        inside = wanted[line] != IGNORED
-        values, truth = logits[line, :-1][inside], wanted[line][inside]
+    labels = inputs.pop("labels")[:, first + 1 :]
+    inputs, offset = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
+    keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=model.device)
+    logits = model(**inputs, logits_to_keep=keep).logits.float()
+    scores = []
+    for row_logits, row_labels, row, choice in zip(logits, labels, rows, choices, strict=True):
+        response = row_labels != IGNORE_INDEX
+        values, truth = row_logits[:-1][response], row_labels[response]
         loss = torch.nn.functional.cross_entropy(values, truth, reduction="sum")
-        every = bool((values.argmax(dim=-1) == truth).all())
-        best = None
+        exact = bool((values.argmax(dim=-1) == truth).all())
+        correct = None
         if choice is not None:
-            offered = logits[line, choice.position - 1 - first, list(choice.tokens)]
-            best = int(offered.argmax()) == choice.truth
-        info.append((float(loss), len(row.ids) - row.start, every, best))
-    return info
+            of_options = row_logits[choice.position - 1 - first, list(choice.tokens)]
+            correct = int(of_options.argmax()) == choice.answer
+        scores.append(_RowScore(float(loss), len(row.ids) - row.start, exact, correct))
+    return scores
 
 
-def _choices(tokenizer: Any, examples: Sequence[Example], template: str | None, options: Options) -> list[_Choice]:
-    return [_choice(tokenizer, n, example, template, options) for n, example in enumerate(examples, 1)]
+def _find_choices(
+    tokenizer: Any, examples: Sequence[Example], template: str | None, options: AnswerOptions
+) -> list[_Choice]:
+    return [_find_choice(tokenizer, number, example, template, options) for number, example in enumerate(examples, 1)]
 
 
-def _choice(tokenizer: Any, number: int, example: Example, template: str | None, options: Options) -> _Choice:
-    """Find the first token at which the options, put in the answer's place, part."""
-    offered = list(options(example) if callable(options) else options)
+def _find_choice(
+    tokenizer: Any, number: int, example: Example, template: str | None, options: AnswerOptions
+) -> _Choice:
+    """Find the first token at which the options differ when they replace the answer in the response."""
+    names = list(options(example) if callable(options) else options)
     before, found, after = example.output.rpartition(example.answer)
-    if not example.answer or not found or example.answer not in offered:
+    if not example.answer or not found or example.answer not in names:
         raise LoraSuiteError(
-            "an answer is no option, or not in its response", where=f"example {number}", got=repr(example.answer),
-            wanted=", ".join(offered),
+            "the answer is not an option, or not in the response", where=f"example {number}",
+            got=repr(example.answer), wanted=", ".join(names),
         )  # fmt: skip
-    prompt = fill(example, template)
-    rows = [encode(tokenizer, prompt, before + option + after).ids for option in offered]
+    prompt = format_example(example, template)
+    rows = [encode(tokenizer, prompt, before + name + after).ids for name in names]
     position = next((n for n, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), None)
-    if len(offered) == 1:
-        position = len(rows[0]) - 1  # a single option is always the likeliest
+    if len(names) == 1:
+        position = len(rows[0]) - 1  # a single option is always the most likely
     if position is None:
-        raise LoraSuiteError("the options cannot be told apart", where=f"example {number}", got=", ".join(offered))
-    return _Choice(position, tuple(row[position] for row in rows), offered.index(example.answer))
+        raise LoraSuiteError("the options have the same tokens", where=f"example {number}", got=", ".join(names))
+    return _Choice(position, tuple(row[position] for row in rows), names.index(example.answer))
