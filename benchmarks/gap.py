@@ -1,9 +1,11 @@
-"""How much of an adapter's gain arrives on the new backbone: every method, without training and with 100 samples.
+"""How much of an adapter's gain is recovered on the new backbone: every method, without labels and with 100 samples.
 
-    python benchmarks/gap.py --old OLD --new NEW --adapter ADAPTER --task arc --data DIR --out benchmarks/results/NAME
+    python benchmarks/gap.py demo [--rows base,full,transplant,...]
+    python benchmarks/gap.py pair --old OLD --new NEW --adapter ADAPTER --task arc --data DIR --out FOLDER --rows base
 
-OLD, NEW and ADAPTER are folders or Hub ids; DIR holds the LLM-Adapters files. Every row is a stage of its own, written
-as JSON when measured; run it again to go on, with --rows to choose. benchmarks/table.py makes table and chart.
+``demo`` is the pair in the package; it needs a few minutes and nothing else. For ``pair`` OLD, NEW and ADAPTER are
+folders or Hub ids, and DIR holds the LLM-Adapters files. Every row is a stage of its own, written as JSON when
+measured; run it again to continue. benchmarks/tables.py makes table and chart.
 """
 
 from __future__ import annotations
@@ -15,22 +17,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import gap_demo
 import peft
 import torch
-from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, stage, wilson
+from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, pairs_of, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.adapters.adapter import read
-from peft_lorasuite.adapters.writing import RECORD, REPORT, write_adapter
+from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.adapters.writing import RECORD, REPORT, write_peft_model
 from peft_lorasuite.evaluation.answers import score_number
-from peft_lorasuite.io.output import whole_folder
+from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.behavior.elicitation import elicit
-from peft_lorasuite.methods.behavior.positions import adapted
-from peft_lorasuite.methods.transplant import SHORT
 from peft_lorasuite.models.generation import answer
-from peft_lorasuite.progress import bars
-from peft_lorasuite.text.examples import Example, fill
+from peft_lorasuite.progress import progress_bars
+from peft_lorasuite.text.examples import Example, format_example
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.upgrading.map_cache import map_for
@@ -40,15 +42,14 @@ METHODS = {
     "lorasuite": ("lorasuite", {}, None),
     "lorasuite-reference": ("lorasuite", {"normalize": "none"}, None),
     "cross-lora": ("cross-lora", {}, None),
-    "transport": ("transport", {}, None),
     "transplant": ("transplant", {}, "task"),
     "transplant-built-in-prompts": ("transplant", {}, "built-in"),
     "transplant-elicited": ("transplant", {}, "elicited"),
-    "transplant-short": ("transplant", SHORT, "task"),
+    "transplant-without-fact-edit": ("transplant", {"edit_facts": False}, "task"),
     "distill": ("distill", {}, "task"),
     "distill-elicited": ("distill", {}, "elicited"),
 }
-"""Row -> method, options, prompts: the task's, built-in ones, or the task's with what the adapter itself knows."""
+"""Row -> method, options, prompts: the task's, the built-in ones, or the task's and synthetic ones (elicited)."""
 GENERATED = 128
 """Tokens of a generated answer at most."""
 VANILLA = {
@@ -57,10 +58,10 @@ VANILLA = {
     "vanilla-1e-3": (1e-3, 0.1),
     "vanilla-3e-3": (3e-3, 0.1),
 }
-"""Row of a fresh LoRA -> learning rate, share of its steps in which that rate rises; the first is the paper's."""
+"""Row of a fresh LoRA -> learning rate and warm-up; the first is the paper's."""
 
 
-class Run:
+class PairRun:
     """One pair, one adapter, one task."""
 
     def __init__(self, args: argparse.Namespace, task: Task) -> None:
@@ -68,10 +69,6 @@ class Run:
         self.old, self.new = (Backbone.open(name, dtype=args.dtype) for name in (args.old, args.new))
         self.out = Path(args.out)
         self.stages = Path(args.stages or self.out / "stages")
-
-    def map(self) -> UpgradeMap:
-        """The pair's map: the one that was named, or the one that is cached between runs."""
-        return UpgradeMap.load(self.args.map) if self.args.map else map_for(self.old, self.new, progress=bars)
 
     def row(self, name: str) -> dict[str, Any]:
         """Measure one row, or read it."""
@@ -89,24 +86,24 @@ class Run:
             return self.score(self.new.load(), self.new)
         if base not in (*METHODS, *VANILLA, "full"):
             raise SystemExit(f"unknown row {name!r}; known: base, {', '.join([*METHODS, *VANILLA])}, full, NAME+lft")
-        folder = self.trained(name, base) if tuned or base not in METHODS else self.adapter(base)
-        told: dict[str, Any] = {}
+        folder = self.trained(name, base) if tuned or base not in METHODS else self.upgraded(base)
+        found: dict[str, Any] = {}
         for key, file in (("report", REPORT), ("training", RECORD)):
             if (folder / file).is_file():
-                found = json.loads((folder / file).read_text(encoding="utf-8"))
-                told[key] = found["method"] | found["facts"] if key == "report" else _counted(found)
-        return self.score(peft.PeftModel.from_pretrained(self.new.load(), str(folder)), self.new) | told
+                record = json.loads((folder / file).read_text(encoding="utf-8"))
+                found[key] = record["method"] | record["facts"] if key == "report" else _counted(record)
+        return self.score(peft.PeftModel.from_pretrained(self.new.load(), str(folder)), self.new) | found
 
     def trained(self, name: str, base: str) -> Path:
-        """Train a row's adapter, or return the folder where that was done."""
+        """Train a row's adapter, or return its folder."""
         folder = self.stages / "adapters" / name
         if folder.is_dir():
             return folder
         start = time.perf_counter()
         model = self.retrained() if base == "full" else self.lightly_trained(base)
         model.finetune_record["seconds"] = round(time.perf_counter() - start, 1)
-        with whole_folder(folder) as part:
-            write_adapter(model, part)
+        with atomic_folder(folder) as part:
+            write_peft_model(model, part)
         return folder
 
     def retrained(self) -> Any:
@@ -118,52 +115,52 @@ class Run:
         )  # fmt: skip
 
     def lightly_trained(self, base: str) -> Any:
-        """Train on 100 samples: a fresh LoRA, or what a method made."""
+        """Train on 100 samples: a fresh LoRA, or an upgraded adapter."""
         rate, warmup = VANILLA.get(base, (self.args.lft_rate, self.args.lft_warmup))
         if base in METHODS:
-            carried = str(self.adapter(base))
-            model = peft.PeftModel.from_pretrained(self.new.load(), carried, is_trainable=True)
+            start = str(self.upgraded(base))
+            model = peft.PeftModel.from_pretrained(self.new.load(), start, is_trainable=True)
         else:
             model = self.fresh(ATTENTION)
-        data = self.task.labelled or self.task.train
+        data = self.task.labeled or self.task.train
         return self.tune(model, ATTENTION, data, learning_rate=rate, warmup=warmup, samples=100, epochs=3)
 
-    def adapter(self, name: str) -> Path:
-        """Upgrade the adapter by a row's method, or return the folder where that was done."""
+    def upgraded(self, name: str) -> Path:
+        """Upgrade the adapter by a row's method, or return its folder."""
         folder = self.stages / "adapters" / name
         if not folder.is_dir():
             method, options, prompts = METHODS[name]
             start = time.perf_counter()
-            carried = upgrade(
-                self.args.adapter, self.map(), method=method, options=self.options(method, options), old=self.old,
-                new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=bars,
+            built = UpgradeMap.load(self.args.map) if self.args.map else map_for(self.old, self.new, progress=progress_bars)
+            found = upgrade(
+                self.args.adapter, built, method=method, options=self.options(method, options), old=self.old,
+                new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=progress_bars,
             )  # fmt: skip
-            carried.report.facts["upgrade_seconds"] = round(time.perf_counter() - start, 1)
-            with whole_folder(folder) as part:
-                carried.write(part)
+            found.report.facts["upgrade_seconds"] = round(time.perf_counter() - start, 1)
+            with atomic_folder(folder) as part:
+                found.write(part)
         return folder
 
     def prompts(self, which: str | None) -> list[str] | None:
-        """Return the prompts of a row; None where it takes none or the built-in ones."""
+        """Return the prompts of a row; None for no prompts and for the built-in ones."""
         if which not in ("task", "elicited"):
             return None
         more = stage(self.stages, "elicited", self.elicited)["prompts"] if which == "elicited" else []
         return [*self.task.prompts, *more]
 
     def elicited(self) -> dict[str, Any]:
-        """Return what ``recombine=N`` adds to the prompts: a stage of its own, since several rows want it."""
-        with adapted(self.old, read(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
+        """Return what ``synthetic_prompts=N`` adds to the prompts: a stage of its own, which several rows share."""
+        with load_adapted(self.old, read_adapter(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
             found = elicit(
                 model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length,
-                seed=self.args.seed, progress=bars,
+                seed=self.args.seed, progress=progress_bars,
             )  # fmt: skip
         return {"prompts": found}
 
     def options(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options: the row's, the response length that the task needs, and what --set says."""
-        chosen = dict(pair.split("=", 1) for pair in self.args.set)
+        """Return the row's options, the response length that the task needs, and those of --set."""
         reads = {"length": self.args.length, "prompts": 1000} if method in ("transplant", "distill") else {}
-        return options | reads | chosen
+        return options | reads | pairs_of(self.args.set)
 
     def fresh(self, parts: Iterable[str]) -> Any:
         """Return a fresh LoRA of the paper's rank: r = alpha = 32."""
@@ -172,17 +169,17 @@ class Run:
         return peft.get_peft_model(self.new.load(), config)
 
     def tune(self, model: Any, parts: Iterable[str], data: list[Example], **options: Any) -> Any:
-        """Train on labelled samples of the task; what sits in few of these parts' modules gets new LoRA in the rest."""
+        """Train on labeled samples of the task; modules of these parts that have no LoRA get a new one."""
         modules = names_of(self.new.arch, parts)
         return finetune(
             model, data, modules=modules, seed=self.args.seed, tokenizer=self.new.tokenizer,
-            micro_batch_size=self.args.micro_batch_size, progress=bars, **options,
+            micro_batch_size=self.args.micro_batch_size, progress=progress_bars, **options,
         )  # fmt: skip
 
     def score(self, model: Any, backbone: Backbone) -> dict[str, Any]:
         """Score on the test items, or with --dev on the development items."""
         items = self.task.dev if self.args.dev else self.task.test
-        found = score(model.eval(), backbone.tokenizer, items, options=self.task.options, progress=bars)
+        found = score(model.eval(), backbone.tokenizer, items, options=self.task.options, progress=progress_bars)
         right, seen = sum(found.right), self.task.seen
         apart = {"seen_accuracy": sum(found.right[:seen]) / seen} if seen else {}
         apart |= {"unseen_accuracy": sum(found.right[seen:]) / (found.n - seen)} if 0 < seen < found.n else {}
@@ -194,11 +191,13 @@ class Run:
         }  # fmt: skip
 
     def generated(self, model: Any, backbone: Backbone, items: list[Example]) -> dict[str, Any]:
-        """Let the model write out answers to every n-th item, greedily, and take the last number of each."""
+        """Let the model write answers to every n-th item, greedily, and judge each by its last number."""
         chosen = items[:: max(len(items) // self.args.generate, 1)][: self.args.generate]
-        turns = answer(model, backbone, [fill(one) for one in chosen], length=GENERATED, batch=50, progress=bars)
-        told = [score_number({"answer": one.answer}, [turn.response]) for one, turn in zip(chosen, turns, strict=True)]
-        right = [int(one["acc"]) for one in told]
+        turns = answer(model, backbone, [format_example(one) for one in chosen], length=GENERATED, batch=50, progress=progress_bars)
+        scores = [
+            score_number({"answer": one.answer}, [turn.response]) for one, turn in zip(chosen, turns, strict=True)
+        ]
+        right = [int(one["acc"]) for one in scores]
         return {
             "generated_accuracy": round(sum(right) / len(right), 4),
             "generated_interval": wilson(sum(right), len(right)),
@@ -212,35 +211,45 @@ def _counted(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"new_modules": len(record["new_modules"])}
 
 
-def main() -> None:
-    """Read the arguments and measure the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``gap.py pair``."""
     parser.add_argument("--old", required=True, help="old backbone: folder or Hub id")
     parser.add_argument("--new", required=True, help="new backbone")
     parser.add_argument("--adapter", required=True, help="adapter of the old backbone")
-    parser.add_argument("--task", required=True, choices=("arc", "facts", "math"))
+    parser.add_argument("--task", required=True, choices=tuple(RECIPES))
     parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
     parser.add_argument("--out", required=True, help="folder for the rows' JSON")
     parser.add_argument("--stages", help="folder that keeps upgraded adapters between runs; by default under --out")
     parser.add_argument("--rows", help="comma-separated; NAME+lft fine-tunes on 100 samples after NAME", default="base")
     parser.add_argument("--map", help="folder of the pair's upgrade map; by default it is built and cached")
     parser.add_argument("--limit", type=int, default=240, help="test items")
-    parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that transplant reads")
-    parser.add_argument("--elicited", type=int, default=800, help="prompts that the rows 'elicited' put together anew")
+    parser.add_argument("--length", type=int, default=32, help="longest response, in tokens, that a method reads")
+    parser.add_argument("--elicited", type=int, default=800, help="synthetic prompts of the rows 'elicited'")
     parser.add_argument("--lft-rate", type=float, default=1e-3, help="learning rate of the light fine-tuning")
+    parser.add_argument("--lft-warmup", type=float, default=0.0, help="its warm-up, as a fraction of the steps")
     parser.add_argument("--full-rate", type=float, default=3e-4, help="learning rate of full retraining")
-    parser.add_argument("--full-samples", type=int, help="its samples: as many as the source adapter was trained on")
+    parser.add_argument("--full-samples", type=int, help="its samples; by default those of the source adapter")
     parser.add_argument("--generate", type=int, default=0, help="items answered in full, judged by the last number")
-    parser.add_argument("--lft-warmup", type=float, default=0.0, help="share of its steps in which that rate rises")
     parser.add_argument("--micro-batch-size", type=int, help="samples that training reads at once (default: all 16)")
     parser.add_argument("--dev", action="store_true", help="score on development items: for tuning, with another --out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def main() -> None:
+    """Read the arguments and measure the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    gap_demo.add_arguments(commands.add_parser("demo", help="the pair in the package"))
+    add_pair_arguments(commands.add_parser("pair", help="any pair of backbones"))
     args = parser.parse_args()
-    run = Run(args, load_task(args.task, args.data, args.limit))
-    for name in args.rows.split(","):
-        run.row(name.strip())
+    rows = [name.strip() for name in args.rows.split(",")]
+    run: Any = gap_demo.DemoRun(args.out)
+    if args.command == "pair":
+        run = PairRun(args, load_task(args.task, args.data, args.limit))
+    for name in rows:
+        run.row(name)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from variants import Pair, error, logits, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
-from peft_lorasuite.adapters.dora import ratios
-from peft_lorasuite.adapters.loading import load_adapted
-from peft_lorasuite.adapters.reading import read
+from peft_lorasuite.adapters.dora import magnitude_ratios
+from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.mapping.upgrade_map import MapOptions
 from peft_lorasuite.methods.base import MethodInput
@@ -134,8 +134,8 @@ def test_fused_modules_as_lora_are_exact_at_full_rank(tmp_path):
 def test_ratios_are_mixed_by_squares_and_stay_within_their_range(rotated, tmp_path):
     trained(tmp_path, rotated, dora())
     old = Backbone.open(str(rotated.left))
-    adapter = read(Source(str(tmp_path), "adapter"), rotated.map.old.arch, old=old)
-    scale = ratios(adapter, old)
+    adapter = read_adapter(Source(str(tmp_path), "adapter"), rotated.map.old.arch, old=old)
+    scale = magnitude_ratios(adapter, old)
     job = MethodInput(adapter, rotated.map)
     for (layer, part), rho in scale.items():
         mixed = moved_ratios(rho, job, (layer, part), (layer, part))
@@ -160,7 +160,7 @@ def test_a_dora_needs_both_backbones_and_says_so(llama, tmp_path):
         upgrade(tmp_path, llama.map, method="lorasuite")
     with pytest.raises(LoraSuiteError, match="old backbone is needed"):
         upgrade(tmp_path, llama.map, method="lorasuite", output_type="lora")
-    with pytest.raises(LoraSuiteError, match="unknown as_ 'dora'"):
+    with pytest.raises(LoraSuiteError, match="unknown output type 'dora'"):
         upgrade(tmp_path, llama.map, output_type="dora")
 
 
@@ -270,7 +270,7 @@ def test_a_method_of_its_own_makes_a_plain_lora_of_a_dora(llama, tmp_path):
     prompts = [f"the {word} cat" for word in NEW_WORDS if word in OLD_WORDS]
     result = upgrade(
         tmp_path / "adapter", llama.map, method="transplant", old=llama.left, new=llama.right, prompts=prompts,
-        options={"prompts": 6, "length": 6, "gate": 0},
+        options={"prompts": 6, "length": 6, "entropy_gate": 0},
     )  # fmt: skip
     assert result.report.facts["kind"].startswith("transplant makes an update of its own, a plain LoRA")
     result.save(tmp_path / "result")
@@ -285,6 +285,6 @@ def test_trained_biases_of_a_model_in_memory_are_put_back(tmp_path):
     model = write(planted.old)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = Backbone.open(model)
-    with load_adapted(backbone, read(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
+    with load_adapted(backbone, read_adapter(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
         pass
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

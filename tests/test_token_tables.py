@@ -39,7 +39,7 @@ def test_lora_of_embedding_and_head_goes_by_the_shared_tokens(llama, tmp_path):
     assert report.facts["tables"]["head"]["rows"] == shared
     assert (
         report.tensors["base_model.model.lm_head.lora_B.weight"]
-        == f"carried in part: {shared} of 120 tokens are shared"
+        == f"transferred in part: {shared} of 120 tokens are shared"
     )
     assert "a copy" in report.tensors["base_model.model.lm_head.base_layer.weight"]
 
@@ -97,7 +97,7 @@ def test_rows_of_tokens_that_were_added_to_the_backbone_are_told(llama, tmp_path
     tensors[name] = torch.cat([tensors[name], torch.ones(3, 32)])
     save_file(tensors, path)
     report = upgraded(tmp_path, llama).upgrade_report
-    assert report.tensors[name] == f"carried in part: {len(llama.ids[0])} of 123 tokens are shared"
+    assert report.tensors[name] == f"transferred in part: {len(llama.ids[0])} of 123 tokens are shared"
 
 
 def test_a_head_under_its_name_on_disk_is_carried(tmp_path):
@@ -118,6 +118,6 @@ def test_a_result_with_tensors_of_its_backbone_is_upgraded_from_its_folder(llama
 def test_both_backbones_are_asked_for(llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["v_proj", "embed_tokens"]))
     with pytest.raises(
-        LoraSuiteError, match="embedding or head is transferred by the shared tokens: both backbones are read"
+        LoraSuiteError, match="an adapter of the embedding or the head needs both backbones"
     ):
         upgrade(tmp_path, llama.map, method="lorasuite")

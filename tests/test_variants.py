@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from variants import error, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, upgrade
-from peft_lorasuite.adapters.adapter import apart
+from peft_lorasuite.adapters.adapter import separate_storage
 
 TOLERANCE = 1e-4
 pytestmark = [
@@ -241,7 +241,7 @@ def test_one_of_several_adapters_is_chosen_on_the_hub(hub, llama, tmp_path):
     files = {f"{name}/{path.name}": path.read_bytes() for name in ("a", "b") for path in (tmp_path / "first").iterdir()}
     hub.add_repo("org/several", files)
     code = """
-from peft_lorasuite.adapters.adapter import reads_backbones
+from peft_lorasuite.adapters.reading import reads_backbones
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.adapters.peft_format import select
 from peft_lorasuite.errors import LoraSuiteError
@@ -262,7 +262,7 @@ def test_tensors_are_written_apart_and_copied_only_where_they_share_memory() -> 
     table = torch.randn(4, 6)
     own = torch.randn(3, 2)
     given = {"own": own, "again": own, "part": table[:2], "turned": table.T}
-    found = apart(given)
+    found = separate_storage(given)
     assert found["own"] is own
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == len(found)
     for name, tensor in found.items():

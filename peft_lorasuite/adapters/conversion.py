@@ -11,25 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LoraSuiteError, brief
+from ..errors import LoraSuiteError
 from ..io.source import Source
-from ..linalg.lowrank import LowRank, low_rank_of
+from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
-from .peft_format import CONFIG, PREFIX, WEIGHTS
+from .peft_format import CONFIG, PREFIX
+from .peft_model import load_checked
 
 RANK = 16
 """Rank of the LoRA where neither the caller nor the adapter's own config names a larger one."""
 
 
-def converted(
+def convert_to_lora(
     source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor], old: Backbone, rank: int | None,
     from_tensors: Callable[..., Adapter],
 ) -> Adapter:  # fmt: skip
     """Load an adapter on its backbone and make a LoRA of it, by PEFT where PEFT can."""
     # forked, since PEFT draws factors before it reads them
     with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
-        model = _loaded(source, backbone)
+        model = load_checked(backbone, source.require(CONFIG).parent, source.name)
         layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         wanted = min(rank or max(int(config.get("r") or 0), RANK), smallest)
@@ -40,39 +41,7 @@ def converted(
     lora |= {f"{PREFIX}{name}.lora_B.bias": bias for name, bias in biases.items()}
     adapter = from_tensors(lora, plain, old.arch, source=source, old=old)
     facts = {"converted": {"from": config["peft_type"], "rank": wanted, "energy_kept": round(kept, 6)}}
-    return replace(adapter, **_own_names(adapter, tensors, set(factors)), facts=facts)
-
-
-def _loaded(source: Source, backbone: Any) -> Any:
-    """Put the adapter on its backbone; PEFT would leave random values where one of its tensors is missing."""
-    from peft import PeftModel
-
-    folder = str(source.need(CONFIG).parent)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT warns of is refused below
-            model = PeftModel.from_pretrained(backbone, folder)
-            result = model.load_adapter(folder, "default")  # once more: only this verb tells which keys it found
-    except Exception as error:  # every kind has a loader of its own, and they raise whatever they like
-        raise LoraSuiteError(
-            f"PEFT cannot load the adapter on the old backbone: {brief(error)}", where=source.name,
-            do="name the backbone that it was trained on (--from, source_model=)",
-        ) from error  # fmt: skip
-    shared = "vblora_vector_bank"  # held once, under the model's own name, and shown in every module
-    missing = [key for key in result.missing_keys if shared not in key or key.startswith(f"base_model.{shared}")]
-    if missing or result.unexpected_keys:
-        kind: Any = model.active_peft_config.peft_type
-        raise LoraSuiteError(
-            f"the tensors are not those that {kind.value} has on the old backbone",
-            where=f"{source.name}/{WEIGHTS}", got=_some(result.unexpected_keys), wanted=_some(missing),
-            do="fetch it again, or name the backbone that it was trained on (--from, source_model=)",
-        )  # fmt: skip
-    return model
-
-
-def _some(keys: list[str]) -> str | None:
-    """Name the first of some keys; None of none."""
-    return (keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "")) if keys else None
+    return replace(adapter, **_source_names(adapter, tensors, set(factors)), facts=facts)
 
 
 def _layers(model: Any, where: str) -> dict[str, Any]:
@@ -102,16 +71,16 @@ def _factors(
     changes = {name: _change(layer) for name, layer in layers.items()}
     biases = {name: bias for name, (_, bias) in changes.items() if bias is not None}
     if not biases and config.get("bias", "none") == "none" and model.supports_lora_conversion():
-        found = {name: _converted_by_peft(layer, rank) for name, layer in layers.items()}
+        found = {name: _convert_by_peft(layer, rank) for name, layer in layers.items()}
     else:
-        found = {name: low_rank_of(change, rank)[0] for name, (change, _) in changes.items()}
+        found = {name: low_rank_approximation(change, rank)[0] for name, (change, _) in changes.items()}
     shares = [
         found[name].norm() ** 2 / float((change**2).sum()) for name, (change, _) in changes.items() if change.any()
     ]
     return found, biases, sum(shares) / len(shares) if shares else 1.0
 
 
-def _converted_by_peft(layer: Any, rank: int) -> LowRank:
+def _convert_by_peft(layer: Any, rank: int) -> LowRank:
     import peft
 
     with _in_float32(layer.get_base_layer()):
@@ -146,7 +115,7 @@ def _in_float32(base: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
             value.data = own[name]
 
 
-def _own_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[str]) -> dict[str, Any]:
+def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[str]) -> dict[str, Any]:
     """Name the adapter's own tensors instead of the LoRA's: by module, those of no module with every update."""
     owners = {name: next((m for m in modules if name.startswith(f"{PREFIX}{m}.")), None) for name in tensors}
     places = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import LoraSuiteError, brief
-from ..io.checkpoint import Checkpoint, no_safetensors, read_all
-from ..io.source import Source, name_and_revision
+from ..errors import LoraSuiteError, short_message
+from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
+from ..io.source import Source, split_revision
 from ..models.backbone import Backbone
 from ..models.dtype import choose_dtype
 from ..models.loading import load_errors, loaded
 from ..models.upcast import compute_in_float32
-from .adapter import Adapter
 from .peft_format import CONFIG, WEIGHTS
-from .reading import named_base, read_config
-from .writing import write
+from .reading import base_model_of, read_config
 
 
 def load_model(source: Source) -> Any:
     """Load a model of any family that transformers knows, on the GPUs if there are any."""
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
-    source.need("config.json")
+    source.require("config.json")
     checkpoint = Checkpoint(source)
     checkpoint.fetch()  # refuses a pickle, and what is not whole
     where = source.name if source.folder is None else str(source.folder)
@@ -46,15 +41,15 @@ def adapter_folder(source: Source) -> Path:
     read_config(source)
     path = source.fetch(WEIGHTS)
     if path is None:
-        raise no_safetensors(source, WEIGHTS)
-    if not read_all(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would put a new adapter in its place
+        raise no_safetensors_error(source, WEIGHTS)
+    if not read_tensors(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would put a new adapter in its place
         raise LoraSuiteError(
             "the adapter's file holds no tensor", where=f"{source.name}/{WEIGHTS}", do="fetch it again"
         )
-    return source.need(CONFIG).parent
+    return source.require(CONFIG).parent
 
 
-def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
+def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
     """Put an adapter, see `adapter_folder`, on a model; ``base`` is what the model is called."""
     from peft import PeftModel
 
@@ -62,19 +57,19 @@ def put_on(model: Any, folder: Path, source: Source, *, base: Any, is_trainable:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except Exception as error:  # PEFT raises whatever its code meets first in a config that it does not know
         raise LoraSuiteError(
-            f"the adapter does not fit {base}: {brief(error)}", where=source,
+            f"the adapter does not fit {base}: {short_message(error)}", where=source,
             do="name the backbone that it was made for, or fetch it again",
         ) from error  # fmt: skip
 
 
-def open_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
+def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
     """Return a tokenizer as it is, or load it by name, or from where the backbone came from, at its ``revision``."""
     from transformers import AutoTokenizer
 
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         return tokenizer
     if tokenizer:
-        name, revision = name_and_revision(tokenizer)
+        name, revision = split_revision(tokenizer)
     else:
         name = str(getattr(model.config, "_name_or_path", "") or "")
     if not name:
@@ -83,35 +78,14 @@ def open_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
         return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # see Backbone.tokenizer
         raise LoraSuiteError(
-            f"the tokenizer cannot be loaded: {brief(error)}", where=name, do="pass tokenizer="
+            f"the tokenizer cannot be loaded: {short_message(error)}", where=name, do="pass tokenizer="
         ) from error
 
 
-def old_backbone(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
+def old_backbone_loader(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
     """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
     if source_model is not None:
         return lambda: Backbone.open(source_model, revision=revision, **access)
-    name, own = named_base(adapter)
+    name, own = base_model_of(adapter)
     stranger = adapter.folder is None
     return lambda: Backbone.open(name, revision=revision or own, hub_only=stranger, **access)
-
-
-@contextmanager
-def load_adapted(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
-    """Load the old backbone with its adapter, through PEFT, whatever kind the adapter is.
-
-    The weights are merged where the model is loaded for this alone: it runs two to three times faster then. A model
-    that the caller holds is left as it is.
-    """
-    from peft import PeftModel
-
-    with backbone.running() as model, tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
-        if adapter.source is not None:
-            folder = adapter.source.need(CONFIG).parent
-            adapter.source.need(WEIGHTS)
-        else:
-            write(adapter, folder, base=backbone.name)
-        with torch.random.fork_rng():  # PEFT draws factors before it reads them
-            upgraded = PeftModel.from_pretrained(model, str(folder)).eval()
-        yield upgraded if backbone.in_memory else upgraded.merge_and_unload().eval()

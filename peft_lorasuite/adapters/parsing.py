@@ -15,9 +15,10 @@ from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
-from .modules import check_shapes, factors, find_site, per_part, scaling
-from .peft_format import BESIDE, OWN, PREFIX, WEIGHTS, by_module, kind_of, why_not
-from .token_tables import TableUpdate, read_table, table_of
+from .key_names import group_by_module, parse_names
+from .modules import check_shapes, find_site, read_update, scaling, split_parts
+from .peft_format import LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
+from .token_tables import TableUpdate, find_table, read_table
 
 
 @dataclass
@@ -34,39 +35,43 @@ class Found:
     unused: dict[str, str] = field(default_factory=dict)
     magnitudes: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     tables: dict[str, TableUpdate] = field(default_factory=dict)
+    saved: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> Found:
-        """Read every module; one under the backbone's own path comes before one that only resembles it."""
+        """Read every module, by the names that `key_names` resolves."""
         if not self.tensors:
-            raise LoraSuiteError("the adapter holds no tensor", where=self.where, do="fetch it again")
-        modules = [(name.removeprefix(PREFIX), owned) for name, owned in by_module(self.tensors).items()]
-        for path, owned in sorted(modules, key=lambda one: not one[0].startswith(f"{self.arch.layer_path}.")):
+            raise LoraSuiteError("the adapter has no tensors", where=self.where, do="fetch it again")
+        parsed = parse_names(self.tensors, self.arch)
+        groups, unused = group_by_module(parsed)
+        self.unused |= unused
+        self.saved = {key.module: key.saved_module for key in parsed.values() if not key.reason}
+        for path, owned in groups.items():
             self._module(path, owned)
         return self
 
     def _module(self, path: str, owned: dict[str, str]) -> None:
-        kind, place, table = kind_of(self.config), find_site(path, self.arch), table_of(path, self.arch)
-        if place is not None and set(owned) & {*OWN[kind]}:
-            others = [owned.pop(ending) for ending in list(owned) if ending not in OWN[kind]]
+        kind, place, table = adapter_kind(self.config), find_site(path, self.arch), find_table(path, self.arch)
+        if place is not None and set(owned) & {*LINEAR_ENDINGS[kind]}:
+            others = [owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]]
             self._refuse(others, f"a {kind} has no such tensor in a linear module, by its config")
             self._linear(path, owned, *place)
-        elif table is not None and kind == "lora" and set(owned) - {*BESIDE}:
-            self.unused |= {owned.pop(ending): why for ending, why in BESIDE.items() if ending in owned}
+        elif table is not None and kind == "lora" and set(owned) - {*UNUSED_TABLE_ENDINGS}:
+            self.unused |= {owned.pop(ending): why for ending, why in UNUSED_TABLE_ENDINGS.items() if ending in owned}
             self._table(path, owned, table)
         else:
             info = f"a token table's {kind} is not transferred; train it as LoRA" if table and kind != "lora" else None
-            self._refuse(owned.values(), info or why_not(owned, self.arch.family))
+            self._refuse(owned.values(), info or skip_reason(owned, self.arch.family))
 
     def _linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
         taken = self.names.get((layer, site.parts[0]))
         if taken is not None:
             return self._refuse(owned.values(), f"its place in the backbone is that of {taken[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
-        check_shapes(used, kind_of(self.config), self.arch, layer, site, self.where)
-        update = factors(used, self.config, path, self.old, self.arch, (layer, site))
+        check_shapes(used, adapter_kind(self.config), self.arch, layer, site, self.where)
+        update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
         if update is None:
             return self._refuse(owned.values(), "its rank is zero after pruning: there is no update")
-        for part, piece in per_part(update, site, self.arch).items():
+        for part, piece in split_parts(update, site, self.arch).items():
             self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
         if "lora_magnitude_vector" in used:
             rows = split(used["lora_magnitude_vector"].float().flatten(), site, self.arch)
@@ -78,7 +83,7 @@ class Found:
             return self._refuse(owned.values(), f"its place in the backbone is that of {self.tables[table].names[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         self.tables[table] = read_table(
-            table, used, tuple(owned.values()), self.config, lambda rank: scaling(self.config, path, rank),
+            table, used, tuple(owned.values()), self.config, lambda rank: scaling(self.config, self.saved[path], rank),
             self.arch, self.old, where=f"{self.where}, {path}",
         )  # fmt: skip
         return None
@@ -102,5 +107,5 @@ def from_tensors(
             do="name the backbone that it was trained on (--from, source_model=)",
         )
     return Adapter(
-        arch, found.updates, config, found.names, found.unused, source, kind_of(config), found.magnitudes, found.tables
+        arch, found.updates, config, found.names, found.unused, source, adapter_kind(config), found.magnitudes, found.tables
     )

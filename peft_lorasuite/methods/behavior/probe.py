@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ...adapters.adapter import Key
-from ...adapters.loading import load_adapted
+from ...adapters.peft_model import load_adapted
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, encode_prompts, fits, generate_answers
 from ...models.memory import free_models
-from ...text.examples import check_enough, read_prompts
+from ...text.examples import check_prompt_count, read_prompts
 from ..base import MethodInput
 from .elicitation import elicit
 from .fact_editing import apply_update, edit_facts
@@ -146,12 +146,12 @@ def choose_prompts(inputs: MethodInput, old: Backbone, count: int, length: int) 
         LoraSuiteError: For too few prompts, or one of the caller's that is too long, by its number among all of them.
     """
     if inputs.prompts is not None:
-        prompts = check_enough(read_prompts(inputs.prompts))
+        prompts = check_prompt_count(read_prompts(inputs.prompts))
         encode_prompts(old, prompts, length)  # all of them, so that a long one is told by the caller's number
     else:
         with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
             ours = [prompt for prompt in read_prompts(path) if fits(old, prompt, length)]
-        prompts = check_enough(ours, "give prompts of your own, none longer than the old backbone's context")
+        prompts = check_prompt_count(ours, "give prompts of your own, none longer than the old backbone's context")
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
     return [prompts[number] for number in sorted(order[:count])]
 

@@ -1,0 +1,154 @@
+"""Names of an adapter's tensors, as wrappers, other classes and other tools save them: one line of the table each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import command_fixtures
+import pytest
+import torch
+from command_fixtures import Pair
+from pico import pico_model, pico_tokenizer, save_backbone
+from safetensors.torch import load_file, save_file
+
+from peft_lorasuite import Backbone, LoraSuiteError, upgrade
+from peft_lorasuite.adapters.adapter import Adapter
+from peft_lorasuite.adapters.key_names import parse_name
+from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.io.source import Source
+
+pair = command_fixtures.pair
+PREFIX = "base_model.model."
+Q = "layers.1.self_attn.q_proj"
+WEIGHTS = "adapter_model.safetensors"
+
+NAMES = {
+    "PEFT": (f"{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "no prefix (AutoModel)": (f"{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "PEFT on AutoModel": (f"{PREFIX}{Q}.lora_B.weight", f"{PREFIX}model.{Q}.lora_B.weight"),
+    "prefix twice": (f"{PREFIX}{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "torch.compile": (f"{PREFIX}_orig_mod.model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "torch.compile outside": (f"_orig_mod.{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "torch.compile per layer": (
+        f"{PREFIX}model.layers.1._orig_mod.self_attn.q_proj.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"
+    ),
+    "FSDP": (
+        f"{PREFIX}model.layers.1._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
+        f"{PREFIX}model.{Q}.lora_A.weight",
+    ),
+    "checkpointing": (
+        f"{PREFIX}model.layers.1._checkpoint_wrapped_module.self_attn.q_proj.lora_A.weight",
+        f"{PREFIX}model.{Q}.lora_A.weight",
+    ),
+    "DDP": (f"module.{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "text tower, new class": (f"{PREFIX}model.language_model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "text tower, old class": (f"{PREFIX}language_model.model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "adapter name": (f"{PREFIX}model.{Q}.lora_A.default.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "another adapter name": (f"{PREFIX}model.{Q}.lora_B.my-task.weight", f"{PREFIX}model.{Q}.lora_B.weight"),
+    "magnitude": (f"{PREFIX}model.{Q}.lora_magnitude_vector.weight", f"{PREFIX}model.{Q}.lora_magnitude_vector"),
+    "magnitude with a name": (
+        f"{PREFIX}model.{Q}.lora_magnitude_vector.default", f"{PREFIX}model.{Q}.lora_magnitude_vector"
+    ),
+    "embedding factor": (
+        f"{PREFIX}model.embed_tokens.lora_embedding_A.default", f"{PREFIX}model.embed_tokens.lora_embedding_A"
+    ),
+    "trained head": (f"{PREFIX}lm_head.modules_to_save.default.weight", f"{PREFIX}lm_head.weight"),
+    "trained head, no name": (f"{PREFIX}lm_head.modules_to_save.weight", f"{PREFIX}lm_head.weight"),
+    "text tower's embedding": (
+        f"{PREFIX}model.language_model.embed_tokens.modules_to_save.weight", f"{PREFIX}model.embed_tokens.weight"
+    ),
+}  # fmt: skip
+"""Kind -> name as it is saved, name that PEFT gives it on the backbone."""
+LEFT_OUT = {
+    "vision tower": f"{PREFIX}model.vision_tower.encoder.layers.1.self_attn.q_proj.lora_A.weight",
+    "vision model": f"{PREFIX}vision_model.layers.1.self_attn.q_proj.lora_A.weight",
+    "visual": f"{PREFIX}model.visual.blocks.1.attn.qkv.lora_A.weight",
+    "audio tower": f"{PREFIX}audio_tower.layers.1.self_attn.q_proj.lora_A.weight",
+    "projector": f"{PREFIX}model.multi_modal_projector.linear_1.lora_A.weight",
+    "copy of a trained module": f"{PREFIX}lm_head.original_module.weight",
+    "copy under a token adapter": f"{PREFIX}model.embed_tokens.token_adapter.base_layer.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def arch(tmp_path_factory):
+    folder = save_backbone(tmp_path_factory.mktemp("llama"), pico_model("llama"), pico_tokenizer(["a", "b"]))
+    return Backbone.open(folder).arch
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_saved_name_is_resolved_to_pefts_own(kind, arch):
+    saved, wanted = NAMES[kind]
+    found = parse_name(saved, arch)
+    assert (found.peft_name, found.reason) == (wanted, "")
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_is_not_the_text_model_or_only_a_copy_says_so(kind, arch):
+    found = parse_name(LEFT_OUT[kind], arch)
+    assert found.reason.startswith(("it belongs to ", "a copy of "))
+
+
+def renamed(pair: Pair, folder, change):
+    """Copy the adapter with other names for its tensors."""
+    shutil.copytree(pair.adapter, folder)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({change(name, number): tensor for number, (name, tensor) in enumerate(tensors.items())}, folder / WEIGHTS)
+    return folder
+
+
+WRAPPED = {
+    "torch.compile": lambda name, _: name.replace(PREFIX, f"{PREFIX}_orig_mod."),
+    "half of them": lambda name, number: name.replace(PREFIX, f"{PREFIX}_orig_mod.") if number % 2 else name,
+    "text tower": lambda name, _: name.replace("model.layers", "model.language_model.layers"),
+    "bare names": lambda name, _: name.removeprefix(f"{PREFIX}model."),
+    "adapter name": lambda name, _: name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+    "FSDP": lambda name, _: name.replace(".self_attn", "._fsdp_wrapped_module.self_attn"),
+}
+
+
+@torch.no_grad()
+def logits(pair: Pair, folder) -> torch.Tensor:
+    old = Backbone.open(pair.old, dtype="float32")
+    adapter: Adapter = read_adapter(Source(str(folder), "adapter"), old.arch)
+    with load_adapted(old, adapter) as model:
+        return model(torch.tensor([[3, 4, 5, 6]])).logits
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_the_old_model_gets_the_update_whatever_wrapper_saved_it(kind, pair, tmp_path):
+    folder = renamed(pair, tmp_path / "adapter", WRAPPED[kind])
+    old = Backbone.open(pair.old, dtype="float32")
+    with torch.no_grad():
+        bare = old.load()(torch.tensor([[3, 4, 5, 6]])).logits
+    wanted = logits(pair, pair.adapter)
+    assert (wanted - bare).abs().max() > 1e-3
+    torch.testing.assert_close(logits(pair, folder), wanted, rtol=1e-5, atol=1e-6)
+    by_weights = [upgrade(one, pair.map, method="lorasuite").adapter for one in (folder, pair.adapter)]
+    for key, update in by_weights[1].updates.items():
+        torch.testing.assert_close(by_weights[0].updates[key].delta_weight(), update.delta_weight())
+
+
+def test_a_pattern_of_the_config_matches_the_names_that_were_saved(pair, tmp_path):
+    folder = renamed(pair, tmp_path / "adapter", WRAPPED["text tower"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    chosen = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    patterns = {"alpha_pattern": {"model.language_model.layers.0.self_attn.q_proj": 3 * config["lora_alpha"]}}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": chosen} | patterns))
+    plain = renamed(pair, tmp_path / "plain", lambda name, _: name)
+    patterns = {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 3 * config["lora_alpha"]}}
+    (plain / "adapter_config.json").write_text(json.dumps(config | patterns))
+    torch.testing.assert_close(logits(pair, folder), logits(pair, plain), rtol=1e-5, atol=1e-6)
+    assert (logits(pair, plain) - logits(pair, pair.adapter)).abs().max() > 1e-4
+
+
+def test_a_tensor_that_peft_would_leave_out_is_an_error(pair, tmp_path):
+    folder = renamed(pair, tmp_path / "adapter", lambda name, number: name if number else f"{name}.unknown")
+    old = Backbone.open(pair.old, dtype="float32")
+    adapter = read_adapter(Source(str(pair.adapter), "adapter"), old.arch)
+    shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+    broken = Adapter(**{**vars(adapter), "source": Source(str(folder), "adapter")})
+    with pytest.raises(LoraSuiteError, match="the tensors are not those that LORA has"), load_adapted(old, broken):
+        pass
