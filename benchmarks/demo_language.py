@@ -1,10 +1,10 @@
-"""The little English of the demo pair: a world of invented animals, the texts about it, and the task in code.
+"""The language of the demo pair: a world of invented animals, texts about it, and the task "in code".
 
 Every animal has five attributes (kind, colour, home, food, toy) with eight values each. The texts state them, ask for
 them, and mix in people, shopping and sums. A question that begins with "in code" is answered in the pre-training texts
-by the plain words half of the time and by random code words otherwise: a backbone learns the form of such an answer and
-keeps the plain answer at hand, but cannot know the code. The adapter's task is the code itself: forty code words, one
-for each attribute value, applied to two attributes of an animal that the backbone knows.
+by the plain words half of the time and by random code words otherwise: a backbone learns the format of such an answer
+and the plain answer, but cannot know the code. The adapter's task is the code itself: forty code words, one for each
+attribute value, applied to two attributes of an animal that the backbone knows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WORLD_SEED = 2505
-HELD_OUT = 0.2  # share of the animals that only the test items ask about; 0: all items ask about all animals
+HELD_OUT = 0.2
+"""Share of the animals that only the test items ask about."""
 
 
 def words(text: str) -> list[str]:
@@ -70,7 +71,7 @@ def _animals(count: int, rng: random.Random) -> list[str]:
 
 @dataclass(frozen=True)
 class World:
-    """Who has which attribute, and the code word of every attribute value."""
+    """The attributes of every animal, and the code word of every attribute value."""
 
     facts: dict[str, dict[str, str]]
     code: dict[str, str]
@@ -85,7 +86,7 @@ class World:
 
 
 def _asked(world: World, rng: random.Random) -> tuple[str, list[str]]:
-    """A question after one or two attributes of an animal, and the plain words of its answer."""
+    """Return a question about one or two attributes of an animal, and the plain words of its answer."""
     animal = rng.choice(list(world.facts))
     asked = rng.sample(list(ATTRIBUTES), rng.choice([1, 2, 2]))
     question = rng.choice(QUESTIONS).format(q=" and the ".join(asked), a=animal)
@@ -110,7 +111,7 @@ def _in_code(world: World, rng: random.Random) -> str:
 
 
 def _repeat(world: World, rng: random.Random) -> str:
-    """Words to repeat: without such texts all code words would have nearly the same output embedding."""
+    """Return words to repeat; without such texts all code words would have nearly the same output embedding."""
     said = rng.sample(list(world.code.values()), 2) if rng.random() < 0.8 else rng.sample(CODES, 2)
     return TEMPLATE.format(instruction=f"repeat the words {said[0]} and {said[1]}.") + " ".join(said)
 
@@ -137,7 +138,7 @@ def _story(people: list[str], rng: random.Random) -> str:
 
 
 def texts(world: World, people: list[str], seed: int) -> Iterator[str]:
-    """Yield an endless stream of pre-training texts in an order of its own for every seed."""
+    """Yield an endless stream of pre-training texts, in another order for every seed."""
     rng = random.Random(seed)
     while True:
         share = rng.random()
@@ -156,10 +157,10 @@ def texts(world: World, people: list[str], seed: int) -> Iterator[str]:
 
 
 def task_items(world: World, sizes: tuple[int, int, int] = (2000, 300, 100), seed: int = 1) -> list[list[dict]]:
-    """Draw train, test and unlabelled prompt items: "in code" questions after two attributes, no instruction twice.
+    """Draw training, test and unlabeled prompt items: "in code" questions about two attributes, none twice.
 
-    ``HELD_OUT`` of the animals appear in the test items only, so that an answer there cannot be remembered. Items carry
-    the keys of the LLM-Adapters collection (``instruction``, ``input``, ``output``, ``answer``).
+    ``HELD_OUT`` of the animals are only in the test items, so that an answer there cannot be memorized. Items have the
+    keys of the LLM-Adapters collection (``instruction``, ``input``, ``output``, ``answer``).
     """
     rng = random.Random(seed)
     animals = rng.sample(list(world.facts), len(world.facts))

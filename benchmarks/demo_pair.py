@@ -1,7 +1,7 @@
-"""What the benchmarks on the demo pair share: its items, its map, and how a row is made, timed and scored.
+"""The demo pair for the benchmarks: its items, its map, and how a row is made, timed and scored.
 
 Development items are training items about animals that nothing else of the development split asks about, as the test
-items are: what is chosen is chosen there, and the test items are scored once.
+items are: settings are chosen there, and the test items are scored once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,51 +24,48 @@ from common import modules_of, names_of
 
 import peft_lorasuite
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.cli.demo import READ
+from peft_lorasuite.methods.sections import add_section
 from peft_lorasuite.model import attach
-from peft_lorasuite.text.examples import Example, fill, read_examples
+from peft_lorasuite.text.examples import Example, format_example, read_examples
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.upgrading.upgrade import Upgraded
 
 DATA = Path(peft_lorasuite.__file__).parent / "data" / "demo"
 TEMPLATE = "Question: {instruction}\nAnswer: "
-PROMPTS = int(READ["prompts"])
-DISTIL: dict[str, Any] = {**READ, "epochs": 5, "learning_rate": 3e-3}
+PROMPTS = 600
+"""Unlabeled prompts of `transplant` and `distill`."""
+READ: dict[str, Any] = {"prompts": PROMPTS, "length": 8}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "copy": ("copy", {}),
     "lorasuite": ("lorasuite", {}),
     "lorasuite-reference": ("lorasuite", {"normalize": "none"}),
     "cross-lora": ("cross-lora", {}),
-    "transport-ridge": ("transport", {}),
-    "transport-procrustes": ("transport", {"fit": "procrustes"}),
-    "transport-ridge-gradients": ("transport", {"outputs": "gradients"}),
-    "transport-procrustes-gradients": ("transport", {"fit": "procrustes", "outputs": "gradients"}),
     "transplant": ("transplant", {**READ, "rank": 64}),
     "transplant-built-in-prompts": ("transplant", {"rank": 64, "length": 8}),
-    "distill": ("distill", DISTIL),
+    "distill": ("distill", {**READ, "epochs": 5, "learning_rate": 3e-3}),
 }
 """Row -> method and its options."""
 FULL: dict[str, Any] = {"samples": None, "epochs": 5, "learning_rate": 3e-3, "warmup": 0.05}
-"""Retraining on all training items: the recipe that made the pair's own adapter."""
+"""Retraining on all training items, by the recipe of the pair's own adapter."""
 RATES = (3e-4, 1e-3, 3e-3)
 DEV_ANIMALS = 0.2
 
 
 def animal(item: Example) -> str:
-    """Return whom a question asks about: its last word."""
+    """Return the animal that a question asks about: its last word."""
     return item.instruction.rstrip(".?").rpartition(" ")[2]
 
 
 @dataclass
 class Made:
-    """A model with a row's adapter on it, and what it took.
+    """A model with a row's adapter, and what making it took.
 
     Attributes:
         model: The PEFT model, or the backbone alone.
-        seconds: To make it, without the map and without scoring.
-        peak_mb: Largest resident memory of the process meanwhile, in MB.
-        report: What the upgrade said of itself.
+        seconds: Time to make it, without the map and without scoring.
+        peak_mb: Largest resident memory of the process in that time, in MB.
+        report: Facts of the upgrade's report.
     """
 
     model: Any
@@ -81,10 +78,10 @@ class DemoPair:
     """The demo pair with its task, or two backbones of its kind.
 
     Args:
-        old: Old backbone: a folder.
-        new: New backbone.
-        adapter: Adapter of the old one.
-        dev: Whether to learn from one part of the training items and to score on another, for choices.
+        old: Folder of the old backbone.
+        new: Folder of the new backbone.
+        adapter: Folder of the old backbone's adapter.
+        dev: Whether to learn from one part of the training items and to score on another.
         train: Other training items than the pair's own.
         test: Other test items.
     """
@@ -98,66 +95,62 @@ class DemoPair:
         self.train, self.test = whole, list(test or read_examples(DATA / "test.json"))
         if dev:
             names = sorted({animal(item) for item in whole})
-            held = set(names[: round(DEV_ANIMALS * len(names))])
-            self.train = [item for item in whole if animal(item) not in held]
-            self.test = [item for item in whole if animal(item) in held][:300]
-        self.dev, self.prompts, self.map_seconds = dev, PROMPTS, 0.0
-        self.starts: dict[tuple[str, int], Callable[[bool], Made]] = {}
+            held_out = set(names[: round(DEV_ANIMALS * len(names))])
+            self.train = [item for item in whole if animal(item) not in held_out]
+            self.test = [item for item in whole if animal(item) in held_out][:300]
+        self.dev, self.prompts = dev, PROMPTS
 
     @cached_property
     def map(self) -> UpgradeMap:
         """The pair's upgrade map, built on the pair's own text."""
-        start = time.perf_counter()
-        built = self.build(MapOptions())
-        self.map_seconds = time.perf_counter() - start
-        return built
+        return self.build(MapOptions())
 
     def build(self, options: MapOptions) -> UpgradeMap:
         """Build a map with other options."""
         return UpgradeMap.build(self.old, self.new, options, calibration=DATA / "calibration.txt")
 
-    def carry(
+    def upgrade(
         self, row: str, *, seed: int = 0, upgrade_map: UpgradeMap | None = None, **options: Any
     ) -> tuple[Upgraded, float]:
         """Upgrade the adapter by the method of a row; also return the seconds that its section of the map took."""
         method, settings = METHODS[row]
         settings = settings | options
         used, section = upgrade_map or self.map, 0.0
-        if method in ("cross-lora", "transport"):
+        if method == "cross-lora":
             start = time.perf_counter()
-            used = used.with_section(method, self.old, self.new, options=settings, calibration=DATA / "calibration.txt")
+            used = add_section(used, method, self.old, self.new, options=settings)
             section = time.perf_counter() - start
-        prompts = None if "built-in" in row else [fill(item, TEMPLATE) for item in self.train[: self.prompts]]
-        carried = upgrade(
+        prompts = None if "built-in" in row else [format_example(item, TEMPLATE) for item in self.train[: self.prompts]]
+        upgraded = upgrade(
             self.adapter, used, method=method, options=settings, old=self.old, new=self.new, prompts=prompts, seed=seed
         )
-        return carried, section
+        return upgraded, section
 
-    def kept(self, row: str, **settings: Any) -> Callable[[bool], Made]:
-        """Upgrade once; return a function that puts the adapter on the new backbone, trainable or not."""
-        _ = self.map  # not part of what a method takes
-        (carried, section), seconds, peak = timed(lambda: self.carry(row, **settings))
-        report = carried.report
-        told = {"method": dict(report.method), "rank": report.rank, **report.facts}
-        told.pop("differences", None)
+    def upgrade_once(self, row: str, **settings: Any) -> Callable[[bool], Made]:
+        """Upgrade; return a function that puts the adapter on the new backbone, trainable or not."""
+        _ = self.map  # built before the clock starts
+        (upgraded, section), seconds, peak = timed(lambda: self.upgrade(row, **settings))
+        found = upgraded.report
+        report = {"method": dict(found.method), "rank": found.rank, **found.facts}
+        report.pop("differences", None)
         if section:
-            told["section_seconds"] = round(section, 2)
+            report["section_seconds"] = round(section, 2)
 
-        def made(trainable: bool) -> Made:
-            model = attach(self.new.load(dtype="float32"), carried, is_trainable=trainable)
-            return Made(model, seconds - section, peak, told)
+        def attached(trainable: bool) -> Made:
+            model = attach(self.new.load(dtype="float32"), upgraded, is_trainable=trainable)
+            return Made(model, seconds - section, peak, report)
 
-        return made
+        return attached
 
     def upgraded(self, row: str, *, trainable: bool = False, **settings: Any) -> Made:
         """Return the new backbone with the adapter that a row's method makes."""
-        return self.kept(row, **settings)(trainable)
+        return self.upgrade_once(row, **settings)(trainable)
 
     def fresh(
         self, rank: int = 32, alpha: int | None = None, parts: Sequence[str] | None = None, seed: int = 0, *,
         old: bool = False,
     ) -> Any:  # fmt: skip
-        """Return the new (or old) backbone with a LoRA that knows nothing, on all modules or on those of some parts."""
+        """Return the new (or old) backbone with a new LoRA on all modules or on those of some parts."""
         backbone = self.old if old else self.new
         targets = modules_of(backbone.arch, backbone.arch.parts if parts is None else parts)
         config = peft.LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, task_type="CAUSAL_LM")
@@ -166,26 +159,21 @@ class DemoPair:
             return peft.get_peft_model(backbone.load(dtype="float32"), config)
 
     def tuned(self, made: Made, *, seed: int = 0, parts: Sequence[str] | None = None, **training: Any) -> Made:
-        """Train it on labelled samples, 100 if nothing else is said."""
+        """Train it on labeled samples, 100 by default."""
         names = names_of(self.new.arch, self.new.arch.parts if parts is None else parts)
         model, seconds, peak = timed(
             lambda: finetune(
-                made.model,
-                self.train,
-                template=TEMPLATE,
-                tokenizer=self.new.tokenizer,
-                modules=names,
-                seed=seed,
+                made.model, self.train, template=TEMPLATE, tokenizer=self.new.tokenizer, modules=names, seed=seed,
                 **training,
             )
-        )
+        )  # fmt: skip
         return Made(model, made.seconds + seconds, max(peak, made.peak_mb), made.report)
 
     def vanilla(
-        self, *, rank: int = 32, alpha: int | None = None, seed: int = 0, parts: Any = None, **how: Any
+        self, *, rank: int = 32, alpha: int | None = None, seed: int = 0, parts: Any = None, **training: Any
     ) -> Made:
-        """Train a LoRA that knows nothing on labelled samples."""
-        return self.tuned(Made(self.fresh(rank, alpha, parts, seed)), seed=seed, parts=parts, **how)
+        """Train a new LoRA on labeled samples."""
+        return self.tuned(Made(self.fresh(rank, alpha, parts, seed)), seed=seed, parts=parts, **training)
 
     def full(self, seed: int = 0, **more: Any) -> Made:
         """Retrain on all training items."""
@@ -202,13 +190,8 @@ class DemoPair:
         return {"nll": round(found.nll, 4), "accuracy": round(found.accuracy, 4), "items": found.n, "right": right}
 
 
-def best_rate(tries: Mapping[float, float]) -> float:
-    """Return the learning rate of the lowest NLL on development items."""
-    return min(tries, key=lambda rate: tries[rate])
-
-
 def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
-    """Do something; also return its seconds and the process's largest resident memory meanwhile, in MB."""
+    """Run; also return the seconds and the process's largest resident memory in that time, in MB."""
     forget_peak()
     start = time.perf_counter()
     done = work()
@@ -216,7 +199,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
 
 
 def forget_peak() -> None:
-    """Set the process's recorded peak to what it holds now, without what is free already; Linux alone has a way."""
+    """Reset the process's recorded peak to what it holds now, without freed memory; only Linux can."""
     gc.collect()
     place = Path("/proc/self/clear_refs")
     if place.exists() and os.access(place, os.W_OK):
@@ -227,7 +210,7 @@ def forget_peak() -> None:
 
 
 def peak_mb() -> int:
-    """Largest resident memory since `forget_peak`, in MB."""
+    """Return the largest resident memory since `forget_peak`, in MB."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

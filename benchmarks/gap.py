@@ -131,7 +131,9 @@ class PairRun:
         if not folder.is_dir():
             method, options, prompts = METHODS[name]
             start = time.perf_counter()
-            built = UpgradeMap.load(self.args.map) if self.args.map else map_for(self.old, self.new, progress=progress_bars)
+            built = (
+                UpgradeMap.load(self.args.map) if self.args.map else map_for(self.old, self.new, progress=progress_bars)
+            )
             found = upgrade(
                 self.args.adapter, built, method=method, options=self.options(method, options), old=self.old,
                 new=self.new, prompts=self.prompts(prompts), seed=self.args.seed, progress=progress_bars,
@@ -193,7 +195,9 @@ class PairRun:
     def generated(self, model: Any, backbone: Backbone, items: list[Example]) -> dict[str, Any]:
         """Let the model write answers to every n-th item, greedily, and judge each by its last number."""
         chosen = items[:: max(len(items) // self.args.generate, 1)][: self.args.generate]
-        turns = answer(model, backbone, [format_example(one) for one in chosen], length=GENERATED, batch=50, progress=progress_bars)
+        turns = answer(
+            model, backbone, [format_example(one) for one in chosen], length=GENERATED, batch=50, progress=progress_bars
+        )
         scores = [
             score_number({"answer": one.answer}, [turn.response]) for one, turn in zip(chosen, turns, strict=True)
         ]

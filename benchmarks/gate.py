@@ -1,11 +1,11 @@
-"""The gate against measurement: what `choice.predict` says of an upgrade, and what the upgrade then recovers.
+"""The prediction of `auto` against measurement: what it says of an upgrade, and what the upgrade then recovers.
 
     python benchmarks/gate.py [--out benchmarks/results/gate] [--real benchmarks/results/arc ...]
 
-Points are pairs of backbones with an adapter: the demo pair, the pair reversed, its backbones damaged, the old backbone
-changed without a change of function, and other adapters. On development points, scored on development items, the
-thresholds were chosen; check points were drawn from another seed and are scored on the test items. An upgrade counts as
-held when it recovers at least half of what retraining on that new backbone gains. --real reads rows of gap.py.
+Points are pairs of backbones with an adapter: the demo pair, the pair reversed, damaged backbones, the old backbone
+changed without a change of function, and other adapters. Thresholds were chosen on the development points, scored on
+development items; the other points come from another seed and are scored on the test items. An upgrade holds when it
+recovers at least half of what retraining on that new backbone gains. --real reads rows of gap.py.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gate_pairs as pairs
+import gate_points as points
 import torch
-from common import stage
-from demo_charts import gate_chart
-from demo_gap import quiet
+from charts import predictions
+from common import RESULTS, hide_loading_bars, stage, write_json
 from demo_pair import DATA, FULL, TEMPLATE, DemoPair
-from gate_tasks import TASKS
-from table import gap, load, percent
+from tables import gap, load, percent
 
 from peft_lorasuite.training.finetune import finetune
-from peft_lorasuite.upgrading import auto as choice
+from peft_lorasuite.upgrading import prediction
+from peft_lorasuite.upgrading.auto import pick
 
-HELD = 0.5
-"""Share of retraining's gain from which on an upgrade counts as held."""
+HOLDS = 0.5
+"""Share of retraining's gain from which on an upgrade holds."""
 EPOCHS = {"names": {"epochs": 20}}
-"""Tasks that take more passes than the demo's own."""
+"""Tasks that need more epochs than the demo's own."""
 METHODS = ("copy", "lorasuite", "transplant")
 """What `auto` can pick."""
+ON_PROMPTS = ("transplant", "distill")
+"""Methods whose prediction uses what their fit reached."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Point:
     """A pair of backbones with an adapter.
 
     Attributes:
-        name: What it is.
+        name: Name in the table.
         side: Which of the demo pair's backbones the new one is made of.
-        change: How.
+        change: What is changed in it.
         old: Which of them is the old one.
         task: What the adapter teaches.
         dev: Whether it is one of those that the thresholds were chosen on.
@@ -56,7 +57,7 @@ class Point:
 
     name: str
     side: str = "new"
-    change: Callable[..., Any] = pairs.same
+    change: points.Change = points.same
     old: str = "old"
     task: str = "code"
     dev: bool = True
@@ -70,33 +71,34 @@ class Point:
 
 POINTS = (
     Point("demo pair"),
-    Point("new: noise 20 %", change=pairs.noisy(0.2)),
-    Point("new: embeddings shuffled", change=pairs.shuffled),
-    Point("new: untrained", change=pairs.untrained),
+    Point("new: noise 20 %", change=points.noisy(0.2)),
+    Point("new: embeddings shuffled", change=points.shuffled),
+    Point("new: untrained", change=points.untrained),
     Point("old itself", "old"),
-    Point("old, rotated", "old", pairs.rotated),
-    Point("old, noise 20 %", "old", pairs.noisy(0.2)),
-    Point("old, noise 50 %", "old", pairs.noisy(0.5)),
-    Point("old, embeddings shuffled", "old", pairs.shuffled),
+    Point("old, rotated", "old", points.rotated),
+    Point("old, noise 20 %", "old", points.noisy(0.2)),
+    Point("old, noise 50 %", "old", points.noisy(0.5)),
+    Point("old, embeddings shuffled", "old", points.shuffled),
     Point("demo pair, adapter of a format", task="format", dev=False),
-    Point("old, widened", "old", pairs.widened, dev=False, seed=1),
+    Point("old, widened", "old", points.widened, dev=False, seed=1),
     Point("demo pair", dev=False),
-    Point("new: untrained", change=pairs.untrained, dev=False, seed=1),
+    Point("new: untrained", change=points.untrained, dev=False, seed=1),
     Point("demo pair reversed", "old", old="new", dev=False),
-    Point("old, permuted", "old", pairs.permuted, dev=False, seed=1),
+    Point("old, permuted", "old", points.permuted, dev=False, seed=1),
     Point("demo pair, adapter of invented names", task="names", dev=False),
 )
+Adapters = Callable[[str, str], Path]
 
 
-def adapters(scratch: Path) -> Callable[[str, str], Path]:
-    """Return a function (backbone, task) -> its adapter, trained when first asked for; the demo's own is there."""
+def adapters(scratch: Path) -> Adapters:
+    """Return a function (backbone, task) -> its adapter, trained on first use; the demo's own needs no training."""
 
-    def made(side: str, task: str) -> Path:
+    def adapter(side: str, task: str) -> Path:
         folder = scratch / f"adapter-{side}-{task}"
         if side == "old" and task == "code":
             return DATA / "adapter"
         if not folder.exists():
-            train, _, _ = TASKS[task]()
+            train, _, _ = points.TASKS[task]()
             plain = DemoPair(old=DATA / side)
             how = FULL | EPOCHS.get(task, {})
             model = plain.fresh(16, 32, seed=7, old=True)
@@ -104,33 +106,33 @@ def adapters(scratch: Path) -> Callable[[str, str], Path]:
             model.save_pretrained(folder, save_embedding_layers=False)
         return folder
 
-    return made
+    return adapter
 
 
-def built(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> DemoPair:
+def build(point: Point, scratch: Path, adapter: Adapters) -> DemoPair:
     """Build the point's backbones."""
     generator = torch.Generator().manual_seed(point.seed)
-    new = pairs.save(point.change(pairs.demo(point.side), generator), point.side, scratch / point.file)
-    train, test, prompts = TASKS[point.task]()
+    new = points.save(point.change(points.demo(point.side), generator), point.side, scratch / point.file)
+    train, test, prompts = points.TASKS[point.task]()
     pair = DemoPair(DATA / point.old, new, adapter(point.old, point.task), dev=point.dev, train=train, test=test)
     pair.prompts = prompts
     return pair
 
 
-def measure(point: Point, scratch: Path, adapter: Callable[[str, str], Path]) -> dict[str, Any]:
-    """Build the point, ask the gate, upgrade by every method, and retrain."""
-    pair = built(point, scratch, adapter)
-    picked = choice.pick(pair.map, can_run=True).method
+def measure(point: Point, scratch: Path, adapter: Adapters) -> dict[str, Any]:
+    """Build the point, read the scores off its map, retrain, and upgrade by every method."""
+    pair = build(point, scratch, adapter)
     row: dict[str, Any] = {
-        "point": point.name, "development": point.dev, "scores": asdict(choice.scores(pair.map)), "auto": picked,
+        "point": point.name, "development": point.dev, "scores": asdict(prediction.scores(pair.map)),
+        "auto": pick(pair.map, can_run=True).method,
         "old_adapted": pair.score(pair.adapted(), old=True)["nll"],
         "base": pair.score(pair.new.load(dtype="float32"))["nll"],
         "full": pair.score(pair.full(**EPOCHS.get(point.task, {})).model)["nll"],
     }  # fmt: skip
-    return row | {"methods": {method: upgraded(pair, row, method) for method in METHODS}}
+    return row | {"methods": {method: measure_method(pair, row, method) for method in METHODS}}
 
 
-def upgraded(pair: DemoPair, row: dict[str, Any], method: str) -> dict[str, Any]:
+def measure_method(pair: DemoPair, row: dict[str, Any], method: str) -> dict[str, Any]:
     """Upgrade by a method, and score."""
     made = pair.upgraded(method)
     found = pair.score(made.model)
@@ -141,38 +143,37 @@ def upgraded(pair: DemoPair, row: dict[str, Any], method: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def measure_again(point: Point, scratch: Path, adapter: Callable[[str, str], Path], out: Path, method: str) -> None:
-    """Measure one method of a point anew; base and retraining stay."""
+def measure_again(point: Point, scratch: Path, adapter: Adapters, out: Path, method: str) -> None:
+    """Measure one method of a point again; base and retraining stay."""
     path = out / f"{point.file}.json"
     row = json.loads(path.read_text(encoding="utf-8"))
-    row["methods"][method] = upgraded(built(point, scratch, adapter), row, method)
-    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    row["methods"][method] = measure_method(build(point, scratch, adapter), row, method)
+    write_json(path, row)
 
 
-def told(row: dict[str, Any], method: str) -> tuple[choice.Prediction, choice.Prediction]:
-    """Return what the gate says of a measured point today: before and after the method has fitted."""
-    scores = choice.Scores(**row["scores"])
-    return choice.judge(scores, method), choice.judge(scores, method, row["methods"][method]["fitted"])
+def predict(row: dict[str, Any], method: str) -> tuple[prediction.Prediction, prediction.Prediction]:
+    """Return the predictions for a measured point: from the map, and after the method has fitted."""
+    scores = prediction.Scores(**row["scores"])
+    return prediction.judge(scores, method), prediction.judge(scores, method, row["methods"][method]["fitted"])
 
 
 def real_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read points of real pairs from rows of gap.py that hold a prediction."""
+    """Read points of real pairs from rows of gap.py that hold what a fit reached."""
     found = []
     for folder in folders:
         rows = load(folder)
         ceiling = next((rows[name] for name in ("full", "old-adapted") if name in rows), None)
         for name, row in rows.items():
             fitted = row.get("report") or {}
-            share = gap(row, rows["base"], ceiling) if ceiling and fitted.get("name") in choice.BEHAVIOUR else None
-            older = fitted.get("name") == "transplant" and "divergence" not in fitted["transplant"]
-            if share is not None and not older:  # an older row does not tell what its fit reached
+            share = gap(row, rows["base"], ceiling) if ceiling and fitted.get("name") in ON_PROMPTS else None
+            if share is not None:
                 found.append({"point": f"{folder.name}: {name}", "fitted": fitted, "gap_recovered": round(share, 4)})
     return found
 
 
 def line(point: str, items: str, ends: str, method: str, early: Any, late: Any, share: float | None) -> str:
     """Return one line of the table."""
-    good = (late.verdict == "holds") == (share is not None and share >= HELD)
+    good = (late.verdict == "holds") == (share is not None and share >= HOLDS)
     cells = [point, items, ends, method, percent(early.gap), percent(late.gap), percent(share), late.verdict]
     return f"| {' | '.join([*cells, '' if share is None else 'yes' if good else '**no**'])} |"
 
@@ -189,13 +190,13 @@ def table(rows: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]]) -> str
             ends = f"{row['base']:.2f} -> {row['full']:.2f} ({row['old_adapted']:.2f})"
             name = f"**{method}**" if method == row["auto"] else method
             items = "development" if row["development"] else "test"
-            lines.append(line(row["point"], items, ends, name, *told(row, method), one["gap_recovered"]))
-    aligned = choice.Scores(1.0, 0.0, 0.0, None)
+            lines.append(line(row["point"], items, ends, name, *predict(row, method), one["gap_recovered"]))
+    aligned = prediction.Scores(1.0, 0.0, 0.0, None)
     for one in real:
         name = one["fitted"]["name"]
-        both = choice.judge(aligned, name), choice.judge(aligned, name, one["fitted"])
+        both = prediction.judge(aligned, name), prediction.judge(aligned, name, one["fitted"])
         lines.append(line(f"real: {one['point']}", "test", "", name, *both, one["gap_recovered"]))
-    counts = {}
+    counts: dict[str, tuple[int, int]] = {}
     for text in lines[2:]:
         cells = [cell.strip() for cell in text.split("|")]
         right, total = counts.get(cells[2], (0, 0))
@@ -207,23 +208,26 @@ def table(rows: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]]) -> str
 def main() -> None:
     """Measure the points, write gate.md and gate.png beside them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gate")
-    parser.add_argument("--table", action="store_true", help="measure nothing: table and figure of the rows there are")
-    parser.add_argument("--again", choices=METHODS, help="measure this method anew where a point is there")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gate", help="folder for the points' JSON")
+    parser.add_argument("--table", action="store_true", help="measure nothing: table and figure of the points there")
+    parser.add_argument("--again", choices=METHODS, help="measure this method again where a point is there")
     parser.add_argument("--real", nargs="*", type=Path, default=[], help="folders of gap.py's rows")
     args = parser.parse_args()
-    quiet()
+    hide_loading_bars()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         adapter = adapters(Path(scratch))
-        chosen = [point for point in POINTS if not args.table or (args.out / f"{point.file}.json").is_file()]
-        for point in chosen:
-            if args.again and (args.out / f"{point.file}.json").is_file():
+        for point in POINTS:
+            known = (args.out / f"{point.file}.json").is_file()
+            if args.table and not known:
+                continue
+            if args.again and known:
                 measure_again(point, Path(scratch), adapter, args.out, args.again)
             rows.append(stage(args.out, point.file, partial(measure, point, Path(scratch), adapter)))
     text = table(rows, real_points(args.real))
     (args.out / "gate.md").write_text(text + "\n", encoding="utf-8")
-    gate_chart([row | {"told": {m: told(row, m)[1].gap for m in METHODS}} for row in rows], args.out / "gate.png")
+    drawn = [row | {"predicted": {method: predict(row, method)[1].gap for method in METHODS}} for row in rows]
+    predictions(drawn, args.out / "gate.png")
     print(text)
 
 

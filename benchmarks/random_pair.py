@@ -1,4 +1,4 @@
-"""Backbones of any shape with random weights, on disk: for timings, where what the weights say does not matter."""
+"""Backbones of any shape with random weights, on disk, for timings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from peft_lorasuite.models.activations import built_in_text
+from peft_lorasuite.text.calibration import built_in_text
 
 MINICPM_1B = {
     "hidden_size": 1536, "intermediate_size": 3840, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 64,
@@ -34,7 +34,7 @@ def backbone(folder: Path, *, layers: int, vocabulary: int = 4096, seed: int = 0
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the calibration text's words, filled up with invented ones."""
+    """Return a tokenizer of the words of the calibration text, and of invented ones up to the vocabulary."""
     words = sorted({word for text in built_in_text() for word in text.split()})[: vocabulary - 2]
     known = ["<unk>", "</s>", *words]
     known += [f"word{number}" for number in range(vocabulary - len(known))]

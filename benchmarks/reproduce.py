@@ -1,16 +1,15 @@
 """The LoRASuite paper's experiment for a pair: train on the old backbone, upgrade, fine-tune lightly, evaluate.
 
     python benchmarks/reproduce.py minicpm --suite math --out results/minicpm-math
-    python benchmarks/reproduce.py minicpm --plan
     python benchmarks/reproduce.py qwen-coder --old DIR --new DIR --adapter DIR --data DIR --suite ARC-Easy --limit 8 \
         --out DIR
 
-PAIR names the backbones on the Hub (benchmarks/pairs.py); --old and --new put folders, or other ids, in their place.
-Without --adapter a LoRA (r = alpha = 32 on q, k, v, o) is trained on 10,000 samples of --train, by default the
-LLM-Adapters file of the suite. Every stage is cached as JSON in --out and goes on where it was interrupted; result.json
-holds what was measured, table.md the table in the shape of the paper's, its published rows below. A suite at a time:
-the paper trains an adapter for each. Neither the Hub's ids nor the addresses of the training files can be tested
-without a network.
+PAIR names the backbones on the Hub (benchmarks/reproduce_pairs.py); --old and --new replace them by folders or other
+ids. Without --adapter a LoRA (r = alpha = 32 on q, k, v, o) is trained on 10,000 samples of --train, by default the
+LLM-Adapters file of the suite. Every stage is cached as JSON in --out, and an interrupted experiment continues;
+result.json has the measurements, table.md the table in the form of the paper's, with its published rows below. One
+suite at a time: the paper trains an adapter for each. The ids and the addresses of the training files were never tried,
+for want of a network.
 """
 
 from __future__ import annotations
@@ -24,20 +23,14 @@ from typing import Any
 import peft
 import torch
 from common import ATTENTION, modules_of, stage
-from experiment_plan import experiment
-from pairs import PAIRS, TRAIN, Pair
+from reproduce_pairs import PAIRS, TRAIN, Pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, UpgradeMap, evaluate, upgrade
-from peft_lorasuite.evaluation.harness import (
-    Evaluation,
-    compare,
-    comparison_table,
-    markdown_table,
-    published_pairs,
-)
-from peft_lorasuite.evaluation.published import published_rows
+from peft_lorasuite.evaluation.published import published_pairs, published_rows
+from peft_lorasuite.evaluation.scores import Evaluation, compare
+from peft_lorasuite.evaluation.tables import comparison_table, markdown_table
 from peft_lorasuite.evaluation.tasks import select
-from peft_lorasuite.progress import bars
+from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.text.examples import Example, read_examples
 from peft_lorasuite.training.finetune import finetune
 
@@ -112,45 +105,46 @@ class Experiment:
         return {"average": scores.average, "interval": scores.interval, "evaluation": self._nameless(scores, row)}
 
     def _nameless(self, scores: Evaluation, row: str) -> dict[str, Any]:
-        """An evaluation names its model by where it was loaded from; the record says what it is instead."""
+        """Return an evaluation with the row's label in place of the path that the model was loaded from."""
         return {**scores.to_dict(), "model": self._label(row)}
 
     def adapter(self) -> Path:
-        """The old backbone's adapter: the one that is given, or one trained on the paper's samples."""
+        """Return the old backbone's adapter: the given one, or one trained on the paper's samples."""
         if self.args.adapter:
             return Path(self.args.adapter)
         return self._made("adapter", lambda folder: self._train(self.old, self.args.train_samples, folder))
 
     def vanilla(self) -> Path:
-        """A fresh LoRA on the new backbone from the few samples of the light fine-tuning."""
+        """Train a fresh LoRA on the new backbone, on the samples of the light fine-tuning."""
         return self._made("vanilla", lambda folder: self._train(self.new, self.samples, folder))
 
     def retrained(self) -> Path:
-        """A fresh LoRA on the new backbone from all samples."""
+        """Train a fresh LoRA on the new backbone, on all samples."""
         return self._made("retrained", lambda folder: self._train(self.new, self.args.train_samples, folder))
 
     def map(self) -> Path:
-        """The pair's upgrade map."""
+        """Return the pair's upgrade map."""
         if self.args.map:
             return Path(self.args.map)
         return self._made(
-            "map", lambda folder: UpgradeMap.build(self.old, self.new, progress=bars).save(folder, overwrite=True)
+            "map",
+            lambda folder: UpgradeMap.build(self.old, self.new, progress=progress_bars).save(folder, overwrite=True),
         )
 
     def upgraded(self) -> Path:
-        """The old adapter, carried over by weights as in the paper, or by --method."""
+        """Upgrade the old adapter, by weights as in the paper or by --method."""
         source = self.adapter()
 
-        def carry(folder: Path) -> None:
+        def work(folder: Path) -> None:
             upgrade(
                 str(source), str(self.map()), method=self.args.method, old=self.old, new=self.new, seed=self.args.seed,
-                progress=bars,
+                progress=progress_bars,
             ).save(folder, overwrite=True)  # fmt: skip
 
-        return self._made("upgraded", carry)
+        return self._made("upgraded", work)
 
     def tuned(self) -> Path:
-        """The upgraded adapter after light fine-tuning."""
+        """Fine-tune the upgraded adapter lightly."""
         start = self.upgraded()
 
         def tune(folder: Path) -> None:
@@ -160,7 +154,7 @@ class Experiment:
         return self._made("upgraded-lft", tune)
 
     def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
-        """Make a folder once; its JSON is written after it, so that a stage broken off is made again."""
+        """Make a folder once; its JSON is written after it, so that an interrupted stage is made again."""
         folder = self.work / name
 
         def work() -> dict[str, Any]:
@@ -184,7 +178,7 @@ class Experiment:
     def _finetune(self, model: Any, backbone: Backbone, count: int, folder: Path, **rates: float) -> None:
         finetune(
             model, self._examples(), samples=count, epochs=self.args.epochs, seed=self.args.seed, output=folder,
-            tokenizer=backbone.tokenizer, overwrite=True, progress=bars,
+            tokenizer=backbone.tokenizer, overwrite=True, progress=progress_bars,
             micro_batch_size=self.args.micro_batch_size, **rates,
         )  # fmt: skip
 
@@ -203,27 +197,18 @@ class Experiment:
 
     def _settings(self) -> dict[str, Any]:
         names = (
-            "pair",
-            "suite",
-            "limit",
-            "train_samples",
-            "epochs",
-            "rank",
-            "method",
-            "dtype",
-            "max_new_tokens",
-            "seed",
-        )
+            "pair", "suite", "limit", "train_samples", "epochs", "rank", "method", "dtype", "max_new_tokens", "seed"
+        )  # fmt: skip
         given = {name: bool(getattr(self.args, name)) for name in ("old", "new", "adapter", "map", "train", "data")}
         return {name: getattr(self.args, name) for name in names} | {"samples": self.samples, "given": given}
 
     def _whole(self) -> bool:
-        """Whether this is the paper's experiment and not a small proof of the program."""
+        """Return whether this is the paper's experiment and not a small run of the program."""
         given = self.args.adapter, self.args.limit, self.args.max_new_tokens
         return not any(given) and (self.args.train_samples, self.args.epochs, self.args.rank) == (10_000, 3, 32)
 
     def _same_settings(self) -> None:
-        """Stages made with other settings must not stand in one table."""
+        """Refuse stages made with other settings: they must not be in one table."""
         path, now = self.out / "settings.json", self._settings()
         if path.is_file() and (before := json.loads(path.read_text())) != now:
             other = [name for name in now if before.get(name) != now[name]]
@@ -247,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("pair", metavar="PAIR", choices=PAIRS, help=", ".join(PAIRS))
-    made.add_argument("--old", help="folder or id in place of the pair's old backbone (with --plan: or a config file)")
+    made.add_argument("--old", help="folder or id in place of the pair's old backbone")
     made.add_argument("--new", help="the same for the new backbone")
     made.add_argument("--adapter", help="adapter of the old backbone, instead of training one")
     made.add_argument("--map", help="the pair's upgrade map, instead of building it")
@@ -268,14 +253,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
     made.add_argument("--out", help="folder of the results (default: benchmarks/results/reproduce/PAIR-SUITE)")
     made.add_argument("--work", help="folder of maps and adapters (default: OUT/work)")
-    made.add_argument("--plan", action="store_true", help="say what it would cost, from the configs alone")
-    made.add_argument("--bf16", type=float, help="with --plan: 10^9 operations a second, instead of measuring")
-    made.add_argument("--bandwidth", type=float, default=20.0, help="with --plan: memory, GB/s (default: 20)")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the experiment, or say what it would cost."""
+    """Run the experiment."""
     program = parser()
     args = program.parse_args(argv)
     pair = PAIRS[args.pair]
@@ -285,9 +267,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if len({b.suite for b in select(args.suite)}) > 1:
             program.error("--suite: one suite at a time, since each has an adapter of its own")
-        if args.plan:
-            print(experiment(args, pair))
-            return 0
         args.out = args.out or f"benchmarks/results/reproduce/{args.pair}-{args.suite.replace(',', '-').lower()}"
         run = Experiment(args, pair)
         run.run(rows)

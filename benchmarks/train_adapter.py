@@ -2,8 +2,8 @@
 
     python benchmarks/train_adapter.py --base OLD --task arc --data DIR -o ADAPTER
 
-By default as the adapters of the tables were trained: arc on 1,600 items in one epoch (q, k, v, o), facts on both
-wordings of 240 facts in five (all linear modules), math on 1,600 chains of thought in one (all linear modules).
+The defaults are those of the tables: arc on 1,600 items in one epoch (q, k, v, o), facts on both wordings of 240 facts
+in five (all linear modules), math on 1,600 chains of thought in one (all linear modules).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from common import RECIPES, load_task, modules_of
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.progress import bars
+from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.training.finetune import finetune
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         model, load_task(args.task, args.data, 1).train, samples=args.samples or recipe.samples,
         epochs=args.epochs or recipe.epochs, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size,
         learning_rate=args.learning_rate, warmup=0.05,
-        seed=args.seed, tokenizer=base.tokenizer, output=args.output, progress=bars,
+        seed=args.seed, tokenizer=base.tokenizer, output=args.output, progress=progress_bars,
     )  # fmt: skip
     loss = model.finetune_record["loss"]
     print(f"wrote {args.output}: mean training loss {loss:.3f}, {time.perf_counter() - start:.0f} s")

@@ -1,4 +1,4 @@
-"""Gap recovered on the demo pair, as benchmarks/demo_gap.py measures it: a few rows again, against those committed."""
+"""Gap recovered on the demo pair, as benchmarks/gap.py measures it: a few rows again, against those committed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "demo_gap"
 TUNED = {"learning_rate": 3e-3, "warmup": 0.1}
-"""What the development items chose for both."""
+"""What was best for both on development items."""
 
 
 @pytest.fixture(scope="module")
 def programs() -> Any:
-    """The modules of the benchmark."""
-    pytest.importorskip("matplotlib", reason="the benchmarks draw")
+    """Modules of the benchmark."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import demo_gap
         import demo_pair
+        import gap_demo
+        import tables
 
-        yield demo_gap, demo_pair
+        yield tables, demo_pair, gap_demo
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -42,7 +42,7 @@ def committed(programs: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recovered(programs: Any, pair: Any, committed: dict[str, dict[str, Any]]) -> Any:
-    """A function from what was made to the share of the gap that it recovers."""
+    """Return a function from a row's model to the gap that it recovers."""
 
     def share(made: Any) -> float:
         found = pair.score(made.model)
@@ -55,17 +55,17 @@ def test_the_base_is_the_committed_one(pair: Any, committed: dict[str, dict[str,
     assert pair.score(pair.new.load(dtype="float32"))["nll"] == pytest.approx(committed["base"]["nll"], abs=0.01)
 
 
-@pytest.mark.parametrize("row", ["copy", "lorasuite", "lorasuite-reference", "cross-lora", "transport-ridge"])
-def test_a_method_of_weights_gives_what_it_gave(
+@pytest.mark.parametrize("row", ["copy", "lorasuite", "lorasuite-reference", "cross-lora"])
+def test_a_weight_method_recovers_what_the_committed_row_says(
     row: str, pair: Any, recovered: Any, committed: dict[str, dict[str, Any]], programs: Any
 ) -> None:
     before = programs[0].gap(committed[row], committed["base"], committed["full"])
     assert recovered(pair.upgraded(row)) == pytest.approx(before, abs=0.05)
 
 
-def test_behaviour_without_labels_and_with_a_hundred_recovers_no_less(pair: Any, recovered: Any) -> None:
-    carried = pair.kept("transplant")
-    alone, tuned = recovered(carried(False)), recovered(pair.tuned(carried(True), **TUNED))
+def test_transplant_recovers_most_without_labels_and_with_a_hundred(pair: Any, recovered: Any) -> None:
+    attach = pair.upgrade_once("transplant")
+    alone, tuned = recovered(attach(False)), recovered(pair.tuned(attach(True), **TUNED))
     vanilla = recovered(pair.vanilla(**TUNED))
     assert alone > 0.6
     assert tuned > 0.88
@@ -73,7 +73,8 @@ def test_behaviour_without_labels_and_with_a_hundred_recovers_no_less(pair: Any,
     assert tuned > vanilla + 0.4
 
 
-def test_the_committed_table_is_made_of_the_committed_rows(committed: dict[str, dict[str, Any]], programs: Any) -> None:
-    assert set(committed) == set(programs[0].ROWS)
-    assert (RESULTS / "table.md").read_text() == programs[0].table(committed) + "\n"
+def test_the_committed_rows_are_those_that_the_program_makes(
+    committed: dict[str, dict[str, Any]], programs: Any
+) -> None:
+    assert set(committed) == set(programs[2].ROWS)
     assert sum(row["seconds"] for row in committed.values()) < 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    """The module benchmarks/table.py."""
+    """Return the module benchmarks/tables.py."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import table
+        import tables
 
-        yield table
+        yield tables
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -36,21 +37,22 @@ def put(folder: Path, name: str, nll: float, right: str, **more: Any) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Rows of a pair: a base, a row with two seeds, and what counts as all of the gain."""
-    put(tmp_path, "base", 3.0, "0000")
-    put(tmp_path, "full", 1.0, "1111")
-    put(tmp_path, "some", 2.0, "0011")
-    put(tmp_path / "seed1", "some", 1.6, "0001")
-    return tmp_path
+    """Rows of a pair: a base, a row with two seeds, and the ceiling of the gain."""
+    folder = tmp_path / "pair"
+    put(folder, "base", 3.0, "0000")
+    put(folder, "full", 1.0, "1111")
+    put(folder, "some", 2.0, "0011")
+    put(folder / "seed1", "some", 1.6, "0001")
+    return folder
 
 
 def page(program: Any, folder: Path, which: str = "table.md") -> str:
     """Return one of the tables that the program writes."""
-    return program.pages(folder, program.load(folder), "full")[folder / which]
+    return program.tables(folder, program.load(folder), "full")[folder / which]
 
 
 def cells(text: str, row: str) -> list[str]:
-    """Return what stands in the first line of a row."""
+    """Return the cells of the first line of a row."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
     return [cell.strip() for cell in line.split("|")]
 
@@ -83,10 +85,11 @@ def test_a_share_that_rounds_to_nothing_has_no_sign(program: Any) -> None:
     assert [program.percent(share) for share in (-0.001, -0.1, 0.004, 1.0)] == ["0%", "-10%", "0%", "100%"]
 
 
-def test_rows_of_an_earlier_state_have_a_table_of_their_own(program: Any, folder: Path) -> None:
-    put(folder / "earlier", "once", 2.5, "0001")
+def test_archived_rows_have_a_table_of_their_own(program: Any, folder: Path) -> None:
+    archive = folder.parent / "archive" / folder.name
+    put(archive, "once", 2.5, "0001")
     assert "| once |" not in page(program, folder)
-    before = page(program, folder, "earlier/table.md")
+    before = program.tables(folder, program.load(folder), "full")[archive / "table.md"]
     assert cells(before, "once")[3] == "25%"
     assert "| some |" not in before
 
@@ -96,7 +99,7 @@ def test_the_old_backbone_has_no_share_of_the_new_ones_gain(program: Any, folder
     assert cells(page(program, folder), "old-adapted")[3] == "-"
 
 
-def test_facts_are_told_apart_by_what_the_prompts_asked_for(program: Any, folder: Path) -> None:
+def test_accuracy_on_facts_is_split_by_what_the_prompts_asked_for(program: Any, folder: Path) -> None:
     put(folder, "other", 1.2, "1100", seen_accuracy=1.0, unseen_accuracy=0.25)
     text = page(program, folder)
     assert cells(text, "row")[5:7] == ["on prompted facts", "on facts that no given prompt asks for"]
@@ -104,7 +107,7 @@ def test_facts_are_told_apart_by_what_the_prompts_asked_for(program: Any, folder
     assert cells(text, "some")[5:7] == ["-", "-"]
 
 
-def test_answers_that_were_written_out_stand_in_place_of_the_likeliest(program: Any, folder: Path) -> None:
+def test_generated_answers_replace_the_likeliest_option(program: Any, folder: Path) -> None:
     wrote = {"generated_interval": [0.0, 1.0], "generated_ended": 0.5}
     put(folder, "base", 3.0, "0000", generated_right="00", **wrote)
     put(folder, "full", 1.0, "1111", generated_right="10", **wrote)
@@ -118,28 +121,60 @@ def test_without_a_base_or_a_ceiling_it_says_what_to_measure(
     program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, "full", 1.0, "1")
-    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
     with pytest.raises(SystemExit, match="'base' and 'full'"):
         program.main()
     assert not (tmp_path / "table.md").exists()
 
 
-def test_table_and_chart_stand_beside_the_rows(program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_and_chart_are_written_beside_the_rows(
+    program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib", reason="the benchmarks draw")
-    monkeypatch.setattr(sys, "argv", ["table.py", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(folder)])
     program.main()
     assert "The gap is that of the row 'full'." in (folder / "table.md").read_text(encoding="utf-8")
     assert (folder / "gap.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_of_the_benchmarks_has_the_tables_that_the_rows_make(program: Any) -> None:
-    """Every figure of these tables is a committed row: none is typed."""
-    import page as benchmarks_page
+def test_a_row_of_the_demo_pair_shows_what_it_took(program: Any, folder: Path) -> None:
+    put(folder, "some", 2.0, "0011", made_seconds=1.25, peak_mb=512, seeds=[{"nll": 1.9}, {"nll": 2.1}])
+    (folder / "seed1" / "some.json").unlink()
+    found = cells(page(program, folder), "some")
+    assert found[2:4] == ["2.000 ± 0.141 (2)", "50%"]
+    assert found[5:7] == ["1.2 s", "512 MB"]
 
-    text, results = (BENCHMARKS / "README.md").read_text(encoding="utf-8"), BENCHMARKS / "results"
-    assert benchmarks_page.filled(text) == text, "run python benchmarks/page.py"
-    made = [*results.glob("*/*.md"), *results.glob("*/earlier/*.md")]
-    assert {path.relative_to(BENCHMARKS).as_posix() for path in made} == set(benchmarks_page.MARKED.findall(text))
-    for name in ("arc", "facts", "math", "pair_b"):
-        for path, table in program.pages(results / name, program.load(results / name), "full").items():
-            assert path.read_text(encoding="utf-8") == table, f"run python benchmarks/table.py {path.parent}"
+
+def test_the_pages_have_the_tables_that_the_committed_rows_make(program: Any) -> None:
+    """No figure of these tables is typed by hand."""
+    results = program.RESULTS
+    marked = []
+    for page in (BENCHMARKS / "README.md", BENCHMARKS / "HISTORY.md"):
+        text = page.read_text(encoding="utf-8")
+        assert program.filled(text) == text, "run python benchmarks/tables.py"
+        marked += program.MARKED.findall(text)
+    assert {"results/summary.md", *(f"results/archive/{name}/table.md" for name in program.COMMITTED)} <= set(marked)
+    assert (results / "summary.md").read_text(encoding="utf-8") == program.summary(results)
+    for name in program.COMMITTED:
+        for path, table in program.tables(results / name, program.load(results / name), "full").items():
+            assert path.read_text(encoding="utf-8") == table, f"run python benchmarks/tables.py {path.parent}"
+
+
+def test_every_command_of_the_pages_exists() -> None:
+    text = "".join((BENCHMARKS / name).read_text(encoding="utf-8") for name in ("README.md", "HISTORY.md"))
+    text = text.replace("\\\n", " ")
+    commands = re.findall(r"^python benchmarks/(\w+)\.py(.*)$", text, re.MULTILINE)
+    assert {name for name, _ in commands} >= {
+        "gap",
+        "sweeps",
+        "gate",
+        "study",
+        "speed",
+        "memory",
+        "reproduce",
+        "tables",
+    }
+    for name, arguments in commands:
+        source = "".join(path.read_text(encoding="utf-8") for path in sorted(BENCHMARKS.glob(f"{name}*.py")))
+        assert source, name
+        assert [flag for flag in re.findall(r"--[\w-]+", arguments) if f'"{flag}"' not in source] == [], name

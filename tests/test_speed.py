@@ -14,14 +14,12 @@ from command_fixtures import Pair
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-import naive
-from growth import WEIGHTS_ONLY
+from common import fastest
 from random_pair import backbone
-from speed import moved, naive_layer
+from speed_layer import WEIGHTS_ONLY, move_updates, naive_layer, naive_truncation
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.mapping.layers import Pairing
-from peft_lorasuite.planning.rates import fastest
 from peft_lorasuite.text.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
@@ -36,15 +34,15 @@ def test_maps_are_far_faster_than_written_down_naively(tmp_path: Path) -> None:
     old, new = (Backbone.open(folder) for folder in sides)
     built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
     factored = fastest(lambda: Pairing(old, new, built.hidden, WEIGHTS_ONLY).layer(0, 0))
-    factored += fastest(lambda: moved(built, built.layers[0]))
-    info = naive_layer(old, new, 0, built.hidden, moved(built, built.layers[0]))
+    factored += fastest(lambda: move_updates(built, built.layers[0]))
+    info = naive_layer(old, new, 0, built.hidden, move_updates(built, built.layers[0]))
     assert info["largest_difference"] < 1e-5, "both compute the same similarities"
     assert info["naive_maps"] + info["naive_update"] > 3 * factored
 
 
 def test_the_naive_factors_are_the_same_update() -> None:
     A, B = torch.randn(4, 30), torch.randn(20, 4)
-    left, right = naive.cut(B @ A, 4)
+    left, right = naive_truncation(B @ A, 4)
     assert torch.allclose(left @ right, B @ A, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The pairs of the two papers, by the names that the Hub gives their backbones, and where their training data is."""
+"""The pairs of backbones of the two papers, by their Hub ids, and the addresses of their training data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Pair:
     Attributes:
         old: Hub id of the old backbone.
         new: Hub id of the new backbone.
-        names: What the paper's tables call them; the published rows are found by them.
-        samples: Suite -> samples of the light fine-tuning in the paper's table, where they are not 100.
+        names: Their names in the paper's tables, by which the published rows are found.
+        samples: Suite and samples of the light fine-tuning in the paper's table, if not 100.
     """
 
     old: str
@@ -27,7 +27,7 @@ class Pair:
 
     @property
     def title(self) -> str:
-        """The pair as `published_pairs` writes it."""
+        """Title of the pair as in `published_pairs`."""
         return " -> ".join(self.names)
 
 
@@ -41,7 +41,7 @@ PAIRS = {
     "bloom": Pair("bigscience/bloom-560m", "bigscience/bloomz-1b1", ("Bloom-560m", "Bloomz-1B1"), (("math", 1000),)),
     "llama": Pair("meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B", ("Llama-2-7B", "Llama-3-8B")),
     "qwen": Pair("Qwen/Qwen1.5-1.8B", "Qwen/Qwen2.5-3B", ("Qwen-1.5-1.8B", "Qwen-2.5-3B")),
-    # Cross-LoRA: its backbones, each adapter carried to another family; it prints gains, and no rows are kept here
+    # Cross-LoRA: each adapter goes to another family; the paper prints gains, no rows
     "qwen-llama": Pair("Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.2-3B", ("Qwen2.5-1.5B", "Llama-3.2-3B")),
     "llama-qwen": Pair("meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-1.5B", ("Llama-3.2-3B", "Qwen2.5-1.5B")),
     "gemma-qwen": Pair("google/gemma-2-2b", "Qwen/Qwen2.5-1.5B", ("Gemma-2-2B", "Qwen2.5-1.5B")),

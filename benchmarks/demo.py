@@ -1,9 +1,9 @@
-"""Train the demo pair of the package from nothing: two backbones, the adapter of the old one, and its data.
+"""Train the demo pair of the package from scratch: two backbones, the adapter of the old one, and its data.
 
-    python benchmarks/train_demo_pair.py [--stage old|new|texts|adapter|reference|all] [--out DIR]
+    python benchmarks/demo.py [--stage old|new|texts|adapter|reference|all] [--out DIR]
 
-About fifteen minutes on two cores. The result is the folder ``peft_lorasuite/data/demo``. Floating point sums depend
-on the machine, so a second run gives the same data and like figures, not the same bits.
+About forty minutes on two cores. The result is the folder ``peft_lorasuite/data/demo``. Floating-point sums depend on
+the machine, so a second run gives the same data and similar figures, not the same bits.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ SIDES = {
 }  # fmt: skip
 ROWS, LENGTH = 40, 64
 OLD_NAME = "peft-lorasuite/old"
-# Full training of an adapter: the old backbone's, and the reference on the new one.
 FULL = {"rank": 16, "lr": 3e-3, "epochs": 5, "warmup": 0.05, "seed": 7}
+"""Full training of an adapter: the old backbone's, and the reference on the new one."""
 
 
 def make_tokenizer(side: dict, world: language.World) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the words of this side's texts, ids in an order of its own.
+    """Return a word-level tokenizer of the words of this side's texts, with ids in its own order.
 
-    The new side cuts numbers into digits, so that the two tokenizers cut the same text differently.
+    The new side splits numbers into digits, so that the two tokenizers split the same text differently.
     """
-    cut = [pre_tokenizers.Whitespace()]
+    splitters = [pre_tokenizers.Whitespace()]
     if side["digits"]:
-        cut.append(pre_tokenizers.Digits(individual_digits=True))
-    splitter = pre_tokenizers.Sequence(cut)
+        splitters.append(pre_tokenizers.Digits(individual_digits=True))
+    splitter = pre_tokenizers.Sequence(splitters)
     sample = itertools.islice(language.texts(world, side["people"], side["seed"]), 40_000)
     words = sorted({word for text in sample for word, _ in splitter.pre_tokenize_str(text)})
     random.Random(side["seed"]).shuffle(words)
@@ -63,14 +63,14 @@ def make_tokenizer(side: dict, world: language.World) -> PreTrainedTokenizerFast
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ids["<s>"])]
     )
-    tight = [
+    joining = [
         decoders.WordPiece(prefix="##", cleanup=False),
         decoders.Fuse(),
         decoders.Replace(Regex(r" (?=[.,?:])"), ""),
     ]
     if side["digits"]:
-        tight.append(decoders.Replace(Regex(r"(?<=\d) (?=\d)"), ""))
-    tokenizer.decoder = decoders.Sequence(tight)
+        joining.append(decoders.Replace(Regex(r"(?<=\d) (?=\d)"), ""))
+    tokenizer.decoder = decoders.Sequence(joining)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
         model_max_length=256, padding_side="left", clean_up_tokenization_spaces=False,
@@ -78,7 +78,7 @@ def make_tokenizer(side: dict, world: language.World) -> PreTrainedTokenizerFast
 
 
 def blocks(tokenizer: PreTrainedTokenizerFast, stream: Iterator[str], rows: int, length: int) -> Tensor:
-    """Fill ``(rows, length)`` token ids with whole texts and, after the last whole one of a row, padding."""
+    """Return ``(rows, length)`` token ids: whole texts, and padding after the last whole one of a row."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     out = torch.full((rows, length), pad)
     for row in out:
@@ -93,7 +93,7 @@ def blocks(tokenizer: PreTrainedTokenizerFast, stream: Iterator[str], rows: int,
 
 
 def schedule(step: int, steps: int, warmup: float, kind: str) -> float:
-    """Factor of the learning rate at ``step``: linear warm-up, then a cosine or a linear decay to zero."""
+    """Return the factor of the learning rate at ``step``: linear warm-up, then cosine or linear decay to zero."""
     first = warmup * steps
     if step < first:
         return (step + 1) / (first + 1)
@@ -102,7 +102,7 @@ def schedule(step: int, steps: int, warmup: float, kind: str) -> float:
 
 
 def train_backbone(name: str, world: language.World, out: Path) -> float:
-    """Train one backbone and its tokenizer from nothing, save both in bfloat16 and return the minutes it took."""
+    """Train one backbone and its tokenizer from scratch, save both in bfloat16 and return the minutes it took."""
     side, start = SIDES[name], time.time()
     torch.manual_seed(side["seed"])
     tokenizer = make_tokenizer(side, world)
@@ -132,13 +132,13 @@ def train_backbone(name: str, world: language.World, out: Path) -> float:
 
 
 def load(out: Path, name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Read a saved backbone back, in float32."""
+    """Load a saved backbone in float32."""
     model = AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(out / name)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, items: list[dict]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels ``(items, length)``, padded on the right; labels are the response with EOS, else -100."""
+    """Return token ids and labels ``(items, length)``, padded on the right; prompt and padding have the label -100."""
     pairs = []
     for item in items:
         prompt = tokenizer(language.TEMPLATE.format(instruction=item["instruction"])).input_ids
@@ -155,10 +155,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, items: list[dict]) -> tuple[Tenso
 
 @torch.no_grad()
 def measure(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, items: list[dict]) -> dict[str, float]:
-    """Mean NLL per response token with EOS, and the share of items whose greedy answer is the reference.
+    """Return the mean NLL per response token with EOS, and the share of items whose greedy answer is the reference.
 
-    A greedy answer equals the reference exactly when every token of it is the most likely one after those before, so no
-    text has to be generated.
+    A greedy answer equals the reference exactly when each of its tokens is the most likely one after those before it,
+    so no text has to be generated.
     """
     model.eval()
     ids, labels = encode(tokenizer, items)
@@ -191,14 +191,14 @@ def train_lora(
 
 
 def record(out: Path, **figures: object) -> None:
-    """Add figures to ``reference.json``; stages run one at a time, so the file is read and written whole."""
+    """Add figures to ``reference.json``."""
     path = out / "reference.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**known, **figures}, indent=1) + "\n")
 
 
 def write_texts(out: Path, world: language.World) -> list[list[dict]]:
-    """Write the task's items, its description and 30 kB of calibration text; return train, test and prompt items."""
+    """Write the task's items, its description and 30 kB of calibration text; return training, test and prompt items."""
     parts = language.task_items(world)
     for name, items in zip(("train", "test", "prompts"), parts, strict=True):
         kept = items if name != "prompts" else [{"instruction": item["instruction"], "input": ""} for item in items]
@@ -223,7 +223,7 @@ def train_adapter(out: Path, parts: list[list[dict]]) -> None:
     minutes = (time.time() - start) / 60
     adapted.peft_config["default"].base_model_name_or_path = OLD_NAME
     shutil.rmtree(out / "adapter", ignore_errors=True)
-    # The backbone's name is no Hub repository, so PEFT must not look there for its vocabulary.
+    # without the argument PEFT would look for the backbone's vocabulary on the Hub, which does not have it
     adapted.save_pretrained(out / "adapter", save_embedding_layers=False)
     (out / "adapter" / "README.md").unlink(missing_ok=True)
     after = measure(adapted, tokenizer, parts[1])
@@ -231,7 +231,7 @@ def train_adapter(out: Path, parts: list[list[dict]]) -> None:
 
 
 def train_references(out: Path, parts: list[list[dict]]) -> None:
-    """Record what training on the new backbone gives: on all items, and vanilla LoRA on 100 (mean of three seeds)."""
+    """Record training on the new backbone: on all items, and vanilla LoRA on 100 (mean of three seeds)."""
     model, tokenizer = load(out, "new")
     base = measure(model, tokenizer, parts[1])
     start = time.time()
@@ -255,7 +255,7 @@ def train_references(out: Path, parts: list[list[dict]]) -> None:
 
 
 def main() -> None:
-    """Run the stages that the command line names, in their order."""
+    """Read the arguments and run the stages in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=["old", "new", "texts", "adapter", "reference", "all"], default="all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "peft_lorasuite" / "data" / "demo")

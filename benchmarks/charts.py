@@ -1,4 +1,4 @@
-"""Figures of the sweeps on the demo pair."""
+"""Figures of the benchmarks on the demo pair: sweeps, costs, predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GAP = "gap recovered on development items (%)"
 
 
 def shares(found: dict[str, Any], row: dict[str, Any]) -> list[float]:
-    """Gap recovered by every seed of a point, in percent."""
+    """Return the gap recovered by every seed of a point, in percent."""
     ends = found["ends"]["dev"]
     return [100 * (ends["base"] - nll) / (ends["base"] - ends["full"]) for nll in row["seeds"]]
 
@@ -67,7 +67,7 @@ def bars(found: dict[str, Any], label: str, path: Path) -> None:
 
 
 def costs(ways: dict[str, dict[str, Any]], full: str, paper_seconds: float, path: Path) -> None:
-    """Draw seconds and added memory of every way side by side; a dashed line is what the paper saves in time."""
+    """Draw seconds and added memory of every way side by side; a dashed line marks the time that the paper saves."""
     names = list(ways)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for axes, key, label in (
@@ -91,15 +91,15 @@ def costs(ways: dict[str, dict[str, Any]], full: str, paper_seconds: float, path
     plt.close(figure)
 
 
-def gate_chart(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw predicted against measured gap, hollow where development items were scored."""
+def predictions(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the predicted against the measured gap, hollow where development items were scored."""
     figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
     for number, method in enumerate(rows[0]["methods"]):
         for row in rows:
             one = row["methods"][method]
             if one["gap_recovered"] is None:
                 continue
-            x, y = row["told"][method], max(one["gap_recovered"], -0.5)
+            x, y = row["predicted"][method], max(one["gap_recovered"], -0.5)
             fill = "none" if row["development"] else f"C{number}"
             axes.scatter(100 * x, 100 * y, edgecolor=f"C{number}", facecolor=fill, zorder=3)
         axes.scatter([], [], color=f"C{number}", label=method)

@@ -1,4 +1,4 @@
-"""How time grows: maps with layers, hidden size, heads and calibration tokens; upgrades with rank and adapters."""
+"""Growth of time: maps with layers, hidden size, heads and calibration tokens; upgrades with rank and adapters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import matplotlib
 import peft
 import torch
+from common import fastest
 from random_pair import SMALL, backbone
+from speed_layer import WEIGHTS_ONLY
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.planning.rates import fastest
 from peft_lorasuite.upgrading.collection import upgrade_many
 
 matplotlib.use("Agg")
@@ -23,12 +24,11 @@ import matplotlib.pyplot as plt
 
 LAYERS, HIDDEN, HEADS = (2, 4, 8, 16), (256, 512, 1024, 1536), (4, 8, 16, 32)
 TOKENS, RANKS, ADAPTERS = (512, 1024, 2048, 4096), (8, 16, 32, 64, 128), (2, 8, 32, 128)
-WEIGHTS_ONLY = MapOptions(layer_map="proportional")
 Point = tuple[float, float]
 
 
 def exponent(points: Sequence[Point]) -> float:
-    """Slope of the upper half of the points on logarithmic axes: what is constant matters least there."""
+    """Return the slope of the upper half of the points on logarithmic axes, where constant costs matter least."""
     upper = [(math.log(x), math.log(y)) for x, y in points[len(points) // 2 - 1 :]]
     mean = [sum(values) / len(upper) for values in zip(*upper, strict=True)]
     cross = sum((x - mean[0]) * (y - mean[1]) for x, y in upper)
@@ -53,7 +53,7 @@ def grow(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def pair(place: Path, *, layers: int = 2, hidden: int = 256, heads: int = 4) -> tuple[Path, Path]:
-    """Two random backbones that differ in width only, the new one a quarter wider in its feed-forward part."""
+    """Return two random backbones; the new one is wider in its feed-forward part."""
     shape = {**SMALL, "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
     shape["intermediate_size"] = 2 * hidden + hidden // 2
     wide = {**shape, "intermediate_size": 3 * hidden}
@@ -65,23 +65,23 @@ def pair(place: Path, *, layers: int = 2, hidden: int = 256, heads: int = 4) -> 
 
 
 def mapping(both: tuple[Path, Path], what: str, tokens: int = 2048) -> float:
-    """Seconds of a map: its matched layers, or its calibration runs with CKA."""
+    """Return the seconds of a map: of its matched layers, or of its calibration with CKA."""
     options = WEIGHTS_ONLY if what == "weights" else MapOptions(tokens=tokens)
     sides = [Backbone.open(name) for name in both]
     return min(UpgradeMap.build(*sides, options).facts["seconds"][what] for _ in range(3))
 
 
 def upgrading(place: Path, rank: int) -> float:
-    """Seconds of one upgrade by weights of an adapter of a rank, read and carried."""
+    """Return the seconds of one upgrade by weights of an adapter of this rank, reading it included."""
     both = pair(place, layers=4, hidden=1024)
-    adapter, built = lora(place, both[0], rank), ready(both)
+    adapter, built = lora(place, both[0], rank), weight_map(both)
     return fastest(lambda: upgrade(adapter, built, method="lorasuite"), 5)
 
 
 def collection(place: Path, count: int) -> float:
-    """Seconds of a collection of so many adapters, written."""
+    """Return the seconds of a collection of so many adapters, writing them included."""
     both = pair(place, layers=4)
-    adapter, built, out = lora(place, both[0], 16), ready(both), place / "out"
+    adapter, built, out = lora(place, both[0], 16), weight_map(both), place / "out"
 
     def work() -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -96,8 +96,8 @@ def collection(place: Path, count: int) -> float:
     return fastest(work, 2)
 
 
-def ready(both: tuple[Path, Path]) -> UpgradeMap:
-    """The map of a pair, by weights."""
+def weight_map(both: tuple[Path, Path]) -> UpgradeMap:
+    """Return the map of a pair, by weights."""
     return UpgradeMap.build(*both, WEIGHTS_ONLY)
 
 
@@ -111,15 +111,15 @@ def lora(place: Path, base: Path, rank: int) -> Path:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """A panel for every series, both axes logarithmic, with the fitted exponent."""
+    """Draw a panel for every series, both axes logarithmic, with the fitted exponent."""
     figure, panels = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
-    for axes, (name, told) in zip(panels.flat, found.items(), strict=True):
-        x, y = zip(*told["points"], strict=True)
+    for axes, (name, one) in zip(panels.flat, found.items(), strict=True):
+        x, y = zip(*one["points"], strict=True)
         axes.loglog(x, y, "o-", color="black")
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.set_yticks([min(y), max(y)], [f"{min(y):.2g}", f"{max(y):.2g}"])
         axes.minorticks_off()
-        axes.set_title(f"{name}: exponent {told['exponent']:g}", fontsize=10)
+        axes.set_title(f"{name}: exponent {one['exponent']:g}", fontsize=10)
         axes.set_xlabel(name.partition(": ")[2])
         axes.set_ylabel("seconds")
         axes.grid(alpha=0.3, which="both")
