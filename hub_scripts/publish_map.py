@@ -22,7 +22,7 @@ from peft_lorasuite.cli.common import non_empty
 from peft_lorasuite.hub.push import push_map
 from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.progress import bars
+from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
 from peft_lorasuite.upgrading.map_cache import map_for
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         upgrade_map = UpgradeMap.load(args.map)
     else:
         old, new = (Backbone.open(name) for name in args.pair)
-        upgrade_map = map_for(old, new, progress=bars)
+        upgrade_map = map_for(old, new, progress=progress_bars)
     with tempfile.TemporaryDirectory() as scratch:
         pushed = push_map(
             upgrade_map, args.push, private=args.private or None, create_pr=args.create_pr, overwrite=args.overwrite,

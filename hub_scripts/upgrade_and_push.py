@@ -21,8 +21,8 @@ from pathlib import Path
 from peft_lorasuite import LoraSuiteError, push_upgraded, upgrade
 from peft_lorasuite.cli.common import non_empty
 from peft_lorasuite.hub.push import check_push
-from peft_lorasuite.io.source import name_and_revision
-from peft_lorasuite.progress import bars
+from peft_lorasuite.io.source import split_revision
+from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
 from peft_lorasuite.upgrading.inputs import UpgradeInputs, open_inputs
@@ -59,15 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Upgrade the adapter and push it."""
-    check_push(args.push, args.base_model or name_and_revision(args.to)[0])
+    check_push(args.push, args.base_model or split_revision(args.to)[0])
     if args.picture:
         require_matplotlib()
-    adapter, revision = name_and_revision(args.adapter)
+    adapter, revision = split_revision(args.adapter)
     inputs = open_inputs(
-        adapter, args.to, old=args.old, upgrade_map=args.map, method=args.method, revision=revision, progress=bars
+        adapter,
+        args.to,
+        old=args.old,
+        upgrade_map=args.map,
+        method=args.method,
+        revision=revision,
+        progress=progress_bars,
     )
     upgraded = upgrade(
-        inputs.source, inputs.upgrade_map, method=args.method, old=inputs.old, new=inputs.new, progress=bars
+        inputs.source, inputs.upgrade_map, method=args.method, old=inputs.old, new=inputs.new, progress=progress_bars
     )
     with tempfile.TemporaryDirectory() as scratch:
         picture = draw(upgraded, inputs, args, Path(scratch)) if args.picture else None

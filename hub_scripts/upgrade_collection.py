@@ -23,9 +23,9 @@ from peft_lorasuite import LoraSuiteError, push_upgraded, upgrade_many
 from peft_lorasuite.cli.common import non_empty
 from peft_lorasuite.hub.push import check_push
 from peft_lorasuite.hub.repository import check_id
-from peft_lorasuite.io.source import name_and_revision
+from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.progress import bars
+from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.upgrading.collection import Planned, find_adapters, open_collection, plan_many, read_names
 from peft_lorasuite.upgrading.journal import Outcome
 from peft_lorasuite.upgrading.upgrade import Upgraded
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """List, upgrade and report; return the exit code."""
-    old = name_and_revision(args.old)[0]
+    old = split_revision(args.old)[0]
     names = read_names(args.list) if args.list else find_adapters(args.user, old)
     planned = plan_many(names, args.output, base=old)
     for plan in planned:
@@ -92,12 +92,14 @@ def upgrade_all(chosen: Sequence[str], args: argparse.Namespace) -> list[Outcome
         return {"repo": pushed.repo_id, "commit": pushed.commit}
 
     if args.push_to:
-        check_push(repo(chosen[0], args), name_and_revision(args.to)[0])
+        check_push(repo(chosen[0], args), split_revision(args.to)[0])
     new = Backbone.open(args.to)
-    upgrade_map, old = open_collection(chosen, args.old, new, upgrade_map=args.map, method=args.method, progress=bars)
+    upgrade_map, old = open_collection(
+        chosen, args.old, new, upgrade_map=args.map, method=args.method, progress=progress_bars
+    )
     return upgrade_many(
         chosen, upgrade_map, args.output, method=args.method, old=old, new=new,
-        then=push if args.push_to else None, progress=bars,
+        then=push if args.push_to else None, progress=progress_bars,
     )  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def summary(plan: Planned, args: argparse.Namespace) -> str:
 
 def repo(adapter: str, args: argparse.Namespace) -> str:
     """Return the repository of a result."""
-    name = name_and_revision(adapter)[0].rstrip("/").rpartition("/")[2]
+    name = split_revision(adapter)[0].rstrip("/").rpartition("/")[2]
     return f"{args.push_to}/{name}{args.suffix}"
 
 

@@ -34,7 +34,7 @@ class LoraSuiteError(ValueError):
         return f"{text}; {self.do}" if self.do else text
 
 
-def unknown(kind: str, name: str, known: Iterable[str], *, do: str | None = None) -> LoraSuiteError:
+def unknown_name_error(kind: str, name: str, known: Iterable[str], *, do: str | None = None) -> LoraSuiteError:
     """Build the error for a name that is not in a table, with the nearest known name first."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
@@ -43,7 +43,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, do: str | None = None
     return LoraSuiteError(f"unknown {kind} {name!r}", do=f"{advice}. {do}" if do else advice)
 
 
-def brief(error: BaseException, length: int = 240) -> str:
+def short_message(error: BaseException, length: int = 240) -> str:
     """Return another library's message in one line: some print a whole page."""
     info = " ".join(str(error).split())
     if not info or isinstance(error, KeyError):  # whose message is the key alone
@@ -52,7 +52,7 @@ def brief(error: BaseException, length: int = 240) -> str:
 
 
 @contextmanager
-def context(where: object) -> Iterator[None]:
+def error_context(where: object) -> Iterator[None]:
     """Add the place to an error that does not name one yet; used once, at the outermost verb."""
     try:
         yield
@@ -62,11 +62,11 @@ def context(where: object) -> Iterator[None]:
         raise LoraSuiteError(error.what, where=where, got=error.got, wanted=error.wanted, do=error.do) from error
 
 
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """What numpy takes, which the Trainer seeds beside torch."""
 
 
-def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+def check_integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
     """Refuse what is no whole number, and one out of range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise LoraSuiteError("must be a whole number", where=name, got=repr(value))
@@ -78,4 +78,4 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 def check_seed(seed: Any) -> None:
     """Refuse a seed that one of the generators would not take."""
-    check_whole("seed", seed, 0, LARGEST_SEED)
+    check_integer("seed", seed, 0, MAX_SEED)

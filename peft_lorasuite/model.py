@@ -9,11 +9,11 @@ from typing import Any
 import peft
 import torch
 
-from .errors import LoraSuiteError, brief, check_seed
-from .io.output import writing
+from .errors import LoraSuiteError, check_seed, short_message
+from .io.output import write_errors
 from .io.source import LoadOptions
-from .progress import Progress, bars
-from .text.examples import PromptsLike, check_enough, read_prompts
+from .progress import Progress, progress_bars
+from .text.examples import PromptsLike, check_prompt_count, read_prompts
 from .upgrading.inputs import BackboneLike, MapLike, open_inputs
 from .upgrading.upgrade import Upgraded, upgrade
 
@@ -42,7 +42,7 @@ def from_upgraded(
     device_map: Any = None,
     low_memory: bool = False,
     dtype: torch.dtype | str = "auto",
-    progress: Progress = bars,
+    progress: Progress = progress_bars,
 ) -> peft.PeftModel:
     """Load an adapter of an older backbone onto a new one.
 
@@ -79,7 +79,7 @@ def from_upgraded(
         LoraSuiteError: For whatever the user can fix, in one sentence.
     """
     if prompts is not None:
-        prompts = check_enough(read_prompts(prompts))
+        prompts = check_prompt_count(read_prompts(prompts))
     check_seed(seed)
     _check_name(adapter_name)
     load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
@@ -102,7 +102,9 @@ def _check_name(adapter_name: str) -> None:
         torch.nn.ModuleDict({adapter_name: torch.nn.Identity()})
     except (KeyError, TypeError) as error:
         got = repr(adapter_name)
-        raise LoraSuiteError(f"malformed adapter name: {brief(error)}", where="adapter_name", got=got) from error
+        raise LoraSuiteError(
+            f"malformed adapter name: {short_message(error)}", where="adapter_name", got=got
+        ) from error
 
 
 def attach(
@@ -110,7 +112,7 @@ def attach(
 ) -> peft.PeftModel:
     """Put an upgraded adapter on a loaded backbone, through PEFT's own loader."""
     with tempfile.TemporaryDirectory() as folder:
-        with writing(folder):
+        with write_errors(folder):
             upgraded.write(Path(folder))
         loaded = peft.PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
     loaded.upgrade_report = upgraded.report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

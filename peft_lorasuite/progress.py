@@ -16,13 +16,13 @@ class Progress(Protocol):
         ...
 
 
-def silent(title: str, items: Collection[Item], /) -> Iterable[Item]:
+def no_progress(title: str, items: Collection[Item], /) -> Iterable[Item]:
     """Show nothing."""
     del title
     return items
 
 
-def bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
+def progress_bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
     """Show a bar on standard error for anything that takes over two seconds."""
     from tqdm.auto import tqdm
 

@@ -26,7 +26,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("text", "found"), NUMBERS)
 def test_the_last_number_is_the_answer_to_a_math_problem(text: str, found: float | None) -> None:
-    assert answers.number(text) == found
+    assert answers.last_number(text) == found
 
 
 LETTERS = [
@@ -43,7 +43,7 @@ LETTERS = [
 
 @pytest.mark.parametrize(("text", "found"), LETTERS)
 def test_the_first_capital_from_a_to_e_is_the_answer_to_aqua(text: str, found: str | None) -> None:
-    assert answers.letter(text) == found
+    assert answers.first_letter(text) == found
 
 
 TRUTH, SOLUTION, ENDING, CHOICE = ("true", "false"), ("solution1", "solution2"), ("ending1",), ("option1", "option2")
@@ -71,7 +71,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("text", "options", "found"), OPTIONS)
 def test_the_first_option_named_is_the_answer_to_commonsense(text: str, options: tuple, found: str | None) -> None:
-    assert answers.option(text, options) == found
+    assert answers.first_option(text, options) == found
 
 
 def item(answer: str, instruction: str = "Which?\n\nAnswer format: answer1/answer2", context: str = "") -> dict:
@@ -98,17 +98,17 @@ def test_white_space_is_made_uniform() -> None:
 
 
 def test_the_prompt_is_that_of_llm_adapters() -> None:
-    text = templates.prompt(item("answer1", "Count {to} 3."))
+    text = templates.format_prompt(item("answer1", "Count {to} 3."))
     assert text == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nCount {to} 3.\n\n### Response:\n"
     )
-    assert "### Input:\nSome text.\n\n### Response:\n" in templates.prompt(item("answer1", context="Some text."))
+    assert "### Input:\nSome text.\n\n### Response:\n" in templates.format_prompt(item("answer1", context="Some text."))
     assert answers.forced_prompt(item("answer1")).endswith("### Response:\nthe correct answer is")
 
 
 def test_a_template_of_ones_own_needs_a_place_for_the_instruction() -> None:
-    assert templates.prompt(item("answer1", "Q {input}"), "{instruction}|{input}|A:") == "Q {input}||A:"
+    assert templates.format_prompt(item("answer1", "Q {input}"), "{instruction}|{input}|A:") == "Q {input}||A:"
     with pytest.raises(LoraSuiteError, match=r"no \{instruction\}"):
         templates.check_template("Question: {question}")
 
@@ -116,5 +116,5 @@ def test_a_template_of_ones_own_needs_a_place_for_the_instruction() -> None:
 def test_options_are_read_from_the_item() -> None:
     assert answers.choices(item("answer2")) == ["answer1", "answer2"]
     assert answers.choice_index(item("answer2")) == 1
-    with pytest.raises(LoraSuiteError, match="names no options"):
+    with pytest.raises(LoraSuiteError, match="has no options"):
         answers.choices(item("answer2", "Which?"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters.reading import read
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.models.restore import no_dropout
 from peft_lorasuite.text.examples import Example
@@ -99,7 +99,7 @@ def test_models_in_memory_and_random_numbers_are_left_as_they_were(method: str, 
     assert random_states() == state
     wanted = upgrade(folders / "lora", built, old=folders / "old", new=folders / "new", **settings).adapter
     for key, update in wanted.updates.items():
-        torch.testing.assert_close(got.updates[key].delta(), update.delta(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(got.updates[key].delta_weight(), update.delta_weight(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_training_that_fails_leaves_them_too(folders: Path) -> None:
@@ -125,9 +125,9 @@ def test_an_adapter_that_is_converted_or_does_not_fit_leaves_them_too(folders: P
     wide.save_pretrained(tmp_path)
     backbone, state = Backbone.open(old), random_states()
     with unchanged(old):
-        assert read(Source(str(folders / "oft"), "adapter"), backbone.arch, old=backbone).updates
+        assert read_adapter(Source(str(folders / "oft"), "adapter"), backbone.arch, old=backbone).updates
         with pytest.raises(LoraSuiteError, match="PEFT cannot load the adapter on the old backbone"):
-            read(Source(str(tmp_path), "adapter"), backbone.arch, old=backbone)
+            read_adapter(Source(str(tmp_path), "adapter"), backbone.arch, old=backbone)
     assert random_states() == state
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pico import pico_model
 
-from peft_lorasuite.adapters.reading import read
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.models.backbone import Backbone
 
@@ -41,12 +41,12 @@ def test_a_backbone_in_bfloat16_gives_the_update_of_the_same_in_float32(kind: st
     folder, rounded = adapter(tmp_path, KINDS[kind], size), pico_model("llama").bfloat16()
     before = {name: weight.clone() for name, weight in rounded.state_dict().items()}
     found, wanted = (
-        read(Source(str(folder), "adapter"), old.arch, old=old, rank=32).updates
+        read_adapter(Source(str(folder), "adapter"), old.arch, old=old, rank=32).updates
         for old in map(Backbone.open, (rounded, pico_model("llama").bfloat16().float()))
     )
     assert found.keys() == wanted.keys()
     for key, update in wanted.items():
-        assert (found[key].delta() - update.delta()).norm() < 1e-3 * update.delta().norm(), key
+        assert (found[key].delta_weight() - update.delta_weight()).norm() < 1e-3 * update.delta_weight().norm(), key
     after = rounded.state_dict()
     assert after.keys() == before.keys()
     assert all(after[name].dtype == torch.bfloat16 and torch.equal(after[name], before[name]) for name in before)

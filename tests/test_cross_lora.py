@@ -49,9 +49,9 @@ def dense(old: Tensor, new: Tensor, delta: Tensor, k: int, basis: Basis, part: s
     U_t, _, Vt_t = torch.linalg.svd(new.double(), full_matrices=False)
     U_s, V_s, U_t, V_t = U_s[:, :k], Vt_s[:k].T, U_t[:, :k], Vt_t[:k].T
     if part in ("o", "down"):
-        sign = torch.sign((U_t * (basis.write(torch.eye(old.shape[0])).double() @ U_s)).sum(dim=0))
+        sign = torch.sign((U_t * (basis.map_outputs(torch.eye(old.shape[0])).double() @ U_s)).sum(dim=0))
     else:
-        sign = torch.sign((V_t * (basis.read(torch.eye(old.shape[1])).double().T @ V_s)).sum(dim=0))
+        sign = torch.sign((V_t * (basis.map_inputs(torch.eye(old.shape[1])).double().T @ V_s)).sum(dim=0))
     U_t, V_t = U_t * sign, V_t * sign
     P_U, P_V = U_t @ torch.linalg.pinv(U_s), V_t @ torch.linalg.pinv(V_s)
     assert (P_U @ U_s - U_t).norm() < 1e-10
@@ -69,8 +69,8 @@ def test_the_low_rank_form_is_the_papers_dense_formula(tmp_path: Path) -> None:
     for part in old.arch.parts:
         weights = old.part(pair.old, part), new.part(pair.new, part)
         k = min(24, *weights[0].shape, *weights[1].shape)
-        wanted = dense(*weights, adapter.updates[pair.old, part].delta(), k, built.basis(pair, part), part)
-        assert relative(upgraded.updates[pair.new, part].delta(), wanted.float()) < 0.02  # kept in bfloat16
+        wanted = dense(*weights, adapter.updates[pair.old, part].delta_weight(), k, built.basis(pair, part), part)
+        assert relative(upgraded.updates[pair.new, part].delta_weight(), wanted.float()) < 0.02  # kept in bfloat16
 
 
 @pytest.mark.parametrize("part", ["q", "k", "o", "gate", "down"])
@@ -100,7 +100,10 @@ def test_an_identical_backbone_gets_the_update_back(tmp_path: Path) -> None:
     )
     for layer in range(3):
         for part in ("q", "o"):
-            wanted, got = adapter.updates[layer, part].delta(), upgraded.adapter.updates[layer, part].delta()
+            wanted, got = (
+                adapter.updates[layer, part].delta_weight(),
+                upgraded.adapter.updates[layer, part].delta_weight(),
+            )
             assert relative(got, wanted) < 0.01  # the section is kept in bfloat16
 
 
@@ -147,8 +150,8 @@ def test_gain_and_rank_are_options(tmp_path: Path) -> None:
     once, twice = (upgrade(adapter, built, method="cross-lora", options={"gain": gain}).adapter for gain in (1, 2.0))
     low = upgrade(adapter, built, method="cross-lora", options={"rank": 1}).adapter
     for key, update in once.updates.items():
-        assert relative(twice.updates[key].delta(), 2 * update.delta()) < 1e-5
-        assert torch.linalg.matrix_rank(low.updates[key].delta(), rtol=1e-4) == 1
+        assert relative(twice.updates[key].delta_weight(), 2 * update.delta_weight()) < 1e-5
+        assert torch.linalg.matrix_rank(low.updates[key].delta_weight(), rtol=1e-4) == 1
     with pytest.raises(LoraSuiteError, match="not positive"):
         upgrade(adapter, built, method="cross-lora", options={"rank": 0})
 

@@ -29,7 +29,7 @@ class Planted:
         self.teacher = Targets(self.ids, target, torch.ones(60))
 
     def moved(self, update: LowRank) -> torch.Tensor:
-        return self.h + self.factor * update.applied(self.x)
+        return self.h + self.factor * update.apply(self.x)
 
     def off(self, update: LowRank) -> float:
         return divergence(self.head, self.moved(update), self.teacher)
@@ -82,8 +82,8 @@ def test_the_sharpened_update_is_right_at_other_inputs_too(planted):
     part = planted.head.restrict(planted.ids)
 
     def off(update: LowRank) -> float:
-        target = part.logits(h + planted.true.applied(x)).log_softmax(-1)
-        return divergence(planted.head, h + update.applied(x), Targets(planted.ids, target, torch.ones(80)))
+        target = part.logits(h + planted.true.apply(x)).log_softmax(-1)
+        return divergence(planted.head, h + update.apply(x), Targets(planted.ids, target, torch.ones(80)))
 
     assert off(found) < 0.2 * off(start)
 
@@ -93,7 +93,7 @@ def test_where_nothing_is_wanted_it_stays_nearer_to_the_start(planted):
     _, held = planted.refine(quiet=planted.quiet)
 
     def moved(update: LowRank) -> float:
-        return float((planted.quiet @ (update.delta() - start.delta()).T).norm())
+        return float((planted.quiet @ (update.delta_weight() - start.delta_weight()).T).norm())
 
     assert moved(held) < 0.9 * moved(free)
 
@@ -103,7 +103,7 @@ def test_a_start_that_is_right_stays(planted):
     _, wanted = planted.start()
     more = {"x": planted.x, "wanted": wanted, "anchors": planted.quiet, "factor": planted.factor, "steps": 60}
     found = refine(planted.true, planted.head, planted.h, planted.teacher, **more)
-    assert float((found.delta() - planted.true.delta()).norm()) < 0.02 * planted.true.norm()
+    assert float((found.delta_weight() - planted.true.delta_weight()).norm()) < 0.02 * planted.true.norm()
 
 
 def test_no_steps_leave_the_start(planted):
@@ -121,4 +121,4 @@ def test_nothing_wanted_leaves_the_start(planted):
 
 def test_the_same_twice_is_the_same(planted):
     first, second = planted.refine(steps=20)[1], planted.refine(steps=20)[1]
-    torch.testing.assert_close(first.delta(), second.delta(), rtol=0, atol=0)
+    torch.testing.assert_close(first.delta_weight(), second.delta_weight(), rtol=0, atol=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.io.output import whole_folder
+from peft_lorasuite.io.output import atomic_folder
 
 
 def filled(target: Path, text: str) -> Path:
@@ -19,7 +19,7 @@ def filled(target: Path, text: str) -> Path:
 
 def test_a_new_folder_takes_the_old_ones_place(tmp_path: Path) -> None:
     target = filled(tmp_path / "out", "before")
-    with whole_folder(target, overwrite=True) as part:
+    with atomic_folder(target, overwrite=True) as part:
         (part / "new.txt").write_text("after")
     assert [path.name for path in target.iterdir()] == ["new.txt"]
     assert list(tmp_path.iterdir()) == [target]
@@ -29,7 +29,7 @@ def test_what_was_there_comes_back_when_the_swap_fails(tmp_path: Path) -> None:
     target = filled(tmp_path / "out", "before")
     with (
         pytest.raises(LoraSuiteError, match="nothing was written: No such file"),
-        whole_folder(target, overwrite=True) as part,
+        atomic_folder(target, overwrite=True) as part,
     ):
         shutil.rmtree(part)  # a cleaner of temporary files was faster
     assert (target / "old.txt").read_text() == "before"
@@ -38,22 +38,22 @@ def test_what_was_there_comes_back_when_the_swap_fails(tmp_path: Path) -> None:
 
 def test_what_another_wrote_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(LoraSuiteError, match="the output folder is not empty"), whole_folder(target):
+    with pytest.raises(LoraSuiteError, match="the output folder is not empty"), atomic_folder(target):
         filled(target, "another's")
     assert (target / "old.txt").read_text() == "another's"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_missing_input_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.txt"), whole_folder(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.txt"), atomic_folder(tmp_path / "out"):
         (tmp_path / "absent.txt").read_text()
-    with pytest.raises(ConnectionError), whole_folder(tmp_path / "out"):
+    with pytest.raises(ConnectionError), atomic_folder(tmp_path / "out"):
         raise ConnectionError("the Hub went away")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     info = r"nothing was written: .*; check free space and rights"
-    with pytest.raises(LoraSuiteError, match=info), whole_folder(tmp_path / "out") as part:
+    with pytest.raises(LoraSuiteError, match=info), atomic_folder(tmp_path / "out") as part:
         (part / ("long" * 100)).write_text("")
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 
 from peft_lorasuite.adapters.adapter import Adapter
-from peft_lorasuite.adapters.reading import read as read_adapter
-from peft_lorasuite.adapters.writing import write as write_adapter
+from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.adapters.writing import write_adapter
 from peft_lorasuite.arch.layout import group_of, head_rows, heads_first, join, place_rows, split
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
@@ -106,17 +106,17 @@ def test_a_heads_block_holds_its_rows_and_os_its_columns() -> None:
 def test_a_low_rank_update_keeps_its_product_whatever_is_done_to_its_factors() -> None:
     update = LowRank(draw(4, 9), draw(7, 4, seed=1), draw(7, seed=2))
     wide = update.padded(6, torch.Generator().manual_seed(0))
-    assert torch.equal(wide.delta(), update.delta())
+    assert torch.equal(wide.delta_weight(), update.delta_weight())
     assert wide.A[4:].abs().min() > 0
-    assert update.norm() == pytest.approx(float(update.delta().norm()), rel=1e-5)
-    assert torch.allclose(update.scaled(-2.0).delta(), -2 * update.delta())
+    assert update.norm() == pytest.approx(float(update.delta_weight().norm()), rel=1e-5)
+    assert torch.allclose(update.scaled(-2.0).delta_weight(), -2 * update.delta_weight())
 
 
 def test_truncation_is_the_best_there_is_and_tells_the_energy_it_keeps() -> None:
     update = LowRank(draw(4, 9), draw(7, 4, seed=1))
-    U, s, Vt = torch.linalg.svd(update.delta())
+    U, s, Vt = torch.linalg.svd(update.delta_weight())
     cut, kept = update.truncated(2)
-    assert torch.allclose(cut.delta(), U[:, :2] @ torch.diag(s[:2]) @ Vt[:2], atol=1e-5)
+    assert torch.allclose(cut.delta_weight(), U[:, :2] @ torch.diag(s[:2]) @ Vt[:2], atol=1e-5)
     assert kept == pytest.approx(float((s[:2] ** 2).sum() / (s**2).sum()), rel=1e-5)
     assert update.truncated(4)[1] == pytest.approx(1.0)
 
@@ -124,7 +124,7 @@ def test_truncation_is_the_best_there_is_and_tells_the_energy_it_keeps() -> None
 def test_stacked_updates_are_the_updates_above_one_another() -> None:
     q, v = LowRank(draw(2, 6), draw(3, 2)), LowRank(draw(2, 6, seed=1), draw(4, 2), draw(4))
     whole = stack({"q": q, "v": v}, {"q": 3, "k": 5, "v": 4})
-    assert torch.allclose(whole.delta(), torch.cat([q.delta(), torch.zeros(5, 6), v.delta()]))
+    assert torch.allclose(whole.delta_weight(), torch.cat([q.delta_weight(), torch.zeros(5, 6), v.delta_weight()]))
     assert whole.rank == 4
     assert whole.bias is not None
     assert torch.equal(whole.bias, torch.cat([torch.zeros(8), draw(4)]))
@@ -160,7 +160,7 @@ def random_adapter(arch: Architecture, rank: int = 3, *, shared: bool = True) ->
 
 
 def deltas(adapter: Adapter) -> dict[tuple[int, str], Tensor]:
-    return {key: update.delta() for key, update in adapter.updates.items()}
+    return {key: update.delta_weight() for key, update in adapter.updates.items()}
 
 
 def assert_same(got: Adapter, wanted: dict[tuple[int, str], Tensor], tolerance: float = 1e-5) -> None:

@@ -16,8 +16,8 @@ from peft_lorasuite.linalg.assignment import (
     TIE,
     Pairs,
     assign,
+    assign_by_index,
     assign_units,
-    by_index,
     fixed_path,
     layer_path,
 )
@@ -113,7 +113,7 @@ def test_no_assignment_scores_more(shape: tuple[int, int]) -> None:
 
 
 def test_without_head_mapping_the_ith_meets_the_ith() -> None:
-    assert by_index(2, 3).tolist() == by_index(3, 2).tolist() == [[0, 0], [1, 1]]
+    assert assign_by_index(2, 3).tolist() == assign_by_index(3, 2).tolist() == [[0, 0], [1, 1]]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

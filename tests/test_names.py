@@ -13,7 +13,7 @@ from pico import pico_config, pico_model, pico_tokenizer
 from peft_lorasuite.cli.common import load_options
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.hub.repository import check_id
-from peft_lorasuite.io.source import name_and_revision
+from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import NAMELESS, Backbone
 
 SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
@@ -31,13 +31,13 @@ SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
     ],
 )
 def test_a_hub_id_is_split_at_its_revision_and_a_path_is_not(text: str, parts: tuple[str, str | None]) -> None:
-    assert name_and_revision(text) == parts
+    assert split_revision(text) == parts
 
 
 @pytest.mark.parametrize("text", ["@main", "org/model@"])
 def test_half_a_name_is_refused(text: str) -> None:
     with pytest.raises(LoraSuiteError, match=r"the revision or the name is missing \(wanted ID@REVISION"):
-        name_and_revision(text)
+        split_revision(text)
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -48,7 +48,7 @@ def test_a_folder_with_an_at_in_its_path_is_opened(
     place = Path("me@work/old") if relative else tmp_path / "me@work" / "old"
     pico_config("llama").save_pretrained(place)
     args = Namespace(trust_remote_code=False, dtype="auto", device_map=None)
-    for backbone in (Backbone.open(place), Backbone.open(str(place), **load_options(args).model())):
+    for backbone in (Backbone.open(place), Backbone.open(str(place), **load_options(args).model_kwargs())):
         assert backbone.source.revision is None
         assert backbone.arch.layers == 3
 

@@ -15,7 +15,7 @@ import pytest
 from command_fixtures import Pair, refused
 
 from peft_lorasuite import LoraSuiteError, upgrade
-from peft_lorasuite.io.output import check_free, whole_folder
+from peft_lorasuite.io.output import atomic_folder, check_output
 from peft_lorasuite.mapping.fingerprint import identify, tokenizer_files
 from peft_lorasuite.models.backbone import Backbone
 
@@ -68,8 +68,8 @@ def test_the_working_directory_and_what_holds_it_are_no_output(tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "a" / "b")
     for place in (".", tmp_path / "a", "/proc"):  # the last is a mount point
         with pytest.raises(LoraSuiteError, match="is the working directory, holds it, or is a mount point"):
-            check_free(place, overwrite=True)
-    assert check_free("below") == Path("below")
+            check_output(place, overwrite=True)
+    assert check_output("below") == Path("below")
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["to a folder", "dangling"])
@@ -77,7 +77,7 @@ def test_a_link_stands_for_what_it_points_to(there: bool, tmp_path: Path) -> Non
     if there:
         (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with whole_folder(tmp_path / "link") as part:
+    with atomic_folder(tmp_path / "link") as part:
         (part / "new.txt").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "new.txt").read_text() == "new"
@@ -86,7 +86,7 @@ def test_a_link_stands_for_what_it_points_to(there: bool, tmp_path: Path) -> Non
 def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LoraSuiteError, match=r"the output lies below a file \(got .*/file\)"):
-        check_free(tmp_path / "file" / "a" / "b")
+        check_output(tmp_path / "file" / "a" / "b")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_there_is_no_right_to_read_says_so(pair: Pair) -> None:
             with pytest.raises(LoraSuiteError, match=r"tokenizer\.json: the file cannot be read: Permission denied"):
                 tokenizer_files(backbone)
             with pytest.raises(LoraSuiteError, match="the name cannot be looked up: Permission denied"):
-                check_free(home / "closed" / "out")
+                check_output(home / "closed" / "out")
 
 
 @pytest.mark.parametrize("role", ["adapter", "new"])

@@ -26,7 +26,7 @@ from peft_lorasuite.arch.spec import ATTENTION, OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.assignment import SMALL
 from peft_lorasuite.linalg.basis import hidden_map, part_basis, pseudo_inverse
-from peft_lorasuite.linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
+from peft_lorasuite.linalg.similarity import head_similarity, sketch, sketch_signs, unit_similarity
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.planning.counts import SVD, Costs, looks
 from peft_lorasuite.planning.plan import plan, text
@@ -75,10 +75,10 @@ def test_moving_weights_takes_the_products_that_are_counted(hidden: int) -> None
     def move() -> None:
         for part in OLD.parts:
             basis = part_basis(OLD, costs.new.arch, part, W, W.T, gains)
-            matrix = basis.writing() if part in OUTPUT_PROJECTIONS else basis.reading()
+            matrix = basis.output_matrix() if part in OUTPUT_PROJECTIONS else basis.input_matrix()
             weight = drawn(part, costs.old)
             rows = weight.T if part in OUTPUT_PROJECTIONS else weight
-            rows @ (sketched(matrix, signs[part]) if part in signs else matrix)
+            rows @ (sketch(matrix, signs[part]) if part in signs else matrix)
 
     assert costs.moving().fp32 == costs.layers * products(move)
 
@@ -95,7 +95,7 @@ def test_head_similarity_takes_the_products_that_are_counted() -> None:
 def test_unit_matching_takes_the_products_that_are_counted(old: Architecture, hidden: int) -> None:
     costs = replace(COSTS, old=Side(old, 4), new=Side(replace(NEW, hidden=hidden)))
     signs = sketch_signs(costs.units, hidden)
-    left, right = ({part: sketched(torch.randn(side.arch.intermediate, hidden), signs[part]) for part in costs.units}
+    left, right = ({part: sketch(torch.randn(side.arch.intermediate, hidden), signs[part]) for part in costs.units}
                    for side in (costs.old, costs.new))  # fmt: skip
     compared = products(lambda: unit_similarity(left, right, sketches=hidden == 600))
     fewer = min(costs.old.arch.intermediate, costs.new.arch.intermediate)

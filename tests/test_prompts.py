@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.text.examples import Example, fill, read_examples, read_prompts
+from peft_lorasuite.text.examples import Example, format_example, read_examples, read_prompts
 
 ITEMS = [
     {"instruction": "Add.", "input": "1 2", "output": "3", "answer": "3", "source": "x"},
@@ -42,13 +42,13 @@ def test_one_object_is_one_record(tmp_path: Path) -> None:
 
 
 def test_the_template_has_a_form_with_and_one_without_input() -> None:
-    with_input, without = (fill(example) for example in WANTED)
+    with_input, without = (format_example(example) for example in WANTED)
     assert with_input.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
     assert without == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nSay {no}.\n\n### Response:\n"
     )
-    assert fill(WANTED[0], "{input}: {instruction}>") == "1 2: Add.>"
+    assert format_example(WANTED[0], "{input}: {instruction}>") == "1 2: Add.>"
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,15 @@ def test_the_template_has_a_form_with_and_one_without_input() -> None:
 )
 def test_a_template_that_would_lose_text_is_refused(template: str, message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
-        fill(WANTED[0], template)
+        format_example(WANTED[0], template)
 
 
 def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
-    assert read_prompts(["one", {"prompt": "two"}, {"instruction": "Say {no}."}]) == ["one", "two", fill(WANTED[1])]
+    assert read_prompts(["one", {"prompt": "two"}, {"instruction": "Say {no}."}]) == [
+        "one",
+        "two",
+        format_example(WANTED[1]),
+    ]
     assert read_prompts(saved(tmp_path, "one\n\ntwo\n", "p.txt")) == ["one", "two"]
     assert read_prompts(saved(tmp_path, '["one"]')) == ["one"]
     assert read_prompts(ITEMS[1:], "{instruction}!") == ["Say {no}.!"]

@@ -85,7 +85,7 @@ def both(pair: Pair) -> UpgradeMap:
 
 
 def deltas(upgraded: Any) -> dict[Any, torch.Tensor]:
-    return {key: update.delta() for key, update in upgraded.adapter.updates.items()}
+    return {key: update.delta_weight() for key, update in upgraded.adapter.updates.items()}
 
 
 def same(left: Any, right: Any) -> bool:

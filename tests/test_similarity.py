@@ -14,11 +14,11 @@ from peft_lorasuite.arch.spec import Heads
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.linalg.similarity import (
     SIMILARITIES,
-    SKETCH,
+    SKETCH_SIZE,
     head_similarity,
     layer_similarity,
+    sketch,
     sketch_signs,
-    sketched,
     unit_similarity,
 )
 from peft_lorasuite.models import activations
@@ -167,25 +167,25 @@ def test_wide_units_are_compared_through_a_sketch_that_keeps_their_cosines(width
     unit = torch.nn.functional.normalize
     exact = sum(unit(old[part]) @ unit(near[part]).T for part in old) / 3
     signs = sketch_signs(tuple(old), width)
-    left, right = ({part: sketched(side[part], signs[part]) for part in side} for side in (old, near))
+    left, right = ({part: sketch(side[part], signs[part]) for part in side} for side in (old, near))
     found = unit_similarity(left, right, sketches=True)
-    assert float((found - exact).abs().max()) < 6 / SKETCH**0.5
+    assert float((found - exact).abs().max()) < 6 / SKETCH_SIZE**0.5
     assert torch.equal(found.argmax(dim=1), torch.arange(40))
     assert unit_similarity(left, left, sketches=True).diagonal() == pytest.approx(1.0, abs=1e-5)
-    assert all(part.shape == (40, SKETCH) for part in left.values())
+    assert all(part.shape == (40, SKETCH_SIZE) for part in left.values())
 
 
 @pytest.mark.parametrize("width", [512, 768, 1300])
 def test_the_sketch_of_a_product_is_the_product_with_a_sketch(width: int) -> None:
     rows, R = draw(60, 20), draw(20, width, seed=1)
     signs = sketch_signs(("gate", "up", "down"), width)["up"]
-    assert sketched(rows @ R, signs) == pytest.approx(rows @ sketched(R, signs), abs=1e-4)
+    assert sketch(rows @ R, signs) == pytest.approx(rows @ sketch(R, signs), abs=1e-4)
 
 
 def test_narrow_units_are_compared_whole() -> None:
     rows, signs = draw(5, 300), sketch_signs(("gate", "up", "down"), 300)
     assert set(signs) == {"gate", "up", "down"}
-    assert all(torch.equal(sketched(rows, sign), rows) for sign in signs.values())
+    assert all(torch.equal(sketch(rows, sign), rows) for sign in signs.values())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3"])

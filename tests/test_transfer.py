@@ -91,32 +91,32 @@ def basis(hidden: Tensor, old: Tensor, new: Tensor, **facts: bool | float) -> Ba
 def test_what_reads_behind_a_norm_reads_the_same_in_the_new_basis(hidden: Tensor) -> None:
     old, new, rows, x = gains(8), gains(hidden.shape[1], 1), draw(5, 8, seed=2), draw(30, 8, seed=3)
     wanted = (rms(x) * old) @ rows.T
-    got = (rms(x @ hidden) * new) @ basis(hidden, old, new).read(rows).T
+    got = (rms(x @ hidden) * new) @ basis(hidden, old, new).map_inputs(rows).T
     assert relative(got, wanted) < 1e-5
 
 
 def test_what_reads_the_bare_residual_stream_reads_the_same_at_any_scale() -> None:
     hidden, ones, rows, x = 3 * turn(8), torch.ones(8), draw(5, 8, seed=2), draw(30, 8, seed=3)
-    assert relative((x @ hidden) @ basis(hidden, ones, ones, normed=False).read(rows).T, x @ rows.T) < 1e-5
+    assert relative((x @ hidden) @ basis(hidden, ones, ones, normed=False).map_inputs(rows).T, x @ rows.T) < 1e-5
 
 
 def test_what_writes_adds_the_same_to_the_new_stream() -> None:
     hidden, ones, columns = draw(8, 11), torch.ones(8), draw(8, 4, seed=1)
     wide = Basis(hidden, pseudo_inverse(hidden), ones, torch.ones(11), normed=False, residual=0.25)
-    assert relative(wide.write(columns), 0.25 * hidden.T @ columns) < 1e-6
+    assert relative(wide.map_outputs(columns), 0.25 * hidden.T @ columns) < 1e-6
 
 
 def test_a_norm_behind_a_writer_is_undone_by_its_gains() -> None:
     order, old, columns = torch.randperm(8, generator=torch.Generator().manual_seed(0)), gains(8), draw(8, 4)
     new = gains(8, 1)
-    got = basis(torch.eye(8)[:, order], old, new, normed=False).write(columns)
+    got = basis(torch.eye(8)[:, order], old, new, normed=False).map_outputs(columns)
     assert relative(got * new[:, None], (columns * old[:, None])[order]) < 1e-5
 
 
 def test_a_gain_of_nearly_zero_is_not_divided_by() -> None:
     new = gains(8)
     new[3] = 1e-12
-    read = basis(torch.eye(8), torch.ones(8), new).read(torch.ones(1, 8))
+    read = basis(torch.eye(8), torch.ones(8), new).map_inputs(torch.ones(1, 8))
     assert float(read.abs().max()) < 1e4
 
 

@@ -68,7 +68,7 @@ class Adapter:
         return tuple(part for part in self.arch.parts if any(key[1] == part for key in self.updates))
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def separate_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return contiguous tensors that share no memory, as safetensors wants them; copies only what does."""
     found, seen = {}, set()
     for name, tensor in tensors.items():

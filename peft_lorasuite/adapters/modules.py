@@ -12,10 +12,10 @@ from torch import Tensor
 from ..arch.layout import split
 from ..arch.spec import Architecture, Site
 from ..errors import LoraSuiteError
-from ..linalg.lowrank import LowRank, bounded
+from ..linalg.lowrank import LowRank, check_values
 from ..models.backbone import Backbone
-from .peft_format import OPTIONAL, OWN, TRAINED_BIAS
-from .token_tables import needs_old
+from .peft_format import LINEAR_ENDINGS, OPTIONAL_ENDINGS, TRAINED_BIAS
+from .token_tables import needs_backbone_error
 
 
 def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
@@ -44,7 +44,7 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def factors(
+def read_update(
     used: Mapping[str, Tensor], config: Mapping[str, Any], path: str, old: Backbone | None, arch: Architecture,
     place: tuple[int, Site],
 ) -> LowRank | None:  # fmt: skip
@@ -61,14 +61,14 @@ def factors(
     A = A.float() * used["lora_E"].float() if "lora_E" in used else A.float()
     if "lora_B.bias" in used:
         bias = used["lora_B.bias"].float() * scale
-    A, B = bounded(A, B.float() * scale, where=path)
+    A, B = check_values(A, B.float() * scale, where=path)
     return LowRank(A, B, bias)
 
 
 def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:
     """Return what training changed a module's own bias by (``bias="all"`` or ``"lora_only"``)."""
     if old is None:
-        raise needs_old("the adapter stores trained biases")
+        raise needs_backbone_error("the adapter stores trained biases")
     if not place[1].bias:
         raise LoraSuiteError(
             f"the adapter stores a trained bias, and {arch.family} has none there",
@@ -79,7 +79,10 @@ def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place
 
 def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, layer: int, site: Site, where: str) -> None:
     """Refuse tensors that are not all of their kind, or do not fit one another or their module."""
-    place, needed = f"{where}, layer {layer}, {site.path}", [end for end in OWN[kind] if end not in OPTIONAL]
+    place, needed = (
+        f"{where}, layer {layer}, {site.path}",
+        [end for end in LINEAR_ENDINGS[kind] if end not in OPTIONAL_ENDINGS],
+    )
     missing = [end for end in needed if end not in used]
     if missing and len(missing) < len(needed):
         raise LoraSuiteError(f"a {kind} lacks a tensor", where=place, wanted=missing[0], do="fetch the adapter again")
@@ -103,7 +106,7 @@ def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, laye
             raise LoraSuiteError(what, where=place, got=got, wanted=wanted, do=do)
 
 
-def per_part(update: LowRank, site: Site, arch: Architecture) -> dict[str, LowRank]:
+def split_parts(update: LowRank, site: Site, arch: Architecture) -> dict[str, LowRank]:
     """Take a fused module's update apart; the parts share their A."""
     rows = split(update.B, site, arch)
     biases = {} if update.bias is None else split(update.bias, site, arch)

@@ -15,9 +15,9 @@ from ..io.source import Source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-READ = ("LORA", "ADALORA")
+DIRECT_KINDS = ("LORA", "ADALORA")
 """Kinds whose factors are read; every other kind that changes weights goes through a LoRA on the old backbone."""
-PROMPTS = (
+PROMPT_KINDS = (
     "ADAPTION_PROMPT",
     "CARTRIDGE",
     "CPT",
@@ -36,16 +36,16 @@ ENDINGS = (
 """Ends of tensor names after the module's path, a longer one before its own end."""
 TRAINED_BIAS = ("base_layer.bias", "bias")
 _LINEAR = ("lora_A.weight", "lora_B.weight", "lora_B.bias", *TRAINED_BIAS)
-OWN = {
+LINEAR_ENDINGS = {
     "lora": _LINEAR,
     "dora": (*_LINEAR, "lora_magnitude_vector"),
     "adalora": ("lora_A", "lora_B", "lora_E", *TRAINED_BIAS),
 }
 """Kind -> ends of the tensors that it has in a linear module."""
-OPTIONAL = ("lora_B.bias", *TRAINED_BIAS)
+OPTIONAL_ENDINGS = ("lora_B.bias", *TRAINED_BIAS)
 """Those of them that may be absent; where one of the others is, all are."""
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-BESIDE = {
+UNUSED_TABLE_ENDINGS = {
     "base_layer.weight": "a copy of the backbone's own table, which PEFT saves beside its update",
     **dict.fromkeys(TRAINED_BIAS, "the head's bias: only its weight is transferred"),
     "lora_B.bias": "a token table's bias: only its weight is transferred",
@@ -59,7 +59,7 @@ OTHER_FORMULAS = (
 
 
 @dataclass(frozen=True)
-class Inside(Source):
+class Subfolder(Source):
     """A sub-folder of a place."""
 
     subfolder: str = ""
@@ -69,7 +69,7 @@ class Inside(Source):
         return super().fetch(f"{self.subfolder}/{filename}")
 
 
-def select(source: Source, adapter_name: str | None, *, names_result: bool = False) -> Source:
+def select_adapter(source: Source, adapter_name: str | None, *, names_result: bool = False) -> Source:
     """Return the place of one adapter: the folder itself, or a sub-folder of that name if it holds several.
 
     PEFT saves every adapter but the one called ``default`` to a sub-folder.
@@ -98,7 +98,7 @@ def select(source: Source, adapter_name: str | None, *, names_result: bool = Fal
         )  # fmt: skip
     if source.folder is not None:
         return Source(str(source.folder / adapter_name), source.kind)
-    return Inside(**{field.name: getattr(source, field.name) for field in fields(Source)}, subfolder=adapter_name)
+    return Subfolder(**{field.name: getattr(source, field.name) for field in fields(Source)}, subfolder=adapter_name)
 
 
 def _named_inside(source: Source) -> set[str]:
@@ -107,11 +107,11 @@ def _named_inside(source: Source) -> set[str]:
     return {name.removesuffix(f"/{CONFIG}") for name in source.listing if name.endswith(f"/{CONFIG}")}
 
 
-def check(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse an adapter that has no weights to carry, or whose weights belong to a changed backbone."""
     _check_names(config, where)
     kind, init = config["peft_type"], config.get("init_lora_weights")
-    if kind in PROMPTS:
+    if kind in PROMPT_KINDS:
         raise LoraSuiteError(
             f"a {kind.lower().replace('_', ' ')} adapter is a prompt, which means something to its own backbone alone",
             where=where, got=kind, wanted="an adapter that changes weights",
@@ -135,7 +135,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
 
 def _check_names(config: Mapping[str, Any], where: str) -> None:
     """Refuse a kind or task that PEFT does not know."""
-    kinds = [*READ, *PROMPTS]
+    kinds = [*DIRECT_KINDS, *PROMPT_KINDS]
     if config["peft_type"] not in kinds:
         from peft import PeftType  # importing PEFT takes longer than an upgrade
 
@@ -179,7 +179,7 @@ def _is_pattern(name: str) -> bool:
         return False
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
+def adapter_kind(config: Mapping[str, Any]) -> str:
     """Return what the result is to be again: ``lora``, ``dora`` or ``adalora``."""
     if config["peft_type"] == "ADALORA":
         return "adalora"
@@ -188,7 +188,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 def needs_backbones(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Whether carrying an adapter reads the backbones' weights or tokenizers, by its config and its tensors' names."""
-    if config["peft_type"] not in READ or config.get("use_dora"):
+    if config["peft_type"] not in DIRECT_KINDS or config.get("use_dora"):
         return True
     needy = ("base_layer.bias", "bias", "weight", "lora_embedding_A", "token_adapter.trainable_tokens_delta")
     found = {(ending, module.rpartition(".")[2]) for module, ending in map(ending_of, names)}
@@ -212,7 +212,7 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     return grouped
 
 
-def why_not(owned: Mapping[str, str], family: str) -> str:
+def skip_reason(owned: Mapping[str, str], family: str) -> str:
     """Say why the tensors of a module that is no linear module of a layer are not transferred."""
     if set(owned) <= {*TRAINED_BIAS}:
         return "a bias of no linear module of a layer (a norm's or the head's) has no place in a LoRA"

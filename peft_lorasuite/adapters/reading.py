@@ -6,13 +6,13 @@ from typing import Any
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..io.checkpoint import no_safetensors, open_safetensors, read_all
+from ..io.checkpoint import no_safetensors_error, open_safetensors, read_tensors
 from ..io.source import Source
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .parsing import from_tensors
-from .peft_format import CONFIG, READ, WEIGHTS, check, needs_backbones
-from .token_tables import needs_old
+from .peft_format import CONFIG, DIRECT_KINDS, WEIGHTS, check_config, needs_backbones
+from .token_tables import needs_backbone_error
 
 
 def read_config(source: Source) -> dict[str, Any]:
@@ -30,17 +30,19 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
-def reads_backbones(source: Source) -> bool:
+def adapter_needs_backbones(source: Source) -> bool:
     """Whether carrying an adapter needs both backbones; refuses at once what is not transferred at all."""
     config = read_config(source)
-    check(config, source.name)
+    check_config(config, source.name)
     path = source.fetch(WEIGHTS)
     if path is None:
-        raise no_safetensors(source, WEIGHTS)
+        raise no_safetensors_error(source, WEIGHTS)
     return needs_backbones(config, open_safetensors(path, where=f"{source.name}/{WEIGHTS}").keys())
 
 
-def read(source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None) -> Adapter:
+def read_adapter(
+    source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None
+) -> Adapter:
     """Read an adapter of a backbone.
 
     Args:
@@ -54,22 +56,24 @@ def read(source: Source, arch: Architecture, *, old: Backbone | None = None, ran
             kind that is not transferred.
     """
     config = read_config(source)
-    check(config, source.name)
+    check_config(config, source.name)
     path = source.fetch(WEIGHTS)
     if path is None:
-        raise no_safetensors(source, WEIGHTS)
+        raise no_safetensors_error(source, WEIGHTS)
     where = f"{source.name}/{WEIGHTS}"
-    tensors = read_all(path, where=where)
-    if config["peft_type"] not in READ:
-        from .conversion import converted
+    tensors = read_tensors(path, where=where)
+    if config["peft_type"] not in DIRECT_KINDS:
+        from .conversion import convert_to_lora
 
         if old is None:
-            raise needs_old(f"the adapter is a {config['peft_type']} and is made a LoRA first")
-        return converted(source, config, tensors, old, rank, from_tensors)
+            raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is made a LoRA first")
+        return convert_to_lora(source, config, tensors, old, rank, from_tensors)
     return from_tensors(tensors, config, arch, source=source, old=old)
 
 
-def named_base(adapter: Source, *, do: str = "name the old backbone (--from, source_model=)") -> tuple[str, str | None]:
+def base_model_of(
+    adapter: Source, *, do: str = "name the old backbone (--from, source_model=)"
+) -> tuple[str, str | None]:
     """Return the base model that an adapter's config names, and its revision."""
     config = read_config(adapter)
     name = config.get("base_model_name_or_path")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..linalg.lowrank import LowRank, bounded
+from ..linalg.lowrank import LowRank, check_values
 from ..models.backbone import Backbone
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
@@ -38,7 +38,7 @@ class TableUpdate:
     names: tuple[str, ...]
 
 
-def table_of(module: str, arch: Architecture) -> str | None:
+def find_table(module: str, arch: Architecture) -> str | None:
     """Return ``embedding`` or ``head`` if a module path is one of them, under its name in memory or on disk."""
     paths = {"embedding": [arch.embedding], "head": [arch.head]}
     for table, known in paths.items():
@@ -54,16 +54,16 @@ def read_table(
 ) -> TableUpdate:  # fmt: skip
     """Read one table's update, whichever of its forms the adapter has; ``scaling`` gives it for a rank."""
     module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
-    chosen = _chosen(config.get("trainable_token_indices"), module) if DELTA in used else []
+    chosen = _trained_tokens(config.get("trainable_token_indices"), module) if DELTA in used else []
     found = {end: tensor.float() for end, tensor in used.items()}
-    form = _checked(found, arch.hidden, len(chosen), where)
+    form = _check_form(found, arch.hidden, len(chosen), where)
     if form == "lora":
         embedding = "lora_embedding_A" in found
         A, B = (found[name] for name in (EMBEDDING if embedding else LINEAR))
-        rows, shared = bounded((A.T if embedding else B) * scaling(len(A)), B.T if embedding else A, where=where)
+        rows, shared = check_values((A.T if embedding else B) * scaling(len(A)), B.T if embedding else A, where=where)
         return TableUpdate("lora", torch.arange(len(rows)), rows, shared, names)
     if old is None:
-        raise needs_old(f"the update of the {table} is stored as new values")
+        raise needs_backbone_error(f"the update of the {table} is stored as new values")
     weight = old.tensor(f"{arch.embedding if table == 'embedding' or arch.tied else arch.head}.weight")
     if form == "full":
         delta, ids = found["weight"].clone(), torch.arange(len(found["weight"]))
@@ -71,14 +71,14 @@ def read_table(
         delta[:count] -= weight[:count]
     else:
         if not all(type(token) is int and 0 <= token < len(weight) for token in chosen):
-            raise _no_tokens(where, repr(chosen)[:80], f"different numbers from 0 to {len(weight) - 1}")
+            raise _indices_error(where, repr(chosen)[:80], f"different numbers from 0 to {len(weight) - 1}")
         ids = torch.tensor(sorted(chosen))
         delta = found[DELTA][torch.tensor(chosen).argsort()] - weight[ids]
-    bounded(delta, where=where)
+    check_values(delta, where=where)
     return TableUpdate(form, ids, delta, torch.eye(delta.shape[1]), names)
 
 
-def _checked(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
+def _check_form(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
     """Return the form that a table's tensors are in, after looking at their names and shapes; -1 is any number."""
     rank = next((len(found[end]) for end in (EMBEDDING[0], LINEAR[0]) if end in found and found[end].ndim), 0)
     forms = (
@@ -99,30 +99,30 @@ def _checked(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -
     return form
 
 
-def _chosen(indices: Any, module: str) -> list[int]:
+def _trained_tokens(indices: Any, module: str) -> list[int]:
     """Return which tokens of a table were trained; the config names them for every table, or by table."""
     if isinstance(indices, dict):
         indices = next((values for name, values in indices.items() if name.endswith(module)), None)
     if not isinstance(indices, list) or len({repr(token) for token in indices}) < max(len(indices), 1):
-        raise _no_tokens(module, repr(indices)[:80], "a list of different numbers")
+        raise _indices_error(module, repr(indices)[:80], "a list of different numbers")
     return indices
 
 
-def _no_tokens(where: str, got: str, wanted: str) -> LoraSuiteError:
+def _indices_error(where: str, got: str, wanted: str) -> LoraSuiteError:
     return LoraSuiteError(
         "trainable_token_indices does not name the trained tokens", where=where, got=got, wanted=wanted,
         do="mend the adapter's config, or fetch it again",
     )  # fmt: skip
 
 
-def needs_old(why: str) -> LoraSuiteError:
+def needs_backbone_error(why: str) -> LoraSuiteError:
     """Build the error for an adapter that cannot be read without its backbone."""
     return LoraSuiteError(
         f"{why}: to read it, the old backbone is needed", do="name the old backbone (--from, old=, source_model=)"
     )
 
 
-def written(
+def table_tensors(
     table: str, update: TableUpdate, new: Backbone, prefix: str, rank: int, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the PEFT tensors of a table's update on the new backbone, and what its config says of them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arch.layout import join
 from . import adalora
-from .adapter import Adapter, apart, by_site
+from .adapter import Adapter, by_site, separate_storage
 from .peft_format import CONFIG, PREFIX, WEIGHTS
 
 REPORT = "lorasuite_report.json"
@@ -21,7 +21,7 @@ RECORD = "lorasuite_finetune.json"
 """Beside the weights: how they were trained."""
 
 
-def write_adapter(model: Any, folder: Path, weights: Any = None) -> None:
+def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     """Write the active adapter as a plain PEFT folder, with the record of its training and its report if it has them.
 
     ``weights`` are the model's own, unless given whole because the model is spread over processes.
@@ -58,7 +58,7 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
             tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch)
-    return apart(tensors)
+    return separate_storage(tensors)
 
 
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
     return common | {"r": rank, "lora_alpha": rank, "lora_bias": biased, "use_dora": adapter.kind == "dora"}
 
 
-def write(adapter: Adapter, folder: Path, *, base: str, revision: str | None = None) -> None:
+def write_adapter(adapter: Adapter, folder: Path, *, base: str, revision: str | None = None) -> None:
     """Write a plain PEFT folder into an existing, empty folder."""
     from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
 OUTPUT_PROJECTIONS = ("o", "down")
 """Parts whose output is added to the residual stream. The others, the input projections, take its normalized state."""
@@ -22,7 +22,7 @@ def check_parts(parts: Iterable[str]) -> None:
     """Raise an error for a name that is not in `PARTS`."""
     for part in parts:
         if part not in PARTS:
-            raise unknown("part", part, PARTS)
+            raise unknown_name_error("part", part, PARTS)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..io.source import name_and_revision
+from ..io.source import split_revision
 from .common import Output, add_command, add_loading, load_options, positive, setup_logging
 
 
@@ -36,10 +36,10 @@ def run(args: Namespace) -> Output:
     from . import chat_session as session
 
     session.check_chat(args.template, args.length, args.prompt)
-    adapter, revision = name_and_revision(args.adapter)
-    old, old_revision = name_and_revision(args.old) if args.old else (None, None)
+    adapter, revision = split_revision(args.adapter)
+    old, old_revision = split_revision(args.old) if args.old else (None, None)
     bases = [
-        None if text is None else Backbone.open(text, **load_options(args).model())
+        None if text is None else Backbone.open(text, **load_options(args).model_kwargs())
         for text in (args.base, args.old_base)
     ]
     found = session.speakers(

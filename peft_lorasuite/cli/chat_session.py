@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ..adapters.loading import adapter_folder, put_on
-from ..adapters.reading import named_base
+from ..adapters.loading import adapter_folder, add_adapter
+from ..adapters.reading import base_model_of
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.generation import answer
-from ..text.examples import Example, fill
+from ..text.examples import Example, format_example
 from ..text.templates import check_template, check_text
 
 LEAST = 24
@@ -100,7 +100,7 @@ def ask(found: Sequence[Speaker], text: str, *, template: str | None = None, len
         Name of the column -> answer.
     """
     check_text(text, "the question")
-    prompt = text if template is None else fill(Example(text), template)
+    prompt = text if template is None else format_example(Example(text), template)
     return {speaker.name: speaker.answer(prompt, length) for speaker in found}
 
 
@@ -136,12 +136,12 @@ def _adapted(backbone: Backbone, adapter: str, revision: str | None, dtype: Any,
     source = Source(str(adapter), "adapter", revision)
     folder = adapter_folder(source)
     model = backbone.load(dtype=dtype, device_map=device_map)
-    return put_on(model, folder, source, base=repr(backbone)).eval()
+    return add_adapter(model, folder, source, base=repr(backbone)).eval()
 
 
 def _named_base(adapter: str, revision: str | None) -> Backbone:
     source = Source(str(adapter), "adapter", revision)
-    name, own = named_base(source, do="name it (--old-base)")
+    name, own = base_model_of(source, do="name it (--old-base)")
     return Backbone.open(name, revision=own, hub_only=source.folder is None)
 
 

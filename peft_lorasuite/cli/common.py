@@ -9,10 +9,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import LoraSuiteError, check_seed, check_whole
+from ..errors import LoraSuiteError, check_integer, check_seed
 from ..io.source import LoadOptions
 from ..models.distributed import is_first
-from ..progress import Progress, bars, silent
+from ..progress import Progress, no_progress, progress_bars
 
 NAME = "peft-lorasuite"
 DATA = "JSON (a list of objects) or JSON lines with instruction, output and, if there is one, input"
@@ -98,7 +98,7 @@ def setup_logging(args: Namespace) -> Progress:
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
-    return bars if shown else silent
+    return progress_bars if shown else no_progress
 
 
 def non_empty(text: str) -> str:
@@ -110,7 +110,7 @@ def non_empty(text: str) -> str:
 
 def positive(text: str) -> int:
     """Take an integer from 1."""
-    return _integer(text, lambda value: check_whole("", value))
+    return _integer(text, lambda value: check_integer("", value))
 
 
 def seed(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from ..io.output import check_free
+from ..io.output import check_output
 from .common import Output, add_command, add_overwrite, positive, setup_logging
 
 
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
 def run(args: Namespace) -> Output:
     """Run the demo."""
     progress = setup_logging(args)
-    check_free(args.output, overwrite=args.overwrite)
+    check_output(args.output, overwrite=args.overwrite)
     from .demo_steps import run_demo
 
     result = run_demo(args.output, samples=args.samples, overwrite=args.overwrite, progress=progress)

@@ -11,15 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..adapters.writing import write_adapter
+from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
-from ..io.output import whole_folder
+from ..io.output import atomic_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..reporting.map_figures import layer_map_figure
-from ..text.examples import fill, read_examples
+from ..text.examples import format_example, read_examples
 from ..training.finetune import finetune
 from ..training.scoring import Score, score
 from ..upgrading.upgrade import Upgraded, upgrade
@@ -87,7 +87,7 @@ class DemoResult:
 
 
 def run_demo(
-    output: str | Path, *, samples: int = 100, seed: int = 0, overwrite: bool = False, progress: Progress = silent
+    output: str | Path, *, samples: int = 100, seed: int = 0, overwrite: bool = False, progress: Progress = no_progress
 ) -> DemoResult:
     """Run the demo and write adapters, table, figures and the picture of the layer map into a folder.
 
@@ -96,7 +96,7 @@ def run_demo(
     """
     with (
         resources.as_file(resources.files("peft_lorasuite") / "data" / "demo") as data,
-        whole_folder(output, overwrite=overwrite) as part,
+        atomic_folder(output, overwrite=overwrite) as part,
     ):
         if not (data / "task.json").is_file():
             raise LoraSuiteError("this installation lacks the demo pair", where=data.name, do="install it again")
@@ -145,7 +145,7 @@ class _Demo:
         """Upgrade by one method; the prompts are training items without their answers."""
         return upgrade(
             self.data / "adapter", upgrade_map, method=method, options=options, old=self.data / "old", new=self.new,
-            prompts=[fill(item, self.template) for item in self.train[:PROMPTS]], seed=self.seed,
+            prompts=[format_example(item, self.template) for item in self.train[:PROMPTS]], seed=self.seed,
             progress=self.progress,
         )  # fmt: skip
 
@@ -172,7 +172,7 @@ class _Demo:
         trained = self._timed(name, lambda: self._fit(model, learning_rate=rate, modules=self._sites))
         folder = self.output / "upgraded-finetuned"
         folder.mkdir()
-        write_adapter(trained, folder)
+        write_peft_model(trained, folder)
         return self._row(name, trained, name)
 
     def _retrained(self) -> Row:

@@ -10,8 +10,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..io.output import check_free, whole_folder
-from ..progress import silent
+from ..io.output import atomic_folder, check_output
+from ..progress import no_progress
 from .common import Output, add_command, add_overwrite, positive, seed, setup_logging
 
 
@@ -43,7 +43,7 @@ def run(args: Namespace) -> Output:
     progress = setup_logging(args)
     if args.output:
         given = (args.model, *args.adapter, *args.against, args.data)
-        check_free(args.output, overwrite=args.overwrite, inputs=given)
+        check_output(args.output, overwrite=args.overwrite, inputs=given)
     from ..evaluation.harness import compare, comparison_table, markdown_table, published_rows
     from ..evaluation.harness import evaluate as measure
 
@@ -54,7 +54,7 @@ def run(args: Namespace) -> Output:
     _check_distinct([first, *args.adapter, *args.against])
     wanted = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
     wanted |= {name: (name, None) for name in args.against}
-    with _silence_harness() if progress is silent else nullcontext():
+    with _silence_harness() if progress is no_progress else nullcontext():
         rows = {
             label: measure(model, adapter=adapter, **settings)
             for label, (model, adapter) in progress("evaluating", list(wanted.items()))
@@ -66,7 +66,7 @@ def run(args: Namespace) -> Output:
     text = "\n".join(texts)
     values = {"rows": {label: row.to_dict() for label, row in rows.items()}}
     if args.output:
-        with whole_folder(args.output, overwrite=args.overwrite) as part:
+        with atomic_folder(args.output, overwrite=args.overwrite) as part:
             for number, row in enumerate(rows.values()):
                 row.save(part / f"{number}.json")
             (part / "table.md").write_text(text, encoding="utf-8")

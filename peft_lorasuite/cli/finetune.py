@@ -6,8 +6,8 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from ..io.output import check_free
-from ..io.source import name_and_revision
+from ..io.output import check_output
+from ..io.source import split_revision
 from .common import DATA, Output, add_command, add_output, add_training, seed, setup_logging, training_options
 
 
@@ -25,13 +25,13 @@ def add(commands: Any) -> None:
 def run(args: Namespace) -> Output:
     """Fine-tune and write."""
     progress = setup_logging(args)
-    check_free(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
+    check_output(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
     from ..text.examples import read_examples
     from ..training.finetune import finetune
 
     start = time.perf_counter()
     examples = read_examples(args.data)
-    name, revision = name_and_revision(args.adapter)
+    name, revision = split_revision(args.adapter)
     trained = finetune(
         name, examples, base=args.base, revision=revision, output=args.output, overwrite=args.overwrite,
         progress=progress, **training_options(args),

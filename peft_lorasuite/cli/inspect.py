@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from ..io.source import name_and_revision
+from ..io.source import split_revision
 from .common import Output, add_command, add_overwrite, setup_logging
 
 
@@ -31,7 +31,7 @@ def run(args: Namespace) -> Output:
     setup_logging(args)
     from ..reporting.inspect import inspect
 
-    name, revision = name_and_revision(args.name)
+    name, revision = split_revision(args.name)
     drawn = inspect(
         name, args.output, revision=revision, upgrade_map=args.map, old_adapter=args.old_adapter,
         old=args.old, new=args.new, rows=args.rows, overwrite=args.overwrite,

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from ..io.output import check_free
+from ..io.output import check_output
 from ..models.distributed import is_first, wait
 from .common import (
     NAME,
@@ -59,7 +59,7 @@ def run(args: Namespace) -> Output:
     """Build and write a map, or estimate what that takes."""
     progress = setup_logging(args)
     if args.output is not None:
-        check_free(args.output, overwrite=args.overwrite, inputs=(args.old, args.new, args.calibration))
+        check_output(args.output, overwrite=args.overwrite, inputs=(args.old, args.new, args.calibration))
     from ..mapping.options import MapOptions
     from ..mapping.upgrade_map import UpgradeMap
     from ..methods.sections import add_section, section_spec
@@ -68,7 +68,7 @@ def run(args: Namespace) -> Output:
     start = time.perf_counter()
     for method in args.methods:
         section_spec(method)
-    old, new = (Backbone.open(name, **load_options(args).model()) for name in (args.old, args.new))
+    old, new = (Backbone.open(name, **load_options(args).model_kwargs()) for name in (args.old, args.new))
     chosen = ("hidden_map", "similarity", "layer_map", "head_map", "tokens", "seed")
     options = MapOptions(**{name: getattr(args, name) for name in chosen})
     if args.output is None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..io.output import check_apart, check_free
-from ..io.source import name_and_revision
+from ..io.output import check_not_input, check_output
+from ..io.source import split_revision
 from ..methods.registry import summaries
 from ..models.distributed import is_first
 from ..progress import Progress
@@ -85,7 +85,7 @@ def run(args: Namespace) -> Output:
     from ..upgrading.upgrade import upgrade
 
     start = time.perf_counter()
-    adapter, revision = name_and_revision(args.adapter)
+    adapter, revision = split_revision(args.adapter)
     inputs = open_inputs(
         adapter, args.new, old=args.old, upgrade_map=args.map, method=args.method, prompts=prompts is not None,
         rank=args.rank, adapter_name=args.adapter_name, revision=revision, load=load_options(args), progress=progress,
@@ -111,34 +111,34 @@ def run(args: Namespace) -> Output:
 def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     """Refuse what can be refused before the long work; return prompts and samples."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
-    check_free(args.output, overwrite=args.overwrite, inputs=given)
-    from ..adapters.peft_format import select
+    check_output(args.output, overwrite=args.overwrite, inputs=given)
+    from ..adapters.peft_format import select_adapter
     from ..adapters.reading import read_config
     from ..io.source import Source
     from ..methods.options import make_options
     from ..methods.registry import find
-    from ..text.examples import check_enough, read_examples, read_prompts
+    from ..text.examples import check_prompt_count, read_examples, read_prompts
     from ..text.templates import check_template
     from ..training.options import FinetuneOptions
 
     if args.template is not None:
         check_template(args.template)
-    prompts = check_enough(read_prompts(args.prompts, args.template)) if args.prompts else None
+    prompts = check_prompt_count(read_prompts(args.prompts, args.template)) if args.prompts else None
     if args.finetune:
         FinetuneOptions(**training_options(args))
     samples = read_examples(args.finetune) if args.finetune else None
     if args.push:
         from ..hub.push import check_push
 
-        check_push(args.push, args.base_model or name_and_revision(args.new)[0])
+        check_push(args.push, args.base_model or split_revision(args.new)[0])
     elif args.private or args.create_pr or args.base_model:
         raise LoraSuiteError("nothing to push", got="--private, --create-pr or --base-model", do="add --push REPO_ID")
     if args.method != "auto":
         make_options(find(args.method), dict(args.options))
     if not args.old:
-        adapter, revision = name_and_revision(args.adapter)
-        source = select(Source(adapter, "adapter", revision), args.adapter_name)
-        check_apart(args.output, [read_config(source).get("base_model_name_or_path")])
+        adapter, revision = split_revision(args.adapter)
+        source = select_adapter(Source(adapter, "adapter", revision), args.adapter_name)
+        check_not_input(args.output, [read_config(source).get("base_model_name_or_path")])
     return prompts, samples
 
 
@@ -180,8 +180,8 @@ def _figures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
     from ..io.source import Source
     from ..reporting.inspect import card_pictures
 
-    name, revision = name_and_revision(args.adapter)
-    before, bases = Source(name, "adapter", revision), (args.old and name_and_revision(args.old)[0], None)
+    name, revision = split_revision(args.adapter)
+    before, bases = Source(name, "adapter", revision), (args.old and split_revision(args.old)[0], None)
     return card_pictures(folder, upgrade_map, args.output, before=before, bases=bases)
 
 

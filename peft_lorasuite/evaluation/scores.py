@@ -1,4 +1,4 @@
-"""What an evaluation found: per-item outcomes, intervals, paired comparison, JSON. No torch."""
+"""Results of an evaluation: outcome of every item, intervals, paired comparison, JSON. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
-Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+Z = 1.959963984540054
+"""Quantile of the normal distribution for two-sided 95 % intervals."""
 _VERSION = 1
 
 
@@ -21,10 +22,10 @@ class TaskScore:
 
     Attributes:
         task: Name of the benchmark in the LLM-Adapters collection.
-        items: A fingerprint of each item, in the order of ``outcomes``: two scores can be compared item by item.
-        outcomes: 1.0 for a right answer, 0.0 for a wrong one.
-        answered: Share of items whose generation held an answer at all; None when scored by likelihood. A low share
-            tells a model without the format from one without the knowledge.
+        items: Hash of each item, in the order of ``outcomes``, to compare two scores item by item.
+        outcomes: 1.0 for a correct answer, 0.0 for a wrong one.
+        answered: Share of items whose generation has an answer; None for ``scoring="likelihood"``. A low share shows
+            that the model lacks the format rather than the knowledge.
     """
 
     task: str
@@ -36,7 +37,9 @@ class TaskScore:
     def __post_init__(self) -> None:
         if not self.outcomes or len(self.items) != len(self.outcomes):
             raise LoraSuiteError(
-                "every item needs one outcome", where=self.task, got=f"{len(self.outcomes)} of {len(self.items)}"
+                "every item must have one outcome",
+                where=self.task,
+                got=f"{len(self.outcomes)} outcomes, {len(self.items)} items",
             )
 
     @property
@@ -51,12 +54,12 @@ class TaskScore:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean (0 when all outcomes are equal: then read `interval`)."""
+        """Standard error of the mean; 0 if all outcomes are equal, see `interval` then."""
         return math.sqrt(self.value * (1 - self.value) / max(self.n - 1, 1))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval, which keeps its width at 0 and at 1 and stays between them."""
+        """Wilson's 95 % interval, which is not empty at 0 and 1 and stays between them."""
         n, p = self.n, self.value
         middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
@@ -68,10 +71,11 @@ class Evaluation:
     """One model's scores on several benchmarks, in the order of the papers' tables.
 
     Attributes:
-        model: What was evaluated: a folder, a Hub id or a class name.
-        adapter: The PEFT adapter on it, if it was named.
-        scoring: ``generate`` or ``likelihood``.
-        settings: What else the numbers depend on (limit, seed, template, token limits, versions).
+        tasks: The scores.
+        model: Folder, Hub id or class name of the model.
+        adapter: Folder or Hub id of the PEFT adapter on it, if one was given.
+        scoring: ``"generate"`` or ``"likelihood"``.
+        settings: What else the scores depend on (limit, seed, template, token limits, versions).
     """
 
     tasks: tuple[TaskScore, ...]
@@ -82,14 +86,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise LoraSuiteError("an evaluation without tasks")
+            raise LoraSuiteError("an evaluation must have at least one task")
 
     def __getitem__(self, task: str) -> TaskScore:
-        """The score of one benchmark."""
+        """Return the score of one benchmark."""
         for score in self.tasks:
             if score.task == task:
                 return score
-        raise unknown("benchmark", task, [score.task for score in self.tasks])
+        raise unknown_name_error("benchmark", task, [score.task for score in self.tasks])
 
     @property
     def average(self) -> float:
@@ -102,7 +106,7 @@ class Evaluation:
         return _combine((score.value, score.interval) for score in self.tasks)[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, with the derived numbers, as JSON knows it."""
+        """Return everything, derived numbers included, as JSON values."""
         tasks = [
             {**asdict(score), "n": score.n, "value": score.value, "stderr": score.stderr, "interval": score.interval}
             for score in self.tasks
@@ -117,7 +121,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Rebuild what `to_dict` gave; derived numbers are computed anew."""
+        """Rebuild an evaluation from `to_dict`; derived numbers are computed again."""
         if data.get("version") != _VERSION:
             raise LoraSuiteError("not an evaluation of this version", got=data.get("version"), wanted=_VERSION)
         tasks = tuple(
@@ -128,7 +132,11 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote. Raises `LoraSuiteError` for any other file."""
+        """Read a file written by `save`.
+
+        Raises:
+            LoraSuiteError: For any other file.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
@@ -139,16 +147,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the first of two models is, on the same items.
+    """Paired difference of two models on the same items.
 
     Attributes:
         name: Benchmark, or ``average``.
         value: First minus second, from -1 to 1.
-        interval: 95 % interval of it.
-        relative: ``value`` over the second model's score (Cross-LoRA's relative gain); None when that is 0.
+        stderr: Its standard error.
+        interval: Its 95 % interval.
+        relative: ``value`` divided by the second model's score (the relative gain of Cross-LoRA); None if that is 0.
         n: Number of items.
-        wins: Items that only the first answers rightly.
-        losses: Items that only the second answers rightly.
+        wins: Items that only the first model answers correctly.
+        losses: Items that only the second model answers correctly.
     """
 
     name: str
@@ -163,18 +172,20 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired differences per benchmark and of the averages."""
+    """Paired differences of two models, per benchmark and of the averages."""
 
     tasks: tuple[Difference, ...]
     average: Difference
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Compare two models item by item: how much better is ``a`` than ``b``?
+    """Compare two models item by item: how much better ``a`` is than ``b``.
 
-    The interval per benchmark is Agresti and Min's (half an item added to each of the four cells of the paired table),
-    which is not empty when the models agree on every item. Raises `LoraSuiteError` unless both were scored in the same
-    manner on the same items.
+    The interval per benchmark is that of Agresti and Min (half an item added to each of the four cells of the paired
+    table), which is not empty if the models agree on every item.
+
+    Raises:
+        LoraSuiteError: If the two were not scored in the same way on the same items.
     """
     check_same_items({"the first": a, "the second": b})
     tasks = tuple(_difference(one, other) for one, other in zip(a.tasks, b.tasks, strict=True))
@@ -200,7 +211,7 @@ def _ratio(value: float, base: float) -> float | None:
 
 
 def _combine(parts: Iterable[tuple[float, tuple[float, float]]]) -> tuple[float, tuple[float, float]]:
-    """Mean of independent values and its interval: distances to the limits add up in squares (MOVER)."""
+    """Return the mean of independent values and its interval by MOVER: squared distances to the limits add up."""
     rows = list(parts)
     mean = math.fsum(value for value, _ in rows) / len(rows)
     down = math.sqrt(math.fsum((value - low) ** 2 for value, (low, _) in rows)) / len(rows)
@@ -209,13 +220,13 @@ def _combine(parts: Iterable[tuple[float, tuple[float, float]]]) -> tuple[float,
 
 
 def check_same_items(rows: Mapping[str, Evaluation]) -> None:
-    """Raise `LoraSuiteError` unless all evaluations scored the same items of the same benchmarks in the same manner."""
+    """Raise `LoraSuiteError` unless all evaluations scored the same items in the same way."""
     (first, one), *others = rows.items()
     for label, other in others:
         if [s.task for s in one.tasks] != [s.task for s in other.tasks]:
             raise LoraSuiteError(f"{first} and {label} were not evaluated on the same benchmarks")
         if one.scoring != other.scoring:
-            raise LoraSuiteError(f"{first} and {label} were not scored in the same manner", got=other.scoring)
+            raise LoraSuiteError(f"{first} and {label} were not scored in the same way", got=other.scoring)
         for left, right in zip(one.tasks, other.tasks, strict=True):
             if left.items != right.items:
                 what = f"{first} and {label} were not evaluated on the same items"

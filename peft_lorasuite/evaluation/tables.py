@@ -1,11 +1,11 @@
-"""Evaluations and comparisons as Markdown: the papers' table, and paired differences."""
+"""Evaluations and comparisons as Markdown tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 from .scores import Comparison, Difference, Evaluation, check_same_items
 from .tasks import BENCHMARKS
 
@@ -13,19 +13,18 @@ from .tasks import BENCHMARKS
 def markdown_table(
     rows: Mapping[str, Evaluation], *, published: Mapping[str, Mapping[str, float]] | None = None
 ) -> str:
-    """Set evaluations out as the papers do: a row a model, a column a benchmark, the average last, in percent.
+    """Return a table of evaluations: one row per model, one column per benchmark, the average last, in percent.
 
     Args:
-        rows: Label to evaluation, in the order wanted (the papers': base, LoRA small, upgraded without and with LFT,
-            LoRA full).
-        published: Rows of a paper, from `published_rows`, set below and marked as published. Their average is taken
-            over the columns of this table.
+        rows: Label -> evaluation, in the order of the table.
+        published: Rows of a paper (from `published_rows`), which are added below and marked as published. Their
+            average is over the columns of this table.
 
     Raises:
-        LoraSuiteError: if the rows are empty or were not evaluated on the same items.
+        LoraSuiteError: If there are no rows, or they were not evaluated on the same items.
     """
     if not rows:
-        raise LoraSuiteError("a table needs at least one evaluation")
+        raise LoraSuiteError("a table must have at least one evaluation")
     check_same_items(rows)
     tasks = next(iter(rows.values())).tasks
     columns = [_column(score.task) for score in tasks]
@@ -42,7 +41,7 @@ def markdown_table(
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Set a comparison out: the difference in points with its interval, the relative gain, and won and lost items."""
+    """Return a table of a comparison: difference in percentage points, relative gain, and items won and lost."""
     lines = [_line(["", "Difference", "Relative", "Won", "Lost", "Items"]), _line(["---", *["---:"] * 5])]
     lines += [_difference_line(_column(d.name), d) for d in comparison.tasks]
     lines.append(_difference_line("Avg.", comparison.average))
@@ -57,10 +56,10 @@ def _difference_line(label: str, d: Difference) -> str:
 
 
 def _column(task: str) -> str:
-    """A benchmark's heading. Raises `LoraSuiteError` for a task that is none of the paper's."""
+    """Return the column of a benchmark of the paper; raise `LoraSuiteError` for any other."""
     found = next((b.column for b in BENCHMARKS if b.name == task), None)
     if found is None:
-        raise unknown("benchmark", task, [b.name for b in BENCHMARKS])
+        raise unknown_name_error("benchmark", task, [b.name for b in BENCHMARKS])
     return found
 
 

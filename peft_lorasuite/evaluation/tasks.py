@@ -1,13 +1,13 @@
-"""The fifteen benchmarks of the LoRASuite paper: their names, their local files and the Hub's rows in the same format.
+"""The fifteen benchmarks of the LoRASuite paper: names, local files, and datasets of the Hub.
 
 `BENCHMARKS` is in the order of the paper's tables. Local files are those of the LLM-Adapters collection. Without them
-the items come from the Hub: the task YAML names the dataset and one function of this module, which turns its rows
-into the collection's items, so that both routes end in the same prompt.
+the items come from the Hub: the task YAML has the dataset and one function of this module, which converts its rows to
+items of the collection, so that both have the same prompts.
 
-The functions are tested on rows of the documented form; that the Hub still serves these datasets under these names
-cannot be tested without a network, for any of the fifteen. Four Hub sets differ from the collection's in their items:
-AddSub and SingleEq (Lila's selection), MAWPS (Calc-MAWPS, 520 items instead of 238) and the order of gsm8k. Use
-local files to compare with published rows.
+The functions are tested on rows of the documented form. Whether the Hub still has these datasets cannot be tested
+without a network. Four of them differ from the collection in their items: AddSub and SingleEq (selected by Lila),
+MAWPS (Calc-MAWPS, 520 items instead of 238) and gsm8k (another order). Use local files to compare with published
+results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 from ..text.templates import check_text
 from . import answers
 
@@ -30,8 +30,8 @@ class Benchmark:
     """One test set.
 
     Attributes:
-        name: Its name in the LLM-Adapters collection, which is also the stem of its file.
-        column: Its heading in the papers' tables.
+        name: Its name in the LLM-Adapters collection, also of its file.
+        column: Its column in the papers' tables.
         suite: ``math`` or ``commonsense``.
         size: Number of items in the collection.
     """
@@ -44,7 +44,7 @@ class Benchmark:
     @property
     def task(self) -> str:
         """Its name for lm-evaluation-harness."""
-        return "lorasuite_" + _plain(self.name)
+        return "lorasuite_" + _normalize_name(self.name)
 
 
 BENCHMARKS = (
@@ -67,39 +67,44 @@ BENCHMARKS = (
 SUITES = ("math", "commonsense")
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.strip().lower().replace("-", "_").removeprefix("lorasuite_")
 
 
 def select(suite: str | Iterable[str]) -> tuple[Benchmark, ...]:
-    """Find the benchmarks that a suite, a comma-separated list or a sequence of names means, in the tables' order.
+    """Return benchmarks in the order of the papers' tables.
 
-    Names are those of the collection or of the papers' columns, whatever their case. Raises `LoraSuiteError` for an
-    unknown name.
+    Args:
+        suite: A suite, a comma-separated list or a sequence of names; names of the collection or of the papers'
+            columns, in any case.
+
+    Raises:
+        LoraSuiteError: For an unknown name.
     """
     names = suite.split(",") if isinstance(suite, str) else list(suite)
     if not names:
-        raise LoraSuiteError("no benchmark is named", where="suite")
-    known = {key: {b} for b in BENCHMARKS for key in (_plain(b.name), _plain(b.column))}
+        raise LoraSuiteError("no benchmark was given", where="suite")
+    known = {key: {b} for b in BENCHMARKS for key in (_normalize_name(b.name), _normalize_name(b.column))}
     known |= {name: {b for b in BENCHMARKS if b.suite == name} for name in SUITES}
     wanted: set[Benchmark] = set()
     for name in names:
-        if _plain(name) not in known:
-            raise unknown("benchmark", name, [*SUITES, *(b.name for b in BENCHMARKS)])
-        wanted |= known[_plain(name)]
+        if _normalize_name(name) not in known:
+            raise unknown_name_error("benchmark", name, [*SUITES, *(b.name for b in BENCHMARKS)])
+        wanted |= known[_normalize_name(name)]
     return tuple(b for b in BENCHMARKS if b in wanted)
 
 
 def local_file(folder: Path, benchmark: Benchmark) -> Path | None:
-    """The benchmark's file in a folder: ``NAME_test.json``, or ``NAME/test.json`` as in the collection's repository."""
-    places = (folder / f"{benchmark.name}_test.json", folder / benchmark.name / "test.json")
-    return next((place for place in places if place.is_file()), None)
+    """Return a benchmark's file in a folder: ``NAME_test.json``, or ``NAME/test.json`` as in the collection."""
+    paths = (folder / f"{benchmark.name}_test.json", folder / benchmark.name / "test.json")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_items(path: Path, benchmark: Benchmark) -> list[Item]:
-    """Read and check a file of the collection: a list of objects with ``instruction``, ``answer`` and maybe ``input``.
+    """Read and check a file of the collection: a list of objects with ``instruction``, ``answer``, optional ``input``.
 
-    Raises `LoraSuiteError`, naming the file and the first faulty item, for anything that could not be scored.
+    Raises:
+        LoraSuiteError: If the file is malformed, or an item cannot be scored.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -107,24 +112,24 @@ def read_items(path: Path, benchmark: Benchmark) -> list[Item]:
         raise LoraSuiteError(f"not a JSON file: {error}", where=path) from error
     if not isinstance(rows, list) or not rows:
         raise LoraSuiteError("no items", where=path, wanted="a list of objects with instruction and answer")
-    return [_checked(row, benchmark, f"{path}, item {index}") for index, row in enumerate(rows)]
+    return [_check_item(row, benchmark, f"{path}, item {index}") for index, row in enumerate(rows)]
 
 
-def _checked(row: Any, benchmark: Benchmark, where: str) -> Item:
+def _check_item(row: Any, benchmark: Benchmark, where: str) -> Item:
     if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or "answer" not in row:
-        raise LoraSuiteError("not an item", where=where, wanted="an object with instruction and answer")
+        raise LoraSuiteError("malformed item", where=where, wanted="an object with instruction and answer")
     answer = row["answer"]
-    # the collection writes AQuA's letter as a list of one
+    # in the collection AQuA's letter is a list of one
     answer = str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer).strip()
     item = _item(row["instruction"], answer, row.get("input") or "")
     for name, text in item.items():
         check_text(text, f"{where}, {name}")
-    if not _can_be_right(item, benchmark):
-        raise LoraSuiteError(f"the answer is not one of {benchmark.column}", where=where, got=repr(answer))
+    if not _is_valid_answer(item, benchmark):
+        raise LoraSuiteError(f"invalid answer for {benchmark.column}", where=where, got=repr(answer))
     return item
 
 
-def _can_be_right(item: Item, benchmark: Benchmark) -> bool:
+def _is_valid_answer(item: Item, benchmark: Benchmark) -> bool:
     if benchmark.suite == "commonsense":
         return item["answer"] in answers.choices(item)
     if benchmark.name == "AQuA":
@@ -141,12 +146,12 @@ def _item(instruction: str, answer: str, context: str = "") -> Item:
 
 
 def _from_hub(convert: Callable[[Mapping[str, Any]], Item]) -> Callable[[Any], Any]:
-    """Lift a function of one row to one of a `datasets.Dataset`, as the task YAML's ``process_docs`` wants it."""
+    """Turn a function of one row into one of a `datasets.Dataset`, as ``process_docs`` of the task YAML needs it."""
 
     def process_docs(dataset: Any) -> Any:
         from datasets import Features, Value
 
-        # without features a column that keeps its name keeps its type: BoolQ's "false" would be read as a true boolean
+        # without features a column keeps its type: BoolQ's "false" would become the boolean True
         features = Features({name: Value("string") for name in ("instruction", "input", "answer")})
         return dataset.map(convert, remove_columns=dataset.column_names, features=features)
 
@@ -154,17 +159,17 @@ def _from_hub(convert: Callable[[Mapping[str, Any]], Item]) -> Callable[[Any], A
     return process_docs
 
 
-def _numbered(word: str, texts: Sequence[str], joint: str = " ") -> str:
-    return joint.join(f"{word}{place}: {text}" for place, text in enumerate(texts, 1))
+def _enumerate(word: str, texts: Sequence[str], separator: str = " ") -> str:
+    return separator.join(f"{word}{number}: {text}" for number, text in enumerate(texts, 1))
 
 
 def _format(word: str, count: int) -> str:
-    return "Answer format: " + "/".join(f"{word}{place}" for place in range(1, count + 1))
+    return "Answer format: " + "/".join(f"{word}{number}" for number in range(1, count + 1))
 
 
-def _question(question: str, texts: Sequence[str], right: int) -> Item:
-    text = f"Please choose the correct answer to the question: {question}\n\n{_numbered('Answer', texts)}\n\n"
-    return _item(text + _format("answer", len(texts)), f"answer{right + 1}")
+def _question(question: str, texts: Sequence[str], answer: int) -> Item:
+    text = f"Please choose the correct answer to the question: {question}\n\n{_enumerate('Answer', texts)}\n\n"
+    return _item(text + _format("answer", len(texts)), f"answer{answer + 1}")
 
 
 @_from_hub
@@ -177,7 +182,7 @@ def boolq(row: Mapping[str, Any]) -> Item:
 @_from_hub
 def piqa(row: Mapping[str, Any]) -> Item:
     """baber/piqa: goal, sol1, sol2, label (0 or 1)."""
-    texts = _numbered("Solution", (row["sol1"], row["sol2"]), "\n\n")
+    texts = _enumerate("Solution", (row["sol1"], row["sol2"]), "\n\n")
     text = f"Please choose the correct solution to the question: {row['goal']}\n\n{texts}\n\n"
     return _item(text + _format("solution", 2), f"solution{int(row['label']) + 1}")
 
@@ -185,7 +190,7 @@ def piqa(row: Mapping[str, Any]) -> Item:
 @_from_hub
 def siqa(row: Mapping[str, Any]) -> Item:
     """lighteval/siqa: context, question, answerA to answerC, label ("1" to "3")."""
-    texts = [row[f"answer{place}"] for place in "ABC"]
+    texts = [row[f"answer{letter}"] for letter in "ABC"]
     return _question(f"{row['context']} {row['question']}", texts, int(row["label"]) - 1)
 
 
@@ -193,7 +198,7 @@ def siqa(row: Mapping[str, Any]) -> Item:
 def hellaswag(row: Mapping[str, Any]) -> Item:
     """Rowan/hellaswag: activity_label, ctx, endings, label ("0" to "3")."""
     text = f"Please choose the correct ending to complete the given sentence: {row['activity_label']}: {row['ctx']}\n\n"
-    text += f"{_numbered('Ending', row['endings'])}\n\n{_format('ending', len(row['endings']))}"
+    text += f"{_enumerate('Ending', row['endings'])}\n\n{_format('ending', len(row['endings']))}"
     return _item(text, f"ending{int(row['label']) + 1}")
 
 
@@ -201,7 +206,7 @@ def hellaswag(row: Mapping[str, Any]) -> Item:
 def winogrande(row: Mapping[str, Any]) -> Item:
     """allenai/winogrande: sentence, option1, option2, answer ("1" or "2")."""
     text = "Please choose the correct answer to fill in the blank to complete the given sentence: "
-    text += f"{row['sentence']}\n\n{_numbered('Option', (row['option1'], row['option2']))} {_format('option', 2)}"
+    text += f"{row['sentence']}\n\n{_enumerate('Option', (row['option1'], row['option2']))} {_format('option', 2)}"
     return _item(text, f"option{row['answer']}")
 
 

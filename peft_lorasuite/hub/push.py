@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft_format import CONFIG, WEIGHTS
-from ..adapters.writing import RECORD, REPORT, write_adapter
-from ..errors import LoraSuiteError, context
-from ..io.checkpoint import no_safetensors, read_all
+from ..adapters.writing import RECORD, REPORT, write_peft_model
+from ..errors import LoraSuiteError, error_context
+from ..io.checkpoint import no_safetensors_error, read_tensors
 from ..io.paths import exists, is_folder
-from ..io.retry import patiently
+from ..io.retry import with_retries
 from ..io.source import Source, hub_errors, read_json
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading.upgrade import Upgraded
@@ -75,7 +75,7 @@ def push_upgraded(
     """
     check_id(repo_id)
     evaluation = card.load_evaluation(evaluation)
-    with _adapter_folder(model_or_dir) as source, tempfile.TemporaryDirectory() as scratch, context(repo_id):
+    with _adapter_folder(model_or_dir) as source, tempfile.TemporaryDirectory() as scratch, error_context(repo_id):
         folder = Path(scratch)
         report = _read_report(source)
         base = _copy_adapter(source, folder, base_model)
@@ -134,7 +134,7 @@ def push_map(
             unchanged; one that was created for this push is deleted.
     """
     check_id(repo_id)
-    with tempfile.TemporaryDirectory() as scratch, context(repo_id):
+    with tempfile.TemporaryDirectory() as scratch, error_context(repo_id):
         folder = upgrade_map.save(Path(scratch) / "map")
         text = card.map_card(repo_id, upgrade_map, pictures=_copy_pictures(picture, folder))
         (folder / README).write_text(text, encoding="utf-8")
@@ -184,7 +184,7 @@ def _write_model(model: Any, folder: Path) -> None:
     if not isinstance(model, PeftModel):
         kind = type(model).__name__
         raise LoraSuiteError("this cannot be pushed", got=kind, wanted="an upgraded adapter, a PEFT model or a folder")
-    write_adapter(model, folder)
+    write_peft_model(model, folder)
 
 
 def _read_report(folder: Path) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def _copy_adapter(source_folder: Path, folder: Path, base_model: str | None) -> 
     source = Source(str(source_folder), "adapter")
     config = source.read_json(CONFIG)
     if source.fetch(WEIGHTS) is None:
-        raise no_safetensors(source, WEIGHTS)
-    read_all(source_folder / WEIGHTS, where=WEIGHTS)
+        raise no_safetensors_error(source, WEIGHTS)
+    read_tensors(source_folder / WEIGHTS, where=WEIGHTS)
     base = check_id(base_model, owner=False) if base_model else _hub_id(config.get("base_model_name_or_path"))
     if base_model is not None and base_model != config.get("base_model_name_or_path"):
         config |= {"base_model_name_or_path": base_model, "revision": None}
@@ -266,7 +266,7 @@ def _check_base(base: str, token: str | bool | None) -> None:
 
     with hub_errors(Source(base, "backbone", hub_only=True)):
         try:
-            patiently(lambda: HfApi(token=token).model_info(base))
+            with_retries(lambda: HfApi(token=token).model_info(base))
         except RepositoryNotFoundError:
             raise LoraSuiteError(
                 "the new backbone is not on the Hub", where=base, do="pass its Hub id as base_model="

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import LoraSuiteError
 from ..io.checkpoint import open_safetensors
-from ..io.retry import PAUSES, patiently, pause_for
+from ..io.retry import PAUSES, retry_delay, with_retries
 from ..io.source import Source, hub_errors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def read_state(api: HfApi, repo_id: str, revision: str | None = None) -> RepoSta
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        info = patiently(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
+        info = with_retries(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
     except RepositoryNotFoundError:
         return None
     files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or []}
@@ -156,7 +156,7 @@ def verify(pushed: Pushed, folder: Path, token: str | bool | None) -> None:
             remote = Source(pushed.repo_id, "repository", pushed.commit, token, cache, hub_only=True)
             try:
                 for path in sorted(folder.iterdir()):
-                    _compare(path, remote.need(path.name), pushed)
+                    _compare(path, remote.require(path.name), pushed)
                 return
             except LoraSuiteError as error:
                 if last or "damaged" not in error.what:
@@ -191,7 +191,7 @@ def _check_target(
 
 
 def _create_repo(api: HfApi, repo_id: str, private: bool | None) -> RepoState:
-    patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     state = read_state(api, repo_id)
     if state is None:
         raise LoraSuiteError("the repository was just created and cannot be found", where=repo_id)
@@ -215,7 +215,7 @@ def _commit(
             )
             return Pushed(repo_id, info.oid, info.pr_url or str(info.repo_url), info.pr_revision)
         except Exception as error:
-            wait = pause_for(error, pause or 0.0)
+            wait = retry_delay(error, pause or 0.0)
             if wait is None:
                 raise
             pushed = _find_commit(api, repo_id, state, files, create_pr)
@@ -232,7 +232,7 @@ def _find_commit(api: HfApi, repo_id: str, before: RepoState, files: dict[str, P
     """Find the commit whose response was lost: on the main branch, or in a pull request."""
     revisions: list[str | None] = [None]
     if create_pr:
-        refs = patiently(lambda: api.list_repo_refs(repo_id, include_pull_requests=True))
+        refs = with_retries(lambda: api.list_repo_refs(repo_id, include_pull_requests=True))
         revisions = [ref.ref for ref in reversed(refs.pull_requests or [])]
     for revision in revisions:
         now = read_state(api, repo_id, revision)

@@ -39,7 +39,7 @@ class Checkpoint:
                 raise LoraSuiteError("the index has no weight map", where=f"{self.source.name}/{INDEX}")
             return table
         if self.source.fetch(SINGLE) is None:
-            raise no_safetensors(self.source, SINGLE)
+            raise no_safetensors_error(self.source, SINGLE)
         return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
 
     def __contains__(self, name: str) -> bool:
@@ -53,12 +53,12 @@ class Checkpoint:
         try:
             return self._file(shard).get_tensor(name)
         except SafetensorError as error:
-            raise broken(f"{self.source.name}/{shard}", error) from error
+            raise broken_file_error(f"{self.source.name}/{shard}", error) from error
 
     @property
     def bytes(self) -> int:
         """Size of all files."""
-        return sum(self.source.need(shard).stat().st_size for shard in set(self.shards.values()))
+        return sum(self.source.require(shard).stat().st_size for shard in set(self.shards.values()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,21 +73,21 @@ class Checkpoint:
         shards = sorted(set(self.shards.values()))
         self.source.announce(shards)
         for shard in shards:
-            self.source.need(shard)
+            self.source.require(shard)
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Read some rows of a matrix without reading the rest."""
         piece = self._file(self.shards[name]).get_slice(name)
-        _reaches(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
+        _check_rows(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
         return torch.stack([piece[number] for number in numbers])
 
-    def spread(self, name: str, count: int) -> Tensor:
+    def sample_rows(self, name: str, count: int) -> Tensor:
         """Read some rows, spread evenly over a matrix."""
-        return self.rows(name, evenly(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
+        return self.rows(name, evenly_spaced(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
 
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
-            self._open[shard] = open_safetensors(self.source.need(shard), where=f"{self.source.name}/{shard}")
+            self._open[shard] = open_safetensors(self.source.require(shard), where=f"{self.source.name}/{shard}")
         return self._open[shard]
 
 
@@ -114,20 +114,20 @@ class ModelWeights:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Take some rows of a matrix."""
-        _reaches(len(self._tensors[name]), numbers, name)
+        _check_rows(len(self._tensors[name]), numbers, name)
         return self._tensors[name].detach()[numbers].cpu()  # a few rows leave the GPU, not the matrix
 
-    def spread(self, name: str, count: int) -> Tensor:
+    def sample_rows(self, name: str, count: int) -> Tensor:
         """Take some rows, spread evenly over a matrix."""
-        return self.rows(name, evenly(len(self._tensors[name]), count))
+        return self.rows(name, evenly_spaced(len(self._tensors[name]), count))
 
 
-def evenly(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return row numbers from the first to the last."""
     return torch.linspace(0, length - 1, count).long().tolist()
 
 
-def _reaches(rows: int, numbers: list[int], where: str) -> None:
+def _check_rows(rows: int, numbers: list[int], where: str) -> None:
     if max(numbers) >= rows:
         raise LoraSuiteError(
             "a token table does not fit the config", where=where, got=f"{rows} rows",
@@ -142,28 +142,28 @@ def open_safetensors(path: Path, *, where: str) -> Any:
     except (SafetensorError, OSError) as error:
         if not os.access(path, os.R_OK):  # safetensors says that there is no such file
             raise LoraSuiteError("there is no right to read the file", where=where, do="check its rights") from error
-        raise broken(where, error) from error
+        raise broken_file_error(where, error) from error
 
 
-def read_all(path: Path, *, where: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file, refusing values that are not finite."""
     file = open_safetensors(path, where=where)
     try:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, no dict)
     except SafetensorError as error:
-        raise broken(where, error) from error
+        raise broken_file_error(where, error) from error
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise LoraSuiteError("values are not finite", where=where, got=", ".join(bad[:3]), do="train or fetch it again")
     return tensors
 
 
-def broken(where: str, error: Exception) -> LoraSuiteError:
+def broken_file_error(where: str, error: Exception) -> LoraSuiteError:
     """Build the error for a file that safetensors cannot read."""
     return LoraSuiteError(f"the file is no whole safetensors file ({error})", where=where, do="fetch it again")
 
 
-def no_safetensors(source: Source, wanted: str) -> LoraSuiteError:
+def no_safetensors_error(source: Source, wanted: str) -> LoraSuiteError:
     """Build the error for a place without safetensors, naming a pickle if that is what it has."""
     pickle = next((name for name in PICKLES if source.has(name)), None)
     if pickle:

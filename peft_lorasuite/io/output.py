@@ -19,7 +19,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What the system says of a handle that takes no more; it names no file then."""
 
 
-def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> Path:
+def check_output(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> Path:
     """Return the folder to write to, or refuse: called before the work as well as before the writing.
 
     Args:
@@ -28,14 +28,14 @@ def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[
         inputs: What the work reads: a folder that is one of them, or holds one, is not written to.
     """
     path = Path(folder).expanduser()
-    place = check_folder(path)
-    check_apart(path, inputs)
+    place = resolve_folder(path)
+    check_not_input(path, inputs)
     if Path.cwd().is_relative_to(place) or place.is_mount():
         raise LoraSuiteError(
             "the output is the working directory, holds it, or is a mount point, and cannot be replaced whole",
             where=path, do="name a folder in it",
         )  # fmt: skip
-    with writing(path):
+    with write_errors(path):
         filled = is_folder(place) and any(place.iterdir())
     if filled and not overwrite:
         raise LoraSuiteError(
@@ -44,7 +44,7 @@ def check_free(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[
     return path
 
 
-def check_folder(folder: Path) -> Path:
+def resolve_folder(folder: Path) -> Path:
     """Return where a folder is or can be made, links followed; refuse what is a file or lies below one."""
     if exists(folder) and not is_folder(folder):
         raise LoraSuiteError("the output is a file", where=folder, wanted="a folder", do="choose another name")
@@ -55,7 +55,7 @@ def check_folder(folder: Path) -> Path:
     return place
 
 
-def check_apart(folder: str | Path, inputs: Iterable[object]) -> None:
+def check_not_input(folder: str | Path, inputs: Iterable[object]) -> None:
     """Refuse an output that is an input's folder or holds it: replacing it would destroy the input.
 
     Inputs that are no names (a loaded model, None) or lie on the Hub cannot be hit.
@@ -72,13 +72,13 @@ def check_apart(folder: str | Path, inputs: Iterable[object]) -> None:
 
 
 @contextmanager
-def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder beside the target; it takes the target's place when the block ends without an error.
 
     A killed process leaves at most a hidden ``.NAME.*.part`` folder beside the target, never a half-written target.
     """
-    target = check_free(folder, overwrite=overwrite).resolve()
-    with writing(target):
+    target = check_output(folder, overwrite=overwrite).resolve()
+    with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
@@ -86,26 +86,26 @@ def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
         try:
             yield part
         except (OSError, SafetensorError) as error:
-            if not _is_of_writing(error, part):
+            if not _is_write_error(error, part):
                 raise
-            raise _cannot_write(target, error) from error
-        check_free(target, overwrite=overwrite)  # it may have been filled since
-        with writing(target):
-            _take_place(part, target)
+            raise _write_error(target, error) from error
+        check_output(target, overwrite=overwrite)  # it may have been filled since
+        with write_errors(target):
+            _replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
-def writing(target: str | Path) -> Iterator[None]:
+def write_errors(target: str | Path) -> Iterator[None]:
     """Turn a full disk or missing rights into an error that says so; safetensors reports them in a kind of its own."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise _cannot_write(Path(target), error) from error
+        raise _write_error(Path(target), error) from error
 
 
-def _take_place(part: Path, target: Path) -> None:
+def _replace(part: Path, target: Path) -> None:
     for file in part.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -119,12 +119,12 @@ def _take_place(part: Path, target: Path) -> None:
         target.rename(kept)
         part.rename(target)
     except BaseException:
-        _put_back(kept, target)
+        _restore(kept, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _put_back(kept: Path, target: Path) -> None:
+def _restore(kept: Path, target: Path) -> None:
     try:
         if kept.is_dir():
             kept.rename(target)
@@ -136,7 +136,7 @@ def _put_back(kept: Path, target: Path) -> None:
         ) from error  # fmt: skip
 
 
-def _is_of_writing(error: Exception, part: Path) -> bool:
+def _is_write_error(error: Exception, part: Path) -> bool:
     """Whether an error of the block is about what it writes, and not about a file that it reads, or a network."""
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     if names:
@@ -144,7 +144,7 @@ def _is_of_writing(error: Exception, part: Path) -> bool:
     return isinstance(error, SafetensorError) or getattr(error, "errno", None) in FULL
 
 
-def _cannot_write(target: Path, error: Exception) -> LoraSuiteError:
+def _write_error(target: Path, error: Exception) -> LoraSuiteError:
     return LoraSuiteError(
         f"nothing was written: {getattr(error, 'strerror', None) or error}",
         where=target,

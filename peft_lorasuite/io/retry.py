@@ -18,13 +18,13 @@ BUSY = (408, 429, 500, 502, 503, 504)
 log = logging.getLogger(__name__)
 
 
-def patiently(work: Callable[[], Result]) -> Result:
+def with_retries(work: Callable[[], Result]) -> Result:
     """Run ``work``, again after a pause where a new try can help; what no new try can help is raised at once."""
     for pause in PAUSES:
         try:
             return work()
         except Exception as error:
-            wait = pause_for(error, pause)
+            wait = retry_delay(error, pause)
             if wait is None:
                 raise
             log.info("the Hub did not answer (%s), trying again in %g s", type(error).__name__, wait)
@@ -32,18 +32,18 @@ def patiently(work: Callable[[], Result]) -> Result:
     return work()
 
 
-def pause_for(error: BaseException, pause: float) -> float | None:
+def retry_delay(error: BaseException, pause: float) -> float | None:
     """Return the seconds to wait before a new try; None for an error that a new try would meet again."""
     status, answer = getattr(getattr(error, "response", None), "status_code", None), getattr(error, "response", None)
     if status is None:
-        return pause if isinstance(error, transport_error()) else None
+        return pause if isinstance(error, transport_error_type()) else None
     if status not in BUSY:
         return None
     asked = _seconds(answer)
     return None if asked is not None and asked > LONGEST else asked if asked is not None else pause
 
 
-def transport_error() -> type[BaseException]:
+def transport_error_type() -> type[BaseException]:
     """Return the base error of the HTTP library that this huggingface_hub is built on: httpx, later httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 

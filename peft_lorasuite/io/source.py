@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError
 from .paths import exists, is_file, is_folder
-from .retry import patiently, transport_error
+from .retry import transport_error_type, with_retries
 
 LARGE = 50 * 10**6
 """Bytes from which on a download is announced."""
@@ -50,11 +50,11 @@ class LoadOptions:
     dtype: Any = "auto"
     device_map: Any = None
 
-    def hub(self) -> dict[str, Any]:
+    def hub_kwargs(self) -> dict[str, Any]:
         """Return the keywords of whatever only fetches files."""
         return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
 
-    def model(self) -> dict[str, Any]:
+    def model_kwargs(self) -> dict[str, Any]:
         """Return the keywords of `Backbone.open`."""
         return asdict(self)
 
@@ -70,7 +70,7 @@ class Source:
         token: Hub token; never shown.
         cache_dir: Hub cache to use instead of the default one.
         local_files_only: Use the cache alone.
-        memory: The weights are those of a loaded model, whatever the Hub holds under its name.
+        in_memory: The weights are those of a loaded model, whatever the Hub holds under its name.
         hub_only: Treat the name as a Hub id even if a folder of that name exists: a name that a stranger's file gave.
     """
 
@@ -81,7 +81,7 @@ class Source:
     cache_dir: str | None = None
     local_files_only: bool = False
     hub_only: bool = False
-    memory: bool = False
+    in_memory: bool = False
 
     def __repr__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
@@ -101,12 +101,12 @@ class Source:
     @cached_property
     def commit(self) -> str | None:
         """Commit hash that the revision stands for, resolved once; None for a folder or a loaded model."""
-        if self.memory or self.folder is not None:
+        if self.in_memory or self.folder is not None:
             return None
         from huggingface_hub import HfApi
 
         with hub_errors(self):
-            resolved = patiently(
+            resolved = with_retries(
                 lambda: HfApi(token=self.token).resolve_revision(
                     self.name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.local_files_only
                 )
@@ -116,18 +116,18 @@ class Source:
     @cached_property
     def listing(self) -> dict[str, tuple[int, str | None]]:
         """File -> (bytes, SHA-256 or None), as the Hub's metadata states them; empty for a folder or offline."""
-        if self.memory or self.folder is not None or self._offline():
+        if self.in_memory or self.folder is not None or self._offline():
             return {}
         from huggingface_hub import HfApi
 
         with hub_errors(self):
             api = HfApi(token=self.token)
-            info = patiently(lambda: api.model_info(self.name, revision=self.commit, files_metadata=True))
+            info = with_retries(lambda: api.model_info(self.name, revision=self.commit, files_metadata=True))
         return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []}
 
     def fetch(self, filename: str) -> Path | None:
         """Return the local path of a file, downloading it if need be; None where the place has no such file."""
-        _refuse_escape(filename, self)
+        _check_file_name(filename, self)
         if self.folder is not None:
             path = self.folder / filename
             return path if is_file(path) else None
@@ -140,7 +140,7 @@ class Source:
             self.announce([filename])
         with hub_errors(self):
             try:
-                path = patiently(
+                path = with_retries(
                     lambda: hf_hub_download(
                         self.name,
                         filename,
@@ -193,7 +193,7 @@ class Source:
                 do="run it again to fetch it anew",
             )
 
-    def need(self, filename: str, *, do: str | None = None) -> Path:
+    def require(self, filename: str, *, do: str | None = None) -> Path:
         """Return the local path of a file that must be there."""
         path = self.fetch(filename)
         if path is None:
@@ -202,9 +202,9 @@ class Source:
 
     def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
         """Read a JSON object that must be there."""
-        return read_json(self.need(filename, do=do), where=f"{self.name}/{filename}")
+        return read_json(self.require(filename, do=do), where=f"{self.name}/{filename}")
 
-    def place_of(self, filename: str) -> str:
+    def full_name(self, filename: str) -> str:
         """Name a file of it, for messages."""
         return f"{self.name}/{filename}"
 
@@ -219,7 +219,7 @@ class Source:
         return self.local_files_only or constants.HF_HUB_OFFLINE
 
 
-def name_and_revision(text: str | Path) -> tuple[str, str | None]:
+def split_revision(text: str | Path) -> tuple[str, str | None]:
     """Split ``ID@REVISION``; a folder is a folder whatever its name, and so is what only a folder can be called."""
     text = str(text)
     if "@" not in text or text.startswith((".", "~", "/")) or exists(text):
@@ -243,7 +243,7 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
     return values
 
 
-def _refuse_escape(filename: str, source: Source) -> None:
+def _check_file_name(filename: str, source: Source) -> None:
     path = Path(filename)
     if path.is_absolute() or ".." in path.parts or "\\" in filename:
         raise LoraSuiteError("a file name points outside its place", where=source.name, got=repr(filename))
@@ -283,7 +283,7 @@ def hub_errors(source: Source) -> Iterator[None]:
         status = getattr(error.response, "status_code", "no answer")
         what, do = REFUSALS.get(status, ("the Hub refused", "check your token and rights, or try again later"))
         raise _hub_error(source, f"{what} (HTTP {status})", do) from None
-    except (transport_error(), OSError) as error:
+    except (transport_error_type(), OSError) as error:
         raise _hub_error(
             source, f"the transfer failed ({type(error).__name__})", "check network and disk space; a new try resumes"
         ) from None

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import unknown
+from ..errors import unknown_name_error
 
 Pairs = list[tuple[int, int]]
 """(old, new), ascending in both for layers."""
@@ -30,13 +30,13 @@ def layer_path(scores: Float[Tensor, "old new"], tie: Callable[[int, int], float
     S = scores.double()
     rows, band = S.shape[0], S.shape[1] - S.shape[0]
     if tie is not None and band:
-        S = _broken_ties(S, band, tie)
+        S = _break_ties(S, band, tie)
     best = torch.full_like(S, -torch.inf)
     back = torch.full(S.shape, -1, dtype=torch.long)
     best[0, : band + 1] = S[0, : band + 1]
     for i in range(1, rows):
         value, at = torch.cummax(best[i - 1], dim=0)
-        at = _first(best[i - 1], value, at)
+        at = _first_maxima(best[i - 1], value, at)
         best[i, i : i + band + 1] = S[i, i : i + band + 1] + value[i - 1 : i + band]
         back[i, i : i + band + 1] = at[i - 1 : i + band]
     j = int(best[-1].argmax())
@@ -47,14 +47,14 @@ def layer_path(scores: Float[Tensor, "old new"], tie: Callable[[int, int], float
     return path[::-1]
 
 
-def _first(values: Tensor, maxima: Tensor, at: Tensor) -> Tensor:
+def _first_maxima(values: Tensor, maxima: Tensor, at: Tensor) -> Tensor:
     """Earliest position of each prefix maximum; cummax gives the latest."""
     new_peak = torch.cat([torch.ones(1, dtype=torch.bool), maxima[1:] > maxima[:-1]])
     positions = torch.arange(len(values))
     return torch.cummax(torch.where(new_peak, positions, torch.zeros_like(at)), dim=0).values
 
 
-def _broken_ties(S: Tensor, band: int, tie: Callable[[int, int], float]) -> Tensor:
+def _break_ties(S: Tensor, band: int, tie: Callable[[int, int], float]) -> Tensor:
     S = S.clone()
     for i in range(S.shape[0]):
         row = S[i, i : i + band + 1].clone()
@@ -69,7 +69,7 @@ def fixed_path(name: str, old: int, new: int) -> Pairs:
     """Return a layer map that looks at nothing: ``first``, ``last``, ``medium`` or ``proportional`` (appendix A.6)."""
     few, many = min(old, new), max(old, new)
     if name not in FIXED_PATHS:
-        raise unknown("layer map", name, LAYER_MAPS)
+        raise unknown_name_error("layer map", name, LAYER_MAPS)
     pairs = [(i, FIXED_PATHS[name](i, few, many)) for i in range(few)]
     return pairs if old <= new else [(j, i) for i, j in pairs]
 
@@ -92,7 +92,7 @@ def assign(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     return torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1).long()
 
 
-def by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
+def assign_by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
     """Match the i-th with the i-th: the ablation without head mapping."""
     numbers = torch.arange(min(old, new))
     return torch.stack([numbers, numbers], dim=1)
@@ -117,19 +117,19 @@ def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     free_old, free_new = (torch.arange(count) for count in scores.shape)
     found: list[Tensor] = []
     while True:
-        pairs = asked(scores)
-        found.append(_among(pairs, free_old, free_new))
+        pairs = greedy_pairs(scores)
+        found.append(_original_pairs(pairs, free_old, free_new))
         left, open_ = (torch.ones(count, dtype=torch.bool) for count in scores.shape)
         left[pairs[:, 0]], open_[pairs[:, 1]] = False, False
         free_old, free_new, scores = free_old[left], free_new[open_], scores[left][:, open_]
         if len(free_old) <= SMALL or len(pairs) < SLOW * len(left):
             break
-    found.append(_among(assign(scores), free_old, free_new))
+    found.append(_original_pairs(assign(scores), free_old, free_new))
     pairs = torch.cat(found)
     return pairs[pairs[:, 0].argsort()]
 
 
-def asked(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
+def greedy_pairs(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     """Match the best pairs first, among the `CANDIDATES` of every old unit; who loses all of these stays free.
 
     Every old unit asks for its best new one, and for the next where somebody with a better score has it: the outcome of
@@ -154,6 +154,6 @@ def asked(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     return torch.stack([holder[taken], taken], dim=1)
 
 
-def _among(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
+def _original_pairs(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Return pairs of positions among the free as pairs of units."""
     return torch.stack([old[pairs[:, 0]], new[pairs[:, 1]]], dim=1)

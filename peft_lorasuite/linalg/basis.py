@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.spec import OUTPUT_PROJECTIONS, Architecture
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
 HIDDEN_MAPS = ("embeddings", "polar", "identity")
 EXACT = 1e-3
@@ -31,7 +31,7 @@ def hidden_map(old: Float[Tensor, "tokens old"], new: Float[Tensor, "tokens new"
             ``"identity"``: for equal hidden sizes, a bet on continued pre-training (the paper's choice there).
     """
     if kind not in HIDDEN_MAPS:
-        raise unknown("hidden map", kind, HIDDEN_MAPS)
+        raise unknown_name_error("hidden map", kind, HIDDEN_MAPS)
     size = old.shape[1]
     if kind == "identity":
         if size != new.shape[1]:
@@ -104,30 +104,30 @@ class Basis:
     normed: bool = True
     residual: float = 1.0
 
-    def read(self, rows: Float[Tensor, "rows old"]) -> Float[Tensor, "rows new"]:
+    def map_inputs(self, rows: Float[Tensor, "rows old"]) -> Float[Tensor, "rows new"]:
         """Return ``rows @ R_in``: what reads old hidden states, made to read new ones."""
-        return (rows * self.old_gain) @ self.inverse.T * self._read_scale
+        return (rows * self.old_gain) @ self.inverse.T * self._input_scale
 
-    def write(self, columns: Float[Tensor, "old columns"]) -> Float[Tensor, "new columns"]:
+    def map_outputs(self, columns: Float[Tensor, "old columns"]) -> Float[Tensor, "new columns"]:
         """Return ``R_out @ columns``: what writes old hidden states, made to write new ones."""
-        return (self.hidden.T @ (columns * self.old_gain[:, None])) * self._write_scale[:, None]
+        return (self.hidden.T @ (columns * self.old_gain[:, None])) * self._output_scale[:, None]
 
-    def reading(self) -> Float[Tensor, "old new"]:
+    def input_matrix(self) -> Float[Tensor, "old new"]:
         """Form ``R_in = κ diag(g_o) pinv(W_h)^T diag(1/g_n)``, ``κ = ||W_h||_F / sqrt(D_n)`` behind a norm, else 1."""
-        return self.old_gain[:, None] * self.inverse.T * self._read_scale
+        return self.old_gain[:, None] * self.inverse.T * self._input_scale
 
-    def writing(self) -> Float[Tensor, "old new"]:
+    def output_matrix(self) -> Float[Tensor, "old new"]:
         """Form ``R_out^T``, ``R_out = diag(1/g_n) W_h^T diag(g_o)`` times the residual multipliers' ratio."""
-        return self.old_gain[:, None] * self.hidden * self._write_scale
+        return self.old_gain[:, None] * self.hidden * self._output_scale
 
     @cached_property
-    def _read_scale(self) -> Tensor:
+    def _input_scale(self) -> Tensor:
         scale = float(self.hidden.norm()) / self.hidden.shape[1] ** 0.5 if self.normed else 1.0
-        return scale / floored(self.new_gain)
+        return scale / clamp_gain(self.new_gain)
 
     @cached_property
-    def _write_scale(self) -> Tensor:
-        return self.residual / floored(self.new_gain)
+    def _output_scale(self) -> Tensor:
+        return self.residual / clamp_gain(self.new_gain)
 
 
 def part_basis(
@@ -140,7 +140,7 @@ def part_basis(
     return Basis(hidden, inverse, *gains, normed=normed)
 
 
-def floored(gain: Tensor) -> Tensor:
+def clamp_gain(gain: Tensor) -> Tensor:
     """Keep a norm's gain away from zero, so that it can be divided by."""
     floor = GAIN_FLOOR * gain.abs().median().clamp(min=1e-30)
     return torch.where(gain.abs() < floor, torch.where(gain < 0, -floor, floor), gain)
@@ -177,7 +177,7 @@ def fit_heads(
             rotary pair, the only maps that positions let through.
     """
     gram, cross, size = _products(moved, target)
-    T = _solved(gram, cross)
+    T = _solve(gram, cross)
     residual = _relative_residual(T, gram, cross, size)
     if rotary is not None and bool((residual > EXACT).any()):
         T = torch.where((residual > EXACT)[:, None, None], rotary.narrow(gram, cross), T)
@@ -195,7 +195,7 @@ def _products(moved: Tensor, target: Tensor, chunk: int = 8) -> tuple[Tensor, Te
     return gram, cross, size
 
 
-def _solved(gram: Tensor, cross: Tensor) -> Tensor:
+def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     """Return ``pinv(gram) @ cross`` of every pair, by a Cholesky factor where the head has full rank."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     heights = factor.diagonal(dim1=1, dim2=2)
@@ -241,7 +241,7 @@ class Rotary:
         T[:, p + old_half, q] = -imaginary
         if self.old_size < gram.shape[1] and self.new_size < cross.shape[2]:
             still = gram[:, self.old_size :, self.old_size :]
-            T[:, self.old_size :, self.new_size :] = _solved(still, cross[:, self.old_size :, self.new_size :])
+            T[:, self.old_size :, self.new_size :] = _solve(still, cross[:, self.old_size :, self.new_size :])
         return T
 
     def _nearest(self) -> Tensor:

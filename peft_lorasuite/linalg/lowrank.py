@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 
-LARGEST = 1e8
+MAX_VALUE = 1e8
 """Of a factor's values, scaling included."""
 
 
@@ -45,11 +45,11 @@ class LowRank:
         A, B = self.A.double(), self.B.double()
         return float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 
-    def delta(self) -> Tensor:
+    def delta_weight(self) -> Tensor:
         """Form the product; for tests and for methods that need one dense module at a time."""
         return self.B @ self.A
 
-    def applied(self, x: Float[Tensor, "*rows in_"]) -> Float[Tensor, "*rows out"]:
+    def apply(self, x: Float[Tensor, "*rows in_"]) -> Float[Tensor, "*rows out"]:
         """Return what the update adds for some inputs, ``B A x``, in float32 and where they are; without the bias."""
         return x.float() @ self.A.T.to(x.device) @ self.B.T.to(x.device)
 
@@ -87,18 +87,18 @@ class LowRank:
         return Qb @ U, s, Vt @ Qa.T
 
 
-def bounded(*factors: Tensor, where: str) -> tuple[Tensor, ...]:
+def check_values(*factors: Tensor, where: str) -> tuple[Tensor, ...]:
     """Return factors, refusing values that no training gives: their products would leave the range of float32."""
     largest = max((float(factor.abs().max()) for factor in factors if factor.numel()), default=0.0)
-    if not largest <= LARGEST:
+    if not largest <= MAX_VALUE:
         raise LoraSuiteError(
-            "the adapter's values are out of range", where=where, got=f"{largest:.3g}", wanted=f"at most {LARGEST:.0e}",
+            "the adapter's values are out of range", where=where, got=f"{largest:.3g}", wanted=f"at most {MAX_VALUE:.0e}",
             do="train or fetch it again",
         )  # fmt: skip
     return factors
 
 
-def same_reader(updates: Sequence[LowRank]) -> bool:
+def share_A(updates: Sequence[LowRank]) -> bool:
     """Whether all updates share their A, as the parts of one fused projection do."""
     first = updates[0].A
     return all(update.A is first or torch.equal(update.A, first) for update in updates[1:])
@@ -113,7 +113,7 @@ def stack(updates: Mapping[str, LowRank], heights: Mapping[str, int]) -> LowRank
     present = list(updates.values())
     if not present:
         raise LoraSuiteError("there is no update to put together")
-    shared = same_reader(present)
+    shared = share_A(present)
     rank = present[0].rank if shared else sum(update.rank for update in present)
     A = present[0].A if shared else torch.cat([update.A for update in present])
     B = A.new_zeros(sum(heights.values()), rank)
@@ -155,7 +155,7 @@ def truncated_svd(
     return (V, s, U) if wide else (U, s, V)
 
 
-def low_rank_of(matrix: Float[Tensor, "out in_"], rank: int) -> tuple[LowRank, float]:
+def low_rank_approximation(matrix: Float[Tensor, "out in_"], rank: int) -> tuple[LowRank, float]:
     """Return the best rank-``rank`` update of a dense matrix and the share of its energy that it keeps.
 
     See `truncated_svd` for how.

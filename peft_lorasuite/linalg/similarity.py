@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.spec import Heads
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]
-SKETCH = 256
+SKETCH_SIZE = 256
 """Dimensions in which the units of a wide feed-forward layer are moved and compared."""
 WIDE = 1024
 """Dimensions of all parts together from which on a layer is wide."""
-FEWEST = 4
+MIN_TOKENS = 4
 """Tokens below which the unbiased HSIC, with its ``n (n - 3)``, says nothing."""
 
 
@@ -31,11 +31,11 @@ def layer_similarity(name: str, old: Activations, new: Activations, *, block: in
         block: Tokens of one minibatch of CKA; the rest of the last block is left out.
     """
     if name not in SIMILARITIES:
-        raise unknown("similarity", name, SIMILARITIES)
-    if old.shape[1] != new.shape[1] or min(old.shape[1], block) < FEWEST:
+        raise unknown_name_error("similarity", name, SIMILARITIES)
+    if old.shape[1] != new.shape[1] or min(old.shape[1], block) < MIN_TOKENS:
         raise LoraSuiteError(
             "too few paired tokens", got=f"{old.shape[1]} and {new.shape[1]} in blocks of {block}",
-            wanted=f"at least {FEWEST} pairs",
+            wanted=f"at least {MIN_TOKENS} pairs",
         )  # fmt: skip
     return SIMILARITIES[name](old, new, min(block, old.shape[1]))
 
@@ -95,12 +95,12 @@ def procrustes(old: Activations, new: Activations, block: int) -> Scores:
     """One minus the normalized Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
     del block
     rows = []
-    for x in map(_unit, old):
-        rows.append(torch.stack([torch.linalg.svdvals(x.T @ _unit(y)).sum() for y in new]))
+    for x in map(_normalize, old):
+        rows.append(torch.stack([torch.linalg.svdvals(x.T @ _normalize(y)).sum() for y in new]))
     return torch.stack(rows)
 
 
-def _unit(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+def _normalize(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
     """Center one layer's activations and scale them to a norm of one."""
     x = (x - x.mean(dim=0)).float()
     return x / x.norm().clamp(min=1e-30)
@@ -127,8 +127,8 @@ def head_similarity(old: dict[str, Tensor], new: dict[str, Tensor], old_heads: H
         ``(H_o, H_n)``. The trick: ``<Q_a^T K_a, Q_b^T K_b> = sum((Q_a Q_b^T) * (K_a K_b^T))``, two GEMMs for all heads.
     """
     products = {part: _products(old[part], new[part]) for part in ("q", "k", "v", "o")}
-    dot = _paired(products["q"], products["k"], old_heads, new_heads)
-    dot += _paired(products["o"], products["v"], old_heads, new_heads)
+    dot = _sum_paired(products["q"], products["k"], old_heads, new_heads)
+    dot += _sum_paired(products["o"], products["v"], old_heads, new_heads)
     return dot / (_norms(old, old_heads)[:, None] * _norms(new, new_heads)[None]).clamp(min=1e-30)
 
 
@@ -137,7 +137,7 @@ def _products(old: Tensor, new: Tensor) -> Float[Tensor, "old size_o new size_n"
     return flat.reshape(*old.shape[:2], *new.shape[:2])
 
 
-def _paired(query: Tensor, group: Tensor, old: Heads, new: Heads) -> Scores:
+def _sum_paired(query: Tensor, group: Tensor, old: Heads, new: Heads) -> Scores:
     """Sum of block products over head dimensions; every query head meets the block of its key/value head."""
     split = query.reshape(old.key_value, old.group, old.size, new.key_value, new.group, new.size)
     return torch.einsum("xaiybj,xiyj->xayb", split, group).reshape(old.query, new.query)
@@ -177,7 +177,7 @@ def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
     return dict(zip(parts, drawn, strict=True))
 
 
-def sketched(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] | None) -> Float[Tensor, "rows sketch"]:
+def sketch(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] | None) -> Float[Tensor, "rows sketch"]:
     """Sketch rows: sums of a few dimensions each, with random signs.
 
     Products of sketches are on average those of the rows, as under a dense random projection, at the cost of reading
@@ -185,8 +185,8 @@ def sketched(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] |
     """
     if signs is None:
         return rows
-    found = rows.new_zeros(len(rows), SKETCH)
-    for start in range(0, len(signs), SKETCH):
-        part = rows[:, start : start + SKETCH]
-        found[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH])
+    found = rows.new_zeros(len(rows), SKETCH_SIZE)
+    for start in range(0, len(signs), SKETCH_SIZE):
+        part = rows[:, start : start + SKETCH_SIZE]
+        found[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH_SIZE])
     return found

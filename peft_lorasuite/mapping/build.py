@@ -16,7 +16,7 @@ from ..models.activations import Sampling, paired_activations
 from ..models.backbone import Backbone
 from ..models.distributed import share, together
 from ..models.offload import placed
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.calibration import calibration_texts
 from .fingerprint import identify
 from .hidden import fit_hidden_map
@@ -36,7 +36,7 @@ def build_map(
     device_map: Any = None,
     low_memory: bool = False,
     dtype: torch.dtype | str = "auto",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> MapParts:
     """Build the parts of an upgrade map; several processes share the work, and each gets the whole map.
 

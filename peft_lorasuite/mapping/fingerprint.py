@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
-from ..io.checkpoint import evenly
+from ..io.checkpoint import evenly_spaced
 from ..models.backbone import Backbone
 from ..text.vocabulary import tokenizer_hash
 
@@ -91,7 +91,7 @@ def public_name(name: str) -> str:
 
 def embedding_sample(backbone: Backbone) -> str:
     """Hash some rows of the token embedding in bfloat16, the same for a float32, float16-safe or bfloat16 copy."""
-    rows = evenly(backbone.arch.vocabulary, SAMPLE_ROWS)
+    rows = evenly_spaced(backbone.arch.vocabulary, SAMPLE_ROWS)
     table = backbone.weights.rows(backbone.locate(f"{backbone.arch.embedding}.weight"), rows)
     return hashlib.sha256(_bits(table)).hexdigest()
 
@@ -108,7 +108,7 @@ def layer_sample(backbone: Backbone) -> str | None:
                 name = backbone.locate(f"{backbone.arch.layer_path}.{layer}.{site.path}.weight")
             except LoraSuiteError:
                 return None
-            rows = backbone.weights.spread(name, LAYER_ROWS)
+            rows = backbone.weights.sample_rows(name, LAYER_ROWS)
             shapes = [backbone.arch.shape(part) for part in site.parts]
             width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
             if rows.dtype not in PLAIN or rows.is_meta or rows.shape[1:] != (width,):
@@ -127,7 +127,7 @@ def tokenizer_files(backbone: Backbone) -> str | None:
     None for a model in memory, and where there is no tokenizer.json.
     """
     source = backbone.source
-    if source.memory or not source.has(TOKENIZER_FILES[0]):
+    if source.in_memory or not source.has(TOKENIZER_FILES[0]):
         return None
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:

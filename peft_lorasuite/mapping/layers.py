@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..arch.layout import group_of, heads_first
 from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
-from ..linalg.assignment import assign, assign_units, by_index
+from ..linalg.assignment import assign, assign_by_index, assign_units
 from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, part_basis, pseudo_inverse
-from ..linalg.similarity import head_similarity, sketch_signs, sketched, unit_similarity
+from ..linalg.similarity import head_similarity, sketch, sketch_signs, unit_similarity
 from ..models.backbone import Backbone
 from ..models.memory import give_back
 from .layer_pair import LayerPair
@@ -51,7 +51,7 @@ class Pairing:
         old, new, _ = self._heads(i, j)
         scores = head_similarity(old, new, self.old.arch.heads, self.new.arch.heads)
         counts = self.old.arch.heads.query, self.new.arch.heads.query
-        pairs = assign(scores) if self.options.head_map == "hungarian" else by_index(*counts)
+        pairs = assign(scores) if self.options.head_map == "hungarian" else assign_by_index(*counts)
         return pairs, scores[pairs[:, 0], pairs[:, 1]]
 
     def _read_heads(self, i: int, j: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -71,8 +71,8 @@ class Pairing:
         for part in self.units:
             weight = _units_first(self.old.part(i, part), part)
             raw[part] = weight.norm(dim=1)
-            old[part] = weight @ sketched(self._matrix(i, j, part), signs[part])
-            new[part] = sketched(_units_first(self.new.part(j, part), part), signs[part])
+            old[part] = weight @ sketch(self._matrix(i, j, part), signs[part])
+            new[part] = sketch(_units_first(self.new.part(j, part), part), signs[part])
         pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
         left, right = pairs[:, 0], pairs[:, 1]
         return pairs, {
@@ -82,7 +82,7 @@ class Pairing:
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
         """Change of basis ``(D_o, D_n)`` of a part's heads or units, each a row of old hidden dimensions."""
         basis = self._basis(i, j, part)
-        return basis.writing() if part in OUTPUT_PROJECTIONS else basis.reading()
+        return basis.output_matrix() if part in OUTPUT_PROJECTIONS else basis.input_matrix()
 
     def _basis(self, i: int, j: int, part: str) -> Basis:
         old, new = self.old.arch, self.new.arch

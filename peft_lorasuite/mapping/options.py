@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import LoraSuiteError, check_seed, unknown
+from ..errors import LoraSuiteError, check_seed, unknown_name_error
 from ..linalg.assignment import HEAD_MAPS, LAYER_MAPS
 from ..linalg.basis import HIDDEN_MAPS
-from ..linalg.similarity import FEWEST, SIMILARITIES
+from ..linalg.similarity import MIN_TOKENS, SIMILARITIES
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class MapOptions:
         tables = {"hidden_map": HIDDEN_MAPS, "similarity": SIMILARITIES, "layer_map": LAYER_MAPS, "head_map": HEAD_MAPS}
         for name, known in tables.items():
             if getattr(self, name) not in known:
-                raise unknown(name.replace("_", " "), getattr(self, name), known)
+                raise unknown_name_error(name.replace("_", " "), getattr(self, name), known)
         for name in ("tokens", "block"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < FEWEST:
-                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"at least {FEWEST}")
+            if not isinstance(value, int) or value < MIN_TOKENS:
+                raise LoraSuiteError(
+                    "an option is out of range", where=name, got=value, wanted=f"at least {MIN_TOKENS}"
+                )

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..io.checkpoint import broken, open_safetensors
+from ..io.checkpoint import broken_file_error, open_safetensors
 from ..io.source import Source
 from ..linalg.basis import Basis
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from .layer_pair import LayerPair
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class SectionRequest:
     parts: Sequence[str]
     options: Any
     seed: int = 0
-    progress: Progress = silent
+    progress: Progress = no_progress
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Section:
             try:
                 tensor = handle.get_tensor(name) if name in handle.keys() else None  # noqa: SIM118 (no dict)
             except SafetensorError as error:
-                raise broken(self.where, error) from error
+                raise broken_file_error(self.where, error) from error
         if tensor is None:
             raise LoraSuiteError("the section lacks a tensor", where=self.where, wanted=name, do="build it again")
         fits = len(tensor.shape) == len(shape) and all(
@@ -148,7 +148,7 @@ class Section:
             save_file(whole, target, metadata={"map": self.key})
         else:
             self._open()
-            path = self.home.need(self.file)
+            path = self.home.require(self.file)
             if kept is not None and path.parent.resolve() == kept.resolve():
                 os.link(path, target)
             else:
@@ -169,7 +169,7 @@ class Section:
         if not self._handles:
             if self.home is None:
                 raise LoraSuiteError("the section is in memory and has no file", where=self.where)
-            path = self.home.need(self.file, do=f"build the map with the method that needs it: {self.name}")
+            path = self.home.require(self.file, do=f"build the map with the method that needs it: {self.name}")
             if path.stat().st_size != self.bytes:
                 raise LoraSuiteError(
                     "the file has another size than the map says", where=self.where, got=path.stat().st_size,

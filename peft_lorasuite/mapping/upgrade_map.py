@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .._version import __version__
 from ..arch.spec import check_parts
-from ..errors import LoraSuiteError, context
-from ..io.checkpoint import read_all
-from ..io.output import whole_folder
-from ..io.source import Source, name_and_revision, read_json
+from ..errors import LoraSuiteError, error_context
+from ..io.checkpoint import read_tensors
+from ..io.output import atomic_folder
+from ..io.source import Source, read_json, split_revision
 from ..linalg.basis import Basis, part_basis
 from .fingerprint import Identity
 from .layer_pair import LayerPair
@@ -92,7 +92,7 @@ class UpgradeMap:
         """Write ``map.json``, ``core.safetensors`` and a file per section, whole or not at all."""
         from safetensors.torch import save_file
 
-        with whole_folder(folder, overwrite=overwrite) as part:
+        with atomic_folder(folder, overwrite=overwrite) as part:
             save_file(flatten(self.hidden, self.similarity, self.layers), part / CORE)
             sections = {name: section.write(part, kept=Path(folder)) for name, section in self.sections.items()}
             meta = {**self.describe(), "sections": sections}
@@ -111,16 +111,16 @@ class UpgradeMap:
     ) -> UpgradeMap:
         """Read a map from a folder or the Hub (``owner/name@revision``); its names, shapes and values are checked."""
         if revision is None:
-            name, revision = name_and_revision(name)
+            name, revision = split_revision(name)
         source = Source(str(name), "upgrade map", revision, token, cache_dir, local_files_only)
-        with context(source):
-            meta = read_json(source.need(META, do="name the folder that `map` wrote"), where=f"{source.name}/{META}")
+        with error_context(source):
+            meta = read_json(source.require(META, do="name the folder that `map` wrote"), where=f"{source.name}/{META}")
             if meta.get("format") != FORMAT:
                 raise LoraSuiteError(
                     "the map has another format", got=meta.get("format"), wanted=FORMAT,
                     do="build it again with this version",
                 )  # fmt: skip
-            tensors = read_all(source.need(CORE), where=f"{source.name}/{CORE}")
+            tensors = read_tensors(source.require(CORE), where=f"{source.name}/{CORE}")
             try:
                 parts = rebuild(meta, tensors)
                 built = cls(options=MapOptions(**meta["options"]), home=source, **parts._asdict())

@@ -11,7 +11,7 @@ from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.examples import PromptsLike
 
 
@@ -35,7 +35,7 @@ class MethodInput:
     new: Backbone | None = None
     prompts: PromptsLike | None = None
     seed: int = 0
-    progress: Progress = silent
+    progress: Progress = no_progress
 
     def backbones(self, what: str) -> tuple[Backbone, Backbone]:
         """Return both backbones; ``what`` says, for the error, what needs them.

@@ -74,7 +74,7 @@ def paired_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, see
     U_s, _, V_s = truncated_svd(old, k, seed)
     U_t, _, V_t = truncated_svd(new, k, seed)
     agreement = (
-        (basis.write(U_s) * U_t).sum(dim=0) if part in OUTPUT_PROJECTIONS else (basis.read(V_s.T).T * V_t).sum(dim=0)
+        (basis.map_outputs(U_s) * U_t).sum(dim=0) if part in OUTPUT_PROJECTIONS else (basis.map_inputs(V_s.T).T * V_t).sum(dim=0)
     )
     sign = torch.where(agreement < 0, -1.0, 1.0)
     return U_s, V_s, U_t * sign, V_t * sign

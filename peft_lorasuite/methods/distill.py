@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adapters.adapter import Adapter, Key
-from ..adapters.reading import read
-from ..adapters.writing import write
+from ..adapters.reading import read_adapter
+from ..adapters.writing import write_adapter
 from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from ..models.restore import seeded
-from ..text.vocabulary import padding
+from ..text.vocabulary import pad_token_id
 from .base import MethodInput, MethodResult
 from .behavior.options import DistillOptions
 from .behavior.positions import Tokens
@@ -81,16 +81,16 @@ def _train(
     parts = dict.fromkeys([*options.parts, *(part for _, part in inputs.adapter.updates)])
     names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
     with tempfile.TemporaryDirectory() as name, seeded(inputs.seed), new.running() as plain:
-        write(start, Path(name), base=new.name)
+        write_adapter(start, Path(name), base=new.name)
         model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
         add_modules(model, fill=False, modules=names)
         trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
         loss, weights = train(
-            model, rows, padding(new.tokenizer), options.training(inputs.seed), inputs.progress,
+            model, rows, pad_token_id(new.tokenizer), options.training(inputs.seed), inputs.progress,
             trainer=trainer, collate=target_batch,
         )  # fmt: skip
         model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
-        found = read(Source(name, "adapter"), new.arch)
+        found = read_adapter(Source(name, "adapter"), new.arch)
     return dict(found.updates), loss
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arch.layout import group_of, place_rows
 from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS, Heads
-from ..errors import unknown
+from ..errors import unknown_name_error
 from ..linalg.basis import EXACT, Basis, HeadFit, UnitFit
 from ..linalg.lowrank import LowRank
 from ..mapping.layer_pair import LayerPair
@@ -38,7 +38,7 @@ class LoraSuiteOptions:
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZE:
-            raise unknown("normalize", self.normalize, NORMALIZE)
+            raise unknown_name_error("normalize", self.normalize, NORMALIZE)
 
 
 @method("lorasuite", options=LoraSuiteOptions)
@@ -78,13 +78,13 @@ def _move_heads(
     shared, own = _sides(update, part)
     blocks = own.reshape(old.count(part), old.size, -1)[left]
     moved = fit.T.mT @ blocks
-    shared_moved = basis.write(shared) if part == "o" else basis.read(shared.T).T
+    shared_moved = basis.map_outputs(shared) if part == "o" else basis.map_inputs(shared.T).T
     factor = _head_factors(fit, blocks, shared, moved, shared_moved) if match_size else torch.ones(len(moved))
     moved = moved * factor[:, None, None]
     rows, kept = place_rows(moved, right, new.count(part))
     figures = {"residual": float(fit.residual.mean()), "heads": float(len(left)), "merged": kept}
     if part == "o":
-        bias = None if update.bias is None else basis.write(update.bias[:, None])[:, 0]
+        bias = None if update.bias is None else basis.map_outputs(update.bias[:, None])[:, 0]
         return LowRank(rows.T, shared_moved, bias), figures
     bias = None
     if update.bias is not None:
@@ -119,14 +119,14 @@ def _move_units(
     shared, own = _sides(update, part)
     rows = own[left]
     moved = rows * fit.scale[:, None]
-    shared_moved = basis.write(shared) if part == "down" else basis.read(shared.T).T
+    shared_moved = basis.map_outputs(shared) if part == "down" else basis.map_inputs(shared.T).T
     factor = _unit_factor(fit, rows, shared, moved, shared_moved) if match_size else 1.0
     size = shape[1] if part == "down" else shape[0]
     laid = moved.new_zeros(size, moved.shape[1])
     laid[right] = moved * factor
     figures = {"residual": float(fit.residual), "units": float(len(left))}
     if part == "down":
-        bias = None if update.bias is None else basis.write(update.bias[:, None])[:, 0]
+        bias = None if update.bias is None else basis.map_outputs(update.bias[:, None])[:, 0]
         return LowRank(laid.T, shared_moved, bias), figures
     bias = None
     if update.bias is not None:

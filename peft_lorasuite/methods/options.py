@@ -10,7 +10,7 @@ from operator import gt, lt
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
 if TYPE_CHECKING:
     from .registry import Method
@@ -119,7 +119,7 @@ def make_options(chosen: Method, options: Any) -> Any:
     known = {item.name for item in fields(chosen.options)}
     for name in options:
         if name not in known:
-            raise unknown(f"option of {chosen.name}", name, known)
+            raise unknown_name_error(f"option of {chosen.name}", name, known)
     return chosen.options(**_typed(chosen.options, options))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 
 if TYPE_CHECKING:
     from ..mapping.sections import SectionSpec
@@ -106,7 +106,7 @@ def find(name: str) -> Method:
     if name not in _methods and name in BUILT_IN:
         import_module(f"{__package__}.{BUILT_IN[name].module}")
     if name not in _methods:
-        raise unknown("method", name, names())
+        raise unknown_name_error("method", name, names())
     return _methods[name]
 
 

@@ -11,7 +11,7 @@ from ..mapping.fingerprint import check_same
 from ..mapping.sections import Section, SectionRequest, SectionSpec, build_section
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from .base import MethodInput
 from .options import make_options
 from .registry import find, names
@@ -25,7 +25,7 @@ def add_section(
     *,
     options: Any = None,
     parts: Sequence[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> UpgradeMap:
     """Return the map with a method's section as well; nothing else is built again.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import LoraSuiteError
-from ..linalg.basis import floored
+from ..linalg.basis import clamp_gain
 from ..linalg.lowrank import reduced_rank_ridge
 from .base import MethodInput, MethodResult
 from .behavior.last_layer import divergence, refine, solve_shift
@@ -45,14 +45,14 @@ def fit_last_layer(inputs: MethodInput, probed: Probe, options: TransplantOption
     shift = solve_shift(head, h, targets, ridge=options.shift_ridge, steps=options.steps)
     factor = torch.tensor(new.arch.residual_scale)
     if site.post_norm is not None:
-        factor = factor * floored(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
+        factor = factor * clamp_gain(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
     wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *new.arch.shape("down"))
     anchors = probed.anchor_inputs
     start, _ = reduced_rank_ridge(x, wanted, anchors, weight=options.weight, ridge=options.ridge, rank=rank)
     update = refine(
         start, head, h, targets, x=x, wanted=wanted, anchors=anchors, factor=factor, steps=options.refine_steps or 0
     )
-    reached = h.float() + factor * update.applied(x)
+    reached = h.float() + factor * update.apply(x)
     facts = {
         "prompts": len(probed.turns), "positions": len(h), "entropy_gate": options.entropy_gate,
         "divergence": round(divergence(head, probed.new_states[used], targets), 4),

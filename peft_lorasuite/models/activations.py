@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..text.vocabulary import common_ends
+from ..text.vocabulary import align_token_ends
 from .backbone import Backbone
 from .distributed import share, summed
 from .memory import free_models, give_back
@@ -172,7 +172,7 @@ def chosen_tokens(old: Backbone, new: Backbone, texts: Sequence[str], sampling: 
 def _pairs(old: Backbone, new: Backbone, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
     """Pair the tokens of every text that end at the same character in both tokenizers."""
     spans = ([encode(backbone, text)["offset_mapping"] for text in texts] for backbone in (old, new))
-    return [common_ends(left, right, skip=SINKS) for left, right in zip(*spans, strict=True)]
+    return [align_token_ends(left, right, skip=SINKS) for left, right in zip(*spans, strict=True)]
 
 
 def _choose(pairs: Sequence[Sequence[tuple[int, int]]], sampling: Sampling) -> list[tuple[int, int, int]]:

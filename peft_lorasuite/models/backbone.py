@@ -15,9 +15,9 @@ from torch import Tensor
 from ..arch.layout import split
 from ..arch.registry import architecture
 from ..arch.spec import Architecture
-from ..errors import LoraSuiteError, brief
+from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import Checkpoint, ModelWeights
-from ..io.source import Source, name_and_revision
+from ..io.source import Source, split_revision
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
 from .loading import checked, load_errors, loaded
@@ -75,7 +75,7 @@ class Backbone:
             checked(model)
         name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or NAMELESS)
         if model is None and not revision:
-            name, revision = name_and_revision(name)
+            name, revision = split_revision(name)
         source = Source(name, "backbone", revision, token, cache_dir, local_files_only, hub_only, model is not None)
         return cls(source, model=model, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map)
 
@@ -122,7 +122,7 @@ class Backbone:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())
         except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
             raise LoraSuiteError(
-                f"the tokenizer cannot be loaded: {brief(error)}",
+                f"the tokenizer cannot be loaded: {short_message(error)}",
                 where=repr(self),
                 do="fetch its tokenizer files again",
             ) from error
@@ -241,7 +241,7 @@ class Backbone:
             return RunningDtype(self._model.dtype)
         stored = getattr(self.config.get_text_config(), "dtype", None)
         if not isinstance(stored, torch.dtype):
-            stored = self.weights.spread(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
+            stored = self.weights.sample_rows(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
         dtype, device_map = self.dtype if dtype == "auto" else dtype, device_map or self.device_map
         return choose_dtype(dtype, stored, parameters=self.arch.parameter_count(), device_map=device_map)
 

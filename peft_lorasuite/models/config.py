@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..arch.spec import Architecture
-from ..errors import LoraSuiteError, brief
+from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
 
 
@@ -23,7 +23,7 @@ def load_config(source: Source) -> Any:
         return AutoConfig.for_model(**values)
     except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
         raise LoraSuiteError(
-            f"the config cannot be read: {brief(error)}", where=source.place_of("config.json")
+            f"the config cannot be read: {short_message(error)}", where=source.full_name("config.json")
         ) from error
 
 
@@ -44,5 +44,5 @@ def _read_values(source: Source) -> dict[str, Any]:
     guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
     model_type = values.get("model_type") or guess
     if not isinstance(model_type, str) or not model_type:
-        raise LoraSuiteError("the config has no model_type", where=source.place_of("config.json"))
+        raise LoraSuiteError("the config has no model_type", where=source.full_name("config.json"))
     return {**values, "model_type": model_type}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..progress import Progress, silent
-from ..text.vocabulary import end_of_sequence
+from ..progress import Progress, no_progress
+from ..text.vocabulary import eos_token_id
 from .backbone import Backbone
 from .memory import head_in_one_piece
 from .prefix_cache import before_padding, decoder, unwrapped
@@ -67,7 +67,13 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> l
 
 
 def answer(
-    model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
+    model: Any,
+    backbone: Backbone,
+    prompts: Sequence[str],
+    *,
+    length: int,
+    batch: int = 64,
+    progress: Progress = no_progress,
 ) -> list[Turn]:
     """Let a model answer prompts greedily, at most ``length`` tokens each."""
     found = generate_answers(model, backbone, prompts, length=length, batch=batch, progress=progress)
@@ -75,10 +81,16 @@ def answer(
 
 
 def generate_answers(
-    model: Any, backbone: Backbone, prompts: Sequence[str], *, length: int, batch: int = 64, progress: Progress = silent
+    model: Any,
+    backbone: Backbone,
+    prompts: Sequence[str],
+    *,
+    length: int,
+    batch: int = 64,
+    progress: Progress = no_progress,
 ) -> list[tuple[Turn, Generated]]:
     """Let a model answer as `answer` does; return with every turn what the model had in mind."""
-    tokenizer, end = backbone.tokenizer, end_of_sequence(backbone.tokenizer)
+    tokenizer, end = backbone.tokenizer, eos_token_id(backbone.tokenizer)
     asked = encode_prompts(backbone, prompts, length)
     found: dict[int, tuple[Turn, Generated]] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))

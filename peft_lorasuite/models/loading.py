@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import LoraSuiteError, brief
+from ..errors import LoraSuiteError, short_message
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def load_errors(where: str) -> Iterator[None]:
     except LoraSuiteError:
         raise
     except Exception as error:  # every family and every quantizer raises what it likes
-        raise LoraSuiteError(f"the model cannot be loaded: {brief(error)}", where=where) from error
+        raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where) from error
 
 
 def loaded(location: str, options: dict[str, Any], *, where: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..arch.spec import ATTENTION, Architecture
 from ..linalg.assignment import SMALL
-from ..linalg.similarity import SKETCH, is_wide
+from ..linalg.similarity import SKETCH_SIZE, is_wide
 from ..mapping.hidden import FIT_TOKENS
 from ..mapping.upgrade_map import MapOptions
 from ..models.activations import BATCH_TOKENS, BUDGET
@@ -228,7 +228,7 @@ class Costs:
     @property
     def _unit_width(self) -> int:
         """Dimensions in which feed-forward units are moved and compared: all, or those of a sketch."""
-        return SKETCH if self._wide else self.new.arch.hidden
+        return SKETCH_SIZE if self._wide else self.new.arch.hidden
 
     @property
     def _wide(self) -> bool:

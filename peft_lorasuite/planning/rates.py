@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..linalg.assignment import asked, assign
+from ..linalg.assignment import assign, greedy_pairs
 from .stages import Stage
 
 GB = 1e9
@@ -68,7 +68,7 @@ def measure_rates(*, size: int = 1024, bytes_read: int = 2**27) -> Rates:
         rates[name] = 2 * size**3 / fastest(lambda M=M: M @ M) / GB
     scores = torch.randn(size, 2 * size, generator=torch.Generator().manual_seed(0))
     steps = 2 * size**3 / fastest(lambda: assign(scores), 1)
-    looked = scores.numel() / fastest(lambda: asked(scores))
+    looked = scores.numel() / fastest(lambda: greedy_pairs(scores))
     return Rates(read=_read_rate(bytes_read), assign=steps / GB, scores=looked / GB, **rates)
 
 

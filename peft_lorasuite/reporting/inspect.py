@@ -9,10 +9,10 @@ from typing import Any
 
 from ..adapters.peft_format import CONFIG
 from ..adapters.writing import REPORT
-from ..errors import LoraSuiteError, context
-from ..io.output import writing
+from ..errors import LoraSuiteError, error_context
+from ..io.output import write_errors
 from ..io.paths import exists, is_folder
-from ..io.source import Source, name_and_revision
+from ..io.source import Source, split_revision
 from ..mapping.upgrade_map import META, UpgradeMap
 from . import adapter_figures, map_figures
 from .adapter_report import adapter_page
@@ -63,7 +63,7 @@ def inspect(
     results = read_results(rows) if rows is not None else []
     source = Source(str(name), "map or adapter", revision)
     contents = ReportContents()
-    with context(source):
+    with error_context(source):
         if source.fetch(META) is not None:
             _check_no_adapter_options(source, upgrade_map, old_adapter, old, new)
             document = map_page(UpgradeMap.load(source.name, revision=revision), results, contents)
@@ -158,9 +158,9 @@ def _find_old_adapter(report: dict[str, Any], old_adapter: str | Path | None) ->
     if not isinstance(revisions, dict):
         raise LoraSuiteError("malformed revisions in the report", where=REPORT, got=repr(revisions), wanted="a dict")
     if old_adapter is not None:
-        name, revision = name_and_revision(old_adapter)
+        name, revision = split_revision(old_adapter)
         source = Source(name, "adapter", revision)
-        source.need(CONFIG, do="pass the adapter that was upgraded")
+        source.require(CONFIG, do="pass the adapter that was upgraded")
         return source
     if revisions.get("adapter"):
         return Source(str(report["adapter"]), "adapter", revisions["adapter"], local_files_only=True, hub_only=True)
@@ -181,7 +181,7 @@ def check_free_file(path: str | Path, *, overwrite: bool = False) -> Path:
 
 def write_file(target: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary file beside it first."""
-    with writing(target):
+    with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         part = Path(name)

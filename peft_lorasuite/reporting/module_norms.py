@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.adapter import Adapter
-from ..adapters.reading import named_base, read
+from ..adapters.reading import base_model_of, read_adapter
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
@@ -76,7 +76,7 @@ def measure_norms(
     else:
         old = _try(missing, "the old backbone", lambda: _open_local(adapter, bases[0]))
         if old is not None:
-            source = _try(missing, "the old adapter", lambda: read(adapter, old.arch, old=old))
+            source = _try(missing, "the old adapter", lambda: read_adapter(adapter, old.arch, old=old))
     modules = report["modules"]
     norms = _try(missing, "the weights", lambda: tuple(_measure(module, new, old, source) for module in modules))
     if norms is None:  # a backbone whose config is on this machine and whose weights are not
@@ -95,7 +95,7 @@ def _try(missing: dict[str, str], name: str, function: Callable[[], Any]) -> Any
 
 def _open_local(adapter: Source, base: Any) -> Backbone:
     """Open ``base``, or the base model of an adapter's config, if config and weights are on this machine."""
-    name, revision = (base, None) if base else named_base(adapter, do="pass it (--from, --to)")
+    name, revision = (base, None) if base else base_model_of(adapter, do="pass it (--from, --to)")
     untrusted = base is None and adapter.folder is None
     backbone = Backbone.open(name, revision=revision, local_files_only=True, hub_only=untrusted)
     backbone.arch  # noqa: B018 (reads the config, so that a missing one is reported here)

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
-from .templates import check_template, check_text, prompt
+from .templates import check_template, check_text, format_prompt
 
 FIELDS = ("instruction", "input", "output", "answer")
 PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
 """Unlabeled prompts: a file, a `datasets.Dataset`, or a list of strings or records; see `read_prompts`."""
-FEWEST = 2
+MIN_PROMPTS = 2
 """Prompts that a method needs at least."""
 
 
@@ -36,7 +36,7 @@ class Example:
     answer: str = ""
 
 
-def fill(example: Example, template: str | None = None) -> str:
+def format_example(example: Example, template: str | None = None) -> str:
     """Put an example into the prompt.
 
     Args:
@@ -54,7 +54,7 @@ def fill(example: Example, template: str | None = None) -> str:
                 "an example has an input and the prompt template has no place for it", where="template",
                 got=repr(example.input[:60]), wanted="{input} in the template",
             )  # fmt: skip
-    return prompt({"instruction": example.instruction, "input": example.input}, template)
+    return format_prompt({"instruction": example.instruction, "input": example.input}, template)
 
 
 def read_examples(source: Any) -> list[Example]:
@@ -88,10 +88,12 @@ def read_prompts(source: Any, template: str | None = None) -> list[str]:
     return [_prompt(record, f"{place}, record {number}", template) for number, record in enumerate(records, 1)]
 
 
-def check_enough(prompts: Sequence[str], do: str = "give more prompts") -> list[str]:
+def check_prompt_count(prompts: Sequence[str], do: str = "give more prompts") -> list[str]:
     """Return prompts that a method can fit on; checked before the long work, since one is too few to fit anything."""
-    if len(prompts) < FEWEST:
-        raise LoraSuiteError("too few prompts", got=len(prompts), wanted=f"at least {FEWEST}, better 64 or more", do=do)
+    if len(prompts) < MIN_PROMPTS:
+        raise LoraSuiteError(
+            "too few prompts", got=len(prompts), wanted=f"at least {MIN_PROMPTS}, better 64 or more", do=do
+        )
     return list(prompts)
 
 
@@ -100,7 +102,7 @@ def _prompt(record: Any, where: str, template: str | None) -> str:
         record = record["prompt"]
         if not isinstance(record, str):
             raise LoraSuiteError("a prompt is no text", where=where, got=type(record).__name__)
-    text = record if isinstance(record, str) else fill(_example(record, where, labeled=False), template)
+    text = record if isinstance(record, str) else format_example(_example(record, where, labeled=False), template)
     if not text.strip():
         raise LoraSuiteError("a prompt is empty", where=where)
     check_text(text, where)

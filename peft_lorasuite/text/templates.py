@@ -18,7 +18,7 @@ TEMPLATE_WITH_INPUT = (
 )
 
 
-def prompt(doc: Mapping[str, str], template: str | None = None) -> str:
+def format_prompt(doc: Mapping[str, str], template: str | None = None) -> str:
     """Put an item into the prompt.
 
     Args:

@@ -43,16 +43,16 @@ def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
     return {token if token in special else _plain(token, marker): number for token, number in ordered}
 
 
-def first_pieces(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
+def longest_prefix_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
     """Return the ids of new tokens that the old vocabulary lacks, and of the old token that each begins with.
 
     That is the longest old token which is a beginning of the new one's text: what the old model would say first to say
     the same. Special tokens stand for no text and have no pieces.
     """
-    left = {text: number for text, number in text_tokens(old).items() if number < old_rows}
+    left = {text: number for text, number in text_vocabulary(old).items() if number < old_rows}
     longest = max(map(len, left), default=0)
     pairs = []
-    for text, number in text_tokens(new).items():
+    for text, number in text_vocabulary(new).items():
         if number < new_rows and text not in left:
             beginnings = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
             piece = next((left[beginning] for beginning in beginnings if beginning in left), None)
@@ -66,7 +66,7 @@ def _special(tokenizer: Any) -> set[str]:
     return set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
 
 
-def text_tokens(tokenizer: Any) -> dict[str, int]:
+def text_vocabulary(tokenizer: Any) -> dict[str, int]:
     """Map text to token ids as `plain_vocabulary`, without special tokens."""
     special = _special(tokenizer)
     return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
@@ -78,7 +78,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def common_ends(
+def align_token_ends(
     old: Sequence[tuple[int, int]], new: Sequence[tuple[int, int]], *, skip: int = 0
 ) -> list[tuple[int, int]]:
     """Pair the tokens of one text that end at the same character; of several parts of a character the last ones.
@@ -125,13 +125,13 @@ def _byte_of() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-def end_of_sequence(tokenizer: Any) -> int:
+def eos_token_id(tokenizer: Any) -> int:
     """Return the id that ends a response."""
     if tokenizer.eos_token_id is None:
         raise LoraSuiteError("the tokenizer has no end-of-sequence token", where=tokenizer.name_or_path)
     return tokenizer.eos_token_id
 
 
-def padding(tokenizer: Any) -> int:
+def pad_token_id(tokenizer: Any) -> int:
     """Return the id to pad with; it is masked, so any will do."""
-    return end_of_sequence(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return eos_token_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id

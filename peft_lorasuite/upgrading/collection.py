@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.peft_format import WEIGHTS
-from ..adapters.reading import read_config, reads_backbones
+from ..adapters.reading import adapter_needs_backbones, read_config
 from ..adapters.writing import REPORT
-from ..errors import LoraSuiteError, brief
+from ..errors import LoraSuiteError, short_message
 from ..io.paths import is_folder
-from ..io.source import LoadOptions, Source, hub_errors, name_and_revision
+from ..io.source import LoadOptions, Source, hub_errors, split_revision
 from ..mapping.fingerprint import check_same, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import number_and_count
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.examples import read_prompts
 from .inputs import BackboneLike, MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
@@ -63,7 +63,7 @@ def upgrade_many(
     cache_dir: str | None = None,
     then: Then | None = None,
     shard: tuple[int, int] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[Outcome]:
     """Convert many adapters with one map; a failure is recorded, and the others go on.
 
@@ -93,7 +93,7 @@ def upgrade_many(
         The outcomes of this process's share, in order.
     """
     load = LoadOptions(token, cache_dir)
-    old, new = (None if one is None else Backbone.open(one, **load.model()) for one in (old, new))
+    old, new = (None if one is None else Backbone.open(one, **load.model_kwargs()) for one in (old, new))
     upgrade_map = _open_map(upgrade_map, old, new, method, load, progress)
     folders = _folders(_names(adapters, column))
     texts = None if prompts is None else read_prompts(prompts)  # once: a generator serves all, a column is hashed whole
@@ -103,7 +103,7 @@ def upgrade_many(
     journal = Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
-        start, (place, revision) = time.perf_counter(), name_and_revision(name)
+        start, (place, revision) = time.perf_counter(), split_revision(name)
         upgraded = upgrade(
             place, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
             revision=revision, token=token, cache_dir=cache_dir,
@@ -136,7 +136,7 @@ def _open_map(
             raise LoraSuiteError("building the upgrade map needs both backbones", do="pass old= and new=, or a map")
         return open_pair(lambda: old, new, method=method, load=load, progress=progress)[0]
     if not isinstance(upgrade_map, UpgradeMap):
-        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub())
+        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     for role, backbone in (("old", old), ("new", new)):
         if backbone is not None:
             check_same(getattr(upgrade_map, role), backbone, role)
@@ -150,7 +150,7 @@ def open_collection(
     *,
     upgrade_map: MapLike | None = None,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[UpgradeMap, Backbone | None]:
     """Return the map for a list of adapters, and the old backbone if one of the upgrades needs it.
 
@@ -166,8 +166,8 @@ def open_collection(
 def _reads_backbones(name: str) -> bool:
     """Return whether an adapter needs both backbones; what is wrong with it is reported when it is upgraded."""
     try:
-        place, revision = name_and_revision(name)
-        return reads_backbones(Source(place, "adapter", revision))
+        place, revision = split_revision(name)
+        return adapter_needs_backbones(Source(place, "adapter", revision))
     except LoraSuiteError:
         return False
 
@@ -195,7 +195,7 @@ def plan_many(
     planned = []
     for name, folder in _folders(_names(adapters, column)).items():
         try:
-            place, revision = name_and_revision(name)
+            place, revision = split_revision(name)
             source = Source(place, "adapter", revision, token, cache_dir)
             config = read_config(source)
             named = config.get("base_model_name_or_path")
@@ -219,10 +219,10 @@ def find_adapters(author: str, base: str, *, token: str | bool | None = None) ->
     """List the adapters of a user or organization whose card names a backbone."""
     from huggingface_hub import HfApi
 
-    from ..io.retry import patiently
+    from ..io.retry import with_retries
 
     with hub_errors(Source(author, "user", token=token, hub_only=True)):
-        models = patiently(
+        models = with_retries(
             lambda: list(HfApi(token=token).list_models(author=author, filter=f"base_model:adapter:{base}"))
         )
     return sorted(model.id for model in models)
@@ -233,7 +233,9 @@ def read_names(path: str | Path) -> list[str]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise LoraSuiteError(f"the list cannot be read: {brief(error)}", where=path, wanted="text in UTF-8") from error
+        raise LoraSuiteError(
+            f"the list cannot be read: {short_message(error)}", where=path, wanted="text in UTF-8"
+        ) from error
     return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 

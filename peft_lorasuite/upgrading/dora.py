@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, Key
-from ..adapters.dora import _directed, ratios
+from ..adapters.dora import fill_zero_rows, magnitude_ratios
 from ..arch.layout import group_of
 from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..errors import LoraSuiteError
@@ -29,7 +29,7 @@ def restore_magnitudes(result: Adapter, inputs: MethodInput, draft: MethodResult
         by_index: Whether rows keep their number (`copy`) instead of going through the map.
     """
     old, new = inputs.backbones("a DoRA")
-    scale = ratios(inputs.adapter, old)
+    scale = magnitude_ratios(inputs.adapter, old)
     updates, magnitudes = dict(result.updates), {}
     for layer, site in sorted({(n, result.arch.site(p)) for n, p in updates}, key=lambda at: (at[0], at[1].path)):
         keys = [(layer, part) for part in site.parts]
@@ -42,7 +42,7 @@ def restore_magnitudes(result: Adapter, inputs: MethodInput, draft: MethodResult
                     if by_index
                     else transfer_ratios(scale[source], inputs, source, key)
                 )
-            updates[key], norm, empty = _directed(update, new.part(*key))
+            updates[key], norm, empty = fill_zero_rows(update, new.part(*key))
             magnitudes[key] = torch.where(empty, 0.0, norm * rho)
     return replace(result, updates=updates, magnitudes=magnitudes, kind="dora")
 

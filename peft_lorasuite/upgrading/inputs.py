@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..adapters.adapter import Adapter
-from ..adapters.loading import old_backbone
-from ..adapters.peft_format import select
-from ..adapters.reading import reads_backbones
+from ..adapters.loading import old_backbone_loader
+from ..adapters.peft_format import select_adapter
+from ..adapters.reading import adapter_needs_backbones
 from ..arch.spec import Architecture
-from ..errors import LoraSuiteError, check_whole
+from ..errors import LoraSuiteError, check_integer
 from ..io.source import LoadOptions, Source
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.registry import reads_old
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from .map_cache import map_for
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def open_inputs(
     old_revision: str | None = None,
     load: LoadOptions = DEFAULTS,
     low_memory: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> UpgradeInputs:
     """Open what upgrading one adapter needs, and nothing else; everything that can be refused early is.
 
@@ -86,11 +86,13 @@ def open_inputs(
         low_memory: If the map has to be built: with the backbones' layers on disk.
         progress: Shows the progress.
     """
-    opened = Backbone.open(new, revision=new_revision, **load.model())
+    opened = Backbone.open(new, revision=new_revision, **load.model_kwargs())
     check_rank(rank, opened.arch)
-    source = select(Source(str(adapter), "adapter", revision, **load.hub()), adapter_name, names_result=names_result)
-    reads = reads_backbones(source)
-    find_old = old_backbone(source, old, old_revision, load.model())
+    source = select_adapter(
+        Source(str(adapter), "adapter", revision, **load.hub_kwargs()), adapter_name, names_result=names_result
+    )
+    reads = adapter_needs_backbones(source)
+    find_old = old_backbone_loader(source, old, old_revision, load.model_kwargs())
     found, needed = open_pair(
         find_old, opened, upgrade_map=upgrade_map, method=method, reads=reads or prompts or old is not None, load=load,
         low_memory=low_memory, progress=progress,
@@ -107,7 +109,7 @@ def open_pair(
     reads: bool = False,
     load: LoadOptions = DEFAULTS,
     low_memory: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[UpgradeMap, Backbone | None]:
     """Return the map of a pair, and the old backbone if it is to be read or run.
 
@@ -130,7 +132,7 @@ def open_pair(
         methods = () if method == "auto" else (method,)
         return map_for(opened, new, methods=methods, low_memory=low_memory, progress=progress), opened
     if not isinstance(upgrade_map, UpgradeMap):
-        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub())
+        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     return upgrade_map, old() if reads or reads_old(method, upgrade_map) else None
 
 
@@ -138,7 +140,7 @@ def check_rank(rank: int | None, arch: Architecture) -> None:
     """Refuse, before the long work, a rank that no module of the new backbone can have."""
     if rank is None:
         return
-    check_whole("rank", rank)
+    check_integer("rank", rank)
     most = max(min(arch.shape(part)) for part in arch.parts)
     if rank > most:
         raise LoraSuiteError("the rank is above the modules' dimensions", where="rank", got=rank, wanted=f"1 to {most}")

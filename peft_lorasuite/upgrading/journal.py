@@ -13,7 +13,7 @@ from typing import Any
 from ..adapters.peft_format import WEIGHTS
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
-from ..io.output import check_folder
+from ..io.output import resolve_folder
 from ..io.paths import is_file
 from ..io.source import read_json
 
@@ -52,7 +52,7 @@ class Journal:
         self.out = out
         self.path = out / (f"{JOURNAL}.jsonl" if count == 1 else f"{JOURNAL}-{index}.jsonl")
         self.known: dict[tuple[str, str], Outcome] = {}
-        check_folder(out)
+        resolve_folder(out)
         for path in sorted(out.glob(f"{JOURNAL}*.jsonl")):
             if not is_file(path):
                 raise LoraSuiteError("the journal is no file", where=path, do="move it away")

@@ -15,7 +15,7 @@ from ..methods.registry import find
 from ..methods.sections import add_section
 from ..models.backbone import Backbone
 from ..models.distributed import is_first, wait
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 def map_for(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
-    low_memory: bool = False, progress: Progress = silent,
+    low_memory: bool = False, progress: Progress = no_progress,
 ) -> UpgradeMap:  # fmt: skip
     """Return the cached map of a pair, or build it and cache it; the log says which.
 

@@ -57,5 +57,5 @@ def _read_by_head(
     """Let the head's rows read the new final state, in the size that the new head's own rows have there."""
     gains = [one.tensor(f"{one.arch.final_norm}.weight") + one.arch.gain_offset for one in (old, new)]
     basis = Basis(hidden, inverse, gains[0], gains[1])
-    moved = basis.read(old.unembedding()[left].float()).norm()
-    return basis.read(rows) * (float(new.unembedding()[right].float().norm()) / float(moved.clamp(min=1e-30)))
+    moved = basis.map_inputs(old.unembedding()[left].float()).norm()
+    return basis.map_inputs(rows) * (float(new.unembedding()[right].float().norm()) / float(moved.clamp(min=1e-30)))

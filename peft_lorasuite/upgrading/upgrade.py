@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from ..adapters.adapter import Adapter, Key, join_sites
-from ..adapters.peft_format import select
-from ..adapters.reading import read
-from ..adapters.writing import REPORT, write
+from ..adapters.peft_format import select_adapter
+from ..adapters.reading import read_adapter
+from ..adapters.writing import REPORT, write_adapter
 from ..arch.differences import differences
 from ..arch.layout import split
 from ..arch.spec import Architecture
-from ..errors import LoraSuiteError, check_seed, context
-from ..io.output import check_apart, whole_folder
+from ..errors import LoraSuiteError, check_seed, error_context
+from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
 from ..linalg.lowrank import LowRank
 from ..mapping.fingerprint import check_same, public_name
@@ -29,7 +29,7 @@ from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
-from ..progress import Progress, silent
+from ..progress import Progress, no_progress
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
@@ -50,14 +50,14 @@ class Upgraded:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a plain PEFT folder with the report, whole or not at all."""
-        check_apart(folder, (self.base, self.source and self.source.folder))
-        with whole_folder(folder, overwrite=overwrite) as part:
+        check_not_input(folder, (self.base, self.source and self.source.folder))
+        with atomic_folder(folder, overwrite=overwrite) as part:
             self.write(part)
         return Path(folder)
 
     def write(self, folder: Path) -> None:
         """Write into an existing, empty folder."""
-        write(self.adapter, folder, base=self.base, revision=self.revision)
+        write_adapter(self.adapter, folder, base=self.base, revision=self.revision)
         text = json.dumps(self.report.to_dict(), indent=2) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
 
@@ -78,7 +78,7 @@ def upgrade(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Upgraded:
     """Convert an adapter for the new backbone of an upgrade map.
 
@@ -115,7 +115,7 @@ def upgrade(
     chosen = find(method)
     settings = make_options(chosen, options)
     inputs = MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress)
-    with context(f"{chosen.name} of {adapter.origin}"):
+    with error_context(f"{chosen.name} of {adapter.origin}"):
         draft = chosen.run(inputs, settings)
         found["prediction"] = prediction.facts(upgrade_map, method, draft.facts)
         result, modules, facts, dropped = _convert(inputs, draft, rank, output_type, method)
@@ -143,7 +143,7 @@ def _check(
     """Open the map and the backbones, and refuse what does not fit together before the long work."""
     check_seed(seed)
     if not isinstance(upgrade_map, UpgradeMap):
-        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub())
+        upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     check_rank(rank, upgrade_map.new.arch)
     opened = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
     for role, backbone in opened.items():
@@ -158,8 +158,10 @@ def _prepare(
 ) -> Adapter:  # fmt: skip
     """Read the adapter, and make it the type that the result is to have."""
     if not isinstance(adapter, Adapter):
-        source = adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, **load.hub())
-        adapter = read(select(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
+        source = (
+            adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, **load.hub_kwargs())
+        )
+        adapter = read_adapter(select_adapter(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
     return variants.prepare(adapter, output_type, old, rank)
 
 

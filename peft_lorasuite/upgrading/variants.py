@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..adapters.adapter import Adapter, by_site, join_sites
-from ..adapters.dora import to_lora
+from ..adapters.dora import dora_to_lora
 from ..adapters.peft_format import PREFIX, TRAINED_BIAS
-from ..adapters.token_tables import TableUpdate, needs_old, written
+from ..adapters.token_tables import TableUpdate, needs_backbone_error, table_tensors
 from ..arch.spec import Site
-from ..errors import LoraSuiteError, unknown
+from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import LowRank
 from ..methods.base import MethodInput, MethodResult
 from .dora import restore_magnitudes
@@ -24,7 +24,7 @@ OUTPUT_TYPES = ("same", "lora")
 def prepare(adapter: Adapter, output_type: str, old: Any, rank: int | None) -> Adapter:
     """Return the adapter as the kind that the result is to have: its own, or a plain LoRA."""
     if output_type not in OUTPUT_TYPES:
-        raise unknown("output type", output_type, OUTPUT_TYPES)
+        raise unknown_name_error("output type", output_type, OUTPUT_TYPES)
     if adapter.extras:
         raise LoraSuiteError(
             "the adapter is the result of an upgrade and holds tensors of its backbone", where=adapter.origin,
@@ -32,8 +32,8 @@ def prepare(adapter: Adapter, output_type: str, old: Any, rank: int | None) -> A
         )  # fmt: skip
     if adapter.kind == "dora" and output_type == "lora":
         if old is None:
-            raise needs_old("a DoRA's true change depends on its weights")
-        return to_lora(adapter, old, rank)
+            raise needs_backbone_error("a DoRA's true change depends on its weights")
+        return dora_to_lora(adapter, old, rank)
     return replace(adapter, kind="lora") if output_type == "lora" else adapter
 
 
@@ -114,7 +114,7 @@ def _with_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapt
             continue
         partly = "" if info["rows"] == info["of"] else f" in part: {info['rows']} of {info['of']} tokens are shared"
         fates |= dict.fromkeys(update.names, f"transferred{partly}")
-        tensors, added = written(table, moved, new, PREFIX, rank, generator)
+        tensors, added = table_tensors(table, moved, new, PREFIX, rank, generator)
         extras |= tensors
         if moved.form == "lora":
             settings["r"] = rank

@@ -11,7 +11,7 @@ from ...models.activations import padded
 from ...models.backbone import Backbone
 from ...models.generation import Turn, answer
 from ...models.prefix_cache import after_shared_prefix
-from ...progress import Progress, silent
+from ...progress import Progress, no_progress
 from .prompt_templates import SLOT, Form, forms, recombined
 
 CANDIDATES = 10_000
@@ -23,7 +23,7 @@ BATCH = 64
 
 def elicit(
     model: Any, backbone: Backbone, prompts: Sequence[str], *, count: int, length: int, seed: int,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[str]:  # fmt: skip
     """Return up to ``count`` new prompts about things that the adapted model seems to know.
 
@@ -68,7 +68,7 @@ def common_opening(answered: Sequence[tuple[Turn, str]]) -> str:
 
 @torch.inference_mode()
 def uncertainty(
-    model: Any, backbone: Backbone, form: Form, opening: str, fillings: Sequence[str], progress: Progress = silent
+    model: Any, backbone: Backbone, form: Form, opening: str, fillings: Sequence[str], progress: Progress = no_progress
 ) -> list[float]:
     """Entropy, in nats, of the next token behind the opening of every filling's answer."""
     rows = [backbone.tokenizer(form.fill(text) + opening.replace(SLOT, text))["input_ids"] for text in fillings]

@@ -22,7 +22,7 @@ from ...linalg.lowrank import LowRank, reduced_rank_ridge
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.prefix_cache import decoder
-from ...progress import Progress, silent
+from ...progress import Progress, no_progress
 from .fact_keys import read_keys, read_text
 from .facts import Fact, facts
 from .positions import Place, Tokens, tokenize
@@ -48,7 +48,7 @@ ENOUGH = 0.02
 
 def edit_facts(
     model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
-    ask: Ask, *, seed: int, progress: Progress = silent,
+    ask: Ask, *, seed: int, progress: Progress = no_progress,
 ) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
     """Write what the turns tell about the fillings of their forms into one early ``down`` projection.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...models.activations import batches, padded
 from ...models.backbone import Backbone
 from ...models.prefix_cache import after_shared_prefix, decoder
-from ...progress import Progress, silent
+from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
 from .positions import Tokens, length_batches, shared_prefix
 
@@ -28,7 +28,7 @@ class _ReadError(Exception):
 @torch.no_grad()
 def read_keys(
     model: Any, down: torch.nn.Module, named: Sequence[tuple[Tokens, Sequence[int]]], seed: int,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[Float[Tensor, "ends in_"], Float[Tensor, "others in_"]]:  # fmt: skip
     """Read the projection's input where names end, row by row, and at some other positions of the same rows.
 

@@ -75,15 +75,15 @@ def refine(
     if not (size > 0 and steps):
         return update
     pull, calm = PULL * _mean_square(x) / size, ANCHOR / size / max(len(anchors), 1)
-    there = update.applied(anchors)
+    there = update.apply(anchors)
     A, B = (one.contiguous().clone() for one in (update.A, update.B))
     moving = LowRank(A, B)
 
     def loss() -> Tensor:
-        off = _Divergence.apply(h + factor * moving.applied(x), part, targets) / count
+        off = _Divergence.apply(h + factor * moving.apply(x), part, targets) / count
         right, left = torch.cat([A, update.A]), torch.cat([B, -update.B], dim=1)
         away = ((left.T @ left) * (right @ right.T)).sum()
-        return off + pull * away + calm * (moving.applied(anchors) - there).pow(2).sum()
+        return off + pull * away + calm * (moving.apply(anchors) - there).pow(2).sum()
 
     _minimize([A, B], steps, loss)
     return moving

@@ -14,9 +14,9 @@ from ...models.activations import BATCH_TOKENS, SINKS, encode, padded
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.prefix_cache import after_shared_prefix, decoder, shared, unwrapped
-from ...progress import Progress, silent
+from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
-from ...text.vocabulary import text_tokens
+from ...text.vocabulary import text_vocabulary
 from .targets import Head
 
 SHOWN = 8
@@ -96,7 +96,7 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
     no response that is written after the whole prompt shows it.
     """
     rows = backbone.arch.vocabulary
-    texts = {text: number for text, number in text_tokens(backbone.tokenizer).items() if number < rows}
+    texts = {text: number for text, number in text_vocabulary(backbone.tokenizer).items() if number < rows}
     names = {number: text for text, number in texts.items()}
     run, ends, states = decoder(model), [], []
     for prompt in prompts[:SHOWN]:
@@ -118,7 +118,9 @@ def shared_prefix(rows: Sequence[Tokens]) -> int:
     return shared(ids, min(row.first for row in rows))
 
 
-def forward(model: Any, rows: Sequence[Tokens], progress: Progress = silent) -> Iterator[tuple[list[int], Tensor, int]]:
+def forward(
+    model: Any, rows: Sequence[Tokens], progress: Progress = no_progress
+) -> Iterator[tuple[list[int], Tensor, int]]:
     """Run the decoder over turns of like length, what all of them begin with once a batch.
 
     Yields:

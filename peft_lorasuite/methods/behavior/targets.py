@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...text.vocabulary import first_pieces, shared_tokens
+from ...text.vocabulary import longest_prefix_tokens, shared_tokens
 from .options import BehaviorOptions
 
 CHUNK = 32
@@ -95,7 +95,7 @@ class Vocabulary:
                 "the tokenizers share too few tokens", where=f"{old!r} and {new!r}", got=len(left),
                 wanted=f"at least {FEWEST_SHARED}", do="use a weight-based method, or retrain",
             )  # fmt: skip
-        pieces, whole = first_pieces(old.tokenizer, new.tokenizer, **rows)
+        pieces, whole = longest_prefix_tokens(old.tokenizer, new.tokenizer, **rows)
         left, right = torch.cat([left, pieces]), torch.cat([right, whole])
         ends = old.tokenizer.eos_token_id, new.tokenizer.eos_token_id
         keep = (left != ends[0]) & (right != ends[1])
