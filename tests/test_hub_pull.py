@@ -117,7 +117,7 @@ def base(name):
     return told(lambda: PeftModel.from_upgraded(NEW, name))
 outcome = {name: pull(f"me/{name}") for name in NAMES}
 outcome["spoilt again"] = pull("me/spoilt")
-outcome["big"] = told(lambda: Source("org/big", "backbone").need("model.safetensors"))
+outcome["big"] = told(lambda: Source("org/big", "backbone").require("model.safetensors"))
 outcome["gated"] = pull("org/gated")
 outcome["absent"] = pull("org/absent")
 outcome["revoked"] = pull("me/private", token=REVOKED)
@@ -213,7 +213,7 @@ def told(work):
     except LoraSuiteError as error:
         return str(error)
     return "ok"
-fetch = lambda name, file: told(lambda: Source(name, "backbone").need(file))
+fetch = lambda name, file: told(lambda: Source(name, "backbone").require(file))
 """
 
 

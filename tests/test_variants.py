@@ -241,24 +241,24 @@ def test_one_of_several_adapters_is_chosen_on_the_hub(hub, llama, tmp_path):
     files = {f"{name}/{path.name}": path.read_bytes() for name in ("a", "b") for path in (tmp_path / "first").iterdir()}
     hub.add_repo("org/several", files)
     code = """
-from peft_lorasuite.adapters.reading import reads_backbones
+from peft_lorasuite.adapters.reading import adapter_needs_backbones
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.adapters.peft_format import select
+from peft_lorasuite.adapters.peft_format import select_adapter
 from peft_lorasuite.errors import LoraSuiteError
 source = Source("org/several", "adapter")
 try:
-    select(source, "c")
+    select_adapter(source, "c")
 except LoraSuiteError as error:
-    told = str(error)
-place = select(source, "b")
-print(json.dumps([told, reads_backbones(place), place.need("adapter_config.json").parent.name]))
+    message = str(error)
+place = select_adapter(source, "b")
+print(json.dumps([message, adapter_needs_backbones(place), place.require("adapter_config.json").parent.name]))
 """
-    info, needs, folder = ask_client(hub, code, tmp_path / "home")
-    assert "wanted a or b" in info
+    message, needs, folder = ask_client(hub, code, tmp_path / "home")
+    assert "wanted a or b" in message
     assert (needs, folder) == (False, "b")
 
 
-def test_tensors_are_written_apart_and_copied_only_where_they_share_memory() -> None:
+def test_written_tensors_share_no_memory_and_are_copied_only_where_needed() -> None:
     table = torch.randn(4, 6)
     own = torch.randn(3, 2)
     given = {"own": own, "again": own, "part": table[:2], "turned": table.T}

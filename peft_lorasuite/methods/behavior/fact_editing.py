@@ -195,5 +195,5 @@ def apply_update(down: torch.nn.Module, update: LowRank | None) -> Iterator[None
     if update is None:
         yield
         return
-    with adding(down, update.applied):
+    with adding(down, update.apply):
         yield
