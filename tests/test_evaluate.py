@@ -18,7 +18,7 @@ import pytest
 
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.evaluation.harness import _tasks, compare, evaluate
+from peft_lorasuite.evaluation.harness import _load_tasks, compare, evaluate
 from peft_lorasuite.evaluation.tasks import BENCHMARKS, read_items, select
 
 torch = pytest.importorskip("torch")
@@ -218,7 +218,7 @@ def test_the_task_files_read_rows_of_the_hub(tmp_path: Path, data: Path) -> None
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"data_files": {"validation": str(tmp_path / "rows.jsonl")}, "split": {"test": "validation"}}
     instead = {"dataset_path": "json", "dataset_kwargs": {**source, "cache_dir": str(tmp_path)}}
-    task = _tasks(select("boolq"), instead, None, None, tmp_path)["lorasuite_boolq"]
+    task = _load_tasks(select("boolq"), instead, None, None, tmp_path)["lorasuite_boolq"]
     form = "Please answer the following question with true or false, question: is {}?\n\nAnswer format: true/false"
     expected = [(form.format(f"{i} even"), str(i % 2 == 0).lower()) for i in range(3)]
     assert [(doc["instruction"], doc["answer"]) for doc in task.eval_docs] == expected
@@ -231,11 +231,17 @@ def test_the_task_files_read_rows_of_the_hub(tmp_path: Path, data: Path) -> None
     [
         ({"suite": "mmlu"}, "unknown benchmark 'mmlu'"),
         ({"scoring": "chain"}, "unknown scoring .got 'chain', wanted generate or likelihood"),
-        ({"suite": "gsm8k,boolq", "scoring": "likelihood"}, "gsm8k: math answers .* use scoring='generate'"),
+        (
+            {"suite": "gsm8k,boolq", "scoring": "likelihood"},
+            "gsm8k: the math benchmarks have no options .* use scoring='generate'",
+        ),
         ({"limit": 0}, "limit: must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens: must be at least 1"),
         ({"template": "Q:"}, "template: the prompt template has no"),
-        ({"data": "nowhere"}, "nowhere: no boolq_test.json, piqa_test.json, .*name only the benchmarks you have"),
+        (
+            {"data": "nowhere"},
+            "nowhere: the folder has no boolq_test.json, piqa_test.json, .*limit suite to the benchmarks",
+        ),
         ({"adapter": "somewhere"}, "adapter needs a folder or Hub id as model"),
         ({"tokenizer": None}, "pass tokenizer"),
     ],
@@ -257,11 +263,12 @@ def test_nothing_heavy_is_imported_and_no_network_is_a_plain_error() -> None:
     code = (
         "import os, sys; os.environ['HF_HUB_OFFLINE'] = '1'\n"
         "from pathlib import Path\n"
-        "from peft_lorasuite.evaluation.harness import _tasks\nfrom peft_lorasuite.evaluation.tasks import select\n"
+        "from peft_lorasuite.evaluation.harness import _load_tasks\n"
+        "from peft_lorasuite.evaluation.tasks import select\n"
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
-        "try: _tasks(select('boolq'), {}, None, None, Path())\n"
+        "try: _load_tasks(select('boolq'), {}, None, None, Path())\n"
         "except ValueError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "the items could not be fetched from the Hub" in done.stdout
-    assert "give a folder with the files as data" in done.stdout
+    assert "the items could not be downloaded from the Hub" in done.stdout
+    assert "pass a folder with the files as data" in done.stdout

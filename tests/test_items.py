@@ -64,11 +64,19 @@ def test_items_are_read_whatever_the_form_of_the_answer(tmp_path: Path) -> None:
         ("{", "boolq", "not a JSON file"),
         ([], "boolq", "no items"),
         ({"data": []}, "boolq", "no items"),
-        ([{"question": "?"}], "boolq", "item 0: not an item"),
-        ([{"instruction": "Even? Answer format: true/false", "answer": "yes"}], "boolq", "not one of BoolQ .got 'yes'"),
-        ([{"instruction": "Even?", "answer": "true"}], "boolq", "names no options"),
-        ([{"instruction": "1?", "answer": "1"}, {"instruction": "2?", "answer": "two"}], "gsm8k", "item 1: the answer"),
-        ([{"instruction": "1?", "answer": "F"}], "AQuA", "not one of AQuA"),
+        ([{"question": "?"}], "boolq", "item 0: malformed item"),
+        (
+            [{"instruction": "Even? Answer format: true/false", "answer": "yes"}],
+            "boolq",
+            "for BoolQ .got 'yes'",
+        ),
+        ([{"instruction": "Even?", "answer": "true"}], "boolq", "has no options"),
+        (
+            [{"instruction": "1?", "answer": "1"}, {"instruction": "2?", "answer": "two"}],
+            "gsm8k",
+            "item 1: invalid answer",
+        ),
+        ([{"instruction": "1?", "answer": "F"}], "AQuA", "invalid answer for AQuA"),
     ],
 )
 def test_a_file_that_cannot_be_scored_is_an_error(tmp_path: Path, content: Any, name: str, message: str) -> None:

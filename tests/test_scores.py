@@ -92,7 +92,7 @@ def test_a_model_does_not_differ_from_itself_but_the_interval_stays_open() -> No
     ("other", "message"),
     [
         (evaluation(score("11", "piqa")), "same benchmarks"),
-        (evaluation(score("11"), scoring="likelihood"), "same manner"),
+        (evaluation(score("11"), scoring="likelihood"), "same way"),
         (evaluation(score("11", prefix="j")), "boolq: .*same items.*same data, limit and seed"),
         (evaluation(score("111")), "same items"),
     ],
@@ -122,7 +122,7 @@ def test_another_file_is_not_an_evaluation(tmp_path: Path, content: str) -> None
 def test_scores_without_items_are_refused() -> None:
     with pytest.raises(LoraSuiteError, match="one outcome"):
         TaskScore("boolq", ("a",), ())
-    with pytest.raises(LoraSuiteError, match="without tasks"):
+    with pytest.raises(LoraSuiteError, match="at least one task"):
         evaluation()
     with pytest.raises(LoraSuiteError, match="unknown benchmark 'piqa'"):
         evaluation(score("1"))["piqa"]
@@ -144,7 +144,7 @@ def test_the_table_has_the_papers_shape() -> None:
     assert "| - | - | - |" in markdown_table({"base": base}, published={"x": {"OBQA": 1.0}})
 
 
-def test_a_comparison_is_set_out_with_its_gain_and_counts() -> None:
+def test_the_comparison_table_has_the_gain_and_the_counts() -> None:
     base = evaluation(score("1000"), score("0000", "ARC-Easy"))
     upgraded = evaluation(score("0110"), score("1111", "ARC-Easy"))
     lines = comparison_table(compare(upgraded, base)).splitlines()
@@ -188,7 +188,7 @@ def test_published_scores_are_whole_numbers_of_items() -> None:
     assert off == [(19, "Qwen-1.5-1.8B", "LoRA (10k)")]
 
 
-def test_what_the_paper_does_not_print_is_not_made_up() -> None:
+def test_tables_that_the_paper_does_not_have_are_refused() -> None:
     assert len(published_pairs()) == 6
     assert "MiniCPM-2B, DoRA (10k)" in published_rows(published_pairs()[0], "math", "dora")
     with pytest.raises(LoraSuiteError, match="unknown published pair"):

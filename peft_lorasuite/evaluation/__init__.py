@@ -1,1 +1,1 @@
-"""The benchmarks of the LoRASuite paper, run by lm-evaluation-harness."""
+"""The benchmarks of the LoRASuite paper, on lm-evaluation-harness."""

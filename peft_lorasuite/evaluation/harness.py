@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import LoraSuiteError, check_integer, check_seed
 from ..io.source import Source, split_revision
 from ..models.memory import head_in_one_piece
-from ..text.templates import check_template
+from ..text.templates import check_template, format_prompt
 from . import answers
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
@@ -144,7 +144,7 @@ def _require_harness() -> None:
 def _task_overrides(scoring: str, template: str | None) -> dict[str, Any]:
     """Return the keys of the task YAML that ``scoring`` and ``template`` replace."""
     if scoring == "generate":
-        return {} if template is None else {"doc_to_text": functools.partial(answers.prompt, template=template)}
+        return {} if template is None else {"doc_to_text": functools.partial(format_prompt, template=template)}
     return {
         "output_type": "multiple_choice",
         "doc_to_text": functools.partial(answers.forced_prompt, template=template),
