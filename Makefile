@@ -3,28 +3,44 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := test,check,evaluate,report
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test check table api wheel clean
+.PHONY: demo test slow check coverage table docs dist clean
 
 demo: $(VENV)/ready
 	$(BIN)/peft-lorasuite demo
 
+# The default tests: at most 8 minutes on two cores.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# The tests marked slow alone.
+slow: $(VENV)/ready
+	$(PYTEST) -m slow
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-table: $(VENV)/ready
-	$(BIN)/python -m pytest tests/test_table.py --all-pairs -q
+coverage: $(VENV)/ready
+	$(PYTEST) --cov=peft_lorasuite --cov-report=term:skip-covered
 
-api: $(VENV)/ready
-	$(BIN)/python docs/make_api.py
+table: $(VENV)/ready
+	$(BIN)/python -m pytest tests/upgrading/test_table.py --all-pairs -q
+
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # The CPU build of torch comes first where none is there: a plain "torch" would pull gigabytes of CUDA libraries.
-# Nothing is pinned for users: setup.cfg states lower bounds only.
+# Nothing is pinned for users: setup.cfg has lower bounds only.
 $(VENV)/ready: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -34,4 +50,4 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
