@@ -31,7 +31,7 @@ from speed_layer import WEIGHTS_ONLY, layer
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.linalg.similarity import layer_similarity
 from peft_lorasuite.methods.sections import add_section
-from peft_lorasuite.models.activations import Sampling, batches, chosen_tokens, paired_activations, run
+from peft_lorasuite.models.activations import Sampling, batches, choose_tokens, forward_pass, paired_activations
 from peft_lorasuite.text.calibration import built_in_text
 from peft_lorasuite.upgrading.collection import upgrade_many
 
@@ -129,7 +129,7 @@ def calibration(args: argparse.Namespace) -> dict[str, Any]:
     """Time activations and CKA of all layers against the plain forward passes over the same batches."""
     old, new = (Backbone.open(name) for name in (args.old, args.new))
     texts, sampling = built_in_text(), Sampling()
-    chosen = sorted({text for text, _, _ in chosen_tokens(old, new, texts, sampling)})
+    chosen = sorted({text for text, _, _ in choose_tokens(old, new, texts, sampling)})
     times = {"loading": 0.0, "forward": 0.0}
     for side in (old, new):
         start = time.perf_counter()
@@ -137,7 +137,7 @@ def calibration(args: argparse.Namespace) -> dict[str, Any]:
         times["loading"] += time.perf_counter() - start
         with torch.inference_mode():
             times["forward"] += fastest(
-                lambda m=model, s=side: [run(m.base_model, b) for _, b in batches(s, texts, chosen)], 2
+                lambda m=model, s=side: [forward_pass(m.base_model, b) for _, b in batches(s, texts, chosen)], 2
             )
         del model
     start = time.perf_counter()

@@ -25,7 +25,7 @@ from peft_lorasuite.linalg.assignment import assign
 from peft_lorasuite.linalg.basis import hidden_map, pseudo_inverse
 from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.linalg.similarity import head_similarity
-from peft_lorasuite.mapping.layers import Pairing
+from peft_lorasuite.mapping.layers import LayerMatcher
 from peft_lorasuite.methods.lorasuite import move
 
 RANK = 16
@@ -51,10 +51,10 @@ def layer(args: argparse.Namespace) -> dict[str, Any]:
         "naive": fastest(lambda: torch.linalg.pinv(torch.linalg.pinv(E_o) @ E_n), 1),
     }
     hidden = hidden_map(E_o, E_n)
-    built, pairing = UpgradeMap.build(old, new, WEIGHTS_ONLY), Pairing(old, new, hidden, WEIGHTS_ONLY)
+    built, matcher = UpgradeMap.build(old, new, WEIGHTS_ONLY), LayerMatcher(old, new, hidden, WEIGHTS_ONLY)
     for number, pair in enumerate(built.layers):
         times = {
-            "factored": fastest(lambda n=number: pairing.layer(n, n)),
+            "factored": fastest(lambda n=number: matcher.match(n, n)),
             "factored_update": fastest(lambda pair=pair: move_updates(built, pair)),
             **naive_layer(old, new, number, hidden, move_updates(built, pair)),
         }

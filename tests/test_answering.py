@@ -8,7 +8,7 @@ from pico import PICO, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, LoraSuiteError
 from peft_lorasuite.models.generation import generate_answers
-from peft_lorasuite.models.prefix_cache import before_padding, decoder
+from peft_lorasuite.models.prefix_cache import cache_shared_prefix, decoder
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 BEGINNING = " the red stone runs and the small river sleeps ;"
@@ -39,7 +39,7 @@ def test_the_states_are_those_of_a_pass_over_the_whole_turn(family, opened):
 def test_a_beginning_is_read_once_unless_a_window_would_count_the_padding(opened):
     model, backbone = opened("llama")
     rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    common = before_padding(model, rows)[0]
+    common = cache_shared_prefix(model, rows)[0]
     assert common >= len(backbone.tokenizer(BEGINNING)["input_ids"]) - 1
     read = []
     hook = decoder(model).register_forward_pre_hook(
@@ -48,8 +48,8 @@ def test_a_beginning_is_read_once_unless_a_window_would_count_the_padding(opened
     generate_answers(model, backbone, PROMPTS, length=1)
     hook.remove()
     assert read == [common, len(rows) * (max(map(len, rows)) - common)]
-    assert before_padding(model, rows[:1]) == (0, None)
-    assert before_padding(pico_model("gemma2"), rows) == (0, None)
+    assert cache_shared_prefix(model, rows[:1]) == (0, None)
+    assert cache_shared_prefix(pico_model("gemma2"), rows) == (0, None)
 
 
 @pytest.mark.parametrize("asks", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"use_cache": False}])
@@ -72,7 +72,7 @@ def test_the_head_reads_every_pass_in_one_piece(opened):
     assert all(whole)
     whole.clear()
     model.generate(torch.ones(4, 5, dtype=torch.long), max_new_tokens=1, pad_token_id=2)
-    assert whole == [False], "transformers does so itself by now: head_in_one_piece can go"
+    assert whole == [False], "transformers does so itself by now: contiguous_head_input can go"
     hook.remove()
 
 

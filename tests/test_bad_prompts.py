@@ -20,7 +20,7 @@ pair = command_fixtures.pair
 def no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a map is built."""
     monkeypatch.setattr(
-        "peft_lorasuite.upgrading.inputs.map_for", lambda *args, **settings: pytest.fail("the map was built")
+        "peft_lorasuite.upgrading.inputs.load_or_build_map", lambda *args, **settings: pytest.fail("the map was built")
     )
 
 
@@ -121,9 +121,9 @@ def test_a_rank_above_the_modules_dimensions(
     ("settings", "message"),
     [
         ({"rank": 0}, "rank: must be at least 1"),
-        ({"rank": 1.5}, "rank: must be a whole number .got 1.5"),
-        ({"rank": "4"}, "rank: must be a whole number .got '4'"),
-        ({"seed": None}, "seed: must be a whole number"),
+        ({"rank": 1.5}, "rank: must be an integer .got 1.5"),
+        ({"rank": "4"}, "rank: must be an integer .got '4'"),
+        ({"seed": None}, "seed: must be an integer"),
         ({"seed": -1}, "seed: must be at least 0"),
         ({"seed": 2**32}, "seed: must be at most 4294967295"),
     ],
@@ -148,7 +148,9 @@ def test_a_name_that_no_adapter_can_have_is_refused_before_the_map_is_built(
 
 
 def test_a_map_without_calibration_still_reads_the_text(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peft_lorasuite.mapping.build.identify", lambda backbone: pytest.fail("a backbone was read"))
+    monkeypatch.setattr(
+        "peft_lorasuite.mapping.build.read_identity", lambda backbone: pytest.fail("a backbone was read")
+    )
     with pytest.raises(LoraSuiteError, match="there is no such text file"):
         UpgradeMap.build(pair.old, pair.new, MapOptions(layer_map="first"), calibration="no-such-file")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pico import PICO, pico_model
 
-from peft_lorasuite.models.prefix_cache import after_shared_prefix, shared
+from peft_lorasuite.models.prefix_cache import count_shared_columns, reuse_shared_prefix
 
 LENGTH, BEGINNING, ROWS = 24, 13, 3
 
@@ -34,7 +34,7 @@ def test_logits_and_gradients_are_those_of_whole_rows(family):
         tuned.zero_grad()
         begun, taken = {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
         if not whole:
-            begun, taken = after_shared_prefix(tuned, ids, mask, LENGTH - 2)
+            begun, taken = reuse_shared_prefix(tuned, ids, mask, LENGTH - 2)
         assert taken == (0 if whole else BEGINNING)
         logits = tuned(**begun).logits[:, BEGINNING - taken :]
         wanted = mask[:, BEGINNING:].bool()
@@ -49,12 +49,12 @@ def test_logits_and_gradients_are_those_of_whole_rows(family):
 
 def test_a_wanted_position_is_never_taken_off():
     ids, mask = batch()
-    assert shared(ids, 9) == 9
-    assert after_shared_prefix(pico_model("llama"), ids, mask, 9)[1] == 9
+    assert count_shared_columns(ids, 9) == 9
+    assert reuse_shared_prefix(pico_model("llama"), ids, mask, 9)[1] == 9
 
 
 def test_a_short_beginning_or_a_single_row_is_read_whole():
     ids, mask = batch(beginning=4)
-    assert after_shared_prefix(pico_model("llama"), ids, mask, LENGTH - 2)[1] == 0
+    assert reuse_shared_prefix(pico_model("llama"), ids, mask, LENGTH - 2)[1] == 0
     ids, mask = batch()
-    assert after_shared_prefix(pico_model("llama"), ids[:1], mask[:1], LENGTH - 2)[1] == 0
+    assert reuse_shared_prefix(pico_model("llama"), ids[:1], mask[:1], LENGTH - 2)[1] == 0

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.models.restore import no_dropout
+from peft_lorasuite.models.restore import disable_dropout
 from peft_lorasuite.text.examples import Example
 from peft_lorasuite.training.scoring import score
 
@@ -41,7 +41,7 @@ def test_no_dropout_is_left_wherever_a_family_keeps_its_rate(name: str) -> None:
     wanted = model(IDS).logits
     model.train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
-    with no_dropout(model):
+    with disable_dropout(model):
         torch.testing.assert_close(model(IDS).logits, wanted)
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     assert model.config.to_dict() == pico_model(name, **rates(name)).config.to_dict()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peft_lorasuite import LoraSuiteError, PeftModel
-from peft_lorasuite.mapping.fingerprint import embedding_sample
+from peft_lorasuite.mapping.fingerprint import hash_embedding
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair
@@ -140,7 +140,7 @@ def test_a_table_in_memory_that_is_shorter_than_its_config() -> None:
     model = pico_model("llama")
     model.config.vocab_size = 500
     with pytest.raises(LoraSuiteError, match=r"a token table does not fit the config \(got 120 rows"):
-        embedding_sample(Backbone.open(model))
+        hash_embedding(Backbone.open(model))
 
 
 def test_an_upgrade_is_not_put_on_a_model_that_carries_an_adapter(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.basis import Basis
 from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
 from peft_lorasuite.methods.base import MethodInput
-from peft_lorasuite.methods.cross_lora import paired_svd
+from peft_lorasuite.methods.cross_lora import align_svd
 from peft_lorasuite.methods.sections import add_section
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
@@ -84,7 +84,7 @@ def test_under_a_rotation_of_the_hidden_space_the_aligned_part_is_exact(part: st
     basis = Basis(Q.T, Q, ones, ones)
     turned = Q @ weight if part in ("o", "down") else weight @ Q.T
     delta = torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
-    U_s, V_s, U_t, V_t = paired_svd(weight, turned, 999, basis, part)
+    U_s, V_s, U_t, V_t = align_svd(weight, turned, 999, basis, part)
     inside = U_s @ U_s.T @ delta @ V_s @ V_s.T
     wanted = Q @ inside if part in ("o", "down") else inside @ Q.T
     assert relative(U_t @ (U_s.T @ delta @ V_s) @ V_t.T, wanted) < 1e-3

@@ -20,10 +20,10 @@ from safetensors.torch import load, save
 
 from peft_lorasuite import MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.mapping.fingerprint import check_same, identify
+from peft_lorasuite.mapping.fingerprint import check_identity, read_identity
 from peft_lorasuite.methods.sections import add_section
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.map_cache import cache_folder, map_for
+from peft_lorasuite.upgrading.map_cache import cache_folder, load_or_build_map
 
 hub, pair, made = hub_fixtures.hub, hub_pair.pair, hub_pair.made
 OPTIONS = MapOptions(layer_map="proportional")
@@ -41,11 +41,11 @@ def tuned(place: Path, *, part: str = "q_proj", **sizes: Any) -> Path:
 def test_fine_tunes_that_share_an_embedding_get_a_map_each(pair: Path, tmp_path: Path) -> None:
     one, two = (tuned(tmp_path / name, part=part) for name, part in (("one", "q_proj"), ("two", "v_proj")))
     old, first, second = Backbone.open(pair / "old"), Backbone.open(one), Backbone.open(two)
-    assert identify(first).embedding == identify(second).embedding
-    maps = [map_for(old, new, OPTIONS) for new in (first, second)]
+    assert read_identity(first).embedding == read_identity(second).embedding
+    maps = [load_or_build_map(old, new, OPTIONS) for new in (first, second)]
     assert maps[0].new.key != maps[1].new.key
     assert len(list(cache_folder().iterdir())) == 2
-    again = [map_for(old, Backbone.open(place), OPTIONS) for place in (one, two)]
+    again = [load_or_build_map(old, Backbone.open(place), OPTIONS) for place in (one, two)]
     assert [kept.new.weights for kept in again] == [built.new.weights for built in maps]
     assert all(kept.home for kept in again), "both were kept"
     with pytest.raises(LoraSuiteError, match=r"another new backbone .*the layers' values differ"):
@@ -54,11 +54,11 @@ def test_fine_tunes_that_share_an_embedding_get_a_map_each(pair: Path, tmp_path:
 
 def test_a_copy_in_another_dtype_or_in_memory_is_the_same(tmp_path: Path) -> None:
     model = pico_model("phi3").to(torch.bfloat16)
-    kept = identify(Backbone.open(save_backbone(tmp_path / "bfloat16", model, pico_tokenizer(hub_pair.WORDS))))
+    kept = read_identity(Backbone.open(save_backbone(tmp_path / "bfloat16", model, pico_tokenizer(hub_pair.WORDS))))
     wide = Backbone.open(save_backbone(tmp_path / "float32", model.float(), pico_tokenizer(hub_pair.WORDS)))
     assert kept.weights is not None
-    assert identify(wide).weights == kept.weights
-    check_same(replace(kept, tokenizer=None), Backbone.open(model), "new")
+    assert read_identity(wide).weights == kept.weights
+    check_identity(replace(kept, tokenizer=None), Backbone.open(model), "new")
 
 
 def test_a_map_without_the_layers_sample_loads_and_is_used(pair: Path, tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_kept_map_that_cannot_be_read_is_built_anew(kind: str, pair: Path, caplog: pytest.LogCaptureFixture) -> None:
     old, new = Backbone.open(pair / "old"), Backbone.open(pair / "new")
-    first = map_for(old, new, OPTIONS, methods=["cross-lora"])
+    first = load_or_build_map(old, new, OPTIONS, methods=["cross-lora"])
     (folder,) = cache_folder().iterdir()
     DAMAGE[kind](folder)
     with caplog.at_level("WARNING", logger="peft_lorasuite"):
-        again = map_for(old, new, OPTIONS, methods=["cross-lora"])
+        again = load_or_build_map(old, new, OPTIONS, methods=["cross-lora"])
     assert torch.equal(again.hidden, first.hidden)
     assert caplog.text.count("the kept upgrade map cannot be used and is built anew: ") == 1
-    assert map_for(old, new, OPTIONS, methods=["cross-lora"]).home is not None, "what was built is kept"
+    assert load_or_build_map(old, new, OPTIONS, methods=["cross-lora"]).home is not None, "what was built is kept"
     assert list(cache_folder().iterdir()) == [folder]
 
 
@@ -111,10 +111,10 @@ ASK = (
     TOOLS
     + """
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.upgrading.map_cache import load_or_build_map
 from peft_lorasuite.mapping.upgrade_map import MapOptions
 def home_of(new):
-    made = map_for(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))
+    made = load_or_build_map(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))
     upgrade(LORA, made, old=OLD, new=new)
     return made.home and made.home.name
 print(json.dumps([home_of(new) for new in ("org/one", "org/two", "org/one", "org/two")]))

@@ -15,9 +15,9 @@ from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models import activations
-from peft_lorasuite.models.activations import Sampling, paired_activations, run
+from peft_lorasuite.models.activations import Sampling, forward_pass, paired_activations
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXTS = [" ".join(WORDS)] * 8
@@ -64,7 +64,7 @@ def test_one_layer_is_in_memory_at_a_time_and_none_is_copied(
     for module in model.model.layers.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
-    run(model.base_model, {"input_ids": torch.arange(5)[None], "attention_mask": torch.ones(1, 5).long()})
+    forward_pass(model.base_model, {"input_ids": torch.arange(5)[None], "attention_mask": torch.ones(1, 5).long()})
     assert len(seen) == 3 * 7
     assert all(sum(held) <= 1 for held in seen)
     assert model.lm_head.weight.is_meta
@@ -98,7 +98,7 @@ def file_behind(tensor: torch.Tensor) -> bool:
 def test_a_kept_map_serves_whoever_asks_for_low_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old, new = map(Backbone.open, (folder(tmp_path, "llama", 1), folder(tmp_path, "qwen2", 2)))
     with caplog.at_level(logging.INFO, logger="peft_lorasuite"):
-        maps = [map_for(old, new, OPTIONS, low_memory=low) for low in (True, False, True)]
+        maps = [load_or_build_map(old, new, OPTIONS, low_memory=low) for low in (True, False, True)]
     assert [record.message.split()[0] for record in caplog.records].count("building") == 1
     assert all(torch.equal(maps[0].similarity, other.similarity) for other in maps[1:])
 

@@ -16,12 +16,12 @@ from command_fixtures import Pair, refused
 
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.io.output import atomic_folder, check_output
-from peft_lorasuite.mapping.fingerprint import identify, tokenizer_files
+from peft_lorasuite.mapping.fingerprint import hash_tokenizer_files, read_identity
 from peft_lorasuite.models.backbone import Backbone
 
 pair = command_fixtures.pair
 LONG = "n" * 300
-HIT = "the output is an input or holds one, which it would replace"
+HIT = "the output is or contains an input, which it would replace"
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_working_directory_and_what_holds_it_are_no_output(tmp_path: Path, m
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     for place in (".", tmp_path / "a", "/proc"):  # the last is a mount point
-        with pytest.raises(LoraSuiteError, match="is the working directory, holds it, or is a mount point"):
+        with pytest.raises(LoraSuiteError, match="is or contains the working directory, or is a mount point"):
             check_output(place, overwrite=True)
     assert check_output("below") == Path("below")
 
@@ -85,7 +85,7 @@ def test_a_link_stands_for_what_it_points_to(there: bool, tmp_path: Path) -> Non
 
 def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LoraSuiteError, match=r"the output lies below a file \(got .*/file\)"):
+    with pytest.raises(LoraSuiteError, match=r"a parent of the output is a file \(got .*/file\)"):
         check_output(tmp_path / "file" / "a" / "b")
 
 
@@ -132,10 +132,10 @@ def test_what_there_is_no_right_to_read_says_so(pair: Pair) -> None:
             (home / "new" / name).chmod(0o000)
         backbone = Backbone.open(home / "new")
         with as_nobody():
-            with pytest.raises(LoraSuiteError, match=r"model\.safetensors: there is no right to read the file"):
+            with pytest.raises(LoraSuiteError, match=r"model\.safetensors: permission denied"):
                 list(backbone.weights)
             with pytest.raises(LoraSuiteError, match=r"tokenizer\.json: the file cannot be read: Permission denied"):
-                tokenizer_files(backbone)
+                hash_tokenizer_files(backbone)
             with pytest.raises(LoraSuiteError, match="the name cannot be looked up: Permission denied"):
                 check_output(home / "closed" / "out")
 
@@ -152,7 +152,7 @@ def test_a_revision_of_a_folder_is_not_written(pair: Pair, tmp_path: Path) -> No
     new = Backbone.open(pair.new, revision="v9")
     upgrade(pair.adapter, pair.map, new=new, method="lorasuite").save(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["revision"] is None
-    assert identify(new).revision is None
+    assert read_identity(new).revision is None
 
 
 def test_a_base_of_a_config_that_is_no_name(mine: Path, tmp_path: Path, pair: Pair, capsys) -> None:

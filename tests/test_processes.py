@@ -46,10 +46,10 @@ sys.exit(main(sys.argv[1:]))
 SUM_ON_ANOTHER_DEVICE = """
 import torch
 from accelerate import PartialState
-from peft_lorasuite.models.distributed import on_cpu, summed
+from peft_lorasuite.models.distributed import runs_on_cpu, sum_across_processes
 
-PartialState(cpu=on_cpu()).device = torch.device("meta")
-summed(torch.ones(2, 3))
+PartialState(cpu=runs_on_cpu()).device = torch.device("meta")
+sum_across_processes(torch.ones(2, 3))
 """
 """nccl adds on GPUs alone. Without one, a device that holds no data says that the tensor was there to be added."""
 COLLECTION = """

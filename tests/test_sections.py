@@ -18,8 +18,8 @@ from peft_lorasuite.linalg.lowrank import LowRank
 from peft_lorasuite.mapping.sections import SectionRequest, SectionSpec
 from peft_lorasuite.methods.base import MethodInput, MethodResult
 from peft_lorasuite.methods.registry import NoOptions, method
-from peft_lorasuite.methods.sections import add_section, section_for
-from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.methods.sections import add_section, get_section
+from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
 OPTIONS = MapOptions(layer_map="proportional")
@@ -42,7 +42,7 @@ NORMS = SectionSpec("norms", norms, (), lambda kept, options: True)
 @method("scaled-copy", section=NORMS)
 def scaled_copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
     """Give every new module an update of rank 1 of the norm of its weight."""
-    section, arch = section_for(inputs, "scaled-copy", NORMS, options), inputs.map.new.arch
+    section, arch = get_section(inputs, "scaled-copy", NORMS, options), inputs.map.new.arch
     updates = {}
     for pair in inputs.map.layers:
         for part in inputs.map.common_parts(inputs.adapter.parts):
@@ -211,7 +211,7 @@ def test_broken_files_are_told(pair: Pair, tmp_path: Path) -> None:
     fails("another size than the map says")
     meta["sections"]["svd"]["bytes"] = len(whole) // 2
     (folder / "map.json").write_text(json.dumps(meta))
-    fails("no whole safetensors file")
+    fails("malformed safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -226,11 +226,11 @@ def test_a_wrong_record_is_told(change: dict[str, Any], pair: Pair, tmp_path: Pa
 
 
 def test_the_kept_map_of_a_pair_gets_the_sections_that_are_asked_for(pair: Pair) -> None:
-    core = map_for(*pair, OPTIONS)
+    core = load_or_build_map(*pair, OPTIONS)
     assert core.sections == {}
-    assert map_for(*pair, OPTIONS, methods=["cross-lora", "lorasuite"]).sections.keys() == {"svd"}
-    again = map_for(*pair, OPTIONS, methods=["cross-lora"]).sections["svd"]
-    assert again.home is not None  # read, not built
+    assert load_or_build_map(*pair, OPTIONS, methods=["cross-lora", "lorasuite"]).sections.keys() == {"svd"}
+    again = load_or_build_map(*pair, OPTIONS, methods=["cross-lora"]).sections["svd"]
+    assert again.source is not None  # read, not built
 
 
 def test_a_map_from_before_there_were_sections_is_read(pair: Pair, tmp_path: Path) -> None:

@@ -200,4 +200,4 @@ def test_a_text_of_more_tokens_than_a_context_is_read_up_to_there(name: str, tmp
     assert (old.context, new.context) == (256, 64)
     text = "the " + "q" * 400 + " cat"
     pair = paired_activations(old, new, [text], Sampling(tokens=500))
-    assert pair.old.shape[1] == pair.new.shape[1] == 64 - activations.SINKS
+    assert pair.old.shape[1] == pair.new.shape[1] == 64 - activations.SINK_TOKENS

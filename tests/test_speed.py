@@ -19,7 +19,7 @@ from random_pair import backbone
 from speed_layer import WEIGHTS_ONLY, move_updates, naive_layer, naive_truncation
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.mapping.layers import Pairing
+from peft_lorasuite.mapping.layers import LayerMatcher
 from peft_lorasuite.text.vocabulary import tokenizer_hash
 
 pair = command_fixtures.pair
@@ -33,7 +33,7 @@ def test_maps_are_far_faster_than_written_down_naively(tmp_path: Path) -> None:
     sides = backbone(tmp_path / "old", layers=1, **NARROW), backbone(tmp_path / "new", layers=1, seed=1, **WIDE)
     old, new = (Backbone.open(folder) for folder in sides)
     built = UpgradeMap.build(old, new, WEIGHTS_ONLY)
-    factored = fastest(lambda: Pairing(old, new, built.hidden, WEIGHTS_ONLY).layer(0, 0))
+    factored = fastest(lambda: LayerMatcher(old, new, built.hidden, WEIGHTS_ONLY).match(0, 0))
     factored += fastest(lambda: move_updates(built, built.layers[0]))
     info = naive_layer(old, new, 0, built.hidden, move_updates(built, built.layers[0]))
     assert info["largest_difference"] < 1e-5, "both compute the same similarities"

@@ -12,7 +12,7 @@ from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
 from ..io.source import Source, split_revision
 from ..models.backbone import Backbone
 from ..models.dtype import choose_dtype
-from ..models.loading import load_errors, loaded
+from ..models.loading import load_causal_lm, load_errors
 from ..models.upcast import compute_in_float32
 from .peft_format import CONFIG, WEIGHTS
 from .reading import base_model_of, read_config
@@ -28,11 +28,11 @@ def load_model(source: Source) -> Any:
     where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.accelerator.is_available() else None
     stored = checkpoint.dtype
-    running = choose_dtype("auto", stored, parameters=checkpoint.bytes // stored.itemsize, device_map=device_map)
+    running = choose_dtype("auto", stored, parameters=checkpoint.num_bytes // stored.itemsize, device_map=device_map)
     running.log(source.name)
     options = {"revision": source.commit, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
     with load_errors(source.name):
-        model = loaded(where, options, where=source.name)
+        model = load_causal_lm(where, options, where=source.name)
     return compute_in_float32(model) if running.upcast else model
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError, check_integer, check_seed
 from ..io.source import LoadOptions
-from ..models.distributed import is_first
+from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress, progress_bars
 
 NAME = "peft-lorasuite"
@@ -86,7 +86,7 @@ def load_options(args: Namespace) -> LoadOptions:
 
 def setup_logging(args: Namespace) -> Progress:
     """Set how much the libraries log, and return how progress is shown."""
-    shown = not (args.quiet or args.json) and is_first()
+    shown = not (args.quiet or args.json) and is_main_process()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO if shown else logging.ERROR)
     if args.quiet:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from .._version import __version__
 from ..errors import LoraSuiteError
-from ..models.distributed import is_first
+from ..models.distributed import is_main_process
 from . import chat, demo, evaluate, families, finetune, inspect, map, upgrade
 from .common import NAME
 
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values, text = COMMANDS[args.command].run(args)
     except LoraSuiteError as error:
-        if not is_first():
+        if not is_main_process():
             time.sleep(WAIT)
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(f"{NAME}: interrupted, {stopped or 'nothing was written'}", file=sys.stderr)
         return 130
-    if not is_first():
+    if not is_main_process():
         return 0
     if args.json:
         print(json.dumps(values, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf")))

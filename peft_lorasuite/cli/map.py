@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.output import check_output
-from ..models.distributed import is_first, wait
+from ..models.distributed import is_main_process, wait_for_everyone
 from .common import (
     NAME,
     Output,
@@ -81,9 +81,9 @@ def run(args: Namespace) -> Output:
     )
     for method in args.methods:
         built = add_section(built, method, old, new, progress=progress)
-    if is_first():
+    if is_main_process():
         built.save(args.output, overwrite=args.overwrite)
-    wait()
+    wait_for_everyone()
     return _output(args, built, round(time.perf_counter() - start, 2))
 
 

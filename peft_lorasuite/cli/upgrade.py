@@ -13,7 +13,7 @@ from ..errors import LoraSuiteError
 from ..io.output import check_not_input, check_output
 from ..io.source import split_revision
 from ..methods.registry import summaries
-from ..models.distributed import is_first
+from ..models.distributed import is_main_process
 from ..progress import Progress
 from .common import (
     DATA,
@@ -97,12 +97,12 @@ def run(args: Namespace) -> Output:
     )  # fmt: skip
     if samples is not None:
         _finetune(upgraded, inputs.new, samples, args, progress)
-    elif is_first():
+    elif is_main_process():
         upgraded.save(args.output, overwrite=args.overwrite)
     seconds = round(time.perf_counter() - start, 2)
     values = {"output": str(args.output), "report": upgraded.report.to_dict(), "seconds": seconds}
     text = _text(args.output, upgraded.report, seconds)
-    if args.push and is_first():
+    if args.push and is_main_process():
         pushed = _push(args, inputs.upgrade_map)
         values["pushed"], text = asdict(pushed), f"{text}\npushed to {pushed.url}"
     return values, text

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError, check_integer, check_seed
 from ..io.source import Source, split_revision
-from ..models.memory import head_in_one_piece
+from ..models.memory import contiguous_head_input
 from ..text.templates import check_template, format_prompt
 from . import answers
 from .published import published, published_pairs, published_rows
@@ -251,7 +251,7 @@ def _run_harness(
         wrapped = harness_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         task_dict: Any = {"tasks": tasks}
         # bootstrap_iters=0: the intervals are computed from the outcomes
-        with head_in_one_piece(model):
+        with contiguous_head_input(model):
             results = run(lm=wrapped, task_dict=task_dict, samples=samples, bootstrap_iters=0)
     finally:
         model.train(was_training)

@@ -14,14 +14,14 @@ from ..linalg.assignment import fixed_path, layer_path
 from ..linalg.similarity import layer_similarity
 from ..models.activations import Sampling, paired_activations
 from ..models.backbone import Backbone
-from ..models.distributed import share, together
-from ..models.offload import placed
+from ..models.distributed import gather_items, split_between_processes
+from ..models.offload import resolve_device_map
 from ..progress import Progress, no_progress
 from ..text.calibration import calibration_texts
-from .fingerprint import identify
+from .fingerprint import read_identity
 from .hidden import fit_hidden_map
 from .layer_pair import MapParts
-from .layers import Pairing
+from .layers import LayerMatcher
 from .options import MapOptions
 
 log = logging.getLogger(__name__)
@@ -51,26 +51,28 @@ def build_map(
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
     """
     calibration = None if calibration is None else calibration_texts(calibration)  # refused before the long work
-    device_map = placed(device_map, low_memory)
     old, new = Backbone.open(old), Backbone.open(new)
+    for backbone in (old, new):
+        resolve_device_map(backbone.device_map, low_memory)  # refuses a map that the backbone was opened with
+    device_map = resolve_device_map(device_map, low_memory)
     start = time.perf_counter()
-    identities = identify(old), identify(new)
+    identities = read_identity(old), read_identity(new)
     hidden, facts = fit_hidden_map(old, new, options)
-    pairing = Pairing(old, new, hidden, options)
+    matcher = LayerMatcher(old, new, hidden, options)
     similarity = torch.zeros(old.arch.layers, new.arch.layers)
     if options.layer_map == "cka":
         similarity = _similarity(old, new, options, calibration, device_map, dtype, progress)
-        path = layer_path(similarity, pairing.weight_similarity)
+        path = layer_path(similarity, matcher.weight_similarity)
     else:
         path = fixed_path(options.layer_map, old.arch.layers, new.arch.layers)
     calibrated = time.perf_counter()
-    own = [(number, pairing.layer(i, j)) for number, (i, j) in progress("matching layers", share(path))]
-    layers = tuple(together(own))
+    own = progress("matching layers", split_between_processes(path))
+    layers = tuple(gather_items([(number, matcher.match(i, j)) for number, (i, j) in own]))
     facts["seconds"] = {
         "calibration": round(calibrated - start, 3),
         "weights": round(time.perf_counter() - calibrated, 3),
     }
-    return MapParts(*identities, hidden, pairing.inverse, similarity, layers, facts)
+    return MapParts(*identities, hidden, matcher.inverse, similarity, layers, facts)
 
 
 def _similarity(

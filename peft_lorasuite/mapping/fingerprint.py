@@ -69,17 +69,17 @@ class Identity:
         return built
 
 
-def identify(backbone: Backbone) -> Identity:
+def read_identity(backbone: Backbone) -> Identity:
     """Read a backbone's identity; the weights themselves are read only as far as the sample goes."""
     return Identity(
         backbone.name,
         backbone.source.commit,
         backbone.arch,
         tokenizer_hash(backbone.tokenizer),
-        embedding_sample(backbone),
+        hash_embedding(backbone),
         backbone.source.hashes(),
-        tokenizer_files(backbone),
-        layer_sample(backbone),
+        hash_tokenizer_files(backbone),
+        hash_layers(backbone),
     )
 
 
@@ -89,14 +89,14 @@ def public_name(name: str) -> str:
     return name if is_id else name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def embedding_sample(backbone: Backbone) -> str:
+def hash_embedding(backbone: Backbone) -> str:
     """Hash some rows of the token embedding in bfloat16, the same for a float32, float16-safe or bfloat16 copy."""
     rows = evenly_spaced(backbone.arch.vocabulary, SAMPLE_ROWS)
     table = backbone.weights.rows(backbone.locate(f"{backbone.arch.embedding}.weight"), rows)
     return hashlib.sha256(_bits(table)).hexdigest()
 
 
-def layer_sample(backbone: Backbone) -> str | None:
+def hash_layers(backbone: Backbone) -> str | None:
     """Hash a few rows of every projection of every layer, likewise: fine-tunes of one base often share its embedding.
 
     None where a projection is not there as plain numbers (quantized, wrapped, or left on disk).
@@ -121,7 +121,7 @@ def _bits(rows: Tensor) -> bytes:
     return rows.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
-def tokenizer_files(backbone: Backbone) -> str | None:
+def hash_tokenizer_files(backbone: Backbone) -> str | None:
     """Hash a tokenizer's files as they are: a hundredth of a second, where reading the vocabulary takes one or two.
 
     None for a model in memory, and where there is no tokenizer.json.
@@ -145,9 +145,9 @@ def _content(path: Path) -> bytes:
         ) from error
 
 
-def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
+def check_identity(wanted: Identity, backbone: Backbone, role: str) -> None:
     """Refuse a backbone that is not the one a map was built for."""
-    faults = unlike(wanted, backbone)
+    faults = find_differences(wanted, backbone)
     if faults:
         raise LoraSuiteError(
             f"the upgrade map was built for another {role} backbone",
@@ -158,7 +158,7 @@ def check_same(wanted: Identity, backbone: Backbone, role: str) -> None:
         )
 
 
-def unlike(wanted: Identity, backbone: Backbone) -> list[str]:
+def find_differences(wanted: Identity, backbone: Backbone) -> list[str]:
     """Name in what a backbone is not the one of an identity; empty where it is the same.
 
     On the Hub the repository's file hashes decide and no weight is fetched; otherwise samples of the weights do, as
@@ -168,9 +168,9 @@ def unlike(wanted: Identity, backbone: Backbone) -> list[str]:
     files = backbone.source.hashes() if wanted.files else {}
     if not faults and files and files != wanted.files:
         faults = ["the weight files' hashes"]
-    if not faults and not files and wanted.embedding and embedding_sample(backbone) != wanted.embedding:
+    if not faults and not files and wanted.embedding and hash_embedding(backbone) != wanted.embedding:
         faults = ["the embedding's values"]
-    if not faults and not files and wanted.weights and layer_sample(backbone) not in (None, wanted.weights):
+    if not faults and not files and wanted.weights and hash_layers(backbone) not in (None, wanted.weights):
         faults = ["the layers' values"]
     if not faults and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
         faults = ["the vocabulary"]
@@ -179,7 +179,7 @@ def unlike(wanted: Identity, backbone: Backbone) -> list[str]:
 
 def _same_tokenizer(wanted: Identity, backbone: Backbone) -> bool:
     """Compare the files, and where these differ or are not known, the vocabularies."""
-    if wanted.tokenizer_files is not None and tokenizer_files(backbone) == wanted.tokenizer_files:
+    if wanted.tokenizer_files is not None and hash_tokenizer_files(backbone) == wanted.tokenizer_files:
         return True
     return tokenizer_hash(backbone.tokenizer) == wanted.tokenizer
 

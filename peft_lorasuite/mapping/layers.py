@@ -13,12 +13,12 @@ from ..linalg.assignment import assign, assign_by_index, assign_units
 from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, part_basis, pseudo_inverse
 from ..linalg.similarity import head_similarity, sketch, sketch_signs, unit_similarity
 from ..models.backbone import Backbone
-from ..models.memory import give_back
+from ..models.memory import release_memory
 from .layer_pair import LayerPair
 from .options import MapOptions
 
 
-class Pairing:
+class LayerMatcher:
     """Matches heads and units of pairs of layers, reading each layer's weights when its turn comes."""
 
     def __init__(self, old: Backbone, new: Backbone, hidden: Tensor, options: MapOptions) -> None:
@@ -32,7 +32,7 @@ class Pairing:
         """Mean similarity of the matched heads of an old and a new layer: the tie-break of the layer map."""
         return float(self._match_heads(i, j)[1].mean())
 
-    def layer(self, i: int, j: int) -> LayerPair:
+    def match(self, i: int, j: int) -> LayerPair:
         """Match everything in one pair of layers."""
         heads, scores = self._match_heads(i, j)
         old, new, norms = self._heads(i, j)
@@ -44,7 +44,7 @@ class Pairing:
         units, unit_fits = self._match_units(i, j)
         gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*self.attention, *self.units)}
         self._heads.cache_clear()
-        give_back()
+        release_memory()
         return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
 
     def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:

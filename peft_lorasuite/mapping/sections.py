@@ -61,13 +61,13 @@ class SectionSpec:
         name: Name of the section and, with ``.safetensors``, of its file.
         build: Makes the tensors.
         settings: The method's options that the tensors depend on; their values are kept with the section.
-        serves: ``(kept settings, options)`` -> whether a section with these settings serves these options.
+        covers: ``(kept settings, options)`` -> whether a section with these settings serves these options.
     """
 
     name: str
     build: Callable[[SectionRequest], Mapping[str, Tensor]]
     settings: tuple[str, ...]
-    serves: Callable[[Mapping[str, Any], Any], bool]
+    covers: Callable[[Mapping[str, Any], Any], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Section:
         key: Fingerprint of the map that it belongs to.
         bytes: Size of its file; of its tensors alone while it is in memory.
         tensors: The tensors, if it is in memory.
-        home: Where its file is, if it is not.
+        source: Where its file is, if it is not.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Section:
     key: str
     bytes: int
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    home: Source | None = None
+    source: Source | None = None
     _handles: list[Any] = field(default_factory=list, repr=False)
 
     @property
@@ -101,16 +101,16 @@ class Section:
     @property
     def where(self) -> str:
         """Its place, for messages."""
-        return f"{self.home.name}/{self.file}" if self.home else f"section {self.name}"
+        return f"{self.source.name}/{self.file}" if self.source else f"section {self.name}"
 
     def check(self) -> None:
         """Refuse a file that is damaged or belongs to another map, before a tensor of it is wanted."""
-        if self.home is not None:
+        if self.source is not None:
             self._open()
 
     def read(self, name: str, shape: Sequence[int | None]) -> Tensor:
         """Read one tensor in float32; None in ``shape`` stands for any length."""
-        if self.home is None:
+        if self.source is None:
             tensor = self.tensors.get(name)
         else:
             handle = self._open()
@@ -143,12 +143,12 @@ class Section:
         from safetensors.torch import save_file
 
         target = folder / self.file
-        if self.home is None:
+        if self.source is None:
             whole = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
             save_file(whole, target, metadata={"map": self.key})
         else:
             self._open()
-            path = self.home.require(self.file)
+            path = self.source.require(self.file)
             if kept is not None and path.parent.resolve() == kept.resolve():
                 os.link(path, target)
             else:
@@ -167,9 +167,9 @@ class Section:
 
     def _open(self) -> Any:
         if not self._handles:
-            if self.home is None:
+            if self.source is None:
                 raise LoraSuiteError("the section is in memory and has no file", where=self.where)
-            path = self.home.require(self.file, do=f"build the map with the method that needs it: {self.name}")
+            path = self.source.require(self.file, do=f"build the map with the method that needs it: {self.name}")
             if path.stat().st_size != self.bytes:
                 raise LoraSuiteError(
                     "the file has another size than the map says", where=self.where, got=path.stat().st_size,
@@ -190,14 +190,18 @@ def build_section(spec: SectionSpec, request: SectionRequest, key: str) -> Secti
     return Section(spec.name, tuple(request.parts), settings, key, size, tensors)
 
 
-def stored_sections(meta: Mapping[str, Any], home: Source, key: str) -> dict[str, Section]:
+def list_sections(meta: Mapping[str, Any], source: Source, key: str) -> dict[str, Section]:
     """Return the sections that ``map.json`` lists; no file of theirs is opened, or fetched, yet."""
     found = {}
     for name, record in meta.get("sections", {}).items():
         if name in REMOVED:
-            log.warning("%s: the section %r is ignored: %s", home.name, name, REMOVED[name])
+            log.warning("%s: the section %r is ignored: %s", source.name, name, REMOVED[name])
             continue
         if record["map"] != key or record["file"] != f"{name}.safetensors" or not isinstance(record["bytes"], int):
-            raise LoraSuiteError("a section belongs to another map", where=f"{home.name}, {name}", do="build it again")
-        found[name] = Section(name, tuple(record["parts"]), dict(record["settings"]), key, record["bytes"], home=home)
+            raise LoraSuiteError(
+                "a section belongs to another map", where=f"{source.name}, {name}", do="build it again"
+            )
+        found[name] = Section(
+            name, tuple(record["parts"]), dict(record["settings"]), key, record["bytes"], source=source
+        )
     return found

@@ -22,7 +22,7 @@ from ..linalg.basis import Basis, part_basis
 from .fingerprint import Identity
 from .layer_pair import LayerPair
 from .options import MapOptions
-from .sections import Section, stored_sections
+from .sections import Section, list_sections
 from .storage import flatten, rebuild
 
 FORMAT = 1
@@ -42,7 +42,7 @@ class UpgradeMap:
         similarity: Scores of all pairs of layers, (L_o, L_n); zeros where the layer map needs none.
         layers: The matched layers, ascending.
         facts: Measurements of the build: shared tokens, fit of the hidden map, seconds, versions.
-        home: The folder or Hub repository that it was loaded from.
+        source: The folder or Hub repository that it was loaded from.
         sections: Name -> what a single method needs beyond the rest (`add_section` adds one).
     """
 
@@ -54,7 +54,7 @@ class UpgradeMap:
     similarity: Tensor
     layers: tuple[LayerPair, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    home: Source | None = None
+    source: Source | None = None
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     @classmethod
@@ -123,8 +123,8 @@ class UpgradeMap:
             tensors = read_tensors(source.require(CORE), where=f"{source.name}/{CORE}")
             try:
                 parts = rebuild(meta, tensors)
-                built = cls(options=MapOptions(**meta["options"]), home=source, **parts._asdict())
-                return replace(built, sections=stored_sections(meta, source, built.key))
+                built = cls(options=MapOptions(**meta["options"]), source=source, **parts._asdict())
+                return replace(built, sections=list_sections(meta, source, built.key))
             except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
                 raise LoraSuiteError(f"the map is incomplete: {error}", do="build or fetch it again") from error
 

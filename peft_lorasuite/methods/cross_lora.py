@@ -21,9 +21,9 @@ from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.layer_pair import LayerPair
 from ..mapping.sections import SectionRequest, SectionSpec
 from .base import MethodInput, MethodResult
-from .per_module import carry
+from .per_module import transfer_modules
 from .registry import method
-from .sections import section_for
+from .sections import get_section
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def build_svd(request: SectionRequest) -> dict[str, Tensor]:
     for pair in request.progress("decomposing weights", request.layers):
         for part in request.parts:
             weights = request.old.part(pair.old, part), request.new.part(pair.new, part)
-            factors = paired_svd(*weights, request.options.rank, request.basis(pair, part), part, request.seed)
+            factors = align_svd(*weights, request.options.rank, request.basis(pair, part), part, request.seed)
             tensors |= {
                 f"{pair.new}.{part}.{name}": factor.to(torch.bfloat16)
                 for name, factor in zip(FACTORS, factors, strict=True)
@@ -62,7 +62,7 @@ def build_svd(request: SectionRequest) -> dict[str, Tensor]:
     return tensors
 
 
-def paired_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, seed: int = 0) -> Factors:
+def align_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, seed: int = 0) -> Factors:
     """Return the leading singular vectors of an old and a new weight, the signs of the new pairs fitted to the old.
 
     The sign of a pair (u, v) is arbitrary, and a wrong one turns the update round. The shared tokens fix it: what
@@ -74,24 +74,26 @@ def paired_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, see
     U_s, _, V_s = truncated_svd(old, k, seed)
     U_t, _, V_t = truncated_svd(new, k, seed)
     agreement = (
-        (basis.map_outputs(U_s) * U_t).sum(dim=0) if part in OUTPUT_PROJECTIONS else (basis.map_inputs(V_s.T).T * V_t).sum(dim=0)
+        (basis.map_outputs(U_s) * U_t).sum(dim=0)
+        if part in OUTPUT_PROJECTIONS
+        else (basis.map_inputs(V_s.T).T * V_t).sum(dim=0)
     )
     sign = torch.where(agreement < 0, -1.0, 1.0)
     return U_s, V_s, U_t * sign, V_t * sign
 
 
-def serves(kept: Mapping[str, Any], options: CrossLoraOptions) -> bool:
+def has_enough_vectors(kept: Mapping[str, Any], options: CrossLoraOptions) -> bool:
     """A section of more singular vectors serves fewer: they are in order."""
     return kept.get("rank", 0) >= options.rank
 
 
-SVD = SectionSpec("svd", build_svd, ("rank",), serves)
+SVD = SectionSpec("svd", build_svd, ("rank",), has_enough_vectors)
 
 
 @method("cross-lora", options=CrossLoraOptions, section=SVD)
 def cross_lora(inputs: MethodInput, options: CrossLoraOptions) -> MethodResult:
     """Carry updates between the leading singular subspaces of the base weights (Cross-LoRA; data-free)."""
-    section = section_for(inputs, "cross-lora", SVD, options)
+    section = get_section(inputs, "cross-lora", SVD, options)
     old, new = inputs.map.old.arch, inputs.map.new.arch
 
     def move(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, Mapping[str, float]]:
@@ -106,7 +108,7 @@ def cross_lora(inputs: MethodInput, options: CrossLoraOptions) -> MethodResult:
         before = update.norm()
         return moved, {"aligned": float(k), "norm_kept": moved.norm() / before if before else 1.0}
 
-    return carry(inputs, move)
+    return transfer_modules(inputs, move)
 
 
 def _leading(factor: Tensor, k: int, where: str) -> Tensor:

@@ -16,7 +16,7 @@ from ..adapters.writing import write_adapter
 from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
-from ..models.restore import seeded
+from ..models.restore import fixed_seed
 from ..text.vocabulary import pad_token_id
 from .base import MethodInput, MethodResult
 from .behavior.options import DistillOptions
@@ -80,7 +80,7 @@ def _train(
     start = Adapter(new.arch, even, inputs.adapter.config)
     parts = dict.fromkeys([*options.parts, *(part for _, part in inputs.adapter.updates)])
     names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
-    with tempfile.TemporaryDirectory() as name, seeded(inputs.seed), new.running() as plain:
+    with tempfile.TemporaryDirectory() as name, fixed_seed(inputs.seed), new.running() as plain:
         write_adapter(start, Path(name), base=new.name)
         model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
         add_modules(model, fill=False, modules=names)

@@ -16,7 +16,7 @@ from ..mapping.layer_pair import LayerPair
 from ..mapping.upgrade_map import UpgradeMap
 from .base import MethodInput, MethodResult
 from .lorasuite_paper import paper_move
-from .per_module import carry
+from .per_module import transfer_modules
 from .registry import method
 
 NORMALIZE = ("weights", "fit", "none")
@@ -54,7 +54,7 @@ def lorasuite(inputs: MethodInput, options: LoraSuiteOptions) -> MethodResult:
             moved, figures = move(inputs.map, pair, part, update, match_size=options.normalize == "weights")
         return moved.scaled(options.gain), figures
 
-    return carry(inputs, step)
+    return transfer_modules(inputs, step)
 
 
 def move(

@@ -14,7 +14,7 @@ Move = Callable[[LayerPair, str, LowRank], tuple[LowRank, Mapping[str, float]]]
 """(matched layers, part, old update) -> new update, and figures for the report."""
 
 
-def carry(inputs: MethodInput, move: Move) -> MethodResult:
+def transfer_modules(inputs: MethodInput, move: Move) -> MethodResult:
     """Move every update whose layer is matched and whose part the new backbone has; name the reason for the others."""
     matched = {pair.old: pair for pair in inputs.map.layers}
     updates: dict[Key, LowRank] = {}
@@ -23,7 +23,7 @@ def carry(inputs: MethodInput, move: Move) -> MethodResult:
     figures: dict[Key, Mapping[str, float]] = {}
     for (layer, part), update in inputs.adapter.updates.items():
         pair = matched.get(layer)
-        reason = missing(inputs.map, pair, part)
+        reason = drop_reason(inputs.map, pair, part)
         if reason or pair is None:
             dropped[layer, part] = reason
             continue
@@ -32,7 +32,7 @@ def carry(inputs: MethodInput, move: Move) -> MethodResult:
     return MethodResult(updates, sources, dropped, figures)
 
 
-def missing(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> str:
+def drop_reason(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> str:
     """Say why a part of an old layer has no place in the new backbone; empty if it has one."""
     if pair is None:
         return "no new layer is matched with this layer"

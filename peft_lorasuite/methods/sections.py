@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..mapping.fingerprint import check_same
+from ..mapping.fingerprint import check_identity
 from ..mapping.sections import Section, SectionRequest, SectionSpec, build_section
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
@@ -45,8 +45,8 @@ def add_section(
     """
     spec, chosen = section_spec(method), make_options(find(method), options)
     old, new = Backbone.open(old), Backbone.open(new)
-    check_same(upgrade_map.old, old, "old")
-    check_same(upgrade_map.new, new, "new")
+    check_identity(upgrade_map.old, old, "old")
+    check_identity(upgrade_map.new, new, "new")
     built = _build(upgrade_map, spec, old, new, upgrade_map.common_parts(parts), chosen, progress)
     return replace(upgrade_map, sections={**upgrade_map.sections, built.name: built})
 
@@ -66,22 +66,22 @@ def section_spec(method: str) -> SectionSpec:
     return spec
 
 
-def section_for(given: MethodInput, method: str, spec: SectionSpec, options: Any) -> Section:
+def get_section(inputs: MethodInput, method: str, spec: SectionSpec, options: Any) -> Section:
     """Return the map's section of a method, or build it for the adapter's parts if both backbones are available.
 
     Raises:
         LoraSuiteError: When the map lacks it, or has it with other options, and a backbone is missing.
     """
-    parts = given.map.common_parts(given.adapter.parts)
-    stored = given.map.sections.get(spec.name)
-    if stored is not None and set(parts) <= set(stored.parts) and spec.serves(stored.settings, options):
+    parts = inputs.map.common_parts(inputs.adapter.parts)
+    stored = inputs.map.sections.get(spec.name)
+    if stored is not None and set(parts) <= set(stored.parts) and spec.covers(stored.settings, options):
         return stored
-    if given.old is not None and given.new is not None:
-        return _build(given.map, spec, given.old, given.new, parts, options, given.progress)
+    if inputs.old is not None and inputs.new is not None:
+        return _build(inputs.map, spec, inputs.old, inputs.new, parts, options, inputs.progress)
     wanted = {name: getattr(options, name) for name in spec.settings}
     lacks = f"the upgrade map has no section for {method!r}"
     raise LoraSuiteError(
-        lacks if stored is None else f"{lacks} with these options and parts", where=given.map.home,
+        lacks if stored is None else f"{lacks} with these options and parts", where=inputs.map.source,
         got=f"{stored.settings}, {', '.join(stored.parts)}" if stored else "none", wanted=wanted,
         do=f"add it (add_section(map, {method!r}, old, new) or `map OLD NEW --methods {method}`), "
         "or pass both backbones",

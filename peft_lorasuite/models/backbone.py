@@ -20,9 +20,9 @@ from ..io.checkpoint import Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
-from .loading import checked, load_errors, loaded
-from .offload import DISK, on_disk, tidied
-from .restore import as_it_was
+from .loading import check_model, load_causal_lm, load_errors
+from .offload import DISK, clean_offload_folder, disk_options
+from .restore import restore_model
 from .upcast import compute_in_float32
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Backbone:
             return name_or_model
         model = None if isinstance(name_or_model, str) or hasattr(name_or_model, "__fspath__") else name_or_model
         if model is not None:
-            checked(model)
+            check_model(model)
         name = str(name_or_model) if model is None else str(getattr(model.config, "_name_or_path", "") or NAMELESS)
         if model is None and not revision:
             name, revision = split_revision(name)
@@ -226,7 +226,7 @@ class Backbone:
         running = self.running_dtype(dtype, device_map)
         running.log(repr(self))
         with load_errors(repr(self)):
-            model = self._loaded({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
+            model = self._load({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
         if running.upcast:
             compute_in_float32(model)
         if self.arch.activation_floor:
@@ -249,16 +249,16 @@ class Backbone:
     def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
         """Load the whole model for a while, as `load` does, in evaluation mode; one in memory is left as it was."""
         model = self.load(dtype=dtype, device_map=device_map)
-        with as_it_was(model) if self.in_memory else nullcontext():
+        with restore_model(model) if self.in_memory else nullcontext():
             yield model.eval()
 
-    def _loaded(self, options: dict[str, Any]) -> Any:
+    def _load(self, options: dict[str, Any]) -> Any:
         config = running_config(self.source, self.arch)
         options |= {"config": config}
         if options["device_map"] == DISK:
-            options |= on_disk(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
-        with tidied(options) as keep:
-            return keep(loaded(self._location(), options | self._access(), where=repr(self)))
+            options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
+        with clean_offload_folder(options) as keep:
+            return keep(load_causal_lm(self._location(), options | self._access(), where=repr(self)))
 
     def _location(self) -> str:
         return str(self.source.folder) if self.source.folder is not None else self.name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def number_and_count() -> tuple[int, int]:
+def process_index_and_count() -> tuple[int, int]:
     """Return this process's number and how many there are, under accelerate's launcher or torchrun; (0, 1) alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1
@@ -23,32 +23,32 @@ def number_and_count() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks; asked before anything heavy is imported."""
     return int(os.environ.get("RANK", "0")) == 0 or int(os.environ.get("WORLD_SIZE", "1")) < 2
 
 
-def share(items: Sequence[Item]) -> list[tuple[int, Item]]:
+def split_between_processes(items: Sequence[Item]) -> list[tuple[int, Item]]:
     """Return this process's items with their numbers: every count-th, so that long and short ones are dealt evenly."""
-    index, count = number_and_count()
+    index, count = process_index_and_count()
     return list(enumerate(items))[index::count]
 
 
-def together(found: Sequence[tuple[int, Item]]) -> list[Item]:
+def gather_items(found: Sequence[tuple[int, Item]]) -> list[Item]:
     """Return what all processes found, in the order of its numbers."""
-    if number_and_count()[1] == 1:
+    if process_index_and_count()[1] == 1:
         return [item for _, item in sorted(found, key=lambda pair: pair[0])]
     from accelerate.utils import gather_object
 
     return [item for _, item in sorted(gather_object(list(found)), key=lambda pair: pair[0])]
 
 
-def summed(table: Tensor) -> Tensor:
+def sum_across_processes(table: Tensor) -> Tensor:
     """Add up a tensor of every process, in place; exact where each entry is zero in all processes but one.
 
     It goes over the process's device, the only place where nccl adds, row by row: it may be larger than that.
     """
-    if number_and_count()[1] == 1:
+    if process_index_and_count()[1] == 1:
         return table
     from accelerate.utils import reduce
 
@@ -59,13 +59,13 @@ def summed(table: Tensor) -> Tensor:
     return table
 
 
-def wait() -> None:
+def wait_for_everyone() -> None:
     """Go on when all processes have come here."""
-    if number_and_count()[1] > 1:
+    if process_index_and_count()[1] > 1:
         _state().wait_for_everyone()
 
 
-def on_cpu() -> bool:
+def runs_on_cpu() -> bool:
     """Whether processes run on the CPU: accelerate joins them there only if it is told to."""
     import torch
 
@@ -75,4 +75,4 @@ def on_cpu() -> bool:
 def _state() -> Any:
     from accelerate import PartialState
 
-    return PartialState(cpu=on_cpu())
+    return PartialState(cpu=runs_on_cpu())

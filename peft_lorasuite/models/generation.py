@@ -14,8 +14,8 @@ from ..errors import LoraSuiteError
 from ..progress import Progress, no_progress
 from ..text.vocabulary import eos_token_id
 from .backbone import Backbone
-from .memory import head_in_one_piece
-from .prefix_cache import before_padding, decoder, unwrapped
+from .memory import contiguous_head_input
+from .prefix_cache import cache_shared_prefix, decoder, unwrap
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Generated:
     states: Tensor
 
 
-def fits(backbone: Backbone, prompt: str, length: int) -> bool:
+def fits_context(backbone: Backbone, prompt: str, length: int) -> bool:
     """Whether a prompt and a response of ``length`` tokens fit the context."""
     return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
 
@@ -111,11 +111,11 @@ def _generate(model: Any, asked: Sequence[list[int]], end: int, length: int) -> 
 
     What all prompts begin with is read once; the padding stands behind it, where the mask hides it from the rest.
     """
-    width, (common, cache) = max(map(len, asked)), before_padding(model, asked)
+    width, (common, cache) = max(map(len, asked)), cache_shared_prefix(model, asked)
     ids = torch.tensor([row[:common] + [end] * (width - len(row)) + row[common:] for row in asked]).to(model.device)
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in asked])
     begun = {"cache": cache} if common else {}
-    with _greedy(model, end), head_in_one_piece(model), _heard(model) as states:
+    with _greedy(model, end), contiguous_head_input(model), _heard(model) as states:
         written = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **begun)
     return written[:, width:].tolist(), torch.stack(states, dim=1)
 
@@ -125,7 +125,7 @@ def _greedy(model: Any, end: int) -> Iterator[None]:
     """Let the likeliest token follow, whatever the checkpoint asks for: penalties, samples, beams, no cache."""
     from transformers import GenerationConfig
 
-    inner = unwrapped(model)
+    inner = unwrap(model)
     own = inner.generation_config
     inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=end, eos_token_id=end)
     try:

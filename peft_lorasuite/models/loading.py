@@ -22,7 +22,7 @@ def load_errors(where: str) -> Iterator[None]:
         raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where) from error
 
 
-def loaded(location: str, options: dict[str, Any], *, where: str) -> Any:
+def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any:
     """Load a model, refusing a checkpoint that lacks a weight: transformers would draw it at random."""
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +42,7 @@ def loaded(location: str, options: dict[str, Any], *, where: str) -> Any:
     return model
 
 
-def checked(model: Any) -> nn.Module:
+def check_model(model: Any) -> nn.Module:
     """Return a model in memory if it is a whole, plain causal language model."""
     if not isinstance(model, nn.Module):
         raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Hand the heap's free pages back to the system; takes about a millisecond.
 
     glibc keeps what is freed, in pieces too small for the next layer's weights, so that a process which holds one layer
@@ -25,11 +25,11 @@ def give_back() -> None:
 def free_models() -> None:
     """Free models that nobody uses any more: PEFT's wrappers, and accelerate's hooks, hold a model that holds them."""
     gc.collect()
-    give_back()
+    release_memory()
 
 
 @contextmanager
-def head_in_one_piece(model: Any) -> Iterator[None]:
+def contiguous_head_input(model: Any) -> Iterator[None]:
     """Give the language-model head its input in one piece while a model writes.
 
     `generate` hands it the last position of every row, a slice. torch takes that, on a CPU and with frozen weights, for

@@ -20,7 +20,7 @@ DISK = "disk"
 """The ``device_map`` that asks for it."""
 
 
-def placed(device_map: Any, low_memory: bool) -> Any:
+def resolve_device_map(device_map: Any, low_memory: bool) -> Any:
     """Return the ``device_map`` that ``low_memory`` stands for."""
     if low_memory and device_map not in (None, DISK):
         raise LoraSuiteError(
@@ -31,11 +31,11 @@ def placed(device_map: Any, low_memory: bool) -> Any:
     return DISK if low_memory else device_map
 
 
-def on_disk(config: Any, arch: Architecture, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return transformers' loading options for a model whose layers (and head of its own) stay on disk.
 
     Safetensors that hold the weights as they are run are read in place; what has to be renamed or converted first is
-    written to a scratch folder, which goes with the model (`tidied`).
+    written to a scratch folder, which goes with the model (`clean_offload_folder`).
 
     Args:
         config: The model's config.
@@ -57,7 +57,7 @@ def is_on_disk(model: Any) -> bool:
 
 
 @contextmanager
-def tidied(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
+def clean_offload_folder(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
     """Remove the scratch folder of some loading options, if they name one and nothing needs it.
 
     Yields:

@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WORTH = 8
+MIN_PREFIX = 8
 """Shared tokens from which on a pass of their own is worth it."""
 
 
 def decoder(model: Any) -> Any:
     """Return a model's decoder, without its head; adapters of PEFT stay on it."""
-    return unwrapped(model).base_model
+    return unwrap(model).base_model
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """Return the transformers model in a PEFT model, or a plain one; adapters stay on its modules."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def shared(ids: Tensor, first: int) -> int:
+def count_shared_columns(ids: Tensor, first: int) -> int:
     """Count the leading columns of ``(rows, length)`` ids in which all rows agree, at most ``first``."""
     same = (ids == ids[:1]).all(dim=0).long().cumprod(dim=0)
     return min(int(same.sum()), first)
 
 
-def before_padding(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
+def cache_shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
     """Read what rows of any length begin with, for padding that stands behind it.
 
     Returns:
@@ -40,20 +40,20 @@ def before_padding(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]
     if any(DynamicCache(config=decoder(model).config).is_sliding):
         return 0, None
     shortest = min(map(len, rows))
-    return _begun(model, torch.tensor([row[:shortest] for row in rows], device=model.device), shortest - 1)
+    return _cache_prefix(model, torch.tensor([row[:shortest] for row in rows], device=model.device), shortest - 1)
 
 
-def _begun(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
+def _cache_prefix(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
     """Read the first columns in which all rows agree, at most ``first``: their count and cache; 0 and None for few."""
-    count = shared(ids, first)
-    if len(ids) < 2 or count < WORTH:
+    count = count_shared_columns(ids, first)
+    if len(ids) < 2 or count < MIN_PREFIX:
         return 0, None
     cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
     cache.batch_repeat_interleave(len(ids))
     return count, cache
 
 
-def after_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
+def reuse_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
     """Read what all rows begin with once; gradients flow through it.
 
     Args:
@@ -65,7 +65,7 @@ def after_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tu
     Returns:
         Inputs for the rest of every row, and how many positions were taken off; 0 where it is not worth a pass.
     """
-    count, cache = _begun(model, ids, first)
+    count, cache = _cache_prefix(model, ids, first)
     if not count:
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
     return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count

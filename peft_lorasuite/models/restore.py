@@ -12,7 +12,7 @@ import torch
 
 
 @contextmanager
-def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+def restore_model(model: torch.nn.Module) -> Iterator[None]:
     """Leave a model as it was found, whatever PEFT and training do to it, and even if that fails.
 
     PEFT puts layers of its own into it, freezes what it has, and writes an adapter's trained biases over its own.
@@ -36,7 +36,7 @@ def as_it_was(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def fixed_seed(seed: int) -> Iterator[None]:
     """Draw from a seed for a while; the caller's random numbers of Python, NumPy and torch go on where they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -49,7 +49,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def no_dropout(model: Any) -> Iterator[None]:
+def disable_dropout(model: Any) -> Iterator[None]:
     """Set every dropout rate to zero for a while: those of layers, and those that are handed to functions."""
     owners = [owner for part in model.modules() for owner in (part, getattr(part, "config", None))]
     rates = [(owner, name, rate) for owner in owners for name, rate in _rates(owner).items()]

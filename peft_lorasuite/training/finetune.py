@@ -14,8 +14,8 @@ from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
 from ..models.backbone import Backbone
-from ..models.distributed import is_first
-from ..models.restore import seeded
+from ..models.distributed import is_main_process
+from ..models.restore import fixed_seed
 from ..progress import Progress, no_progress
 from ..text.examples import read_examples
 from ..text.vocabulary import pad_token_id
@@ -100,13 +100,13 @@ def finetune(
     model = open_adapter(model, base, revision)
     tokenizer = load_tokenizer(model, tokenizer)
     rows = encode_examples(tokenizer, draw_samples(examples, samples, seed), template, cutoff=cutoff)
-    with seeded(seed):
+    with fixed_seed(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
         loss, weights = train(model, rows, pad_token_id(tokenizer), options, progress)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
     model.finetune_record = record
-    if output is not None and is_first():
+    if output is not None and is_main_process():
         with atomic_folder(output, overwrite=overwrite) as part:
             write_peft_model(model, part, weights=weights)
     return model.eval()

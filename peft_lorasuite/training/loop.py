@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import LoraSuiteError
-from ..models.distributed import on_cpu
-from ..models.prefix_cache import after_shared_prefix
-from ..models.restore import no_dropout
+from ..models.distributed import runs_on_cpu
+from ..models.prefix_cache import reuse_shared_prefix
+from ..models.restore import disable_dropout
 from ..progress import Progress
 from .encoding import IGNORE_INDEX, Encoded, batch
 from .options import FinetuneOptions
@@ -93,7 +93,7 @@ class ResponseTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def read_prefix(self, model: Any, inputs: Any, first: int) -> tuple[dict[str, Any], int]:
-        """Read the prefix that all rows share once (`after_shared_prefix`), at most ``first`` tokens of it.
+        """Read the prefix that all rows share once (`reuse_shared_prefix`), at most ``first`` tokens of it.
 
         Returns:
             The inputs that are left, and how many positions were taken off. With several processes it is none: the
@@ -101,7 +101,7 @@ class ResponseTrainer(Trainer):
         """
         if self.args.world_size > 1:
             return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
-        return after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
+        return reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 
 class ProgressCallback(TrainerCallback):
@@ -143,7 +143,7 @@ def train(
     Raises:
         LoraSuiteError: If the loss or a weight is not finite.
     """
-    with tempfile.TemporaryDirectory() as scratch, no_dropout(model):
+    with tempfile.TemporaryDirectory() as scratch, disable_dropout(model):
         hf_trainer = trainer(
             model,
             _training_arguments(options, scratch, model.config),
@@ -196,7 +196,7 @@ def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
-        use_cpu=on_cpu(),
+        use_cpu=runs_on_cpu(),
         use_cache=getattr(config, "use_cache", False),  # the Trainer overwrites it in the config
         seed=options.seed,
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-from ..models.prefix_cache import after_shared_prefix
-from ..models.restore import as_it_was
+from ..models.prefix_cache import reuse_shared_prefix
+from ..models.restore import restore_model
 from ..progress import Progress, no_progress
 from ..text.examples import Example, format_example
 from ..text.vocabulary import pad_token_id
@@ -98,11 +98,13 @@ def score(
     choices = _find_choices(tokenizer, examples, template, options) if options is not None else [None] * len(rows)
     scores: dict[int, _RowScore] = {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    with as_it_was(model):
+    with restore_model(model):
         model.eval()
         for start in progress("scoring", range(0, len(rows), batch_size)):
             chosen = order[start : start + batch_size]
-            found = _score_batch(model, [rows[i] for i in chosen], [choices[i] for i in chosen], pad_token_id(tokenizer))
+            found = _score_batch(
+                model, [rows[i] for i in chosen], [choices[i] for i in chosen], pad_token_id(tokenizer)
+            )
             scores |= zip(chosen, found, strict=True)
     nll = sum(scores[i].loss for i in order) / sum(scores[i].tokens for i in order)
     exact = [scores[i].exact for i in range(len(rows))]
@@ -118,7 +120,7 @@ def _score_batch(
     inputs = {name: values.to(model.device) for name, values in batch(rows, padding=padding_id).items()}
     first = min(row.start for row in rows) - 1
     labels = inputs.pop("labels")[:, first + 1 :]
-    inputs, offset = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
+    inputs, offset = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
     keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=model.device)
     logits = model(**inputs, logits_to_keep=keep).logits.float()
     scores = []

@@ -18,10 +18,10 @@ from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError, short_message
 from ..io.paths import is_folder
 from ..io.source import LoadOptions, Source, hub_errors, split_revision
-from ..mapping.fingerprint import check_same, public_name
+from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
-from ..models.distributed import number_and_count
+from ..models.distributed import process_index_and_count
 from ..progress import Progress, no_progress
 from ..text.examples import read_prompts
 from .inputs import BackboneLike, MapLike, open_pair
@@ -35,7 +35,7 @@ Then = Callable[[str, Upgraded], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
-class Planned:
+class AdapterPlan:
     """What a run would do with one adapter: nothing where ``problem`` says why, or where it is done."""
 
     adapter: str
@@ -99,7 +99,7 @@ def upgrade_many(
     texts = None if prompts is None else read_prompts(prompts)  # once: a generator serves all, a column is hashed whole
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
-    index, count = shard or number_and_count()
+    index, count = shard or process_index_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
 
     def one(name: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _open_map(
         upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     for role, backbone in (("old", old), ("new", new)):
         if backbone is not None:
-            check_same(getattr(upgrade_map, role), backbone, role)
+            check_identity(getattr(upgrade_map, role), backbone, role)
     return upgrade_map
 
 
@@ -180,7 +180,7 @@ def plan_many(
     column: str = "adapter",
     token: str | bool | None = None,
     cache_dir: str | None = None,
-) -> list[Planned]:
+) -> list[AdapterPlan]:
     """Look at every adapter's config, and at nothing larger, and say what `upgrade_many` would do.
 
     Args:
@@ -204,7 +204,7 @@ def plan_many(
         except LoraSuiteError as error:
             config, problem, size = {}, str(error), 0
         done = journal.done(name, None, folder) is not None
-        planned.append(Planned(name, folder, done, size, config.get("r"), problem))
+        planned.append(AdapterPlan(name, folder, done, size, config.get("r"), problem))
     return planned
 
 

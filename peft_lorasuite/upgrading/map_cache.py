@@ -9,12 +9,12 @@ from itertools import count
 from pathlib import Path
 
 from ..io.source import read_json
-from ..mapping.fingerprint import Identity, unlike
+from ..mapping.fingerprint import Identity, find_differences
 from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
 from ..methods.registry import find
 from ..methods.sections import add_section
 from ..models.backbone import Backbone
-from ..models.distributed import is_first, wait
+from ..models.distributed import is_main_process, wait_for_everyone
 from ..progress import Progress, no_progress
 from ..text.vocabulary import tokenizer_hash
 
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(constants.HF_HOME) / "lorasuite" / "maps"
 
 
-def map_for(
+def load_or_build_map(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
     low_memory: bool = False, progress: Progress = no_progress,
 ) -> UpgradeMap:  # fmt: skip
@@ -49,9 +49,9 @@ def map_for(
         if section is not None and section.name not in found.sections:
             log.info("building its section for %s", name)
             found, changed = add_section(found, name, old, new, progress=progress), True
-    if changed and is_first():
+    if changed and is_main_process():
         found.save(folder, overwrite=True)
-    wait()
+    wait_for_everyone()
     return found
 
 
@@ -85,4 +85,4 @@ def _fits(folder: Path, old: Backbone, new: Backbone) -> bool:
         kept = [Identity.from_dict(meta[role]) for role in ("old", "new")]
     except (KeyError, TypeError, AttributeError, ValueError):
         return True
-    return not any(unlike(wanted, one) for wanted, one in zip(kept, (old, new), strict=True))
+    return not any(find_differences(wanted, one) for wanted, one in zip(kept, (old, new), strict=True))

@@ -23,7 +23,7 @@ from ..errors import LoraSuiteError, check_seed, error_context
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
 from ..linalg.lowrank import LowRank
-from ..mapping.fingerprint import check_same, public_name
+from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
@@ -148,7 +148,7 @@ def _check(
     opened = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
     for role, backbone in opened.items():
         if backbone is not None:
-            check_same(getattr(upgrade_map, role), backbone, role)
+            check_identity(getattr(upgrade_map, role), backbone, role)
     return upgrade_map, opened["old"], opened["new"]
 
 

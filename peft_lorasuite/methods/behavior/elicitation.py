@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ...models.activations import padded
+from ...models.activations import pad_batch
 from ...models.backbone import Backbone
 from ...models.generation import Turn, answer
-from ...models.prefix_cache import after_shared_prefix
+from ...models.prefix_cache import reuse_shared_prefix
 from ...progress import Progress, no_progress
 from .prompt_templates import SLOT, Form, forms, recombined
 
@@ -76,9 +76,9 @@ def uncertainty(
     found = [0.0] * len(rows)
     for start in progress("looking for what the adapter knows", range(0, len(order), BATCH)):
         chosen = order[start : start + BATCH]
-        batch = {name: v.to(model.device) for name, v in padded([rows[number] for number in chosen]).items()}
+        batch = {name: v.to(model.device) for name, v in pad_batch([rows[number] for number in chosen]).items()}
         first = min(len(rows[number]) for number in chosen) - 1
-        begun, taken = after_shared_prefix(model, batch["input_ids"], batch["attention_mask"], first)
+        begun, taken = reuse_shared_prefix(model, batch["input_ids"], batch["attention_mask"], first)
         keep = torch.arange(first - taken, begun["input_ids"].shape[1], device=model.device)
         logits = model(**begun, logits_to_keep=keep).logits
         last = torch.tensor([len(rows[number]) - 1 - first for number in chosen], device=model.device)

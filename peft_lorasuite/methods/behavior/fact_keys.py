@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models.activations import batches, padded
+from ...models.activations import batches, pad_batch
 from ...models.backbone import Backbone
-from ...models.prefix_cache import after_shared_prefix, decoder
+from ...models.prefix_cache import decoder, reuse_shared_prefix
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
 from .positions import Tokens, length_batches, shared_prefix
@@ -44,8 +44,8 @@ def read_keys(
     kept: dict[int, Tensor] = {}
     others: list[Tensor] = []
     for numbers in progress("reading names", length_batches(rows)):
-        batch = {name: v.to(model.device) for name, v in padded([rows[number].ids for number in numbers]).items()}
-        begun, taken = after_shared_prefix(model, batch["input_ids"], batch["attention_mask"], common)
+        batch = {name: v.to(model.device) for name, v in pad_batch([rows[number].ids for number in numbers]).items()}
+        begun, taken = reuse_shared_prefix(model, batch["input_ids"], batch["attention_mask"], common)
         x = _inputs(model, down, begun)
         for line, number in enumerate(numbers):
             ids, ends = rows[number].ids, named[number][1]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...errors import LoraSuiteError
-from ...models.activations import BATCH_TOKENS, SINKS, encode, padded
+from ...models.activations import BATCH_TOKENS, SINK_TOKENS, encode_text, pad_batch
 from ...models.backbone import Backbone
 from ...models.generation import Turn
-from ...models.prefix_cache import after_shared_prefix, decoder, shared, unwrapped
+from ...models.prefix_cache import count_shared_columns, decoder, reuse_shared_prefix, unwrap
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
 from ...text.vocabulary import text_vocabulary
@@ -58,7 +58,7 @@ class Tokens:
     @property
     def reading(self) -> range:
         """Positions that read the prompt, the first few (attention sinks) left out."""
-        return range(min(SINKS, self.first), self.first)
+        return range(min(SINK_TOKENS, self.first), self.first)
 
 
 def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
@@ -80,7 +80,7 @@ def sample_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
     for number in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
         if found >= count:
             break
-        ids = tuple(encode(backbone, texts[number])["input_ids"][:PARAGRAPH])
+        ids = tuple(encode_text(backbone, texts[number])["input_ids"][:PARAGRAPH])
         if len(ids) > 1:  # a tokenizer of another language may make nothing of a text
             rows.append(Tokens(ids, (), len(ids), ended=False))
             found += len(ids) - 1
@@ -106,7 +106,7 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
             states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
     if not ends:
         return False
-    info = Head(unwrapped(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
+    info = Head(unwrap(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
     longer = {end: [n for text, n in texts.items() if text != end and text.startswith(end)] for end in set(ends)}
     mass = sum(float(chances[longer[end]].sum()) for chances, end in zip(info, ends, strict=True))
     return mass >= MERGED * len(ends)
@@ -114,8 +114,8 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
 
 def shared_prefix(rows: Sequence[Tokens]) -> int:
     """Count the first tokens that all turns share, a template's as a rule; none of them predicts a response."""
-    ids = padded([row.ids for row in rows])["input_ids"]
-    return shared(ids, min(row.first for row in rows))
+    ids = pad_batch([row.ids for row in rows])["input_ids"]
+    return count_shared_columns(ids, min(row.first for row in rows))
 
 
 def forward(
@@ -129,14 +129,14 @@ def forward(
     """
     run, common = decoder(model), shared_prefix(rows)
     for numbers in progress("reading states", length_batches(rows)):
-        inputs = {name: value.to(model.device) for name, value in padded([rows[n].ids for n in numbers]).items()}
+        inputs = {name: value.to(model.device) for name, value in pad_batch([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
-            begun, taken = after_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
+            begun, taken = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
             yield numbers, run(**begun).last_hidden_state, taken
 
 
 def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:
-    """Group turns by length, at most `BATCH_TOKENS` padded tokens a batch."""
+    """Group turns by length, at most `BATCH_TOKENS` pad_batch tokens a batch."""
     groups: list[list[int]] = []
     for number in sorted(range(len(rows)), key=lambda number: len(rows[number].ids)):
         if groups and len(rows[number].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:

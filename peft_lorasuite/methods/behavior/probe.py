@@ -14,7 +14,7 @@ from ...adapters.adapter import Key
 from ...adapters.peft_model import load_adapted
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
-from ...models.generation import Generated, Turn, encode_prompts, fits, generate_answers
+from ...models.generation import Generated, Turn, encode_prompts, fits_context, generate_answers
 from ...models.memory import free_models
 from ...text.examples import check_prompt_count, read_prompts
 from ..base import MethodInput
@@ -150,7 +150,7 @@ def choose_prompts(inputs: MethodInput, old: Backbone, count: int, length: int) 
         encode_prompts(old, prompts, length)  # all of them, so that a long one is told by the caller's number
     else:
         with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
-            ours = [prompt for prompt in read_prompts(path) if fits(old, prompt, length)]
+            ours = [prompt for prompt in read_prompts(path) if fits_context(old, prompt, length)]
         prompts = check_prompt_count(ours, "give prompts of your own, none longer than the old backbone's context")
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
     return [prompts[number] for number in sorted(order[:count])]
