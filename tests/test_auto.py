@@ -46,6 +46,6 @@ def test_auto_fetches_backbones_only_for_what_a_map_cannot_do(
     if not prompts:
         assert not [one for one in stocked.log if OLD in one.path]
         assert (
-            "method='transplant' would recover more, at the cost of fetching the old backbone"
+            "method='transplant' would recover more, at the cost of downloading the old backbone"
             in (report["facts"]["auto"])
         )

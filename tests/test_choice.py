@@ -1,4 +1,4 @@
-"""What `auto` picks, and what the gate predicts: right for pairs whose fate is known."""
+"""What `auto` picks, and the prediction, on pairs whose outcome is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.upgrading.auto import pick
-from peft_lorasuite.upgrading.prediction import BEHAVIOR, Scores, agreement, alike, judge, predict
+from peft_lorasuite.upgrading.prediction import BEHAVIOR, Scores, agreement, judge, mean_cka, predict
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXT = ["the red tree sleeps. the big river runs by the small stone, and a cloud runs over it. " * 2] * 6
@@ -26,7 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 METHODS = ("lorasuite", "transplant", "distill")
 LOOKS = [{}, {"layer_map": "first"}, {"similarity": "cca"}, {"similarity": "procrustes"}, {"hidden_map": "polar"}]
-"""Ways to build a map; not all of them look at CKA."""
+"""Ways to build a map; not all of them use CKA."""
 
 
 def mapped(tmp_path, tokenizer, new, **options):
@@ -48,7 +48,7 @@ def permuted(seed):
     return model
 
 
-def test_the_same_backbone_is_one_lineage(tmp_path, tokenizer):
+def test_the_same_backbone_is_copied(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=1))
     assert pick(upgrade_map, can_run=True).method == "copy"
     assert predict(upgrade_map, "lorasuite").verdict == "holds"
@@ -98,14 +98,14 @@ def test_shuffled_embeddings_mean_retrain(options, tmp_path, tokenizer):
     assert [predict(upgrade_map, method).verdict for method in METHODS] == ["retrain"] * 3
 
 
-def test_a_fit_finds_its_own_tokens_between_any_two_backbones_and_no_others(tmp_path, tokenizer):
+def test_agreement_on_held_out_tokens_is_below_that_on_the_tokens_of_the_fit(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=2))
     assert upgrade_map.facts["hidden"]["agreement"] > 0.3
     found, least = agreement(upgrade_map)
     assert found == upgrade_map.facts["hidden"]["held_out"] < least
 
 
-def test_a_map_from_before_tokens_were_left_out_is_judged_by_those_of_the_fit(tmp_path, tokenizer):
+def test_a_map_without_held_out_tokens_is_judged_by_those_of_the_fit(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=1))
     hidden = {name: value for name, value in upgrade_map.facts["hidden"].items() if name != "held_out"}
     older = replace(upgrade_map, facts={**upgrade_map.facts, "hidden": hidden})
@@ -113,10 +113,10 @@ def test_a_map_from_before_tokens_were_left_out_is_judged_by_those_of_the_fit(tm
     assert predict(older, "lorasuite").verdict == "holds"
 
 
-def test_only_cka_is_held_against_the_threshold_of_cka(tmp_path, tokenizer):
+def test_only_cka_is_compared_with_the_threshold_of_cka(tmp_path, tokenizer):
     new = pico_model("llama", seed=2)
-    assert alike(mapped(tmp_path / "cka", tokenizer, new)) < 0.3
-    assert alike(mapped(tmp_path / "cca", tokenizer, new, similarity="cca")) is None
+    assert mean_cka(mapped(tmp_path / "cka", tokenizer, new)) < 0.3
+    assert mean_cka(mapped(tmp_path / "cca", tokenizer, new, similarity="cca")) is None
 
 
 @pytest.mark.parametrize(
@@ -129,36 +129,36 @@ def test_only_cka_is_held_against_the_threshold_of_cka(tmp_path, tokenizer):
         (5.0, 0.85, 0.0, "retrain"),
     ],
 )
-def test_what_the_fit_left_corrects_what_the_map_promised(left, confidence, gap, verdict):
+def test_the_fit_corrects_the_prediction_of_the_map(left, confidence, gap, verdict):
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     before = judge(scores, "transplant")
     assert (before.verdict, before.gap) == ("holds", BEHAVIOR["transplant"])
     fitted = {"transplant": {"divergence": 4.0, "divergence_left": left, "confidence": confidence}}
     after = judge(scores, "transplant", fitted)
     assert (after.verdict, after.gap) == (verdict, pytest.approx(gap))
-    assert "wanted change reached on the prompts" in after.because
-    assert ("method='distill' trains" in after.because) == (verdict == "retrain")
+    assert "target reached on the prompts" in after.because
+    assert ("method='distill' can recover more" in after.because) == (verdict == "retrain")
     lost = judge(replace(scores, agreement=0.01), "transplant", fitted)
     assert (lost.verdict, lost.gap) == ("retrain", 0)
 
 
 @pytest.mark.parametrize(("confidence", "gap", "verdict"), [(0.85, 0.9, "holds"), (0.05, 0.09, "retrain")])
-def test_distillation_towards_what_the_old_model_hardly_knew_is_not_promised(confidence, gap, verdict):
+def test_low_confidence_of_the_old_model_reduces_the_expected_gap(confidence, gap, verdict):
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     found = judge(scores, "distill", {"distill": {"confidence": confidence}})
     assert (found.verdict, found.gap) == (verdict, pytest.approx(gap))
 
 
-def test_where_nothing_was_wanted_nothing_is_promised():
+def test_without_a_change_to_transfer_the_verdict_is_retrain():
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     fitted = {"transplant": {"divergence": 0.0, "divergence_left": 0.0, "confidence": 1.0}}
     assert judge(scores, "transplant", fitted).verdict == "retrain"
 
 
-def test_without_the_old_backbone_auto_stays_with_the_map_and_names_the_better_method(tmp_path, tokenizer):
+def test_without_the_old_backbone_auto_uses_the_map_and_mentions_the_better_method(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=2))
     assert pick(upgrade_map, can_run=True).method == "transplant"
     found = pick(upgrade_map, can_run=False)
     assert found.method == "lorasuite"
-    assert "transplant" in found.why
-    assert "fetching the old backbone (0.1 MB), loading it and then the new one (0.1 MB)" in found.why
+    assert "transplant" in found.reason
+    assert "downloading the old backbone (0.1 MB), loading it and then the new one (0.1 MB)" in found.reason

@@ -150,9 +150,9 @@ def prediction_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw the scores that the prediction is based on, each with its threshold."""
     rows = {
         "shared tokens nearest to\nthemselves in the hidden map": prediction.agreement(upgrade_map),
-        "new heads' weights\nexplained by the maps": (prediction.explained(upgrade_map), prediction.EXPLAINED),
+        "new heads' weights\nexplained by the maps": (prediction.explained_share(upgrade_map), prediction.EXPLAINED),
     }  # fmt: skip
-    similarity = prediction.alike(upgrade_map)
+    similarity = prediction.mean_cka(upgrade_map)
     if similarity is not None:
         rows["similarity of\nthe matched layers"] = (similarity, prediction.ALIKE)
     with new_figure(7.2, 1.4 + 0.55 * len(rows)) as figure:

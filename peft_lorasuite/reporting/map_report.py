@@ -66,7 +66,7 @@ def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Se
         [
             contents.add_figure("prediction", lambda: map_figures.prediction_figure(upgrade_map), caption),
             html.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
-            html.paragraph(f"With both backbones available, auto picks {choice.method}: {choice.why}."),
+            html.paragraph(f"With both backbones available, auto picks {choice.method}: {choice.reason}."),
         ],
     )
 

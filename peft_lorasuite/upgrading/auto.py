@@ -1,7 +1,6 @@
-"""Which method `auto` takes, and whether an upgrade is likely to hold.
+"""The choice of a method by ``method="auto"``, from the upgrade map alone.
 
-Read off the map, before anything is run; once a method has fitted the new model to what the adapter does, also off how
-well it could. Thresholds were chosen on the development points of ``benchmarks/gate.py`` and checked on others.
+Thresholds were chosen on the development points of ``benchmarks/gate.py`` and checked on other points.
 """
 
 from __future__ import annotations
@@ -11,60 +10,62 @@ from dataclasses import dataclass
 import torch
 
 from ..mapping.upgrade_map import UpgradeMap
-from .prediction import EXPLAINED, NEAR, explained, near
+from .prediction import EXPLAINED, NEAR, embedding_similarity, explained_share
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The method that `auto` takes, and why."""
+    """The method that `auto` uses, and the reason."""
 
     method: str
-    why: str
+    reason: str
 
 
-def one_lineage(upgrade_map: UpgradeMap) -> bool:
-    """Whether the new backbone is the old one, trained on: nearly equal embeddings, heads and units in place."""
-    if near(upgrade_map) < 1 - NEAR:
+def is_continued_training(upgrade_map: UpgradeMap) -> bool:
+    """Whether the new backbone is the old one after more training: embeddings and heads are nearly the same."""
+    if embedding_similarity(upgrade_map) < 1 - NEAR:
         return False
-    turned = [
+    distances = [
         float((fit.T - torch.eye(fit.T.shape[-1])).norm() / fit.T.norm().clamp(min=1e-30))
         for pair in upgrade_map.layers
         for fit in pair.head_fits.values()
     ]
-    return all(value <= NEAR for value in turned)
+    return all(distance <= NEAR for distance in distances)
 
 
 def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
-    """Pick a method by what the map says and what is at hand.
+    """Pick a method for a pair of backbones.
 
     Args:
-        upgrade_map: The pair's map.
-        can_run: Whether both backbones are at hand without a download that the upgrade does not need anyway.
+        upgrade_map: The map of the pair.
+        can_run: Whether both backbones can be run without a download that the upgrade does not need anyway.
     """
-    share = explained(upgrade_map)
-    if one_lineage(upgrade_map):
-        return Choice("copy", "embeddings and heads of both backbones are nearly the same: one lineage")
+    share = explained_share(upgrade_map)
+    if is_continued_training(upgrade_map):
+        return Choice("copy", "embeddings and heads of both backbones are nearly the same (continued training)")
     if share >= EXPLAINED:
         return Choice(
-            "lorasuite", f"the maps explain {share:.0%} of the new heads' weights: weights can be transferred"
+            "lorasuite", f"the maps explain {share:.0%} of the new heads' weights, so weights can be transferred"
         )
     if can_run:
-        return Choice("transplant", f"the maps explain only {share:.0%} of the new heads' weights; both can be run")
+        return Choice(
+            "transplant", f"the maps explain only {share:.0%} of the new heads' weights, and both backbones can be run"
+        )
     return Choice(
         "lorasuite",
-        f"the old backbone is not at hand; the maps explain only {share:.0%} of the new heads' weights, and "
-        f"method='transplant' would recover more, at the cost of {_cost(upgrade_map)}",
+        f"the old backbone was not passed; the maps explain only {share:.0%} of the new heads' weights, and "
+        f"method='transplant' would recover more, at the cost of {_transplant_cost(upgrade_map)}",
     )
 
 
-def _cost(upgrade_map: UpgradeMap) -> str:
-    """What running both backbones takes, counted from their shapes at two bytes a weight."""
+def _transplant_cost(upgrade_map: UpgradeMap) -> str:
+    """Describe what running both backbones takes, at two bytes per parameter."""
     old, new = (2 * identity.arch.parameter_count() for identity in (upgrade_map.old, upgrade_map.new))
     return (
-        f"fetching the old backbone ({_bytes(old)}), loading it and then the new one ({_bytes(new)}), and a few passes "
-        "of each over the prompts"
+        f"downloading the old backbone ({_format_bytes(old)}), loading it and then the new one "
+        f"({_format_bytes(new)}), and a few passes of each over the prompts"
     )
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

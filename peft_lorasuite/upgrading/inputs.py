@@ -18,7 +18,7 @@ from ..mapping.upgrade_map import UpgradeMap
 from ..methods.registry import reads_old
 from ..models.backbone import Backbone
 from ..progress import Progress, no_progress
-from .map_cache import map_for
+from .map_cache import load_or_build_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +130,7 @@ def open_pair(
     if upgrade_map is None:
         opened = old()
         methods = () if method == "auto" else (method,)
-        return map_for(opened, new, methods=methods, low_memory=low_memory, progress=progress), opened
+        return load_or_build_map(opened, new, methods=methods, low_memory=low_memory, progress=progress), opened
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     return upgrade_map, old() if reads or reads_old(method, upgrade_map) else None
