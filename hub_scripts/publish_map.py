@@ -25,7 +25,7 @@ from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
-from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         upgrade_map = UpgradeMap.load(args.map)
     else:
         old, new = (Backbone.open(name) for name in args.pair)
-        upgrade_map = map_for(old, new, progress=progress_bars)
+        upgrade_map = load_or_build_map(old, new, progress=progress_bars)
     with tempfile.TemporaryDirectory() as scratch:
         pushed = push_map(
             upgrade_map, args.push, private=args.private or None, create_pr=args.create_pr, overwrite=args.overwrite,

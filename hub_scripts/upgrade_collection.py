@@ -26,7 +26,7 @@ from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import progress_bars
-from peft_lorasuite.upgrading.collection import Planned, find_adapters, open_collection, plan_many, read_names
+from peft_lorasuite.upgrading.collection import AdapterPlan, find_adapters, open_collection, plan_many, read_names
 from peft_lorasuite.upgrading.journal import Outcome
 from peft_lorasuite.upgrading.upgrade import Upgraded
 
@@ -103,7 +103,7 @@ def upgrade_all(chosen: Sequence[str], args: argparse.Namespace) -> list[Outcome
     )  # fmt: skip
 
 
-def summary(plan: Planned, args: argparse.Namespace) -> str:
+def summary(plan: AdapterPlan, args: argparse.Namespace) -> str:
     """Return what would be done with one adapter."""
     if plan.problem:
         return f"skip     {plan.adapter}: {plan.problem}"
