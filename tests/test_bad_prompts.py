@@ -32,7 +32,7 @@ FILES = {
     "one line": ("the red cat\n", "too few prompts (got 1, wanted at least 2, better 64 or more); give more prompts"),
     "too long": (
         f"the red cat\n{'the ' * 300}\nthe blue dog\n",
-        "prompt 2 is too long for the context (got 303 tokens and 48 to answer, wanted 256 together); shorten it",
+        "prompt 2 is too long for the context (got 303 tokens and 48 for the answer, wanted at most 256 in total); shorten it",
     ),
 }
 """File of prompts -> its text and what is said of it."""
@@ -73,7 +73,7 @@ def test_one_prompt_is_refused_before_the_map_is_built(
 
 def test_an_old_backbone_that_is_named_counts_with_a_map_as_well(pair: Pair) -> None:
     """As ``--from`` does: it is opened, checked, and at hand for what `auto` picks."""
-    with pytest.raises(LoraSuiteError, match="there is no such backbone"):
+    with pytest.raises(LoraSuiteError, match="backbone not found"):
         PeftModel.from_upgraded(pair.new, pair.adapter, source_model="/nonexistent", upgrade_map=pair.map)
     upgraded = PeftModel.from_upgraded(pair.new, pair.adapter, source_model=pair.old, upgrade_map=pair.map)
     report: Any = upgraded.upgrade_report
@@ -187,7 +187,7 @@ def test_tokenizers_that_share_too_few_tokens(
     [
         ("", "text.txt: the calibration text is empty"),
         ("\n \n", "text.txt: the calibration text is empty"),
-        ("the red cat", "too few common places (got 1, wanted at least 4); give a longer text"),
+        ("the red cat", "in both tokenizers (got 1, wanted at least 4); pass a longer text"),
     ],
     ids=["empty", "blank", "too short"],
 )

@@ -67,7 +67,8 @@ def test_a_model_that_cannot_be_loaded_whole(kind: str, pair: Pair, tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"dtype": "foo"}, "unknown dtype .got 'foo', wanted auto, float32"),
-     ({"device_map": "foo"}, "the model cannot be loaded: "), ({"device_map": "cuda:77"}, "the model cannot be loaded: ")],
+     ({"device_map": "foo"}, "the model cannot be loaded: "),
+     ({"device_map": "cuda:77"}, "the model cannot be loaded: ")],
 )  # fmt: skip
 def test_an_unknown_dtype_or_device(settings: dict[str, Any], message: str, pair: Pair) -> None:
     with pytest.raises(LoraSuiteError, match=message):
@@ -115,11 +116,11 @@ def adapted() -> Any:
 
 
 IN_MEMORY: dict[str, tuple[Callable[[], Any], str]] = {
-    "a PEFT model": (adapted, "the model carries an adapter already"),
-    "its insides": (lambda: adapted().get_base_model(), "the model carries an adapter already"),
-    "no head": (lambda: pico_model("llama").model, "no causal language model"),
-    "one layer": (lambda: torch.nn.Linear(3, 4), "no causal language model"),
-    "no model": (lambda: 5, "no backbone"),
+    "a PEFT model": (adapted, "the model already has an adapter"),
+    "its insides": (lambda: adapted().get_base_model(), "the model already has an adapter"),
+    "no head": (lambda: pico_model("llama").model, "must be a causal language model"),
+    "one layer": (lambda: torch.nn.Linear(3, 4), "must be a causal language model"),
+    "no model": (lambda: 5, "the backbone must be a folder, a Hub id or a loaded model"),
 }
 
 
@@ -146,5 +147,5 @@ def test_a_table_in_memory_that_is_shorter_than_its_config() -> None:
 def test_an_upgrade_is_not_put_on_a_model_that_carries_an_adapter(pair: Pair) -> None:
     """PEFT would have put it beside the model's own and used neither as it was meant."""
     for settings in ({"model": adapted(), "upgrade_map": pair.map}, {"model": pair.new, "source_model": adapted()}):
-        with pytest.raises(LoraSuiteError, match="the model carries an adapter already"):
+        with pytest.raises(LoraSuiteError, match="the model already has an adapter"):
             PeftModel.from_upgraded(**settings, model_id=pair.adapter)

@@ -1,4 +1,4 @@
-"""Calibration runs: what each layer of two backbones puts out for the same text, token by token."""
+"""Calibration runs: the output of every layer of two backbones at the same tokens of the same text."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ from .offload import is_on_disk
 log = logging.getLogger(__name__)
 
 SINK_TOKENS = 4
-"""First positions of a sequence, whose activations are hundreds of times larger than the rest: never counted."""
+"""Leading positions of a sequence that are never sampled: attention sinks have activations hundreds of times larger."""
 BATCH_TOKENS = 1024
-"""Tokens of one forward batch."""
-
-
+"""Padded tokens of one forward batch."""
 BUDGET = 2**28
-"""Bytes of a backbone's kept activations that stay in memory; more of them go to a file in the temporary folder."""
+"""Bytes of one backbone's sampled activations that stay in memory; larger tensors go to a temporary file."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Sampling:
     Attributes:
         tokens: Paired tokens kept, for all layers; 2,048 tokens of a 28-layer, 1,536-wide backbone are 352 MB.
         block: Tokens of one minibatch of CKA.
-        seed: Of the random choice of tokens and its order.
+        seed: Seed of the random choice of tokens and of their order.
     """
 
     tokens: int = 2048
@@ -51,7 +49,12 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class ActivationPair:
-    """Activations of the same tokens in two backbones: ``(L_o, N, D_o)`` and ``(L_n, N, D_n)``."""
+    """Activations of the same tokens in two backbones.
+
+    Attributes:
+        old: Outputs of the old backbone's layers, (L_o, tokens, D_o).
+        new: Outputs of the new backbone's layers, (L_n, tokens, D_n).
+    """
 
     old: Tensor
     new: Tensor
@@ -61,7 +64,7 @@ def paired_activations(
     old: Backbone, new: Backbone, texts: Sequence[str], sampling: Sampling = Sampling(), *, device_map: Any = None,
     dtype: torch.dtype | str = "auto",
 ) -> ActivationPair:  # fmt: skip
-    """Run both backbones, one after the other, over the same texts and keep a random sample of common tokens."""
+    """Run both backbones, one after the other, on the same texts and keep a random sample of their common tokens."""
     chosen = choose_tokens(old, new, texts, sampling)
     sides = []
     for backbone, side in ((old, 1), (new, 2)):
@@ -73,9 +76,16 @@ def paired_activations(
 
 
 def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the outputs of every decoder layer at some ``(text, position)``: (L, places, D), in the model's dtype.
+    """Return the outputs of all decoder layers at some tokens; several processes share the batches.
 
-    Several processes take batches in turn.
+    Args:
+        model: The loaded model.
+        backbone: Its backbone.
+        texts: The calibration texts.
+        places: Index of the text and position in it, for each token.
+
+    Returns:
+        The outputs before the final norm, (L, places, D), in the model's dtype.
     """
     wanted: dict[int, list[tuple[int, int]]] = {}
     for row, (text, position) in enumerate(places):
@@ -93,20 +103,28 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a tensor of zeros: in memory up to `BUDGET` bytes, beyond that in a nameless file that goes with it."""
-    count = math.prod(shape)
-    size = count * dtype.itemsize
+    """Return a tensor of zeros, in memory up to `BUDGET` bytes, else in a temporary file deleted along with it."""
+    size = math.prod(shape) * dtype.itemsize
     if size <= BUDGET:
         return torch.zeros(*shape, dtype=dtype)
     with tempfile.TemporaryFile() as file:
-        held = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
-    return torch.from_numpy(held).view(dtype).view(*shape)
+        mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
+    return torch.from_numpy(mapped).view(dtype).view(*shape)
 
 
 def batches(
     backbone: Backbone, texts: Sequence[str], chosen: Iterable[int]
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Cut texts into batches of like length, at most `BATCH_TOKENS` tokens each, padded on the right."""
+    """Group texts of similar length into batches of at most `BATCH_TOKENS` tokens.
+
+    Args:
+        backbone: The backbone whose tokenizer is used.
+        texts: All texts.
+        chosen: Indices of the texts to use.
+
+    Yields:
+        The indices of a batch's texts, and the model's inputs, padded on the right.
+    """
     ids = {text: encode_text(backbone, texts[text])["input_ids"] for text in chosen}
     order = sorted(ids, key=lambda text: (len(ids[text]), text))
     batch: list[int] = []
@@ -120,7 +138,7 @@ def batches(
 
 
 def pad_batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Pad token ids on the right; causal attention never looks there."""
+    """Pad rows of token ids on the right, where causal attention never looks; return ids and mask, (rows, length)."""
     length = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
@@ -128,18 +146,18 @@ def pad_batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def encode_text(backbone: Backbone, text: str) -> dict[str, Any]:
-    """Tokenize one text as the model is fed, with its special tokens and character offsets, up to its context."""
-    found = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
-    return {name: found[name][: backbone.context] for name in ("input_ids", "offset_mapping")}
+    """Tokenize a text with special tokens and character offsets, truncated to the backbone's context."""
+    encoded = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
+    return {name: encoded[name][: backbone.context] for name in ("input_ids", "offset_mapping")}
 
 
 def forward_pass(model: Any, inputs: dict[str, Tensor]) -> Any:
-    """One forward pass without a cache, on the model's own device; ``model.base_model`` leaves the head out."""
+    """Run a model once without a cache, on its own device; ``model.base_model`` leaves the head out."""
     return model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False)
 
 
 def hidden_state(output: Any) -> Tensor:
-    """Return a layer's hidden state, whether it comes alone or first in a tuple."""
+    """Return the hidden state of a layer's output, which some families wrap in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -147,13 +165,13 @@ def hidden_state(output: Any) -> Tensor:
 def record_layer_outputs(
     model: Any, layer_path: str, where: Int[Tensor, "places 2"]
 ) -> Iterator[list[Float[Tensor, "places hidden"]]]:
-    """Collect every decoder layer's output, before the final norm, at some (line, position) of a batch."""
+    """Record the output of every decoder layer, before the final norm, at some (row, position) of a batch."""
     outputs: list[Tensor] = []
-    layers_go = is_on_disk(model)
+    offloaded = is_on_disk(model)
 
     def keep(module: Any, args: Any, output: Any) -> None:
         outputs.append(hidden_state(output).detach()[where[:, 0], where[:, 1]].cpu())
-        if layers_go:  # else the next layer takes the same memory
+        if offloaded:  # otherwise the next layer reuses the same memory
             release_memory()
 
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
@@ -165,20 +183,24 @@ def record_layer_outputs(
 
 
 def choose_tokens(old: Backbone, new: Backbone, texts: Sequence[str], sampling: Sampling) -> list[tuple[int, int, int]]:
-    """Draw tokens that both tokenizers end at the same character: ``(text, old position, new position)``."""
-    return _choose(_pairs(old, new, texts), sampling)
+    """Draw tokens that end at the same character in both tokenizers: ``(text, old position, new position)``.
+
+    Raises:
+        LoraSuiteError: When there are fewer than four such tokens.
+    """
+    return _sample(_pair_tokens(old, new, texts), sampling)
 
 
-def _pairs(old: Backbone, new: Backbone, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Pair the tokens of every text that end at the same character in both tokenizers."""
+def _pair_tokens(old: Backbone, new: Backbone, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Pair the tokens of each text that end at the same character in both tokenizers."""
     spans = ([encode_text(backbone, text)["offset_mapping"] for text in texts] for backbone in (old, new))
     return [align_token_ends(left, right, skip=SINK_TOKENS) for left, right in zip(*spans, strict=True)]
 
 
-def _choose(pairs: Sequence[Sequence[tuple[int, int]]], sampling: Sampling) -> list[tuple[int, int, int]]:
+def _sample(pairs: Sequence[Sequence[tuple[int, int]]], sampling: Sampling) -> list[tuple[int, int, int]]:
     """Draw ``(text, old position, new position)``: texts at random until they hold enough, then tokens at random.
 
-    No more text is run than is needed, and a block of CKA is a random sample, never a contiguous stretch.
+    So no more text is run than needed, and a minibatch of CKA is a random sample rather than consecutive tokens.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
     pool: list[tuple[int, int, int]] = []
@@ -188,10 +210,8 @@ def _choose(pairs: Sequence[Sequence[tuple[int, int]]], sampling: Sampling) -> l
         pool += [(text, a, b) for a, b in pairs[text]]
     if len(pool) < 4:
         raise LoraSuiteError(
-            "the tokenizers cut the calibration text at too few common places",
-            got=len(pool),
-            wanted="at least 4",
-            do="give a longer text",
-        )
+            "the calibration text has too few tokens that end at the same character in both tokenizers",
+            got=len(pool), wanted="at least 4", do="pass a longer text",
+        )  # fmt: skip
     order = torch.randperm(len(pool), generator=generator)[: sampling.tokens]
     return [pool[number] for number in order.tolist()]

@@ -1,4 +1,4 @@
-"""One base model, read lazily: config, tokenizer, embedding, one projection of one layer at a time."""
+"""A base model, read lazily: config, tokenizer, embedding, and one projection of one layer at a time."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from .upcast import compute_in_float32
 log = logging.getLogger(__name__)
 
 NAMELESS = "a model in memory"
-"""Name of a loaded model that does not say where it came from: no Hub id."""
+"""Name of a loaded model without a ``_name_or_path``; not a Hub id."""
 
 
 class Backbone:
     """A base model in a folder, on the Hub, or in memory.
 
     Args:
-        source: Where its files are; for a model in memory, where it came from.
+        source: Where its files are; for a model in memory, where it was loaded from.
         model: The loaded model, if there is one.
-        trust_remote_code: Whether transformers may run code of the repository; off unless the user says so.
-        dtype: In which the whole model runs when it is loaded; ``"auto"`` is the checkpoint's own where the
-            device computes in it (see `choose_dtype`).
-        device_map: Where it runs then, as in transformers.
+        trust_remote_code: Whether transformers may run code of the repository; off unless the user asks for it.
+        dtype: Dtype in which `load` loads the model; ``"auto"`` is the checkpoint's own where the device computes in
+            it (see `choose_dtype`).
+        device_map: Device map with which `load` loads the model, as in transformers.
     """
 
     def __init__(
@@ -67,7 +67,10 @@ class Backbone:
         dtype: torch.dtype | str = "auto",
         device_map: Any = None,
     ) -> Backbone:
-        """Open a folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`."""
+        """Open a folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`.
+
+        The keywords are those of the class and of transformers; ``hub_only`` ignores a folder of that name.
+        """
         if isinstance(name_or_model, Backbone):
             return name_or_model
         model = None if isinstance(name_or_model, str) or hasattr(name_or_model, "__fspath__") else name_or_model
@@ -89,27 +92,31 @@ class Backbone:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the caller holds the model, so that it must be left as it is."""
+        """Whether the model belongs to the caller, so that it must not be changed."""
         return self._model is not None
 
     @cached_property
     def config(self) -> Any:
-        """The transformers config; for a type that transformers does not know, its plain values."""
+        """The transformers config; for an unknown model type, a config with its plain values."""
         return load_config(self.source) if self._model is None else self._model.config
 
     @cached_property
     def arch(self) -> Architecture:
-        """Shape and layout, from the registered converter."""
+        """Shape and layout, from the converter registered for the model type."""
         return architecture(self.config)
 
     @property
     def context(self) -> int:
-        """Tokens that it can read at once; unbounded where its config names no limit."""
+        """Length of the context in tokens; unbounded where the config has no limit."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The fast tokenizer."""
+        """The fast tokenizer.
+
+        Raises:
+            LoraSuiteError: When it cannot be loaded or is not a fast tokenizer.
+        """
         from transformers import AutoTokenizer
 
         if self.in_memory and self.name == NAMELESS:
@@ -117,10 +124,10 @@ class Backbone:
                 "the model does not say where its tokenizer is", where=repr(self), wanted="a folder or Hub id",
                 do="set model.config._name_or_path to where it was loaded from",
             )  # fmt: skip
-        config = self.config if self.arch.runs_as else None  # transformers would look for the unknown type's code
+        config = self.config if self.arch.runs_as else None  # otherwise transformers looks for the unknown type's code
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())
-        except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+        except Exception as error:  # the tokenizers library raises a bare Exception for a file that it cannot read
             raise LoraSuiteError(
                 f"the tokenizer cannot be loaded: {short_message(error)}",
                 where=repr(self),
@@ -128,19 +135,24 @@ class Backbone:
             ) from error
         if not tokenizer.is_fast:
             raise LoraSuiteError(
-                "the tokenizer gives no character offsets", where=repr(self), wanted="a fast tokenizer (tokenizer.json)"
-            )
+                "the tokenizer returns no character offsets", where=repr(self),
+                wanted="a fast tokenizer (tokenizer.json)",
+            )  # fmt: skip
         return tokenizer
 
     @cached_property
     def weights(self) -> Checkpoint | ModelWeights:
-        """The tensors, by name."""
+        """The stored tensors by name."""
         return Checkpoint(self.source) if self._model is None else ModelWeights(self._model)
 
     def locate(self, path: str) -> str:
-        """Return the stored name of a tensor that is called ``path`` in memory.
+        """Return the stored name of a tensor whose name in the loaded model is ``path``.
 
-        Checkpoints of a bare model leave out the first component (``transformer.``), some families another name.
+        Checkpoints of a model without head leave out the first component (``transformer.``), and some families store
+        another name.
+
+        Raises:
+            LoraSuiteError: When the checkpoint has no such tensor.
         """
         for memory, disk in self.arch.disk:
             if path.startswith(memory + "."):
@@ -151,48 +163,57 @@ class Backbone:
         raise LoraSuiteError("the checkpoint lacks a tensor", where=repr(self), wanted=path, do="fetch it again")
 
     def tensor(self, path: str) -> Tensor:
-        """Read one tensor in float32."""
+        """Read one tensor in float32.
+
+        Raises:
+            LoraSuiteError: When it is missing, quantized or not finite.
+        """
         tensor = self.weights[self.locate(path)]
         if not tensor.is_floating_point():
             raise LoraSuiteError(
                 "the weights are quantized", where=f"{self!r}, {path}", got=tensor.dtype,
                 do="build the map from the dequantized checkpoint; the adapter then fits the quantized one too",
             )  # fmt: skip
-        return self._finite(tensor.float(), path)
+        return self._check_finite(tensor.float(), path)
 
-    def _finite(self, tensor: Tensor, path: str) -> Tensor:
-        """Return a tensor that is used, after looking at its values: a sum is cheap, and tells of any that is none."""
+    def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
+        """Return the tensor if all values are finite; the sum is cheap and is not finite if one of them is not."""
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise LoraSuiteError("values are not finite", where=f"{self!r}, {path}", do="train or fetch it again")
         return tensor
 
     def part(self, layer: int, part: str) -> Float[Tensor, "out in_"]:
-        """Read one part's weight in float32, PyTorch's orientation, rows in head order."""
+        """Read the weight of one part in float32, in PyTorch's orientation and with its rows in head order."""
         site = self.arch.site(part)
         path = f"{self.arch.layer_path}.{layer}.{site.path}.weight"
         weight = self.tensor(path)
         weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
-        self._fits(weight, (sum(self.arch.shape(one)[0] for one in site.parts), self.arch.shape(part)[1]), path)
+        rows = sum(self.arch.shape(one)[0] for one in site.parts)
+        self._check_shape(weight, (rows, self.arch.shape(part)[1]), path)
         return split(weight, site, self.arch)[part]
 
-    def _fits(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
+    def _check_shape(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
         if tuple(tensor.shape) != wanted:
             got = tuple(tensor.shape)
             raise LoraSuiteError("a weight does not fit the config", where=f"{self!r}, {path}", got=got, wanted=wanted)
 
     def gain(self, layer: int, part: str) -> Float[Tensor, " hidden"]:
-        """Effective gain of the norm in front of a reader or behind a writer; ones where there is none."""
+        """Read the effective gain of the norm before an input projection or after an output projection.
+
+        Returns:
+            The gain, (D,); ones where there is no norm.
+        """
         site = self.arch.site(part)
         path = site.norm if part not in ("o", "down") else site.post_norm
         if path is None:
             return torch.ones(self.arch.hidden)
         path = f"{self.arch.layer_path}.{layer}.{path}.weight"
         gain = self.tensor(path)
-        self._fits(gain, (self.arch.hidden,), path)
+        self._check_shape(gain, (self.arch.hidden,), path)
         return gain + self.arch.gain_offset
 
     def embedding(self, ids: Tensor | None = None) -> Float[Tensor, "tokens hidden"]:
-        """Rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalized."""
+        """Read rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalized."""
         table = self._table(self.arch.embedding)
         rows = (table if ids is None else table[ids]).float() * self.arch.embedding_scale
         if self.arch.embedding_norm is None:
@@ -201,22 +222,23 @@ class Backbone:
         return torch.nn.functional.layer_norm(rows, rows.shape[-1:], gain, bias)
 
     def unembedding(self) -> Float[Tensor, "tokens hidden"]:
-        """The head's weight, in its own dtype."""
+        """Read the weight of the language-model head, in its own dtype."""
         return self._table(self.arch.embedding if self.arch.tied else self.arch.head)
 
     def _table(self, name: str) -> Tensor:
         """Read a token table in its own dtype."""
         path = f"{name}.weight"
         table = self.weights[self.locate(path)]
-        self._fits(table, (self.arch.vocabulary, self.arch.hidden), path)
-        return self._finite(table, path)
+        self._check_shape(table, (self.arch.vocabulary, self.arch.hidden), path)
+        return self._check_finite(table, path)
 
     def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
-        """Load the whole model for a forward pass; a model in memory is returned as it is.
+        """Load the whole model in evaluation mode; a model in memory is returned unchanged.
 
-        ``dtype="auto"`` and ``device_map=None`` are what the backbone was opened with. ``device_map="disk"`` leaves the
-        decoder layers on disk, where each is read when its turn comes: slower, and hardly more memory than the
-        embeddings.
+        Args:
+            dtype: Dtype of the weights; ``"auto"`` is what the backbone was opened with.
+            device_map: As in transformers; None is what the backbone was opened with. ``"disk"`` leaves the decoder
+                layers on disk, where each is read when it runs: slower, in little more memory than the embeddings.
         """
         if self._model is not None:
             return self._model
@@ -226,7 +248,7 @@ class Backbone:
         running = self.running_dtype(dtype, device_map)
         running.log(repr(self))
         with load_errors(repr(self)):
-            model = self._load({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
+            model = self._load_weights({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
         if running.upcast:
             compute_in_float32(model)
         if self.arch.activation_floor:
@@ -247,12 +269,12 @@ class Backbone:
 
     @contextmanager
     def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
-        """Load the whole model for a while, as `load` does, in evaluation mode; one in memory is left as it was."""
+        """Load the model as `load` does; a model in memory is restored when the context ends."""
         model = self.load(dtype=dtype, device_map=device_map)
         with restore_model(model) if self.in_memory else nullcontext():
             yield model.eval()
 
-    def _load(self, options: dict[str, Any]) -> Any:
+    def _load_weights(self, options: dict[str, Any]) -> Any:
         config = running_config(self.source, self.arch)
         options |= {"config": config}
         if options["device_map"] == DISK:
@@ -264,7 +286,7 @@ class Backbone:
         return str(self.source.folder) if self.source.folder is not None else self.name
 
     def _access(self) -> dict[str, Any]:
-        """Keyword arguments of every transformers loader."""
+        """Return the keyword arguments that all loaders of transformers share."""
         if self.source.folder is not None:
             return {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
         return {

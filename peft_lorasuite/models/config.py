@@ -1,4 +1,4 @@
-"""Configs of backbones, read by transformers; no code of a repository is run."""
+"""Configs of backbones, read by transformers without running code of a repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..io.source import Source
 
 
 def load_config(source: Source) -> Any:
-    """Return the transformers config; for a type that transformers does not know, one with its plain values."""
+    """Return the transformers config; for an unknown model type, a config with its plain values."""
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -21,14 +21,14 @@ def load_config(source: Source) -> Any:
         return PreTrainedConfig.from_dict({"rope_parameters": rope, **values})
     try:
         return AutoConfig.for_model(**values)
-    except Exception as error:  # strict dataclasses raise many kinds; all mean the same to the user
+    except Exception as error:  # strict dataclasses raise many types; all mean the same to the user
         raise LoraSuiteError(
             f"the config cannot be read: {short_message(error)}", where=source.full_name("config.json")
         ) from error
 
 
 def running_config(source: Source, arch: Architecture) -> Any:
-    """Return the config of the known type that a checkpoint of an unknown type runs as; None where none is needed."""
+    """Return the config of the known model type that runs a checkpoint of an unknown one; None if not needed."""
     if not arch.runs_as:
         return None
     from transformers import AutoConfig
@@ -38,7 +38,7 @@ def running_config(source: Source, arch: Architecture) -> Any:
 
 
 def _read_values(source: Source) -> dict[str, Any]:
-    """Read config.json; where the type is left to the repository's own code, the model class names it."""
+    """Read config.json; where it leaves the model type to the repository's code, derive it from the model class."""
     values = source.read_json("config.json")
     classes = values.get("architectures") or [""]
     guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None

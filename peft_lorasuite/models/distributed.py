@@ -1,6 +1,6 @@
-"""One program in several processes, as ``accelerate launch`` starts them: each takes a share, results come together.
+"""Work split between processes, as ``accelerate launch`` or torchrun starts them.
 
-In a single process nothing of this costs anything: accelerate is not imported.
+In a single process accelerate is never imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def process_index_and_count() -> tuple[int, int]:
-    """Return this process's number and how many there are, under accelerate's launcher or torchrun; (0, 1) alone."""
+    """Return the index of this process and the number of processes; (0, 1) without a launcher."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1
     state = _state()
@@ -24,18 +24,21 @@ def process_index_and_count() -> tuple[int, int]:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks; asked before anything heavy is imported."""
+    """Return whether this process writes files and output; called before anything heavy is imported."""
     return int(os.environ.get("RANK", "0")) == 0 or int(os.environ.get("WORLD_SIZE", "1")) < 2
 
 
 def split_between_processes(items: Sequence[Item]) -> list[tuple[int, Item]]:
-    """Return this process's items with their numbers: every count-th, so that long and short ones are dealt evenly."""
+    """Return the items of this process with their indices.
+
+    Process i of n gets items i, i + n, i + 2n, ..., so that long and short ones are spread evenly.
+    """
     index, count = process_index_and_count()
     return list(enumerate(items))[index::count]
 
 
 def gather_items(found: Sequence[tuple[int, Item]]) -> list[Item]:
-    """Return what all processes found, in the order of its numbers."""
+    """Return the items of all processes in the order of their indices."""
     if process_index_and_count()[1] == 1:
         return [item for _, item in sorted(found, key=lambda pair: pair[0])]
     from accelerate.utils import gather_object
@@ -44,9 +47,9 @@ def gather_items(found: Sequence[tuple[int, Item]]) -> list[Item]:
 
 
 def sum_across_processes(table: Tensor) -> Tensor:
-    """Add up a tensor of every process, in place; exact where each entry is zero in all processes but one.
+    """Sum a tensor over all processes, in place; exact where each entry is nonzero in at most one process.
 
-    It goes over the process's device, the only place where nccl adds, row by row: it may be larger than that.
+    The sum runs on the process's device, as NCCL requires, row by row: the tensor may be larger than its memory.
     """
     if process_index_and_count()[1] == 1:
         return table
@@ -60,13 +63,13 @@ def sum_across_processes(table: Tensor) -> Tensor:
 
 
 def wait_for_everyone() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have reached this call."""
     if process_index_and_count()[1] > 1:
         _state().wait_for_everyone()
 
 
 def runs_on_cpu() -> bool:
-    """Whether processes run on the CPU: accelerate joins them there only if it is told to."""
+    """Return whether the processes run on the CPU, which accelerate has to be asked for."""
     import torch
 
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()

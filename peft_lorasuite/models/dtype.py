@@ -1,4 +1,4 @@
-"""In which dtype a model runs: what its device computes fast, and what fits into memory."""
+"""The dtype in which a model runs: what its device computes fast, and what fits into memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 CPU_MAPS = (None, "cpu", "disk")
 """Values of ``device_map`` that run a model on the CPU."""
-FREE = 0.8
+FREE_MEMORY = 0.8
 """Share of the available memory that a model's weights may take."""
 
 
@@ -22,8 +22,8 @@ class RunningDtype(NamedTuple):
     """How a model is loaded and computes.
 
     Attributes:
-        dtype: Of the loaded weights.
-        upcast: Whether the weights stay in a 16-bit dtype and every layer computes in float32.
+        dtype: Dtype of the loaded weights.
+        upcast: Whether the weights stay in a 16-bit dtype while every layer computes in float32.
         reason: Why it is not the checkpoint's own dtype; empty if it is.
     """
 
@@ -45,20 +45,20 @@ class RunningDtype(NamedTuple):
 def choose_dtype(
     dtype: torch.dtype | str, stored: torch.dtype, *, parameters: int, device_map: Any = None
 ) -> RunningDtype:
-    """Choose the dtype in which a model runs; every command and every benchmark asks here.
+    """Choose the dtype in which a model runs; all commands and benchmarks use this function.
 
-    A 16-bit checkpoint runs in its own dtype where the device has instructions for it. Elsewhere it runs in float32:
-    products of bfloat16 matrices on a CPU without such instructions take about ninety times as long. Where the float32
-    weights would not fit, they stay as stored, and each layer computes in float32.
+    A 16-bit checkpoint runs in its own dtype where the device has instructions for it, and otherwise in float32:
+    products of bfloat16 matrices take about ninety times as long on a CPU without such instructions. Where the float32
+    weights would not fit into memory, they stay as stored and each layer computes in float32.
 
     Args:
-        dtype: What the caller asks for: a dtype, its name, or ``"auto"``.
+        dtype: A dtype, its name, or ``"auto"``.
         stored: Dtype of the checkpoint.
         parameters: Number of weights.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        LoraSuiteError: For a name that is no floating point dtype.
+        LoraSuiteError: For a name that is not that of a floating point dtype.
     """
     if dtype != "auto":
         return RunningDtype(as_dtype(dtype))
@@ -68,13 +68,13 @@ def choose_dtype(
     name = str(stored).removeprefix("torch.")
     reason = f"the {'processor' if on_cpu else 'device'} has no instructions for {name}"
     on_disk = device_map == "disk"
-    if on_cpu and not on_disk and 4 * parameters > FREE * available_memory():
+    if on_cpu and not on_disk and 4 * parameters > FREE_MEMORY * available_memory():
         return RunningDtype(stored, upcast=True, reason=f"{reason}, and the weights do not fit in float32")
     return RunningDtype(torch.float32, reason=reason)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a floating point dtype from its name."""
+    """Return a floating point dtype, given as such or by its name."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise LoraSuiteError(
@@ -84,14 +84,14 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def has_instructions(dtype: torch.dtype, *, on_cpu: bool) -> bool:
-    """Return whether a device multiplies matrices of a 16-bit dtype natively, as torch reports it."""
+    """Return whether the device has instructions for matrix products in a 16-bit dtype, as torch reports it."""
     if not on_cpu:
         cuda = torch.cuda.is_available() and dtype == torch.bfloat16
         return torch.cuda.is_bf16_supported(including_emulation=False) if cuda else True
     if platform.machine().lower() in ("x86_64", "amd64"):
         if dtype == torch.bfloat16:
-            return _ask("_is_avx512_bf16_supported") or _ask("_is_amx_tile_supported")
-        return _ask("_is_amx_fp16_supported")
+            return _torch_cpu_flag("_is_avx512_bf16_supported") or _torch_cpu_flag("_is_amx_tile_supported")
+        return _torch_cpu_flag("_is_amx_fp16_supported")
     kind = "bf16" if dtype == torch.bfloat16 else "fp16"
     check = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
     return bool(check is not None and torch.backends.mkldnn.is_available() and check())
@@ -104,6 +104,6 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _ask(name: str) -> bool:
+def _torch_cpu_flag(name: str) -> bool:
     check = getattr(torch.cpu, name, None)
     return bool(check is not None and check())

@@ -1,4 +1,4 @@
-"""The answers that a model writes by itself, and the states that it had while it wrote them."""
+"""Greedy responses of a model, and the hidden states that predicted them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .prefix_cache import cache_shared_prefix, decoder, unwrap
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the response that the old adapted model wrote.
+    """A prompt and the response that a model generated.
 
     Attributes:
         prompt: The prompt.
         response: The response.
-        ended: Whether the model closed it itself.
-        merges: Whether the model would end the prompt with a longer token, see `behavior.merging`.
+        ended: Whether the response ended with an end-of-sequence token rather than at the length limit.
+        merges: Whether the model would end the prompt with a longer token (`behavior.positions.merges_prompt_end`).
     """
 
     prompt: str
@@ -37,11 +37,12 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """How a response came about.
+    """The generated tokens of a response, and the states behind them.
 
     Attributes:
-        ids: Its tokens, as they were chosen, without the end.
-        states: State after the final norm that predicted each of them and, where the response closed, its end.
+        ids: Token ids as generated, without the end-of-sequence token.
+        states: States after the final norm that predicted these tokens and, if the response ended, the
+            end-of-sequence token, (tokens, D).
     """
 
     ids: tuple[int, ...]
@@ -49,19 +50,23 @@ class Generated:
 
 
 def fits_context(backbone: Backbone, prompt: str, length: int) -> bool:
-    """Whether a prompt and a response of ``length`` tokens fit the context."""
+    """Return whether a prompt and a response of ``length`` tokens fit the context."""
     return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
 
 
 def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
-    """Return the prompts' ids; refuses, by its number, one that leaves no room for ``length`` tokens of a response."""
+    """Return the token ids of prompts.
+
+    Raises:
+        LoraSuiteError: When a prompt and a response of ``length`` tokens do not fit the context.
+    """
     rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
     limit = backbone.context
     for number, ids in enumerate(rows, 1):
         if len(ids) + length > limit:
             raise LoraSuiteError(
                 f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
-                got=f"{len(ids)} tokens and {length} to answer", wanted=f"{limit} together",
+                got=f"{len(ids)} tokens and {length} for the answer", wanted=f"at most {limit} in total",
             )  # fmt: skip
     return rows
 
@@ -75,7 +80,7 @@ def answer(
     batch: int = 64,
     progress: Progress = no_progress,
 ) -> list[Turn]:
-    """Let a model answer prompts greedily, at most ``length`` tokens each."""
+    """Answer prompts by greedy decoding, with at most ``length`` tokens each."""
     found = generate_answers(model, backbone, prompts, length=length, batch=batch, progress=progress)
     return [turn for turn, _ in found]
 
@@ -89,40 +94,40 @@ def generate_answers(
     batch: int = 64,
     progress: Progress = no_progress,
 ) -> list[tuple[Turn, Generated]]:
-    """Let a model answer as `answer` does; return with every turn what the model had in mind."""
+    """Answer prompts as `answer` does, and return the generated tokens and their states with each turn."""
     tokenizer, end = backbone.tokenizer, eos_token_id(backbone.tokenizer)
-    asked = encode_prompts(backbone, prompts, length)
-    found: dict[int, tuple[Turn, Generated]] = {}
-    order = sorted(range(len(prompts)), key=lambda number: len(asked[number]))
+    encoded = encode_prompts(backbone, prompts, length)
+    answers: dict[int, tuple[Turn, Generated]] = {}
+    order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
     for first in progress("answering", range(0, len(order), batch)):
         rows = order[first : first + batch]
-        written, states = _generate(model, [asked[row] for row in rows], end, length)
-        for row, reply, seen in zip(rows, written, states, strict=True):
-            closed = end in reply
-            ids = reply[: reply.index(end)] if closed else reply
-            turn = Turn(prompts[row], tokenizer.decode(ids, skip_special_tokens=False), closed)
-            found[row] = turn, Generated(tuple(ids), seen[: len(ids) + closed].clone())
-    return [found[number] for number in range(len(prompts))]
+        responses, states = _generate(model, [encoded[row] for row in rows], end, length)
+        for row, response, row_states in zip(rows, responses, states, strict=True):
+            ended = end in response
+            ids = response[: response.index(end)] if ended else response
+            turn = Turn(prompts[row], tokenizer.decode(ids, skip_special_tokens=False), ended)
+            answers[row] = turn, Generated(tuple(ids), row_states[: len(ids) + ended].clone())
+    return [answers[number] for number in range(len(prompts))]
 
 
 @torch.inference_mode()
-def _generate(model: Any, asked: Sequence[list[int]], end: int, length: int) -> tuple[list[list[int]], Tensor]:
-    """Return greedy replies, and the final states (rows, steps, D) that predicted them.
+def _generate(model: Any, prompts: Sequence[list[int]], end: int, length: int) -> tuple[list[list[int]], Tensor]:
+    """Return greedy responses, and the final states (rows, steps, D) that predicted their tokens.
 
-    What all prompts begin with is read once; the padding stands behind it, where the mask hides it from the rest.
+    The prefix that all prompts share is computed once. The padding follows it, hidden by the mask.
     """
-    width, (common, cache) = max(map(len, asked)), cache_shared_prefix(model, asked)
-    ids = torch.tensor([row[:common] + [end] * (width - len(row)) + row[common:] for row in asked]).to(model.device)
-    mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in asked])
-    begun = {"cache": cache} if common else {}
-    with _greedy(model, end), contiguous_head_input(model), _heard(model) as states:
-        written = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **begun)
-    return written[:, width:].tolist(), torch.stack(states, dim=1)
+    width, (common, cache) = max(map(len, prompts)), cache_shared_prefix(model, prompts)
+    ids = torch.tensor([row[:common] + [end] * (width - len(row)) + row[common:] for row in prompts]).to(model.device)
+    mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in prompts])
+    cached = {"cache": cache} if common else {}
+    with _greedy_decoding(model, end), contiguous_head_input(model), _record_final_states(model) as states:
+        output = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **cached)
+    return output[:, width:].tolist(), torch.stack(states, dim=1)
 
 
 @contextmanager
-def _greedy(model: Any, end: int) -> Iterator[None]:
-    """Let the likeliest token follow, whatever the checkpoint asks for: penalties, samples, beams, no cache."""
+def _greedy_decoding(model: Any, end: int) -> Iterator[None]:
+    """Decode greedily, whatever the checkpoint's generation config asks for: penalties, sampling, beams, no cache."""
     from transformers import GenerationConfig
 
     inner = unwrap(model)
@@ -135,8 +140,8 @@ def _greedy(model: Any, end: int) -> Iterator[None]:
 
 
 @contextmanager
-def _heard(model: Any) -> Iterator[list[Tensor]]:
-    """Keep the last position's final state, (rows, D), of every pass of the decoder."""
+def _record_final_states(model: Any) -> Iterator[list[Tensor]]:
+    """Record the final state of the last position, (rows, D), at every pass of the decoder."""
     states: list[Tensor] = []
     hook = decoder(model).register_forward_hook(
         lambda module, args, output: states.append(output.last_hidden_state[:, -1].cpu().clone())

@@ -1,4 +1,4 @@
-"""Whole models: what transformers must have found when it loads one, and what one in memory must be."""
+"""Checks of loaded models: of what transformers loaded, and of a model that the caller passes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from ..errors import LoraSuiteError, short_message
 
 @contextmanager
 def load_errors(where: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a config, a file, a dtype or a device into one sentence."""
+    """Turn what transformers raises for a config, a file, a dtype or a device into a `LoraSuiteError`."""
     try:
         yield
     except LoraSuiteError:
         raise
-    except Exception as error:  # every family and every quantizer raises what it likes
+    except Exception as error:  # families and quantizers raise exceptions of any type
         raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where) from error
 
 
 def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any:
-    """Load a model, refusing a checkpoint that lacks a weight: transformers would draw it at random."""
+    """Load a causal language model.
+
+    Raises:
+        LoraSuiteError: When the checkpoint has no or another shape of a weight: transformers would initialize it at
+            random.
+    """
     from transformers import AutoModelForCausalLM
 
-    lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
-    both: Any = AutoModelForCausalLM.from_pretrained(location, **options, **lenient)
-    model, found = both
-    for name, got, wanted in sorted(found["mismatched_keys"]):
+    lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the errors below name the weight
+    loaded: Any = AutoModelForCausalLM.from_pretrained(location, **options, **lenient)
+    model, info = loaded
+    for name, got, wanted in sorted(info["mismatched_keys"]):
         raise LoraSuiteError(
             "a weight does not fit the config", where=f"{where}, {name}", got=tuple(got), wanted=tuple(wanted)
         )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise LoraSuiteError(
@@ -43,18 +48,22 @@ def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any
 
 
 def check_model(model: Any) -> nn.Module:
-    """Return a model in memory if it is a whole, plain causal language model."""
+    """Return a model in memory, checked.
+
+    Raises:
+        LoraSuiteError: For anything but a causal language model without adapters.
+    """
     if not isinstance(model, nn.Module):
-        raise LoraSuiteError("no backbone", got=type(model).__name__, wanted="a folder, a Hub id or a loaded model")
+        raise LoraSuiteError("the backbone must be a folder, a Hub id or a loaded model", got=type(model).__name__)
     if hasattr(model, "peft_config") or any(".base_layer." in name for name, _ in model.named_parameters()):
         raise LoraSuiteError(
-            "the model carries an adapter already", got=type(model).__name__, wanted="a backbone without one",
-            do="hand over its base (unload() or merge_and_unload()), or load the backbone again",
+            "the model already has an adapter", got=type(model).__name__, wanted="a backbone without adapters",
+            do="pass its base model (unload() or merge_and_unload()), or load the backbone again",
         )  # fmt: skip
     head = getattr(model, "get_output_embeddings", lambda: None)
     if getattr(model, "config", None) is None or head() is None:
         raise LoraSuiteError(
-            "no causal language model", got=type(model).__name__, wanted="a transformers model with its head",
-            do="load it with AutoModelForCausalLM",
+            "the model must be a causal language model", got=type(model).__name__,
+            wanted="a transformers model with its head", do="load it with AutoModelForCausalLM",
         )  # fmt: skip
     return model

@@ -1,4 +1,4 @@
-"""Memory: what was freed goes back to the system, and a head is not copied once a row."""
+"""Returning freed memory to the system, and avoiding a copy of the head per row."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def release_memory() -> None:
-    """Hand the heap's free pages back to the system; takes about a millisecond.
+    """Return the heap's free pages to the system; takes about a millisecond.
 
-    glibc keeps what is freed, in pieces too small for the next layer's weights, so that a process which holds one layer
-    at a time grows with every layer. Other C libraries give back by themselves.
+    glibc keeps freed memory in pieces too small for the next layer's weights, so that a process that holds one layer at
+    a time would grow with every layer. Other C libraries return it by themselves.
     """
     library = _glibc()
     if library is not None:
@@ -23,18 +23,17 @@ def release_memory() -> None:
 
 
 def free_models() -> None:
-    """Free models that nobody uses any more: PEFT's wrappers, and accelerate's hooks, hold a model that holds them."""
+    """Free unreferenced models: PEFT's wrappers and accelerate's hooks form reference cycles with theirs."""
     gc.collect()
     release_memory()
 
 
 @contextmanager
 def contiguous_head_input(model: Any) -> Iterator[None]:
-    """Give the language-model head its input in one piece while a model writes.
+    """Make the input of the language-model head contiguous during generation.
 
-    `generate` hands it the last position of every row, a slice. torch takes that, on a CPU and with frozen weights, for
-    a product a row, and in bfloat16 copies the whole head for every one of them: 17 GB for 64 rows of a vocabulary of
-    150,000.
+    `generate` passes a slice, the last position of every row. On a CPU and with frozen weights torch computes that as
+    one product per row, and in bfloat16 copies the whole head for each: 17 GB for 64 rows and a vocabulary of 150,000.
     """
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0].contiguous(), *args[1:])

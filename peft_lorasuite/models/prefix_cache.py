@@ -1,4 +1,4 @@
-"""The beginning that all rows of a batch share, a prompt template's as a rule, is read once instead of once a row."""
+"""The prefix that all rows of a batch share, usually that of a prompt template: computed once, not once per row."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import torch
 from torch import Tensor
 
 MIN_PREFIX = 8
-"""Shared tokens from which on a pass of their own is worth it."""
+"""Length in tokens below which a shared prefix is not worth a pass of its own."""
 
 
 def decoder(model: Any) -> Any:
-    """Return a model's decoder, without its head; adapters of PEFT stay on it."""
+    """Return the decoder of a model, without the head; PEFT adapters stay attached."""
     return unwrap(model).base_model
 
 
 def unwrap(model: Any) -> Any:
-    """Return the transformers model in a PEFT model, or a plain one; adapters stay on its modules."""
+    """Return the transformers model inside a PEFT model, or a plain model itself; adapters stay attached."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def count_shared_columns(ids: Tensor, first: int) -> int:
-    """Count the leading columns of ``(rows, length)`` ids in which all rows agree, at most ``first``."""
+    """Count the leading columns of ids, (rows, length), in which all rows agree, at most ``first``."""
     same = (ids == ids[:1]).all(dim=0).long().cumprod(dim=0)
     return min(int(same.sum()), first)
 
 
 def cache_shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """Read what rows of any length begin with, for padding that stands behind it.
+    """Compute the key/value cache of the prefix that rows of any length share, so that padding can follow it.
 
     Returns:
-        The count of tokens, the last of every row left out, and their cache for every row. 0 and None where it is not
-        worth a pass, or where a layer's window would count the padding too.
+        The length of the prefix, which leaves out the last token of every row, and its cache, repeated for all rows.
+        0 and None where the prefix is short, or where a sliding window would count the padding too.
     """
     from transformers import DynamicCache
 
@@ -44,7 +44,7 @@ def cache_shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int,
 
 
 def _cache_prefix(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
-    """Read the first columns in which all rows agree, at most ``first``: their count and cache; 0 and None for few."""
+    """Return the length of the shared prefix, at most ``first``, and its cache; 0 and None if it is short."""
     count = count_shared_columns(ids, first)
     if len(ids) < 2 or count < MIN_PREFIX:
         return 0, None
@@ -54,16 +54,16 @@ def _cache_prefix(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
 
 
 def reuse_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tuple[dict[str, Any], int]:
-    """Read what all rows begin with once; gradients flow through it.
+    """Compute the prefix that all rows share once; gradients flow through it.
 
     Args:
-        model: Plain or PEFT, not wrapped for several processes.
+        model: A plain or PEFT model, not wrapped for several processes.
         ids: Token ids, (rows, length), padded on the right.
         mask: Attention mask of the same shape.
-        first: First position whose output is wanted.
+        first: First position whose output is needed.
 
     Returns:
-        Inputs for the rest of every row, and how many positions were taken off; 0 where it is not worth a pass.
+        The model's inputs for the rest of every row, and the length of the prefix; 0 where it is short.
     """
     count, cache = _cache_prefix(model, ids, first)
     if not count:

@@ -1,4 +1,4 @@
-"""What running and training change in a model and a process of somebody else's: for a while, then it is put back."""
+"""Context managers that undo what running and training change in the caller's model and process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 
 @contextmanager
 def restore_model(model: torch.nn.Module) -> Iterator[None]:
-    """Leave a model as it was found, whatever PEFT and training do to it, and even if that fails.
+    """Restore a model when the context ends, also after an error.
 
-    PEFT puts layers of its own into it, freezes what it has, and writes an adapter's trained biases over its own.
+    PEFT replaces modules, freezes parameters, and overwrites biases with an adapter's trained ones.
     """
     plain = not hasattr(model, "peft_config")
-    parts = [(part, part.training, dict(part._modules)) for part in model.modules()]
+    modules = [(module, module.training, dict(module._modules)) for module in model.modules()]
     weights = [(weight, weight.requires_grad) for weight in model.parameters()]
     biases = [(weight, weight.detach().clone()) for name, weight in model.named_parameters() if name.endswith("bias")]
     try:
         yield
     finally:
-        for part, training, children in parts:
-            part.training = training
-            part._modules.update(children)
-        for weight, wanted in weights:
-            weight.requires_grad_(wanted)
+        for module, training, children in modules:
+            module.training = training
+            module._modules.update(children)
+        for weight, requires_grad in weights:
+            weight.requires_grad_(requires_grad)
         for weight, value in biases:
             weight.data.copy_(value)
         if plain and hasattr(model, "peft_config"):
@@ -37,7 +37,7 @@ def restore_model(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fixed_seed(seed: int) -> Iterator[None]:
-    """Draw from a seed for a while; the caller's random numbers of Python, NumPy and torch go on where they were."""
+    """Seed torch, and restore the caller's random states of Python, NumPy and torch when the context ends."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -50,8 +50,8 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
 @contextmanager
 def disable_dropout(model: Any) -> Iterator[None]:
-    """Set every dropout rate to zero for a while: those of layers, and those that are handed to functions."""
-    owners = [owner for part in model.modules() for owner in (part, getattr(part, "config", None))]
+    """Set all dropout rates to zero: those of layers, and those that modules pass to functions."""
+    owners = [owner for module in model.modules() for owner in (module, getattr(module, "config", None))]
     rates = [(owner, name, rate) for owner in owners for name, rate in _rates(owner).items()]
     try:
         for owner, name, _ in rates:
@@ -63,8 +63,8 @@ def disable_dropout(model: Any) -> Iterator[None]:
 
 
 def _rates(owner: Any) -> dict[str, float]:
-    """Return a dropout layer's rate, or those that a module keeps by name, or (Falcon) looks up in its config."""
+    """Return the rates of a dropout layer, of a module's attributes, or of its config (which Falcon reads)."""
     if isinstance(owner, torch.nn.Dropout):
         return {"p": owner.p}
-    kept = vars(owner) if hasattr(owner, "__dict__") else {}
-    return {name: rate for name, rate in kept.items() if name.endswith("_dropout") and isinstance(rate, float)}
+    values = vars(owner) if hasattr(owner, "__dict__") else {}
+    return {name: rate for name, rate in values.items() if name.endswith("_dropout") and isinstance(rate, float)}

@@ -1,4 +1,4 @@
-"""Computing in float32 with weights that stay in a 16-bit dtype: half the memory, one layer's copy at a time."""
+"""Computing in float32 with 16-bit weights: half the memory, one layer's float32 copy at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _Linear(torch.autograd.Function):
-    """``x @ W^T`` in float32; the backward pass keeps the 16-bit weight, not its float32 copy."""
+    """``x @ W^T`` in float32, saving the 16-bit weight rather than its float32 copy for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
@@ -25,14 +25,14 @@ class _Linear(torch.autograd.Function):
 
 
 def compute_in_float32(model: nn.Module) -> nn.Module:
-    """Let a model with 16-bit weights compute in float32; returns the model.
+    """Make a model with 16-bit weights compute in float32, and return it.
 
-    The weights of linear modules and embeddings stay as they are and are converted when their layer runs. Vectors
-    (norms, biases) become float32 for good. Weights of other modules are converted as well.
+    The weights of linear modules and embeddings stay in 16 bits and are converted each time their module runs. All
+    other weights (norms, biases) are converted once.
     """
     from transformers.pytorch_utils import Conv1D
 
-    kept: set[int] = set()
+    unchanged: set[int] = set()
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             module.forward = partial(_linear, module, isinstance(module, Conv1D))  # pyright: ignore
@@ -40,9 +40,9 @@ def compute_in_float32(model: nn.Module) -> nn.Module:
             module.forward = partial(_embedding, module)  # pyright: ignore
         else:
             continue
-        kept.add(id(module.weight))
+        unchanged.add(id(module.weight))
     for weight in [*model.parameters(), *model.buffers()]:
-        if weight.is_floating_point() and id(weight) not in kept:
+        if weight.is_floating_point() and id(weight) not in unchanged:
             weight.data = weight.data.float()
     return model
 
@@ -54,5 +54,5 @@ def _linear(module: Any, transposed: bool, x: Tensor) -> Tensor:
 
 def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
     rows = nn.functional.embedding(ids, module.weight).float()
-    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))  # Gemma's
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))  # in Gemma
     return rows if scale is None else rows * float(scale)
