@@ -1,4 +1,4 @@
-"""The one exception family of the package."""
+"""The one exception of the package, and checks of names and numbers that raise it."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from typing import Any
 
 
 class LoraSuiteError(ValueError):
-    """A fault that the user can mend, told in one sentence.
+    """An error that the user can fix, with a message of one line.
 
     Args:
-        what: What is wrong, as a clause without a full stop.
+        what: What is wrong, as a clause without a period.
         where: File, layer, module or option in which it was found.
         got: The value that was found.
-        wanted: The value that would have been right.
-        do: What the user can do about it.
+        wanted: The value that is expected.
+        do: What the user can do about it, as an imperative clause.
     """
 
     def __init__(
         self, what: str, *, where: object = None, got: object = None, wanted: object = None, do: str | None = None
     ) -> None:
         self.what, self.where, self.got, self.wanted, self.do = what, where, got, wanted, do
-        super().__init__(self._sentence())
+        super().__init__(self._message())
 
-    def _sentence(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where is not None else self.what
-        pair = [f"{name} {value}" for name, value in (("got", self.got), ("wanted", self.wanted)) if value is not None]
-        if pair:
-            text += f" ({', '.join(pair)})"
-        return f"{text}; {self.do}" if self.do else text
+    def _message(self) -> str:
+        message = f"{self.where}: {self.what}" if self.where is not None else self.what
+        pairs = [f"{name} {value}" for name, value in (("got", self.got), ("wanted", self.wanted)) if value is not None]
+        if pairs:
+            message += f" ({', '.join(pairs)})"
+        return f"{message}; {self.do}" if self.do else message
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str], *, do: str | None = None) -> LoraSuiteError:
-    """Build the error for a name that is not in a table, with the nearest known name first."""
+    """Build the error for a name that is not in a table; it suggests the closest known name."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    close = get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
     advice = f"{hint}known: {', '.join(names) or 'none'}"
     return LoraSuiteError(f"unknown {kind} {name!r}", do=f"{advice}. {do}" if do else advice)
 
 
 def short_message(error: BaseException, length: int = 240) -> str:
-    """Return another library's message in one line: some print a whole page."""
-    info = " ".join(str(error).split())
-    if not info or isinstance(error, KeyError):  # whose message is the key alone
-        info = f"{type(error).__name__} {info}".rstrip()
-    return info if len(info) <= length else f"{info[:length].rstrip()} ..."
+    """Return another library's error message on one line, cut to ``length`` characters: some fill a whole page."""
+    message = " ".join(str(error).split())
+    if not message or isinstance(error, KeyError):  # the message of a KeyError is only the key
+        message = f"{type(error).__name__} {message}".rstrip()
+    return message if len(message) <= length else f"{message[:length].rstrip()} ..."
 
 
 @contextmanager
 def error_context(where: object) -> Iterator[None]:
-    """Add the place to an error that does not name one yet; used once, at the outermost verb."""
+    """Set the place of errors that do not name one yet; used once, in the outermost public function."""
     try:
         yield
     except LoraSuiteError as error:
@@ -63,19 +63,19 @@ def error_context(where: object) -> Iterator[None]:
 
 
 MAX_SEED = 2**32 - 1
-"""What numpy takes, which the Trainer seeds beside torch."""
+"""The largest seed that numpy accepts; the Trainer seeds numpy together with torch."""
 
 
-def check_integer(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is no whole number, and one out of range."""
+def check_integer(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> None:
+    """Raise `LoraSuiteError` unless ``value`` is an integer in the given range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise LoraSuiteError("must be a whole number", where=name, got=repr(value))
-    if int(value) < least:
-        raise LoraSuiteError(f"must be at least {least}", where=name, got=value)
-    if most is not None and int(value) > most:
-        raise LoraSuiteError(f"must be at most {most}", where=name, got=value)
+        raise LoraSuiteError("must be an integer", where=name, got=repr(value))
+    if int(value) < minimum:
+        raise LoraSuiteError(f"must be at least {minimum}", where=name, got=value)
+    if maximum is not None and int(value) > maximum:
+        raise LoraSuiteError(f"must be at most {maximum}", where=name, got=value)
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse a seed that one of the generators would not take."""
+    """Raise `LoraSuiteError` unless every random generator in use accepts the seed."""
     check_integer("seed", seed, 0, MAX_SEED)

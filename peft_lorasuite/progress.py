@@ -1,4 +1,4 @@
-"""Progress bars, kept at the rim: the core is handed a function and never prints."""
+"""Progress bars: library code is passed a function and never prints itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Progress(Protocol):
-    """Something that passes items on and may show how far it is."""
+    """A callable that passes items through and may show how far the loop is."""
 
     def __call__(self, title: str, items: Collection[Item], /) -> Iterable[Item]:
         """Iterate over ``items``."""
@@ -23,7 +23,7 @@ def no_progress(title: str, items: Collection[Item], /) -> Iterable[Item]:
 
 
 def progress_bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
-    """Show a bar on standard error for anything that takes over two seconds."""
+    """Show a bar on standard error for loops that take longer than two seconds."""
     from tqdm.auto import tqdm
 
     yield from tqdm(items, desc=title, delay=2.0, leave=False)

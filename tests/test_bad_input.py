@@ -61,10 +61,10 @@ def config_of(folder: Path, **values: Any) -> None:
 ADAPTERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), f"the adapter has no {CONFIG}", "name the folder or Hub repository"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "the adapter has no weights", f"wanted {WEIGHTS}"),
-    "truncated": (lambda f: cut(f, 3000), f"{WEIGHTS}: the file is no whole safetensors file", "fetch it again"),
-    "emptied": (lambda f: cut(f, 0), f"{WEIGHTS}: the file is no whole safetensors file", "fetch it again"),
+    "truncated": (lambda f: cut(f, 3000), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
+    "emptied": (lambda f: cut(f, 0), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
     "not finite": (lambda f: rewrite(f, poison), "values are not finite", "got base_model.model.model.layers.0"),
-    "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle, which can run code", "save_pretrained does"),
+    "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle file, which can run code", "with save_pretrained"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), f"{CONFIG}: the file cannot be read as JSON", "again"),
     "no adapter": (lambda f: config_of(f, peft_type=None), "the config names no peft_type", "is it a PEFT adapter?"),
     "revision": (lambda f: config_of(f, revision=5), "the revision of the base model is no text", "got 5"),
@@ -251,7 +251,7 @@ def test_a_map_that_is_none_or_broken(pair: Pair, tmp_path: Path, capsys: pytest
     info = refused(tmp_path, capsys, *call, "--map", pair.adapter)
     assert "the upgrade map has no map.json" in info
     part = changed(pair.map, tmp_path, lambda f: (f / "core.safetensors").write_bytes(b"\x08" + bytes(15)))
-    assert "core.safetensors: the file is no whole safetensors file" in refused(tmp_path, capsys, *call, "--map", part)
+    assert "core.safetensors: malformed safetensors file" in refused(tmp_path, capsys, *call, "--map", part)
 
 
 @pytest.mark.parametrize("command", ["map", "upgrade", "finetune", "demo"])
@@ -268,7 +268,7 @@ def test_an_output_folder_that_is_not_empty(
         "demo": [],
     }
     info = refused(tmp_path, capsys, command, *calls[command], "-o", out)
-    assert f"{out}: the output folder is not empty; choose another, or allow it with --overwrite" in info
+    assert f"{out}: the output folder is not empty; choose another one, or pass --overwrite" in info
     assert (out / "mine.txt").read_text() == "keep"
 
 

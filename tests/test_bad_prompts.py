@@ -32,7 +32,7 @@ FILES = {
     "one line": ("the red cat\n", "too few prompts (got 1, wanted at least 2, better 64 or more); give more prompts"),
     "too long": (
         f"the red cat\n{'the ' * 300}\nthe blue dog\n",
-        "prompt 2 is too long for the context (got 303 tokens and 48 for the answer, wanted at most 256 in total); shorten it",
+        "prompt 2 is too long for the context (got 303 tokens and 48 for the answer, wanted at most 256); shorten it",
     ),
 }
 """File of prompts -> its text and what is said of it."""
@@ -114,7 +114,7 @@ def test_a_rank_above_the_modules_dimensions(
     method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
-    assert "rank: the rank is above the modules' dimensions (got 41, wanted 1 to 40)" in info
+    assert "rank: the rank exceeds the dimensions of the modules (got 41, wanted 1 to 40)" in info
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_rank_above_some_modules_dimensions_names_the_module(tmp_path: Path) -
     peft.get_peft_model(pico_model("llama", **narrow), config).save_pretrained(tmp_path / "a")
     built = UpgradeMap.build(folder, folder, MapOptions(layer_map="first"))
     with pytest.raises(
-        LoraSuiteError, match=r"v_proj: the rank is above the module's dimensions .got 9, wanted at most"
+        LoraSuiteError, match=r"v_proj: the rank exceeds the dimensions of the module .got 9, wanted at most"
     ):
         upgrade(tmp_path / "a", built, method="copy", rank=9)
 

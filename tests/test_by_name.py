@@ -46,10 +46,10 @@ def strange(kind: str, base: Path, adapter: Path, place: Path) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pickled model", "pytorch_model.bin: the weights are a pickle, .* not opened"),
-        ("pickled adapter", "adapter_model.bin: the weights are a pickle, .* not opened"),
-        ("no model", "there is no such model"),
-        ("no adapter", "there is no such adapter"),
+        ("pickled model", "pytorch_model.bin: the weights are a pickle file, .* not read"),
+        ("pickled adapter", "adapter_model.bin: the weights are a pickle file, .* not read"),
+        ("no model", "model not found"),
+        ("no adapter", "adapter not found"),
         ("misfit", "the adapter does not fit model .*size mismatch"),
         ("unknown kind", "the adapter does not fit model .*FOO"),
         ("an adapter on an adapter", "the model is an adapter itself"),

@@ -103,7 +103,7 @@ def test_bytes_on_the_standard_input_that_are_no_text(
         (["--old-base", "OLD"], "an old backbone without its adapter says nothing"),
         (["--adapter", "OLD"], "the adapter has no adapter_config.json"),
         (["--adapter", "ADAPTER"], "size mismatch for base_model"),
-        (["--adapter", "PICKLE"], "the weights are a pickle, which can run code when read, and are not opened"),
+        (["--adapter", "PICKLE"], "the weights are a pickle file, which can run code when it is loaded, and are not read"),
         (["--adapter", "FOO"], "KeyError 'FOO'"),
         (["--prompt", "a\udcff"], "--prompt: a text holds a lone surrogate"),
     ],

@@ -43,7 +43,7 @@ def test_no_disk_space(pair: Pair, tmp_path: Path) -> None:
     assert len(lines) == 2, done.stderr
     for line in lines:
         assert ": nothing was written: " in line
-        assert "check free space and rights, then run it again" in line
+        assert "check the free space and the permissions, then run it again" in line
     assert list((tmp_path / "place").iterdir()) == []
 
 
@@ -134,23 +134,23 @@ def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: P
         ["upgrade", str(pair.adapter), "--to", "org/new", "--map", "org/no-map"],
     ]
     info = ask(hub, tmp_path, calls)
-    assert "backbone org/missing: neither a folder nor a repository on the Hub; check the name" in info[0]
+    assert "backbone org/missing: not found, neither as a folder nor as a repository on the Hub; check the name" in info[0]
     assert (
-        "backbone org/gated: access to it is gated; accept its license at https://huggingface.co/org/gated" in info[1]
+        "backbone org/gated: the repository is gated; accept its license at https://huggingface.co/org/gated" in info[1]
     )
-    assert "backbone org/new@v9: the Hub has no revision 'v9' of it; check the revision" in info[2]
+    assert "backbone org/new@v9: the repository has no revision 'v9'; check the revision" in info[2]
     assert "org/empty: the backbone has no config.json" in info[3]
-    assert "nowhere: there is no such backbone" in info[4]
-    assert "adapter me/missing: neither a folder nor a repository on the Hub" in info[5]
+    assert "nowhere: backbone not found" in info[4]
+    assert "adapter me/missing: not found, neither as a folder nor as a repository on the Hub" in info[5]
     assert "the weights are a pickle" in info[6]
     assert f"adapter me/damaged: the download of {WEIGHTS} is damaged" in info[7]
     assert "adapter me/cut: the transfer failed" in info[8]
-    assert "upgrade map org/no-map: neither a folder nor a repository on the Hub" in info[9]
+    assert "upgrade map org/no-map: not found, neither as a folder nor as a repository on the Hub" in info[9]
 
 
 def test_no_network(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
     info = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
     assert (
-        "backbone org/new: it is no folder, not in the local cache, and the Hub cannot be asked; check the network"
+        "backbone org/new: not found as a folder or in the local cache, and the Hub is not reachable; check the network"
         in info[0]
     )

@@ -232,8 +232,8 @@ def test_every_epoch_has_every_row_once_and_like_lengths_together() -> None:
     [
         ({"epochs": 0}, "epochs: must be at least 1"),
         ({"samples": 0}, "samples: must be at least 1"),
-        ({"samples": 1.5}, "samples: must be a whole number"),
-        ({"epochs": None}, "epochs: must be a whole number"),
+        ({"samples": 1.5}, "samples: must be an integer"),
+        ({"epochs": None}, "epochs: must be an integer"),
         ({"learning_rate": -1.0}, "learning_rate: must be above 0"),
         ({"learning_rate": float("inf")}, "learning_rate: must be above 0 and at most 1"),
         ({"learning_rate": 1e30}, "learning_rate: must be above 0 and at most 1"),

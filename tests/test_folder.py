@@ -53,7 +53,7 @@ def test_a_missing_input_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    info = r"nothing was written: .*; check free space and rights"
+    info = r"nothing was written: .*; check the free space and the permissions"
     with pytest.raises(LoraSuiteError, match=info), atomic_folder(tmp_path / "out") as part:
         (part / ("long" * 100)).write_text("")
     assert not list(tmp_path.iterdir())

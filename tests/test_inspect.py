@@ -219,7 +219,7 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
         inspect(pair.map, tmp_path)
     with pytest.raises(LoraSuiteError, match="folder of results does not exist"):
         inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "none")
-    with pytest.raises(LoraSuiteError, match="none: there is no such adapter"):
+    with pytest.raises(LoraSuiteError, match="none: adapter not found"):
         inspect(upgraded, tmp_path / "a.html", old_adapter=tmp_path / "none")
     with pytest.raises(LoraSuiteError, match="--from: the old backbone is of no use without its adapter"):
         inspect(upgraded, tmp_path / "a.html", old=pair.old)

@@ -80,8 +80,8 @@ def test_the_new_backbone_is_the_maps(to: str, mixed: Path, made: Path, tmp_path
     program = runpy.run_path(str(COLLECTION))["main"]
     words = ["--list", mixed, "--from", made / "old", "--to", made / to, "--map", made / "map", "-o", tmp_path / "out"]
     assert program([str(word) for word in (*words, "--method", "lorasuite")]) == 1
-    told = {"absent": "there is no such backbone", "old": "the upgrade map was built for another new backbone"}
-    assert told[to] in capsys.readouterr().err
+    message = {"absent": "backbone not found", "old": "the upgrade map was built for another new backbone"}
+    assert message[to] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -91,23 +91,23 @@ def collection(made: Path, *words: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "info"),
+    ("spoil", "message"),
     [
         (
             lambda place: (place / "list.txt").write_bytes("# gr\u00fcn\n".encode("latin-1")),
             "the list cannot be read: ",
         ),
         (lambda place: (place / "out").write_text(""), "the output is a file"),
-        (lambda place: (place / "out").symlink_to(place / "list.txt" / "below"), "the output lies below a file"),
-        (lambda place: (place / "out" / "journal.jsonl").mkdir(parents=True), "the journal is no file"),
+        (lambda place: (place / "out").symlink_to(place / "list.txt" / "below"), "a parent of the output is a file"),
+        (lambda place: (place / "out" / "journal.jsonl").mkdir(parents=True), "the journal must be a file"),
     ],
     ids=["Latin-1", "file", "below a file", "journal"],
 )
-def test_what_stops_a_collection_is_told_first(spoil: Any, told: str, made: Path, mixed: Path, capsys) -> None:
+def test_what_stops_a_collection_is_reported_first(spoil: Any, message: str, made: Path, mixed: Path, capsys) -> None:
     spoil(mixed.parent)
     assert collection(made, "--list", mixed, "-o", mixed.parent / "out", "--dry-run") == 1
     heard = capsys.readouterr()
-    assert told in heard.err
+    assert message in heard.err
     assert (heard.out, heard.err.count("\n")) == ("", 1)
 
 
@@ -125,7 +125,7 @@ def test_a_list_with_a_mark_and_a_journal_in_another_encoding(made: Path, mixed:
 def test_a_single_name_is_no_list_and_a_generator_of_prompts_serves_all(
     made: Path, mixed: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(LoraSuiteError, match=r"the adapters are no list .*put a single adapter in brackets"):
+    with pytest.raises(LoraSuiteError, match=r"adapters must be a list of names.*put a single adapter in a list"):
         upgrade_many(str(tmp_path / "plain"), made / "map", tmp_path / "out")
     prompts = (text for text in ["the cat sat on a mat", "the dog ran to the sun"])
     outcomes = upgrade_many(

@@ -36,7 +36,7 @@ def test_a_hub_id_is_split_at_its_revision_and_a_path_is_not(text: str, parts: t
 
 @pytest.mark.parametrize("text", ["@main", "org/model@"])
 def test_half_a_name_is_refused(text: str) -> None:
-    with pytest.raises(LoraSuiteError, match=r"the revision or the name is missing \(wanted ID@REVISION"):
+    with pytest.raises(LoraSuiteError, match=r"the id or the revision is missing \(wanted ID@REVISION"):
         split_revision(text)
 
 

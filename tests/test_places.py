@@ -105,7 +105,7 @@ def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
 )
 def test_a_name_that_is_too_long_is_told(words: list[str], mine: Path, tmp_path: Path, capsys) -> None:
     info = refused(tmp_path, capsys, *(word.format(mine) for word in words))
-    assert "the name cannot be looked up: File name too long; check the name" in info
+    assert "the path cannot be accessed: File name too long; check the path" in info
     assert len(info) < 400
 
 
@@ -136,7 +136,7 @@ def test_what_there_is_no_right_to_read_says_so(pair: Pair) -> None:
                 list(backbone.weights)
             with pytest.raises(LoraSuiteError, match=r"tokenizer\.json: the file cannot be read: Permission denied"):
                 hash_tokenizer_files(backbone)
-            with pytest.raises(LoraSuiteError, match="the name cannot be looked up: Permission denied"):
+            with pytest.raises(LoraSuiteError, match="the path cannot be accessed: Permission denied"):
                 check_output(home / "closed" / "out")
 
 
@@ -145,7 +145,7 @@ def test_a_folder_has_no_revisions(role: str, mine: Path, tmp_path: Path, capsys
     monkeypatch.chdir(mine)
     names = {"adapter": "adapter", "new": "new"} | {role: f"{role}@main"}
     info = refused(tmp_path, capsys, "upgrade", names["adapter"], "--to", names["new"], "-o", mine / "out")
-    assert "a folder has no revisions (got main); leave it out" in info
+    assert "a folder has no revisions (got main); leave the revision out" in info
 
 
 def test_a_revision_of_a_folder_is_not_written(pair: Pair, tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_a_base_of_a_config_that_is_no_name(mine: Path, tmp_path: Path, pair: Pa
     for name in (LONG, "~nobody-of-that-name/x"):
         config.write_text((pair.adapter / "adapter_config.json").read_text().replace(str(pair.old), name))
         info = refused(tmp_path, capsys, "upgrade", mine / "adapter", "--to", mine / "new", "-o", mine / "out")
-        assert "the name cannot be looked up" in info
+        assert "the path cannot be accessed" in info

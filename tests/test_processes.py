@@ -111,7 +111,7 @@ def test_an_error_is_told_once(pair: Pair, tmp_path: Path) -> None:
     done = launched("-m", "peft_lorasuite", "map", pair.old, tmp_path / "nowhere", "-o", tmp_path / "map")
     assert done.returncode != 0
     assert done.stderr.count("peft-lorasuite: ") == 1
-    assert "there is no such backbone" in done.stderr
+    assert "backbone not found" in done.stderr
     assert not (tmp_path / "map").exists()
 
 

@@ -1,1 +1,1 @@
-"""Files and folders, on disk and on the Hub."""
+"""Files and folders on disk and on the Hub."""

@@ -1,4 +1,4 @@
-"""Tensors of a (sharded) safetensors checkpoint, read one at a time."""
+"""Tensors of a safetensors checkpoint, sharded or not, read one at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .source import Source, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-"""Names of floating point dtypes in a safetensors file."""
+"""Names of the floating-point dtypes in safetensors files."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "consolidated.00.pth")
 
 
 class Checkpoint:
-    """The weight files of a source; shards are opened, and on the Hub fetched, when a tensor of theirs is wanted."""
+    """The weight files of a source; a shard is downloaded and opened when one of its tensors is needed."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -31,12 +31,12 @@ class Checkpoint:
 
     @cached_property
     def shards(self) -> dict[str, str]:
-        """Tensor name -> file that holds it."""
+        """Tensor name -> file that contains it."""
         index = self.source.fetch(INDEX)
         if index is not None:
             table = read_json(index, where=f"{self.source.name}/{INDEX}").get("weight_map")
             if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-                raise LoraSuiteError("the index has no weight map", where=f"{self.source.name}/{INDEX}")
+                raise LoraSuiteError("the index has no weight_map", where=f"{self.source.name}/{INDEX}")
             return table
         if self.source.fetch(SINGLE) is None:
             raise no_safetensors_error(self.source, SINGLE)
@@ -56,33 +56,33 @@ class Checkpoint:
             raise broken_file_error(f"{self.source.name}/{shard}", error) from error
 
     @property
-    def bytes(self) -> int:
-        """Size of all files."""
+    def num_bytes(self) -> int:
+        """Size of all weight files."""
         return sum(self.source.require(shard).stat().st_size for shard in set(self.shards.values()))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the largest tensor of the first file: what most weights are stored in."""
+        """Dtype of the largest tensor in the first file, in which most weights are stored."""
         file = self._file(next(iter(self.shards.values())))
-        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (a safetensors handle)
-        largest = max(slices, key=lambda piece: math.prod(piece.get_shape()))
+        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (a safetensors handle, not a dict)
+        largest = max(slices, key=lambda one: math.prod(one.get_shape()))
         return DTYPES.get(largest.get_dtype(), torch.float32)
 
     def fetch(self) -> None:
-        """Bring every shard into the Hub's cache, checked: transformers itself takes what it is given."""
+        """Download every shard and verify its hash, which transformers does not do."""
         shards = sorted(set(self.shards.values()))
         self.source.announce(shards)
         for shard in shards:
             self.source.require(shard)
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
-        """Read some rows of a matrix without reading the rest."""
+        """Read the rows ``numbers`` of a matrix, and no others, from disk."""
         piece = self._file(self.shards[name]).get_slice(name)
         _check_rows(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
         return torch.stack([piece[number] for number in numbers])
 
     def sample_rows(self, name: str, count: int) -> Tensor:
-        """Read some rows, spread evenly over a matrix."""
+        """Read ``count`` evenly spaced rows of a matrix."""
         return self.rows(name, evenly_spaced(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
 
     def _file(self, shard: str) -> Any:
@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 class ModelWeights:
-    """The weights of a model that is in memory already."""
+    """The weights of a model in memory, with the interface of `Checkpoint`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._tensors = model.state_dict()
@@ -108,22 +108,22 @@ class ModelWeights:
         if tensor.is_meta:
             raise LoraSuiteError(
                 "the model's weights are not in memory", where=name, got="a tensor on the meta device",
-                do="load it without offloading, or name its folder or Hub id",
+                do="load the model without offloading, or pass its folder or Hub id",
             )  # fmt: skip
         return tensor.cpu()
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
-        """Take some rows of a matrix."""
+        """Return the rows ``numbers`` of a matrix."""
         _check_rows(len(self._tensors[name]), numbers, name)
-        return self._tensors[name].detach()[numbers].cpu()  # a few rows leave the GPU, not the matrix
+        return self._tensors[name].detach()[numbers].cpu()  # only these rows are copied from the GPU
 
     def sample_rows(self, name: str, count: int) -> Tensor:
-        """Take some rows, spread evenly over a matrix."""
+        """Return ``count`` evenly spaced rows of a matrix."""
         return self.rows(name, evenly_spaced(len(self._tensors[name]), count))
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
-    """Return row numbers from the first to the last."""
+    """Return ``count`` evenly spaced row numbers, including the first and the last."""
     return torch.linspace(0, length - 1, count).long().tolist()
 
 
@@ -140,16 +140,20 @@ def open_safetensors(path: Path, *, where: str) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        if not os.access(path, os.R_OK):  # safetensors says that there is no such file
-            raise LoraSuiteError("there is no right to read the file", where=where, do="check its rights") from error
+        if not os.access(path, os.R_OK):  # safetensors reports it as not found
+            raise LoraSuiteError("permission denied", where=where, do="check the file permissions") from error
         raise broken_file_error(where, error) from error
 
 
 def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file, refusing values that are not finite."""
+    """Read every tensor of a safetensors file.
+
+    Raises:
+        LoraSuiteError: If the file is damaged, or a value is not finite.
+    """
     file = open_safetensors(path, where=where)
     try:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, no dict)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
     except SafetensorError as error:
         raise broken_file_error(where, error) from error
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
@@ -160,17 +164,17 @@ def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
 
 def broken_file_error(where: str, error: Exception) -> LoraSuiteError:
     """Build the error for a file that safetensors cannot read."""
-    return LoraSuiteError(f"the file is no whole safetensors file ({error})", where=where, do="fetch it again")
+    return LoraSuiteError(f"malformed safetensors file ({error})", where=where, do="fetch it again")
 
 
 def no_safetensors_error(source: Source, wanted: str) -> LoraSuiteError:
-    """Build the error for a place without safetensors, naming a pickle if that is what it has."""
+    """Build the error for a source without safetensors weights; it names the pickle file if there is one."""
     pickle = next((name for name in PICKLES if source.has(name)), None)
     if pickle:
         return LoraSuiteError(
-            "the weights are a pickle, which can run code when read, and are not opened",
+            "the weights are a pickle file, which can run code when it is loaded, and are not read",
             where=f"{source.name}/{pickle}",
             wanted=wanted,
-            do="convert them to safetensors where you trust them (save_pretrained does)",
+            do="if you trust them, convert them to safetensors with save_pretrained",
         )
     return LoraSuiteError(f"the {source.kind} has no weights", where=source.name, wanted=wanted, do="check the name")

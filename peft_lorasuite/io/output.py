@@ -1,4 +1,4 @@
-"""Output that appears whole or not at all."""
+"""Output folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,66 +16,79 @@ from ..errors import LoraSuiteError
 from .paths import exists, is_folder
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-"""What the system says of a handle that takes no more; it names no file then."""
+"""Error codes of a write that failed on an open file; such errors have no file name."""
 
 
 def check_output(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> Path:
-    """Return the folder to write to, or refuse: called before the work as well as before the writing.
+    """Check that a folder can be written to; called before the computation and again before writing.
 
     Args:
-        folder: Where to; a link stands for what it points to.
-        overwrite: Whether it may hold something.
-        inputs: What the work reads: a folder that is one of them, or holds one, is not written to.
+        folder: The output folder; symbolic links are followed.
+        overwrite: Whether the folder may have files in it.
+        inputs: What is read to produce the output; see `check_not_input`.
+
+    Returns:
+        The folder with ``~`` expanded.
+
+    Raises:
+        LoraSuiteError: If it cannot be a folder, has files in it and ``overwrite`` is false, contains the working
+            directory, is a mount point, or is or contains an input.
     """
     path = Path(folder).expanduser()
-    place = resolve_folder(path)
+    resolved = resolve_folder(path)
     check_not_input(path, inputs)
-    if Path.cwd().is_relative_to(place) or place.is_mount():
+    if Path.cwd().is_relative_to(resolved) or resolved.is_mount():
         raise LoraSuiteError(
-            "the output is the working directory, holds it, or is a mount point, and cannot be replaced whole",
-            where=path, do="name a folder in it",
+            "the output is or contains the working directory, or is a mount point, and cannot be replaced",
+            where=path, do="choose a folder inside it",
         )  # fmt: skip
     with write_errors(path):
-        filled = is_folder(place) and any(place.iterdir())
+        filled = is_folder(resolved) and any(resolved.iterdir())
     if filled and not overwrite:
-        raise LoraSuiteError(
-            "the output folder is not empty", where=path, do="choose another, or allow it with --overwrite"
-        )
+        raise LoraSuiteError("the output folder is not empty", where=path, do="choose another one, or pass --overwrite")
     return path
 
 
 def resolve_folder(folder: Path) -> Path:
-    """Return where a folder is or can be made, links followed; refuse what is a file or lies below one."""
+    """Return the absolute path of a folder that exists or can be created, with symbolic links resolved.
+
+    Raises:
+        LoraSuiteError: If the path or one of its parents is a file.
+    """
     if exists(folder) and not is_folder(folder):
         raise LoraSuiteError("the output is a file", where=folder, wanted="a folder", do="choose another name")
-    place = folder.resolve()
-    above = next(one for one in (place, *place.parents) if exists(one))
-    if not is_folder(above):
-        raise LoraSuiteError("the output lies below a file", where=folder, got=above, do="choose another name")
-    return place
+    resolved = folder.resolve()
+    parent = next(path for path in (resolved, *resolved.parents) if exists(path))
+    if not is_folder(parent):
+        raise LoraSuiteError("a parent of the output is a file", where=folder, got=parent, do="choose another name")
+    return resolved
 
 
 def check_not_input(folder: str | Path, inputs: Iterable[object]) -> None:
-    """Refuse an output that is an input's folder or holds it: replacing it would destroy the input.
+    """Raise `LoraSuiteError` if the output folder is or contains an input: replacing it would delete the input.
 
-    Inputs that are no names (a loaded model, None) or lie on the Hub cannot be hit.
+    Inputs without a local path (a loaded model, None, a Hub id) are safe.
     """
-    place = Path(folder).expanduser().resolve()
+    resolved = Path(folder).expanduser().resolve()
     for name in inputs:
         if not isinstance(name, (str, Path)) or not exists(name):
             continue
-        if Path(name).expanduser().resolve().is_relative_to(place):
+        if Path(name).expanduser().resolve().is_relative_to(resolved):
             raise LoraSuiteError(
-                "the output is an input or holds one, which it would replace", where=folder, got=name,
-                wanted="a folder of its own", do="choose another name",
+                "the output is or contains an input, which it would replace", where=folder, got=name,
+                wanted="a separate folder", do="choose another name",
             )  # fmt: skip
 
 
 @contextmanager
 def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder beside the target; it takes the target's place when the block ends without an error.
+    """Yield an empty temporary folder that replaces the target when the block ends without an error.
 
-    A killed process leaves at most a hidden ``.NAME.*.part`` folder beside the target, never a half-written target.
+    A process that is killed leaves at most a hidden ``.NAME.*.part`` folder next to the target, never an incomplete
+    target.
+
+    Raises:
+        LoraSuiteError: If the target cannot be written; see `check_output`.
     """
     target = check_output(folder, overwrite=overwrite).resolve()
     with write_errors(target):
@@ -89,7 +102,7 @@ def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pa
             if not _is_write_error(error, part):
                 raise
             raise _write_error(target, error) from error
-        check_output(target, overwrite=overwrite)  # it may have been filled since
+        check_output(target, overwrite=overwrite)  # another process may have written to it meanwhile
         with write_errors(target):
             _replace(part, target)
     finally:
@@ -98,7 +111,7 @@ def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pa
 
 @contextmanager
 def write_errors(target: str | Path) -> Iterator[None]:
-    """Turn a full disk or missing rights into an error that says so; safetensors reports them in a kind of its own."""
+    """Turn errors such as a full disk or missing permissions into `LoraSuiteError`; safetensors has its own class."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -114,30 +127,30 @@ def _replace(part: Path, target: Path) -> None:
         part.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    kept = old / target.name
+    backup = old / target.name
     try:
-        target.rename(kept)
+        target.rename(backup)
         part.rename(target)
     except BaseException:
-        _restore(kept, target)
+        _restore(backup, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _restore(kept: Path, target: Path) -> None:
+def _restore(backup: Path, target: Path) -> None:
     try:
-        if kept.is_dir():
-            kept.rename(target)
-        kept.parent.rmdir()
+        if backup.is_dir():
+            backup.rename(target)
+        backup.parent.rmdir()
     except OSError as error:
         raise LoraSuiteError(
-            f"nothing was written, and what was there before cannot be put back: {error.strerror}",
-            where=target, do=f"it is in {kept.parent}: move it back",
+            f"nothing was written, and the previous content cannot be restored: {error.strerror}",
+            where=target, do=f"move it back from {backup.parent}",
         ) from error  # fmt: skip
 
 
 def _is_write_error(error: Exception, part: Path) -> bool:
-    """Whether an error of the block is about what it writes, and not about a file that it reads, or a network."""
+    """Whether an error comes from writing to ``part``, and not from a file that is read or from the network."""
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     if names:
         return any(Path(name).is_relative_to(part) for name in names)
@@ -148,5 +161,5 @@ def _write_error(target: Path, error: Exception) -> LoraSuiteError:
     return LoraSuiteError(
         f"nothing was written: {getattr(error, 'strerror', None) or error}",
         where=target,
-        do="check free space and rights, then run it again",
+        do="check the free space and the permissions, then run it again",
     )

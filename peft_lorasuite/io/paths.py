@@ -1,4 +1,4 @@
-"""What there is under a name that a user, or a stranger's file, gave; a name that cannot be asked for is an error."""
+"""Checks of paths from users and untrusted files; a path that the system cannot look up is a `LoraSuiteError`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from ..errors import LoraSuiteError
 
-SHOWN = 120
-"""Letters of a name that a message repeats."""
+MAX_SHOWN = 120
+"""Characters of a path that an error message repeats."""
 
 
 def is_folder(name: str | Path) -> bool:
-    """Whether the name is a folder's."""
+    """Whether a folder of this name exists."""
     return stat.S_ISDIR(_mode(name))
 
 
 def is_file(name: str | Path) -> bool:
-    """Whether the name is a file's."""
+    """Whether a regular file of this name exists."""
     return stat.S_ISREG(_mode(name))
 
 
 def exists(name: str | Path) -> bool:
-    """Whether there is anything under the name."""
+    """Whether a file or folder of this name exists."""
     return _mode(name) != 0
 
 
@@ -31,9 +31,10 @@ def _mode(name: str | Path) -> int:
         return Path(name).expanduser().stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return 0
-    except (OSError, ValueError, RuntimeError) as error:  # too long or not ours; a null byte; a home of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # name too long or no permission; null byte; unknown ~user
         text = str(name)
         raise LoraSuiteError(
-            f"the name cannot be looked up: {getattr(error, 'strerror', None) or error}",
-            where=text if len(text) <= SHOWN else f"{text[:SHOWN]}...", do="check the name and the rights to it",
+            f"the path cannot be accessed: {getattr(error, 'strerror', None) or error}",
+            where=text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...",
+            do="check the path and its permissions",
         ) from error  # fmt: skip

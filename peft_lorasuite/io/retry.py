@@ -1,4 +1,4 @@
-"""Trying again what failed for a moment: a busy server, a cut connection."""
+"""Retries of Hub requests after temporary errors, such as a busy server or a lost connection."""
 
 from __future__ import annotations
 
@@ -10,48 +10,53 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 PAUSES = (1.0, 2.0, 4.0)
-"""Seconds before the second, third and fourth try."""
-LONGEST = 60.0
-"""A server that asks for a longer pause is not waited for."""
-BUSY = (408, 429, 500, 502, 503, 504)
+"""Seconds before the second, third and fourth attempt."""
+MAX_PAUSE = 60.0
+"""Seconds; if a server asks for a longer pause, there is no retry."""
+TEMPORARY = (408, 429, 500, 502, 503, 504)
+"""HTTP status codes after which a retry can succeed."""
 
 log = logging.getLogger(__name__)
 
 
-def with_retries(work: Callable[[], Result]) -> Result:
-    """Run ``work``, again after a pause where a new try can help; what no new try can help is raised at once."""
+def with_retries(request: Callable[[], Result]) -> Result:
+    """Call ``request``, again after a pause where a retry can help; any other error is raised immediately."""
     for pause in PAUSES:
         try:
-            return work()
+            return request()
         except Exception as error:
-            wait = retry_delay(error, pause)
-            if wait is None:
+            delay = retry_delay(error, pause)
+            if delay is None:
                 raise
-            log.info("the Hub did not answer (%s), trying again in %g s", type(error).__name__, wait)
-        time.sleep(wait)
-    return work()
+            log.info("the Hub did not answer (%s), retrying in %g s", type(error).__name__, delay)
+        time.sleep(delay)
+    return request()
 
 
 def retry_delay(error: BaseException, pause: float) -> float | None:
-    """Return the seconds to wait before a new try; None for an error that a new try would meet again."""
-    status, answer = getattr(getattr(error, "response", None), "status_code", None), getattr(error, "response", None)
+    """Return the seconds to wait before a retry: what the server asks for, else ``pause``; None if it cannot help."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
     if status is None:
         return pause if isinstance(error, transport_error_type()) else None
-    if status not in BUSY:
+    if status not in TEMPORARY:
         return None
-    asked = _seconds(answer)
-    return None if asked is not None and asked > LONGEST else asked if asked is not None else pause
+    requested = _retry_after(response)
+    if requested is None:
+        return pause
+    return None if requested > MAX_PAUSE else requested
 
 
 def transport_error_type() -> type[BaseException]:
-    """Return the base error of the HTTP library that this huggingface_hub is built on: httpx, later httpx2."""
+    """Return the base exception of the HTTP library that the installed huggingface_hub uses: httpx, later httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 
-def _seconds(answer: Any) -> float | None:
+def _retry_after(response: Any) -> float | None:
+    """Return the seconds of the Retry-After header; None if it is absent or a date."""
     try:
-        return float(answer.headers.get("Retry-After"))
-    except (TypeError, ValueError, AttributeError):  # absent, or a date
+        return float(response.headers.get("Retry-After"))
+    except (TypeError, ValueError, AttributeError):
         return None

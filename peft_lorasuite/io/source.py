@@ -1,4 +1,4 @@
-"""Where a backbone, adapter or map comes from: a folder, or a Hub repository at a pinned revision."""
+"""Sources of backbones, adapters and upgrade maps: a local folder, or a Hub repository at a fixed commit."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ..errors import LoraSuiteError
 from .paths import exists, is_file, is_folder
 from .retry import transport_error_type, with_retries
 
-LARGE = 50 * 10**6
-"""Bytes from which on a download is announced."""
+LARGE_DOWNLOAD = 50 * 10**6
+"""Downloads of at least this many bytes are announced."""
 
-REFUSALS: dict[object, tuple[str, str]] = {
+HTTP_ERRORS: dict[object, tuple[str, str]] = {
     401: ("the Hub does not accept the token", "log in again (hf auth login), or pass another token"),
-    403: ("the token has no right to do this", "use a token with write access to it"),
-    429: ("the Hub asks for a pause", "try again later"),
+    403: ("the token has no permission for this", "use a token with write access to it"),
+    429: ("the Hub's rate limit is reached", "try again later"),
 }
-"""HTTP status -> what it means, and what to do."""
+"""HTTP status code -> what is wrong, and what to do."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How files are fetched and models are loaded; the keywords of ``from_pretrained``, as one record.
+    """How files are downloaded and models are loaded: the keyword arguments of ``from_pretrained`` in one record.
 
     Attributes:
-        token: Hub token; never shown.
+        token: Hub token; never printed.
         cache_dir: Hub cache to use instead of the default one.
-        local_files_only: Use the cache alone.
-        trust_remote_code: Whether transformers may run code of a repository.
-        dtype: Of loaded models; ``"auto"`` lets the checkpoint and the device decide.
+        local_files_only: Whether to use only files that are in the cache.
+        trust_remote_code: Whether transformers may run code from a repository.
+        dtype: Dtype of loaded models; ``"auto"`` chooses it by the checkpoint and the device.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
     """
 
@@ -51,27 +51,28 @@ class LoadOptions:
     device_map: Any = None
 
     def hub_kwargs(self) -> dict[str, Any]:
-        """Return the keywords of whatever only fetches files."""
+        """Return the keyword arguments of functions that only download files."""
         return {"token": self.token, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
 
     def model_kwargs(self) -> dict[str, Any]:
-        """Return the keywords of `Backbone.open`."""
+        """Return the keyword arguments of `Backbone.open`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named place of files.
+    """The files of a backbone, adapter or upgrade map.
 
     Attributes:
         name: Folder, or Hub id ``owner/name``.
         kind: ``"backbone"``, ``"adapter"`` or ``"upgrade map"``; used in messages.
         revision: Branch, tag or commit on the Hub.
-        token: Hub token; never shown.
+        token: Hub token; never printed.
         cache_dir: Hub cache to use instead of the default one.
-        local_files_only: Use the cache alone.
-        in_memory: The weights are those of a loaded model, whatever the Hub holds under its name.
-        hub_only: Treat the name as a Hub id even if a folder of that name exists: a name that a stranger's file gave.
+        local_files_only: Whether to use only files that are in the cache.
+        hub_only: Whether to read the name as a Hub id even if a folder of that name exists; set for names that come
+            from untrusted files.
+        in_memory: Whether the weights are those of a loaded model, whatever the Hub has under its name.
     """
 
     name: str
@@ -95,12 +96,12 @@ class Source:
         local = Path(self.name).is_absolute() or self.name.startswith((".", "~"))
         if local or is_file(self.name) or self.name.count("/") > 1:
             wanted = "a Hub id (owner/name)" if self.hub_only else "an existing folder or a Hub id (owner/name)"
-            raise LoraSuiteError(f"there is no such {self.kind}", where=self.name, wanted=wanted, do="check the name")
+            raise LoraSuiteError(f"{self.kind} not found", where=self.name, wanted=wanted, do="check the name")
         return None
 
     @cached_property
     def commit(self) -> str | None:
-        """Commit hash that the revision stands for, resolved once; None for a folder or a loaded model."""
+        """Commit hash of the revision, resolved once; None for a folder or a loaded model."""
         if self.in_memory or self.folder is not None:
             return None
         from huggingface_hub import HfApi
@@ -115,7 +116,7 @@ class Source:
 
     @cached_property
     def listing(self) -> dict[str, tuple[int, str | None]]:
-        """File -> (bytes, SHA-256 or None), as the Hub's metadata states them; empty for a folder or offline."""
+        """File name -> (bytes, SHA-256 or None) by the Hub's metadata; empty for a folder or offline."""
         if self.in_memory or self.folder is not None or self._offline():
             return {}
         from huggingface_hub import HfApi
@@ -126,7 +127,7 @@ class Source:
         return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []}
 
     def fetch(self, filename: str) -> Path | None:
-        """Return the local path of a file, downloading it if need be; None where the place has no such file."""
+        """Return the local path of a file, downloaded if necessary; None if the source does not have it."""
         _check_file_name(filename, self)
         if self.folder is not None:
             path = self.folder / filename
@@ -135,8 +136,8 @@ class Source:
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
         with hub_errors(self):
-            kept = try_to_load_from_cache(self.name, filename, cache_dir=self.cache_dir, revision=self.commit)
-        if not isinstance(kept, str) and filename.endswith(".safetensors"):
+            cached = try_to_load_from_cache(self.name, filename, cache_dir=self.cache_dir, revision=self.commit)
+        if not isinstance(cached, str) and filename.endswith(".safetensors"):
             self.announce([filename])
         with hub_errors(self):
             try:
@@ -156,60 +157,60 @@ class Source:
                 if not self._offline():
                     raise
                 return None
-        if not isinstance(kept, str):
+        if not isinstance(cached, str):
             self._verify(Path(path), filename)
         return Path(path)
 
     def announce(self, filenames: list[str]) -> None:
-        """Say what is about to be downloaded, and how much, before a large download."""
+        """Log the names and the size of files before a large download."""
         size = sum(self.listing[name][0] for name in filenames if name in self.listing)
-        if size >= LARGE:
+        if size >= LARGE_DOWNLOAD:
             log.info("downloading %s of %r at %s: %.2f GB", ", ".join(filenames), self, self.commit, size / 1e9)
 
     def has(self, filename: str) -> bool:
-        """Whether the place has a file; nothing is downloaded, and without a network the answer is no."""
+        """Whether the source has a file; downloads nothing, and returns False for a repository when offline."""
         if self.folder is not None:
             return is_file(self.folder / filename)
         return filename in self.listing
 
     def _verify(self, path: Path, filename: str) -> None:
-        """Compare a fresh download with its hash, which the cache has as the name of a large file: the client does not.
+        """Verify the SHA-256 of a downloaded file, which huggingface_hub does not do.
 
-        A damaged file is removed, so that a new try fetches it again.
+        The cache stores a large file under its hash. A damaged file is deleted, so that it is downloaded again.
         """
         blob = path.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
             return
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with blob.open("rb") as file:
-            while piece := file.read(2**20):
-                found.update(piece)
-        if found.hexdigest() != blob.name:
-            path.unlink(missing_ok=True)  # another process may have been faster
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        if digest.hexdigest() != blob.name:
+            path.unlink(missing_ok=True)  # another process may have deleted it already
             blob.unlink(missing_ok=True)
             raise LoraSuiteError(
-                f"the download of {filename} is damaged: its SHA-256 is another than the Hub's",
+                f"the download of {filename} is damaged: its SHA-256 differs from the Hub's",
                 where=repr(self),
-                do="run it again to fetch it anew",
+                do="run it again to repeat the download",
             )
 
     def require(self, filename: str, *, do: str | None = None) -> Path:
-        """Return the local path of a file that must be there."""
+        """Return the local path of a file as `fetch` does; raise `LoraSuiteError` if the source does not have it."""
         path = self.fetch(filename)
         if path is None:
             raise LoraSuiteError(f"the {self.kind} has no {filename}", where=self.name, do=do or "check the name")
         return path
 
     def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
-        """Read a JSON object that must be there."""
+        """Read a JSON object from a file; raise `LoraSuiteError` if there is none."""
         return read_json(self.require(filename, do=do), where=f"{self.name}/{filename}")
 
     def full_name(self, filename: str) -> str:
-        """Name a file of it, for messages."""
+        """Return the name of a file together with its source, for messages."""
         return f"{self.name}/{filename}"
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the weight files as the Hub's metadata states them; empty for a folder or without a network."""
+        """Return the SHA-256 of the weight files by the Hub's metadata; empty for a folder or offline."""
         files = self.listing.items()
         return {name: sha256 for name, (_, sha256) in files if sha256 and name.endswith(".safetensors")}
 
@@ -220,40 +221,40 @@ class Source:
 
 
 def split_revision(text: str | Path) -> tuple[str, str | None]:
-    """Split ``ID@REVISION``; a folder is a folder whatever its name, and so is what only a folder can be called."""
+    """Split ``ID@REVISION`` into id and revision; the revision is None for an existing path and a path by its form."""
     text = str(text)
     if "@" not in text or text.startswith((".", "~", "/")) or exists(text):
         return text, None
     name, _, revision = text.partition("@")
     if not name or not revision:
-        raise LoraSuiteError("the revision or the name is missing", where=text, wanted="ID@REVISION")
+        raise LoraSuiteError("the id or the revision is missing", where=text, wanted="ID@REVISION")
     if is_folder(name):
-        raise LoraSuiteError("a folder has no revisions", where=text, got=revision, do="leave it out")
+        raise LoraSuiteError("a folder has no revisions", where=text, got=revision, do="leave the revision out")
     return name, revision
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """Read a JSON object from a file; anything else is an error that names the place."""
+    """Read a JSON object from a file; raise `LoraSuiteError`, with ``where``, for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise LoraSuiteError(f"the file cannot be read as JSON: {error}", where=where, do="fetch it again") from error
     if not isinstance(values, dict):
-        raise LoraSuiteError("the file holds no JSON object", where=where, got=type(values).__name__)
+        raise LoraSuiteError("the file must contain a JSON object", where=where, got=type(values).__name__)
     return values
 
 
 def _check_file_name(filename: str, source: Source) -> None:
     path = Path(filename)
     if path.is_absolute() or ".." in path.parts or "\\" in filename:
-        raise LoraSuiteError("a file name points outside its place", where=source.name, got=repr(filename))
+        raise LoraSuiteError("a file name points outside its folder", where=source.name, got=repr(filename))
 
 
 @contextmanager
 def hub_errors(source: Source) -> Iterator[None]:
-    """Turn what can go wrong on the Hub into one clear sentence, without the token or the request.
+    """Turn errors of huggingface_hub into `LoraSuiteError`, without the token or the request.
 
-    The client's own errors are not chained: their texts hold signed addresses.
+    The original errors are not chained, because their messages contain signed URLs.
     """
     from huggingface_hub import errors
 
@@ -262,30 +263,33 @@ def hub_errors(source: Source) -> Iterator[None]:
     except errors.GatedRepoError:
         raise _hub_error(
             source,
-            "access to it is gated",
+            "the repository is gated",
             f"accept its license at https://huggingface.co/{source.name} and log in (hf auth login)",
         ) from None
     except errors.RevisionNotFoundError:
-        raise _hub_error(source, f"the Hub has no revision {source.revision!r} of it", "check the revision") from None
+        raise _hub_error(source, f"the repository has no revision {source.revision!r}", "check the revision") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise _hub_error(
             source,
-            "neither a folder nor a repository on the Hub",
-            "check the name; if it is private, log in (hf auth login)",
+            "not found, neither as a folder nor as a repository on the Hub",
+            "check the name; if the repository is private, log in (hf auth login)",
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.RevisionResolutionError):
         raise _hub_error(
             source,
-            f"it is {'' if source.hub_only else 'no folder, '}not in the local cache, and the Hub cannot be asked",
-            "check the network, or drop the offline setting",
+            f"not found {'' if source.hub_only else 'as a folder or '}in the local cache, and the Hub is not reachable",
+            "check the network connection, or turn offline mode off",
         ) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no answer")
-        what, do = REFUSALS.get(status, ("the Hub refused", "check your token and rights, or try again later"))
+        default = "the Hub refused the request", "check your token and its permissions, or try again later"
+        what, do = HTTP_ERRORS.get(status, default)
         raise _hub_error(source, f"{what} (HTTP {status})", do) from None
     except (transport_error_type(), OSError) as error:
         raise _hub_error(
-            source, f"the transfer failed ({type(error).__name__})", "check network and disk space; a new try resumes"
+            source,
+            f"the transfer failed ({type(error).__name__})",
+            "check the network and the disk space, and run it again to resume",
         ) from None
 
 
