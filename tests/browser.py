@@ -49,10 +49,10 @@ const asked = [...asking].map(one => one.getAttribute('src') || one.getAttribute
 const fetched = performance.getEntriesByType('resource').map(one => one.name);
 found.fetched = [...new Set([...asked, ...fetched])].filter(name => !/^(data:|#)/.test(name));
 found.height = page.scrollHeight;
-const told = document.createElement('pre');
-told.id = 'measured';
-told.textContent = JSON.stringify(found);
-document.body.append(told);
+const measured = document.createElement('pre');
+measured.id = 'measured';
+measured.textContent = JSON.stringify(found);
+document.body.append(measured);
 """
 
 

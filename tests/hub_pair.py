@@ -23,7 +23,7 @@ TOOLS = """
 import logging, warnings
 warnings.simplefilter("ignore")
 from peft_lorasuite import LoraSuiteError, PeftModel, UpgradeMap, push_upgraded, upgrade
-def told(work):  # the sentence of the error, or "ok"
+def error_of(work):  # the sentence of the error, or "ok"
     try:
         work()
     except LoraSuiteError as error:

@@ -55,14 +55,14 @@ from peft_lorasuite.cli.main import main
 from peft_lorasuite.evaluation.harness import _load
 from peft_lorasuite.reporting.inspect import inspect
 network, tokens = _load(f"{NEW}@main", None, None)
-told = [type(network).__name__, len(tokens)]
+found = [type(network).__name__, len(tokens)]
 network, _ = _load(f"{OLD}@main", f"{LORA}@main", None)
-told += [type(network).__name__, "q_proj" in network.peft_config["default"].target_modules]
+found += [type(network).__name__, "q_proj" in network.peft_config["default"].target_modules]
 network, _ = _load(f"{LORA}@main", None, None)
-told += [type(network).__name__]
+found += [type(network).__name__]
 drawn = inspect(OUT, PAGE, old_adapter=f"{LORA}@main", overwrite=True)
-told += [drawn.missing.get("the old adapter"), attempt(lambda: _load(f"{NEW}@v9", None, None))]
-print(json.dumps(told))
+found += [drawn.missing.get("the old adapter"), attempt(lambda: _load(f"{NEW}@v9", None, None))]
+print(json.dumps(found))
 """
 )
 

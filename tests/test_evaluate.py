@@ -1,7 +1,7 @@
 """Real runs of lm-evaluation-harness on models whose every answer is known.
 
 The model is a Llama that says one sentence: attention and MLP are switched off, embeddings are unit vectors, and the
-head leads from each word to the next. So every outcome can be told beforehand.
+head leads from each word to the next. So every outcome is known beforehand.
 """
 
 from __future__ import annotations

@@ -87,13 +87,13 @@ def test_a_killed_process_leaves_whole_adapters_or_none(pair: Pair, tmp_path: Pa
 HUB = """
 import contextlib, io, json
 from peft_lorasuite.cli.main import main
-told = []
+found = []
 for call in CALLS:
     heard = io.StringIO()
     with contextlib.redirect_stderr(heard):
         code = main(call)
-    told.append([code, heard.getvalue()])
-print(json.dumps(told))
+    found.append([code, heard.getvalue()])
+print(json.dumps(found))
 """
 
 

@@ -37,7 +37,7 @@ again = PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP)
 stage("offline")
 cached = PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP, local_files_only=True)
 stage("pinned")
-pinned = told(lambda: PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP, model_revision=OTHER))
+pinned = error_of(lambda: PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP, model_revision=OTHER))
 same = [name for name, value in model.state_dict().items() if not value.equal(cached.state_dict()[name])]
 print(json.dumps({"base": [done.base, done.revision], "coverage": model.upgrade_report.coverage, "other": same,
                   "revisions": dict(model.upgrade_report.revisions), "pinned": pinned, "log": stream.getvalue()}))
@@ -77,7 +77,7 @@ def test_a_published_map_moves_adapter_and_map_and_no_weights_of_the_old_backbon
     publish(hub, made / "map")
     other = hub.add_repo(NEW, {**hub.files(NEW), "model.safetensors": b"else"}, revision="other")
     names = {"LORA": LORA, "MAP": MAP, "NEW": NEW, "OTHER": "other"}
-    told = ask_client(hub, WIRE, tmp_path / "home", names)
+    error_of = ask_client(hub, WIRE, tmp_path / "home", names)
     parts = stages(hub)
     adapter = sum(len(hub.files(LORA)[name]) for name in ("adapter_config.json", "adapter_model.safetensors"))
     core = sum(len(hub.files(MAP)[name]) for name in ("map.json", "core.safetensors"))
@@ -91,16 +91,16 @@ def test_a_published_map_moves_adapter_and_map_and_no_weights_of_the_old_backbon
     assert sum(sent(parts["again"]).values()) == 0
     assert parts["offline"] == []
     heads = {role: hub.api.repos[name].at("main").oid for role, name in (("adapter", LORA), ("old", OLD), ("new", NEW))}
-    assert told["revisions"] == heads
-    assert told["base"] == [NEW, heads["new"]]
-    assert (told["coverage"], told["other"]) == (1.0, [])
-    assert "another new backbone" in told["pinned"]
+    assert error_of["revisions"] == heads
+    assert error_of["base"] == [NEW, heads["new"]]
+    assert (error_of["coverage"], error_of["other"]) == (1.0, [])
+    assert "another new backbone" in error_of["pinned"]
     assert other != heads["new"]
-    line = next(line for line in told["log"].splitlines() if "downloading" in line and NEW in line)
+    line = next(line for line in error_of["log"].splitlines() if "downloading" in line and NEW in line)
     assert heads["new"] in line
     assert "GB" in line
-    assert told["log"].index("downloading") < len(told["log"])
-    assert hub.token not in json.dumps(told)
+    assert error_of["log"].index("downloading") < len(error_of["log"])
+    assert hub.token not in json.dumps(error_of)
 
 
 FAULTS = (
@@ -112,12 +112,12 @@ from peft_lorasuite.io.source import Source
 stream = io.StringIO()
 logging.basicConfig(level=logging.DEBUG, stream=stream)
 def pull(name, upgrade_map=FOLDER, **more):
-    return told(lambda: upgrade(name, upgrade_map, **more))
+    return error_of(lambda: upgrade(name, upgrade_map, **more))
 def base(name):
-    return told(lambda: PeftModel.from_upgraded(NEW, name))
+    return error_of(lambda: PeftModel.from_upgraded(NEW, name))
 outcome = {name: pull(f"me/{name}") for name in NAMES}
 outcome["spoilt again"] = pull("me/spoilt")
-outcome["big"] = told(lambda: Source("org/big", "backbone").require("model.safetensors"))
+outcome["big"] = error_of(lambda: Source("org/big", "backbone").require("model.safetensors"))
 outcome["gated"] = pull("org/gated")
 outcome["absent"] = pull("org/absent")
 outcome["revoked"] = pull("me/private", token=REVOKED)
@@ -128,8 +128,8 @@ outcome["pickle"] = pull("me/pickle")
 os.makedirs("here/backbone")
 for name in PLANTED:
     outcome[name] = base(name)
-outcome["index"] = told(lambda: PeftModel.from_upgraded("org/index", LORA, upgrade_map=FOLDER))
-outcome["code"] = told(lambda: PeftModel.from_upgraded("org/code", LORA, upgrade_map=FOLDER))
+outcome["index"] = error_of(lambda: PeftModel.from_upgraded("org/index", LORA, upgrade_map=FOLDER))
+outcome["code"] = error_of(lambda: PeftModel.from_upgraded("org/code", LORA, upgrade_map=FOLDER))
 outcome["exit"] = main(["upgrade", "me/short", "--to", NEW, "--map", FOLDER, "-o", "out"])
 print(json.dumps(outcome | {"log": stream.getvalue(), "left": sorted(os.listdir("."))}))
 """
@@ -173,47 +173,47 @@ def test_faults_and_traps_of_a_pull(stocked: HubServer, made: Path, tmp_path: Pa
              "PLANTED": list(paths)}  # fmt: skip
     work = tmp_path / "work"
     work.mkdir()
-    told = ask_client(hub, f"import os\nos.chdir({str(work)!r})\n" + FAULTS, tmp_path / "home", given)
+    error_of = ask_client(hub, f"import os\nos.chdir({str(work)!r})\n" + FAULTS, tmp_path / "home", given)
 
-    assert {name: told[name] for name in ("cut", "busy", "down", "reset", "big")} == dict.fromkeys(
+    assert {name: error_of[name] for name in ("cut", "busy", "down", "reset", "big")} == dict.fromkeys(
         ("cut", "busy", "down", "reset", "big"), "ok"
     )
     assert "bytes=10485760-" in [request.range for request in hub.requests("^GET /cdn/org/big/")], "resumed, not anew"
-    assert "damaged" in told["spoilt"]
-    assert told["spoilt again"] == "ok"
+    assert "damaged" in error_of["spoilt"]
+    assert error_of["spoilt again"] == "ok"
     for name in ("short", "truncate"):
-        assert "transfer failed" in told[name], told[name]
-    assert "https://huggingface.co/org/gated" in told["gated"]
-    assert "neither as a folder nor as a repository" in told["absent"]
-    assert "does not accept the token" in told["revoked"]
-    assert "no revision 'r9'" in told["revision"]
-    assert "adapter not found" in told["escape"]
-    assert "neither as a folder nor as a repository" in told["map is none"]
-    assert "pickle" in told["pickle"]
-    assert all("Hub" in told[name] and "backbone" in told[name] for name in paths), [told[name] for name in paths]
-    assert "outside" in told["index"]
-    assert told["code"] == "ok", "the family is known: its own code is neither needed nor fetched"
+        assert "transfer failed" in error_of[name], error_of[name]
+    assert "https://huggingface.co/org/gated" in error_of["gated"]
+    assert "neither as a folder nor as a repository" in error_of["absent"]
+    assert "does not accept the token" in error_of["revoked"]
+    assert "no revision 'r9'" in error_of["revision"]
+    assert "adapter not found" in error_of["escape"]
+    assert "neither as a folder nor as a repository" in error_of["map is none"]
+    assert "pickle" in error_of["pickle"]
+    assert all("Hub" in error_of[name] and "backbone" in error_of[name] for name in paths), [error_of[name] for name in paths]
+    assert "outside" in error_of["index"]
+    assert error_of["code"] == "ok", "the family is known: its own code is neither needed nor fetched"
     assert not hub.requests("_spy.py")
-    assert told["exit"] == 1
-    assert told["left"] == ["here"], "nothing half-written, nothing run"
+    assert error_of["exit"] == 1
+    assert error_of["left"] == ["here"], "nothing half-written, nothing run"
     assert not list((tmp_path / "home").rglob("*.incomplete"))
     signed = [request.path.split("/")[4] for request in hub.requests("^GET /cdn/me/")]
     for secret in (hub.token, revoked, *signed):
-        assert secret not in json.dumps({name: text for name, text in told.items() if name != "log"})
+        assert secret not in json.dumps({name: text for name, text in error_of.items() if name != "log"})
     for secret in (hub.token, revoked):
-        assert secret not in told["log"]
+        assert secret not in error_of["log"]
 
 
 LIGHT = """
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.io.source import Source
-def told(work):
+def error_of(work):
     try:
         work()
     except LoraSuiteError as error:
         return str(error)
     return "ok"
-fetch = lambda name, file: told(lambda: Source(name, "backbone").require(file))
+fetch = lambda name, file: error_of(lambda: Source(name, "backbone").require(file))
 """
 
 

@@ -29,21 +29,21 @@ first = push_upgraded(done, "me/new-lora", evaluation=SCORES, picture=PNG)
 again = push_upgraded(OUT, "me/new-lora", evaluation=SCORES, picture=PNG)
 model = PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP, adapter_name="mine")
 push_upgraded(model, "me/from-model", private=True)
-other = lambda **more: told(lambda: push_upgraded(FOLDER, "me/new-lora", base_model=NEW, **more))
+other = lambda **more: error_of(lambda: push_upgraded(FOLDER, "me/new-lora", base_model=NEW, **more))
 refused = {"other": other(), "public": other(private=True, overwrite=True)}
 pull = push_upgraded(FOLDER, "me/new-lora", base_model=NEW, create_pr=True, commit_message="try this")
 replaced = push_upgraded(FOLDER, "me/new-lora", base_model=NEW, overwrite=True, license="mit")
 refused |= {
-    "folder": told(lambda: push_upgraded(FOLDER, "me/x")),
-    "name": told(lambda: push_upgraded(FOLDER, "../x", base_model=NEW)),
-    "dashes": told(lambda: push_map(built, "me/a--to--b")),
-    "bare": told(lambda: push_upgraded(FOLDER, "x", base_model=NEW)),
-    "no pr": told(lambda: push_upgraded(FOLDER, "me/absent", base_model=NEW, create_pr=True)),
-    "early": [told(lambda: check_push("me/x", base)) for base in (NEW, "org/nowhere", OUT, "a/b/c")],
-    "no base": told(lambda: push_upgraded(FOLDER, "me/x", base_model="org/nowhere")),
-    "not mine": told(lambda: push_upgraded(FOLDER, "org/x", base_model=NEW)),
-    "no report": told(lambda: push_upgraded(LORA_FOLDER, "me/x")),
-    "map over adapter": told(lambda: push_map(built, "me/new-lora")),
+    "folder": error_of(lambda: push_upgraded(FOLDER, "me/x")),
+    "name": error_of(lambda: push_upgraded(FOLDER, "../x", base_model=NEW)),
+    "dashes": error_of(lambda: push_map(built, "me/a--to--b")),
+    "bare": error_of(lambda: push_upgraded(FOLDER, "x", base_model=NEW)),
+    "no pr": error_of(lambda: push_upgraded(FOLDER, "me/absent", base_model=NEW, create_pr=True)),
+    "early": [error_of(lambda: check_push("me/x", base)) for base in (NEW, "org/nowhere", OUT, "a/b/c")],
+    "no base": error_of(lambda: push_upgraded(FOLDER, "me/x", base_model="org/nowhere")),
+    "not mine": error_of(lambda: push_upgraded(FOLDER, "org/x", base_model=NEW)),
+    "no report": error_of(lambda: push_upgraded(LORA_FOLDER, "me/x")),
+    "map over adapter": error_of(lambda: push_map(built, "me/new-lora")),
 }
 print(json.dumps({"first": vars(first), "again": again.commit, "pull": vars(pull), "map": vars(shared),
                   "base": done.base, "replaced": replaced.commit, "refused": refused}))
@@ -163,12 +163,12 @@ import io
 stream = io.StringIO()
 logging.basicConfig(level=logging.INFO, stream=stream)
 def push(name, **more):
-    return told(lambda: push_upgraded(FOLDER, f"me/{name}", base_model=NEW, **more))
+    return error_of(lambda: push_upgraded(FOLDER, f"me/{name}", base_model=NEW, **more))
 outcome = {name: push(name) for name in NAMES}
-outcome["pr"] = told(lambda: push_upgraded(FOLDER, "org/target", base_model=NEW, create_pr=True))
+outcome["pr"] = error_of(lambda: push_upgraded(FOLDER, "org/target", base_model=NEW, create_pr=True))
 outcome["revoked"] = push("revoked", token=REVOKED)
-outcome["foreign"] = told(lambda: push_upgraded(FOLDER, "org/closed", base_model=NEW, overwrite=True))
-outcome["leak"] = told(lambda: push_upgraded(LEAK, "me/leak", base_model=NEW))
+outcome["foreign"] = error_of(lambda: push_upgraded(FOLDER, "org/closed", base_model=NEW, overwrite=True))
+outcome["leak"] = error_of(lambda: push_upgraded(LEAK, "me/leak", base_model=NEW))
 print(json.dumps(outcome | {"log": stream.getvalue()}))
 """
 )

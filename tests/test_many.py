@@ -66,10 +66,10 @@ def test_a_dora_in_the_list_gets_both_backbones(mixed: Path, made: Path, tmp_pat
     program = runpy.run_path(str(COLLECTION))["main"]
     words = ["--list", mixed, "--from", made / "old", "--to", made / "new", "--map", made / "map", "-o"]
     assert program([str(word) for word in (*words, tmp_path / "out", "--method", "lorasuite")]) == 1
-    told = capsys.readouterr()
-    assert "2 upgraded, 0 kept from before" in told.out
-    assert told.err.count("failed: ") == 1
-    assert "empty: the adapter has no weights" in told.err
+    printed = capsys.readouterr()
+    assert "2 upgraded, 0 kept from before" in printed.out
+    assert printed.err.count("failed: ") == 1
+    assert "empty: the adapter has no weights" in printed.err
     assert json.loads((tmp_path / "out" / "dora" / "adapter_config.json").read_text())["use_dora"]
 
 
