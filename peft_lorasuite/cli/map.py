@@ -72,10 +72,10 @@ def run(args: Namespace) -> Output:
     chosen = ("hidden_map", "similarity", "layer_map", "head_map", "tokens", "seed")
     options = MapOptions(**{name: getattr(args, name) for name in chosen})
     if args.output is None:
-        from ..planning.plan import plan, text
+        from ..planning.plan import measure_rates, plan
 
-        planned = plan(old, new, options, dtype=args.dtype, low_memory=args.low_memory)
-        return planned.to_dict(), text(planned)
+        planned = plan(old, new, options, rates=measure_rates(), dtype=args.dtype, low_memory=args.low_memory)
+        return planned.to_dict(), str(planned)
     built = UpgradeMap.build(
         old, new, options, calibration=args.calibration, low_memory=args.low_memory, progress=progress
     )

@@ -1,238 +1,249 @@
-"""What a map and an upgrade will cost, from two configs alone: shapes, bytes, operations, memory and seconds."""
+"""What maps and upgrades cost, estimated from two configs: bytes, memory and a rough time."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+import timeit
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..arch.spec import Architecture
+from ..arch.spec import ATTENTION, Architecture
 from ..errors import LoraSuiteError
 from ..io.source import Source, read_json
-from ..mapping.upgrade_map import MapOptions
-from ..methods import registry as methods
+from ..linalg.similarity import SKETCH_SIZE
+from ..mapping.hidden import FIT_TOKENS
+from ..mapping.options import MapOptions
+from ..methods import registry
+from ..models.activations import BATCH_TOKENS, BUDGET
 from ..models.backbone import Backbone
-from .counts import MATCHED, Costs, shared_at_most
-from .rates import GB, Rates
-from .stages import Side, Stage
+from ..models.dtype import choose_dtype
+
+GB = 10**9
+LIBRARIES, TOKEN = 300 * 10**6, 1000
+"""Bytes of a process that has imported everything, and of a token in its tokenizers and vocabularies."""
+PASSES = 3
+"""Time of matching two layers, as a multiple of its matrix products: sorting and norms take the rest."""
+
+
+class Rates(NamedTuple):
+    """Speed of a machine, by default of two server cores: GB read per second, and GFLOP/s of float32 products."""
+
+    read: float = 0.4
+    compute: float = 180.0
+
+
+class Stage(NamedTuple):
+    """One step: bytes read, floating-point operations, and bytes of memory at its peak."""
+
+    name: str
+    read: int
+    operations: int
+    memory: int
+
+    def seconds(self, rates: Rates) -> float:
+        """Return how long it takes, roughly."""
+        return (self.read / rates.read + self.operations / rates.compute) / GB
+
+
+class Side(NamedTuple):
+    """A backbone: its name and architecture, and the bytes of a weight on disk and in the running model."""
+
+    name: str
+    arch: Architecture
+    stored: int
+    running: int
+
+    @property
+    def layer(self) -> int:
+        """Weights of one layer."""
+        return sum(rows * columns for rows, columns in map(self.arch.shape, self.arch.parts))
+
+    @property
+    def table(self) -> int:
+        """Weights of the embedding."""
+        return self.arch.vocabulary * self.arch.hidden
+
+    def model(self, low_memory: bool = False) -> int:
+        """Return the bytes of the running model: its weights, one layer in float32, activations of a batch."""
+        held = self.table if low_memory else self.arch.parameter_count()
+        batch = BATCH_TOKENS * (3 * self.arch.intermediate + 6 * self.arch.hidden)
+        return (held + batch) * self.running + 4 * self.layer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What building a map and applying it will cost.
+    """Estimated costs of a map and of an upgrade. Memory is the peak, at most, with the libraries and whole models.
 
     Attributes:
-        names: Old and new backbone as they were given.
-        costs: The shapes and the counts.
-        rates: The machine.
-        rank: Rank of the adapter that the upgrade is counted for.
-        stages: The stages of the map, in order.
+        old: Old backbone.
+        new: New backbone.
+        options: How the map is built.
+        rank: Rank of the adapter.
+        low_memory: Whether the layers stay on disk during the calibration.
+        rates: Speed of the machine.
     """
 
-    names: tuple[str, str]
-    costs: Costs
-    rates: Rates
+    old: Side
+    new: Side
+    options: MapOptions
     rank: int
-    stages: tuple[Stage, ...]
+    low_memory: bool
+    rates: Rates
 
     @property
-    def read(self) -> int:
-        """Bytes that the map reads."""
-        return sum(stage.read for stage in self.stages)
+    def map_bytes(self) -> int:
+        """Bytes of the map on disk: the hidden map, and of each pair of layers the heads, units and gains."""
+        old, new = self.old.arch, self.new.arch
+        heads = min(old.heads.query, new.heads.query) * (16 * old.heads.size * new.heads.size + 68)
+        layer = heads + 28 * (min(old.intermediate, new.intermediate) + old.hidden + new.hidden)
+        return 4 * (old.hidden * new.hidden + old.layers * new.layers) + min(old.layers, new.layers) * layer
 
     @property
-    def seconds(self) -> float:
-        """Seconds that the map takes."""
-        return sum(self.rates.seconds(stage) for stage in self.stages)
+    def stages(self) -> list[Stage]:
+        """Stages of the map."""
+        return [self._calibration()] * (self.options.layer_map == "cka") + [self._weights()]
 
     @property
-    def memory(self) -> int:
-        """Bytes at the peak of the map, without mapped files and without the interpreter and its libraries."""
-        return max(stage.memory for stage in self.stages)
-
-    @property
-    def mapped(self) -> int:
-        """Bytes of mapped files at most, which the system keeps in memory where there is room."""
-        return max(stage.mapped for stage in self.stages)
-
-    @property
-    def bound(self) -> int:
-        """Bytes that the map is meant to stay below.
-
-        Four times the larger model's layer in float32, both embeddings and 1 GB; where the models run for the
-        calibration and are held, the larger one in its own dtype besides.
-        """
-        sides = self.costs.old, self.costs.new
-        held = self.costs.options.layer_map == "cka" and not self.costs.low_memory
-        runs = max(side.total * side.item for side in sides) if held else 0
-        tables = sum(side.table * side.item for side in sides)
-        return 16 * max(side.layer for side in sides) + tables + 10**9 + runs
+    def map(self) -> Stage:
+        """The whole map."""
+        _, read, operations, memory = zip(*self.stages, strict=True)
+        return Stage("map", sum(read), sum(operations), max(memory))
 
     @property
     def upgrade(self) -> Stage:
-        """One adapter, with a ready map."""
-        return self.costs.upgrade(self.rank)
+        """An upgrade by weights, with a ready map, of an adapter on every linear module."""
+        sides = self.old.arch, self.new.arch
+        old, new = (4 * self.rank * arch.layers * sum(map(sum, map(arch.shape, arch.parts))) for arch in sides)
+        operations = 4 * self.rank * sum(arch.parameter_count() for arch in sides)
+        return Stage("upgrade by weights", self.map_bytes + old, operations, self._base + 2 * (old + new))
+
+    @property
+    def run(self) -> Stage:
+        """Running both backbones over prompts, one after the other, as `transplant` and `distill` do."""
+        old, new = self.old, self.new
+        counts = old.arch.parameter_count(), new.arch.parameter_count()
+        operations = 2 * 128 * 100 * (2 * counts[0] + counts[1])  # 128 prompts and answers, the old backbone twice
+        models = max(old.model(), new.model() + old.table * old.running)  # the old head is kept
+        memory = self._base + models + 4 * BATCH_TOKENS * max(old.arch.vocabulary, new.arch.vocabulary)
+        return Stage("running both backbones", counts[0] * old.stored + counts[1] * new.stored, operations, memory)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        told = [{**vars(stage), "seconds": round(self.rates.seconds(stage), 3)} for stage in self.stages]
-        upgrade = {**vars(self.upgrade), "seconds": round(self.rates.seconds(self.upgrade), 3)}
-        totals = {"read": self.read, "seconds": round(self.seconds, 3), "memory": self.memory}
-        totals |= {"mapped": self.mapped, "bound": self.bound}
-        sizes = {"old": self.costs.old.arch.sizes(), "new": self.costs.new.arch.sizes(), "map": self.costs.kept}
-        return {**sizes, **totals, "stages": told, "upgrade": upgrade, "rates": vars(self.rates), "needs": needs(self)}
+        """Return plain JSON values; the totals are those of the map."""
+        rows = *self.stages, self.upgrade, self.run, self.map
+        *stages, whole = ({**row._asdict(), "seconds": round(row.seconds(self.rates), 3)} for row in rows)
+        sizes = {"old": self.old.arch.sizes(), "new": self.new.arch.sizes(), "map_bytes": self.map_bytes}
+        return {**sizes, **whole, "stages": stages, "rates": self.rates._asdict()}
+
+    def __str__(self) -> str:
+        lines, matched = [], min(self.old.arch.layers, self.new.arch.layers)
+        for side in (self.old, self.new):
+            arch, count = side.arch, side.arch.parameter_count() / GB
+            shape = f"{arch.family}, {arch.layers} layers, hidden size {arch.hidden}"
+            lines.append(f"{side.name}: {shape}, {count:.2f} B weights, {count * side.stored:.2f} GB")
+        lines += [f"{matched} layers matched", "", f"{'':<22}{'read':>13}{'max. memory':>13}{'time':>10}"]
+        for row in (*self.stages, self.map, self.upgrade, self.run):
+            seconds = timedelta(seconds=round(row.seconds(self.rates)))
+            lines.append(f"{row.name:<22}{row.read / GB:>10.2f} GB{row.memory / GB:>10.2f} GB{seconds!s:>10}")
+        rates = f"{self.rates.read:.2f} GB/s and {self.rates.compute:.0f} GFLOP/s"
+        lines += ["", f"map on disk: {self.map_bytes / GB:.3f} GB; rough times at {rates}", "beside the adapter:"]
+        for method in map(registry.find, registry.names()):
+            section = f", its section {method.section.name!r}" if method.section else ""
+            lines.append(f"  {method.name}: the map{section}{', both backbones' * method.needs_backbones}")
+        return "\n".join(lines)
+
+    @property
+    def _base(self) -> int:
+        """Bytes held all the time: the libraries, the tokenizers, and the map with the inverse of the hidden map."""
+        old, new = self.old.arch, self.new.arch
+        return LIBRARIES + TOKEN * (old.vocabulary + new.vocabulary) + self.map_bytes + 4 * old.hidden * new.hidden
+
+    def _calibration(self) -> Stage:
+        """Run both backbones over the text, one after the other; compare every old layer with every new one."""
+        sides, kept = (self.old, self.new), self.options.tokens
+        tokens = round(1.3 * kept)  # some end where no token of the other tokenizer ends
+        batches = -(-tokens // BATCH_TOKENS) if self.low_memory else 1  # each of them reads the layers again
+        read = sum((side.table + batches * side.arch.layers * side.layer) * side.stored for side in sides)
+        outputs = 2 * sum(min(side.arch.layers * kept * side.arch.hidden * side.running, BUDGET) for side in sides)
+        memory = self._base + outputs + max(side.model(self.low_memory) for side in sides)
+        return Stage("calibration", read, 2 * tokens * sum(side.arch.layers * side.layer for side in sides), memory)
+
+    def _weights(self) -> Stage:
+        """Fit the hidden map, then match the heads and units of one pair of layers at a time."""
+        old, new, D, E = self.old.arch, self.new.arch, self.old.arch.hidden, self.new.arch.hidden
+        shared, width = min(old.vocabulary, new.vocabulary, max(FIT_TOKENS, 8 * D)), min(E, SKETCH_SIZE)
+        attention = sum(rows * columns for rows, columns in map(old.shape, ATTENTION))
+        heads = old.heads.query * new.heads.query + old.heads.key_value * new.heads.key_value
+        moved, units = E * attention + width * (self.old.layer - attention), old.intermediate * new.intermediate
+        products = 2 * (moved + units * width) + 4 * E * heads * old.heads.size * new.heads.size
+        layers, fit = min(old.layers, new.layers), 6 * shared * D * (D + E) * (self.options.hidden_map != "identity")
+        read = sum((side.table + layers * side.layer) * side.stored for side in (self.old, self.new))
+        embeddings = 4 * shared * (D + 4 * E) + 8 * min(shared, 8192) * (D + E) + 16 * D * (2 * D + E)
+        memory = self._base + max(embeddings, 16 * max(self.old.layer, self.new.layer) + 8 * units)
+        return Stage("weights", read, fit + PASSES * layers * products, memory)
 
 
 def plan(
-    old: Any,
-    new: Any,
-    options: MapOptions | None = None,
-    *,
-    rates: Rates | None = None,
-    rank: int = 16,
-    shared: int | None = None,
-    dtype: torch.dtype | str = "auto",
-    low_memory: bool = False,
-    token: str | bool | None = None,
+    old: Any, new: Any, options: MapOptions | None = None, *, rates: Rates | None = None, rank: int = 16,
+    dtype: torch.dtype | str = "auto", low_memory: bool = False, token: str | bool | None = None,
     cache_dir: str | None = None,
-) -> Plan:
-    """Count what a map of two backbones will cost; no weight is read or fetched.
+) -> Plan:  # fmt: skip
+    """Estimate what a map of two backbones costs; only their configs are read.
 
     Args:
         old: Old backbone: folder, Hub id (``owner/name`` or ``owner/name@revision``), config file, or a `Backbone`.
         new: New backbone, likewise.
         options: How the map is to be built.
         rates: The machine's speed; `measure_rates` measures it.
-        rank: Rank of the adapter that the upgrade is counted for.
-        dtype: Of the calibration runs; ``"auto"`` is the checkpoints' own.
-        low_memory: Whether the layers stay on disk meanwhile.
-        shared: Tokens that the tokenizers share; without it, as many as the smaller vocabulary has.
+        rank: Rank of the adapter to be upgraded.
+        dtype: In which the backbones run, as in `UpgradeMap.build`.
+        low_memory: Whether the layers stay on disk during the calibration.
         token: Hub token.
         cache_dir: Hub cache.
 
     Raises:
-        LoraSuiteError: For a config that is missing, broken, or of an unknown model type, and for a rank that is none.
+        LoraSuiteError: For a config that is missing, malformed or of an unknown model type, and for a rank below 1.
     """
-    options = options or MapOptions()
-    backbones = [_opened(name, token, cache_dir) for name in (old, new)]
-    left, right = (Side(backbone.arch, _item(backbone.config)) for backbone in backbones)
     if rank < 1:
-        raise LoraSuiteError("the rank is not positive", got=rank)
-    item = None if dtype == "auto" else _itemsize(dtype)
-    costs = Costs(left, right, options, shared_at_most(left.arch, right.arch, shared), item, low_memory)
-    names = backbones[0].name, backbones[1].name
-    return Plan(names, costs, rates or Rates(), rank, tuple(costs.stages()))
+        raise LoraSuiteError("the rank must be positive", got=rank)
+    backbones = [Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new)]
+    left, right = (_read_side(one, one.dtype if dtype == "auto" else dtype) for one in backbones)
+    return Plan(left, right, options or MapOptions(), rank, low_memory, rates or Rates())
 
 
-@dataclass(frozen=True)
 class _ConfigFile(Source):
-    """A config file of any name, taken for a backbone's config.json."""
+    """A config file of any name, in place of a backbone's config.json."""
 
     def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
         return read_json(Path(self.name), where=self.name)
 
-    def place_of(self, filename: str) -> str:
+    def full_name(self, filename: str) -> str:
         return self.name
 
 
-def _opened(name: Any, token: str | bool | None, cache_dir: str | None) -> Backbone:
-    place = name.name if isinstance(name, Backbone) else name
-    if isinstance(place, (str, Path)) and Path(place).is_file():
-        return Backbone(_ConfigFile(str(place), "backbone"))
-    return Backbone.open(name, token=token, cache_dir=cache_dir)
+def _read_side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
+    """Read a config; one without a dtype is taken for a 16-bit checkpoint, as nearly all are."""
+    if not backbone.in_memory and Path(backbone.name).is_file():
+        backbone = Backbone(_ConfigFile(backbone.name, "backbone"), device_map=backbone.device_map)
+    arch, stored = backbone.arch, getattr(backbone.config.get_text_config(), "dtype", None)
+    stored = stored if isinstance(stored, torch.dtype) else torch.bfloat16
+    running = choose_dtype(dtype, stored, parameters=arch.parameter_count(), device_map=backbone.device_map)
+    return Side(backbone.name, arch, stored.itemsize, running.dtype.itemsize)
 
 
-def _item(config: Any) -> int:
-    """Bytes of a weight; configs that name no dtype are taken for 16 bits, as nearly all checkpoints are."""
-    return _itemsize(getattr(config, "dtype", None))
-
-
-def _itemsize(dtype: Any) -> int:
-    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    return dtype.itemsize if isinstance(dtype, torch.dtype) else 2
-
-
-def needs(planned: Plan) -> dict[str, str]:
-    """Say of every method what it needs beside the adapter."""
-    sides = planned.costs.old, planned.costs.new
-    sizes = " and ".join(f"{side.total * side.item / GB:.3g} GB" for side in sides)
-    told = {}
-    for name in methods.names():
-        method = methods.find(name)
-        wants = ["the map"]
-        if method.section is not None:
-            wants.append(
-                f"its section {method.section.name!r} in the map, built on demand from both backbones' weights"
-            )
-        if method.needs_backbones:
-            wants.append(f"both backbones loaded ({sizes})")
-        told[name] = ", ".join(wants)
-    return told
-
-
-def text(planned: Plan) -> str:
-    """Return a plan as a table for people."""
-    costs, rates = planned.costs, planned.rates
-    shapes = zip(("old", "new"), planned.names, (costs.old, costs.new), strict=True)
-    lines = [f"{role} {name}: {_shape(side)}" for role, name, side in shapes]
-    tokens = f"at most {costs.shared} shared tokens, {costs.options.tokens} tokens of text kept"
-    lines += [f"{costs.layers} layers matched, {tokens}", "", *_table(planned), ""]
-    total = f"map: {_time(planned.seconds)}, {_size(planned.read)} read, {_size(costs.kept)} on disk"
-    lines.append(f"{total}, {_size(planned.memory)} of memory at its peak (bound: {_size(planned.bound)})")
-    lines += [f"  the models run from mapped files: {_size(planned.mapped)} more, if there is room"] * bool(
-        planned.mapped
-    )
-    lines += [f"  {line}" for line in _notes(rates)]
-    return "\n".join(
-        [*lines, "", "beside the adapter:", *(f"  {name}: {want}" for name, want in needs(planned).items())]
-    )
-
-
-def _table(planned: Plan) -> list[str]:
-    """Lay out the stages; operations in 10^9."""
-    rows = [["stage", "read", "float32", "float64", "models", "memory", "time"]]
-    for stage in (*planned.stages, planned.upgrade):
-        work = [f"{amount / GB:,.1f}" if amount else "-" for amount in (stage.fp32, stage.fp64, stage.run)]
-        rows.append([stage.name, _size(stage.read), *work, _size(stage.memory), _time(planned.rates.seconds(stage))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width)
-                  for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]  # fmt: skip
-
-
-def _notes(rates: Rates) -> list[str]:
-    speeds = f"{rates.fp32:.3g} in float32, {rates.fp64:.3g} in float64, {rates.bf16:.3g} in bfloat16"
-    return [
-        "float32, float64, models (in their own dtype, bfloat16 as a rule): 10^9 operations",
-        f"at {rates.read:.3g} GB/s from disk, 10^9 operations a second: {speeds}, {rates.assign:.3g} of assignment, "
-        f"{rates.scores:.3g} of matching",
-        "memory: without mapped files and without the libraries themselves (about 0.5 GB)",
-        f"units: {MATCHED:.0%} matched at the first look, as measured on a real pair; nearer backbones take less",
-    ]
-
-
-def _shape(side: Side) -> str:
-    arch: Architecture = side.arch
-    heads = f"{arch.heads.query}/{arch.heads.key_value} heads of {arch.heads.size}"
-    return (
-        f"{arch.family}, {arch.layers} layers, hidden size {arch.hidden}, {heads}, {arch.intermediate} units, "
-        f"{arch.vocabulary} tokens; {side.total / GB:.2f} B weights, {_size(side.total * side.item)}"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB" if count else "-"
-
-
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.2f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+def measure_rates() -> Rates:
+    """Measure matrix products and the reading of a fresh file; takes about a second."""
+    M, size = torch.ones(1024, 1024), 2**26
+    compute = 2 * len(M) ** 3 / min(timeit.repeat(lambda: M @ M, number=1))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(os.urandom(size))
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # out of the page cache
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        read = size / timeit.timeit(file.read, number=1)
+    return Rates(read / GB, compute / GB)
