@@ -27,8 +27,8 @@ def no_map(monkeypatch: pytest.MonkeyPatch) -> None:
 READING = ("transplant", "distill")
 """Methods that let the old adapted model answer prompts."""
 FILES = {
-    "empty": ("", "prompts.txt: there is no record in it (wanted at least one)"),
-    "blank": ("\n  \n\n", "prompts.txt: there is no record in it (wanted at least one)"),
+    "empty": ("", "prompts.txt: has no records (wanted at least one)"),
+    "blank": ("\n  \n\n", "prompts.txt: has no records (wanted at least one)"),
     "one line": ("the red cat\n", "too few prompts (got 1, wanted at least 2, better 64 or more); give more prompts"),
     "too long": (
         f"the red cat\n{'the ' * 300}\nthe blue dog\n",
@@ -89,7 +89,7 @@ def test_a_rank_option_above_the_module(pair: Pair, tmp_path: Path, capsys: pyte
 
 def test_a_file_of_prompts_that_is_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--method", "transplant", "--prompts", tmp_path / "missing.txt")
-    assert "missing.txt: there is no such file" in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+    assert "missing.txt: file not found" in refused(tmp_path, capsys, *call(pair, tmp_path, *words))
 
 
 def test_distil_asks_for_prompts(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +101,7 @@ def test_distil_asks_for_prompts(pair: Pair, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("method", READING)
 def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_path: Path) -> None:
-    """No prompt is given, and the old backbone's context has no room for any of ours."""
+    """No prompt is given, and the old backbone's context fits none of ours."""
     short = pico_model("llama", max_position_embeddings=48)
     old = Backbone.open(save_backbone(tmp_path / "short", short, pico_tokenizer(WORDS)))
     built = UpgradeMap.build(old, pair.new, MapOptions(layer_map="first"))
@@ -151,7 +151,7 @@ def test_a_map_without_calibration_still_reads_the_text(pair: Pair, monkeypatch:
     monkeypatch.setattr(
         "peft_lorasuite.mapping.build.read_identity", lambda backbone: pytest.fail("a backbone was read")
     )
-    with pytest.raises(LoraSuiteError, match="there is no such text file"):
+    with pytest.raises(LoraSuiteError, match="file not found"):
         UpgradeMap.build(pair.old, pair.new, MapOptions(layer_map="first"), calibration="no-such-file")
 
 

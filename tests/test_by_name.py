@@ -75,7 +75,7 @@ def test_rows_of_one_name_are_refused(words: list[str], tmp_path: Path, capsys: 
 
 def test_items_that_no_tokenizer_takes_are_refused(pair: Pair, tmp_path: Path) -> None:
     broken = json.dumps([ITEM | {"instruction": f"\ud800{ITEM['instruction']}"}])
-    for text, message in ((broken, "item 0, instruction: a text holds a lone surrogate"), ("[" * 10**5, "recursion")):
+    for text, message in ((broken, "item 0, instruction: the text has a lone surrogate"), ("[" * 10**5, "recursion")):
         (tmp_path / "boolq_test.json").write_text(text)
         with pytest.raises(LoraSuiteError, match=message):
             evaluate(pair.new, suite="boolq", data=tmp_path)

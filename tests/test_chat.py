@@ -105,7 +105,7 @@ def test_bytes_on_the_standard_input_that_are_no_text(
         (["--adapter", "ADAPTER"], "size mismatch for base_model"),
         (["--adapter", "PICKLE"], "the weights are a pickle file, which can run code when it is loaded, and are not read"),
         (["--adapter", "FOO"], "KeyError 'FOO'"),
-        (["--prompt", "a\udcff"], "--prompt: a text holds a lone surrogate"),
+        (["--prompt", "a\udcff"], "--prompt: the text has a lone surrogate"),
     ],
 )
 def test_what_cannot_talk_is_refused(

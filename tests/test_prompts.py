@@ -54,9 +54,9 @@ def test_the_template_has_a_form_with_and_one_without_input() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("\udcff{instruction}", "template: a text holds a lone surrogate"),
+        ("\udcff{instruction}", "template: the text has a lone surrogate"),
         ("Q: {question}", "has no {instruction}"),
-        ("Q: {instruction}", "has no place for it"),
+        ("Q: {instruction}", "has no {input}"),
     ],
 )
 def test_a_template_that_would_lose_text_is_refused(template: str, message: str) -> None:
@@ -78,23 +78,23 @@ def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "data.json: there is no record in it"),
-        ("[]", "data.json: there is no record in it"),
-        ("3", "holds no records"),
-        ("[1, 2", "neither JSON nor JSON lines"),
+        ("", "data.json: has no records"),
+        ("[]", "data.json: has no records"),
+        ("3", "the file has no records"),
+        ("[1, 2", "neither JSON nor JSON Lines"),
         ('{"instruction": "a", "output": "b"}\n{"instruc', "data.json, line 2: the file is neither"),
-        ("instruction,output\na,b\n", "line 1: the file is neither JSON nor JSON lines"),
+        ("instruction,output\na,b\n", "line 1: the file is neither JSON nor JSON Lines"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 2: a record has no output"),
         ('[{"instruction": "a", "output": " "}]', "record 1: a record has no output"),
         ('[{"question": "a"}]', "no instruction and no output .got the keys question"),
-        ("[" * 100_000, "neither JSON nor JSON lines .maximum recursion depth"),
-        ('{"a":' * 100_000, "line 1: the file is neither JSON nor JSON lines .maximum recursion depth"),
+        ("[" * 100_000, "neither JSON nor JSON Lines .maximum recursion depth"),
+        ('{"a":' * 100_000, "line 1: the file is neither JSON nor JSON Lines .maximum recursion depth"),
         (
             '[{"instruction": "a\\ud800", "output": "b"}]',
-            "record 1, instruction: a text holds a lone surrogate .got 'a.+ud800', wanted text in UTF-8",
+            "record 1, instruction: the text has a lone surrogate .got 'a.+ud800', wanted text in UTF-8",
         ),
-        ('["a"]', "record 1: a record is no object .got str"),
-        ('[{"instruction": "a", "output": ["b"]}]', "record 1, output: a field is no text .got list"),
+        ('["a"]', "record 1: a record must be an object .got str"),
+        ('[{"instruction": "a", "output": ["b"]}]', "record 1, output: must be a string .got list"),
     ],
 )
 def test_a_file_that_holds_no_examples_is_told_apart(tmp_path: Path, text: str, message: str) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_holds_no_examples_is_told_apart(tmp_path: Path, text: str, 
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("missing.json", "there is no such file"), ({"train": ITEMS}, "name the split"), (7, "no collection of records")],
+    [("missing.json", "file not found"), ({"train": ITEMS}, "pass one split"), (7, "must be a collection of records")],
 )
 def test_a_source_that_is_none_is_refused(source: Any, message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
@@ -120,7 +120,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_lines_of_plain_text_end_at_line_ends_alone(tmp_path: Path) -> None:
     lines = ["one\u2028more", "two\x85more", "three\x0cmore"]
     assert read_prompts(saved(tmp_path, "\r\n".join(lines), "p.TXT")) == lines
-    with pytest.raises(LoraSuiteError, match=r"plain text, a prompt a line, must end in \.txt"):
+    with pytest.raises(LoraSuiteError, match=r"a plain text file with one prompt per line must end in \.txt"):
         read_prompts(saved(tmp_path, "one\ntwo\n", "p.md"))
 
 
@@ -128,8 +128,8 @@ def test_lines_of_plain_text_end_at_line_ends_alone(tmp_path: Path) -> None:
     ("record", "message"),
     [
         ("  ", "a prompt is empty"),
-        ({"prompt": 3}, "a prompt is no text"),
-        ("a\udcff", "record 1: a text holds a lone surrogate"),
+        ({"prompt": 3}, "a prompt must be a string"),
+        ("a\udcff", "record 1: the text has a lone surrogate"),
     ],
 )
 def test_a_prompt_says_something(record: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Calibration text: the built-in paragraphs, a file, strings or a dataset."""
+"""Calibration text from the built-in paragraphs, a file, strings or a dataset."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from typing import Any
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
 
-PIECE = 1500
-"""Characters of the longest calibration text that is run in one go."""
+MAX_CHARACTERS = 1500
+"""Longer calibration texts are split."""
 
 
 def built_in_text() -> list[str]:
-    """Return the calibration text that is shipped: paragraphs of plain English."""
+    """Return the paragraphs of the calibration text that the package contains, in English."""
     return paragraphs(files("peft_lorasuite").joinpath("data/calibration.txt").read_text(encoding="utf-8"))
 
 
 def paragraphs(text: str) -> list[str]:
-    """Cut a text at blank lines."""
+    """Split a text at blank lines."""
     return [piece.strip() for piece in text.split("\n\n") if piece.strip()]
 
 
 def calibration_texts(source: Any = None) -> list[str]:
-    """Return calibration texts from the user's source.
+    """Return calibration texts, each of at most `MAX_CHARACTERS` characters.
 
     Args:
-        source: None for the built-in text, the path of a text file (paragraphs apart by blank lines), a list of
-            strings, or a `datasets.Dataset` with a ``text`` column (otherwise its first column of strings).
+        source: None for the built-in text, the path of a text file (paragraphs separated by blank lines), a list of
+            strings, or a `datasets.Dataset` (its ``text`` column, else its first column of strings).
+
+    Raises:
+        LoraSuiteError: If the file cannot be read, the dataset has no column of strings, or the text is empty.
     """
     if source is None:
         return built_in_text()
     if isinstance(source, (str, Path)):
         path = Path(source)
         if not is_file(path):
-            raise LoraSuiteError("there is no such text file", where=path, do="name a text file for the calibration")
+            raise LoraSuiteError("file not found", where=path, do="pass a text file for the calibration")
         try:
             texts = paragraphs(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -53,9 +56,11 @@ def calibration_texts(source: Any = None) -> list[str]:
         texts = [str(text) for text in source if str(text).strip()]
     if not texts:
         raise LoraSuiteError("the calibration text is empty", where=source if isinstance(source, str) else None)
-    return [piece for text in texts for piece in _pieces(text)]
+    return [piece for text in texts for piece in _split(text)]
 
 
-def _pieces(text: str) -> list[str]:
-    """Cut a long text at spaces; what a tokenizer cuts so finely that it exceeds the context, `encode` leaves out."""
-    return textwrap.wrap(text, PIECE, replace_whitespace=False, drop_whitespace=True) if len(text) > PIECE else [text]
+def _split(text: str) -> list[str]:
+    """Split a long text at spaces; `encode_text` truncates pieces that are still longer than the context."""
+    if len(text) <= MAX_CHARACTERS:
+        return [text]
+    return textwrap.wrap(text, MAX_CHARACTERS, replace_whitespace=False, drop_whitespace=True)

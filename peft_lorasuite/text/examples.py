@@ -1,4 +1,4 @@
-"""Examples with labels and prompts without, from a file, a dataset or a list (the template's text is in `answers`)."""
+"""Labeled examples and unlabeled prompts from a file, a dataset or a list."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FIELDS = ("instruction", "input", "output", "answer")
 PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
 """Unlabeled prompts: a file, a `datasets.Dataset`, or a list of strings or records; see `read_prompts`."""
 MIN_PROMPTS = 2
-"""Prompts that a method needs at least."""
+"""Methods need at least this many prompts."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An item in the shape of the LLM-Adapters collection.
+    """A record with the fields of the LLM-Adapters datasets.
 
     Attributes:
-        instruction: What is asked.
-        output: The response that is wanted.
-        input: What the question is about, if it is not in the instruction.
-        answer: The part of the response that counts, if the data names it.
+        instruction: The question or task.
+        output: The expected response.
+        input: Context of the instruction, if it is separate from it.
+        answer: The part of the response that is scored, if the dataset has it.
     """
 
     instruction: str
@@ -37,21 +37,21 @@ class Example:
 
 
 def format_example(example: Example, template: str | None = None) -> str:
-    """Put an example into the prompt.
+    """Format an example as a prompt.
 
     Args:
         example: The example; its ``output`` is not used.
-        template: Text with ``{instruction}`` and, if wanted, ``{input}``; by default the two LLM-Adapters templates,
-            the one with an input where the example has one.
+        template: Text with ``{instruction}`` and optionally ``{input}``. The default is the LLM-Adapters template with
+            an input for examples that have one, else the one without.
 
     Raises:
-        LoraSuiteError: When the template has no place for the instruction, or none for an input that is there.
+        LoraSuiteError: If the template has no ``{instruction}``, or no ``{input}`` for an example that has an input.
     """
     if template is not None:
         check_template(template)
         if example.input and "{input}" not in template:
             raise LoraSuiteError(
-                "an example has an input and the prompt template has no place for it", where="template",
+                "an example has an input, and the prompt template has no {input}", where="template",
                 got=repr(example.input[:60]), wanted="{input} in the template",
             )  # fmt: skip
     return format_prompt({"instruction": example.instruction, "input": example.input}, template)
@@ -61,35 +61,37 @@ def read_examples(source: Any) -> list[Example]:
     """Read labeled examples.
 
     Args:
-        source: A file of JSON (a list of objects) or JSON lines, a `datasets.Dataset`, or an iterable of mappings or
-            `Example`. Each has ``instruction`` and ``output``, and may have ``input`` and ``answer``; further keys
-            are left alone.
+        source: A JSON file (a list of objects) or JSON Lines file, a `datasets.Dataset`, or an iterable of mappings or
+            `Example`. Each record has ``instruction`` and ``output``, and optionally ``input`` and ``answer``; other
+            keys are ignored.
 
     Raises:
-        LoraSuiteError: When there is no such file, nothing in it, or a record that is no labeled example; the
-            message names the record by its number, from 1.
+        LoraSuiteError: If the file is missing or malformed, there are no records, or a record is not a labeled
+            example; the message has the record's number, starting at 1.
     """
-    place, records = _records(source)
-    return [_example(record, f"{place}, record {number}", labeled=True) for number, record in enumerate(records, 1)]
+    name, records = _load_records(source)
+    return [
+        _parse_example(record, f"{name}, record {number}", labeled=True) for number, record in enumerate(records, 1)
+    ]
 
 
 def read_prompts(source: Any, template: str | None = None) -> list[str]:
     """Read unlabeled prompts.
 
     Args:
-        source: As for `read_examples`, where ``output`` may be missing and is not used; a record may also be a string
-            or hold a ready ``prompt``. A ``.txt`` file has one prompt a line.
-        template: Template for records with an ``instruction``.
+        source: As for `read_examples`, except that ``output`` is optional and not used. A record can also be a string,
+            or have a formatted ``prompt``. A ``.txt`` file has one prompt per line.
+        template: Prompt template for records with an ``instruction``; see `format_example`.
 
     Raises:
-        LoraSuiteError: As `read_examples` does.
+        LoraSuiteError: As in `read_examples`.
     """
-    place, records = _records(source, lines=True)
-    return [_prompt(record, f"{place}, record {number}", template) for number, record in enumerate(records, 1)]
+    name, records = _load_records(source, text_lines=True)
+    return [_parse_prompt(record, f"{name}, record {n}", template) for n, record in enumerate(records, 1)]
 
 
 def check_prompt_count(prompts: Sequence[str], do: str = "give more prompts") -> list[str]:
-    """Return prompts that a method can fit on; checked before the long work, since one is too few to fit anything."""
+    """Return the prompts as a list; raise `LoraSuiteError`, before any model is loaded, if they are too few to fit."""
     if len(prompts) < MIN_PROMPTS:
         raise LoraSuiteError(
             "too few prompts", got=len(prompts), wanted=f"at least {MIN_PROMPTS}, better 64 or more", do=do
@@ -97,90 +99,92 @@ def check_prompt_count(prompts: Sequence[str], do: str = "give more prompts") ->
     return list(prompts)
 
 
-def _prompt(record: Any, where: str, template: str | None) -> str:
+def _parse_prompt(record: Any, where: str, template: str | None) -> str:
     if isinstance(record, Mapping) and "prompt" in record:
         record = record["prompt"]
         if not isinstance(record, str):
-            raise LoraSuiteError("a prompt is no text", where=where, got=type(record).__name__)
-    text = record if isinstance(record, str) else format_example(_example(record, where, labeled=False), template)
+            raise LoraSuiteError("a prompt must be a string", where=where, got=type(record).__name__)
+    text = record if isinstance(record, str) else format_example(_parse_example(record, where, labeled=False), template)
     if not text.strip():
         raise LoraSuiteError("a prompt is empty", where=where)
     check_text(text, where)
     return text
 
 
-def _example(record: Any, where: str, *, labeled: bool) -> Example:
+def _parse_example(record: Any, where: str, *, labeled: bool) -> Example:
     if isinstance(record, Example):
         record = {name: getattr(record, name) for name in FIELDS}
     if not isinstance(record, Mapping):
         raise LoraSuiteError(
-            "a record is no object", where=where, got=type(record).__name__, wanted=_wanted(labeled=labeled)
+            "a record must be an object", where=where, got=type(record).__name__, wanted=_expected(labeled=labeled)
         )
     values = {name: record[name] for name in FIELDS if record.get(name) is not None}
-    needed = ("instruction", "output") if labeled else ("instruction",)
-    empty = [name for name in needed if not str(values.get(name, "")).strip()]
-    if empty:
+    required = ("instruction", "output") if labeled else ("instruction",)
+    missing = [name for name in required if not str(values.get(name, "")).strip()]
+    if missing:
         raise LoraSuiteError(
-            f"a record has no {' and no '.join(empty)}",
+            f"a record has no {' and no '.join(missing)}",
             where=where,
             got=f"the keys {', '.join(map(str, record)) or 'none'}",
-            wanted=_wanted(labeled=labeled),
+            wanted=_expected(labeled=labeled),
         )
-    strange = [name for name, value in values.items() if not isinstance(value, (str, int, float))]
-    if strange:
-        raise LoraSuiteError(
-            "a field is no text", where=f"{where}, {strange[0]}", got=type(values[strange[0]]).__name__
-        )
+    wrong = [name for name, value in values.items() if not isinstance(value, (str, int, float))]
+    if wrong:
+        raise LoraSuiteError("must be a string", where=f"{where}, {wrong[0]}", got=type(values[wrong[0]]).__name__)
     texts = {name: str(value) for name, value in values.items()}
     for name, text in texts.items():
         check_text(text, f"{where}, {name}")
     return Example(**texts)
 
 
-def _wanted(*, labeled: bool) -> str:
+def _expected(*, labeled: bool) -> str:
     return "an object with instruction and output" if labeled else "a string, or an object with instruction or prompt"
 
 
-def _records(source: Any, *, lines: bool = False) -> tuple[str, list[Any]]:
-    """Return a name for messages, and the records; never an empty list."""
+def _load_records(source: Any, *, text_lines: bool = False) -> tuple[str, list[Any]]:
+    """Return a name for messages, and the records, at least one."""
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        place, records = path.name, _read(path, lines=lines)
+        name, records = path.name, _read_file(path, text_lines=text_lines)
     elif isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise LoraSuiteError(
-            "no collection of records", got=type(source).__name__, wanted="a file, a datasets.Dataset or a list",
-            do="of a DatasetDict, name the split" if isinstance(source, Mapping) else None,
+            "the data must be a collection of records", got=type(source).__name__,
+            wanted="a file, a datasets.Dataset or a list",
+            do="pass one split of a DatasetDict" if isinstance(source, Mapping) else None,
         )  # fmt: skip
     else:
-        place, records = "the data", list(source)
+        name, records = "the data", list(source)
     if not records:
-        raise LoraSuiteError("there is no record in it", where=place, wanted="at least one")
-    return place, records
+        raise LoraSuiteError("has no records", where=name, wanted="at least one")
+    return name, records
 
 
-def _read(path: Path, *, lines: bool) -> list[Any]:
+def _read_file(path: Path, *, text_lines: bool) -> list[Any]:
     if not is_file(path):
-        raise LoraSuiteError("there is no such file", where=path, wanted="JSON or JSON lines", do="check the name")
+        raise LoraSuiteError("file not found", where=path, wanted="JSON or JSON Lines", do="check the name")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LoraSuiteError(f"the file cannot be read: {error}", where=path, wanted="text in UTF-8") from error
-    if lines and path.suffix.lower() == ".txt":
-        return [line for line in text.split("\n") if line.strip()]  # splitlines would also cut at U+2028 and others
-    do = f"mend the line or export it again{'; plain text, a prompt a line, must end in .txt' if lines else ''}"
+    if text_lines and path.suffix.lower() == ".txt":
+        return [line for line in text.split("\n") if line.strip()]  # splitlines also splits at U+2028 and others
+    do = "fix the line or export the file again"
+    if text_lines:
+        do += "; a plain text file with one prompt per line must end in .txt"
     if text.lstrip().startswith("["):
-        return list(_loads(text, str(path), do))
+        return list(_parse_json(text, str(path), do))
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        return [_loads(line, f"{path}, line {n}", do) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = enumerate(text.split("\n"), 1)
+        return [_parse_json(line, f"{path}, line {number}", do) for number, line in lines if line.strip()]
     if not isinstance(whole, dict):
-        raise LoraSuiteError("the file holds no records", where=path, got=type(whole).__name__, wanted="a JSON list")
+        raise LoraSuiteError("the file has no records", where=path, got=type(whole).__name__, wanted="a JSON list")
     return [whole]
 
 
-def _loads(text: str, where: str, do: str) -> Any:
+def _parse_json(text: str, where: str, do: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LoraSuiteError(f"the file is neither JSON nor JSON lines ({error})", where=where, do=do) from error
+        raise LoraSuiteError(f"the file is neither JSON nor JSON Lines ({error})", where=where, do=do) from error

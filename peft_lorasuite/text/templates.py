@@ -1,4 +1,4 @@
-"""Prompt templates of the LLM-Adapters collection."""
+"""The prompt templates of the LLM-Adapters datasets, and checks of templates and texts."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ TEMPLATE_WITH_INPUT = (
 
 
 def format_prompt(doc: Mapping[str, str], template: str | None = None) -> str:
-    """Put an item into the prompt.
+    """Format a record as a prompt.
 
     Args:
-        doc: The item.
-        template: Text with ``{instruction}`` and, if items have one, ``{input}``; by default the two LLM-Adapters
-            templates, without the sixteen spaces that the original puts before each line.
+        doc: The record, with the keys ``instruction`` and ``input``.
+        template: Text with ``{instruction}`` and optionally ``{input}``. The defaults are the two LLM-Adapters
+            templates, without the sixteen spaces that the original has at the start of each line.
     """
     if template is None:
         template = TEMPLATE_WITH_INPUT if doc["input"] else TEMPLATE
-    # plain replacement: an instruction may itself contain braces
+    # not str.format: an instruction may contain braces
     parts = re.split(r"(\{instruction\}|\{input\})", template)
     return "".join(doc[part[1:-1]] if part in ("{instruction}", "{input}") else part for part in parts)
 
 
 def check_template(template: str) -> None:
-    """Raise `LoraSuiteError` when a template has no place for the instruction."""
+    """Raise `LoraSuiteError` if a template has no ``{instruction}`` or cannot be encoded."""
     if "{instruction}" not in template:
         raise LoraSuiteError("the prompt template has no {instruction}", where="template", got=repr(template))
     check_text(template, "template")
 
 
 def check_text(text: str, where: object) -> None:
-    """Raise `LoraSuiteError` for half a character, as of bytes that are no UTF-8: no tokenizer takes it."""
+    """Raise `LoraSuiteError` for lone surrogates (from bytes that are not UTF-8), which tokenizers reject."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         got = repr(text[max(error.start - 10, 0) : error.end])
-        raise LoraSuiteError("a text holds a lone surrogate", where=where, got=got, wanted="text in UTF-8") from error
+        raise LoraSuiteError("the text has a lone surrogate", where=where, got=got, wanted="text in UTF-8") from error

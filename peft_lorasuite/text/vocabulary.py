@@ -1,4 +1,4 @@
-"""The tokens that two tokenizers share, and the positions at which they cut a text alike."""
+"""Tokens that two tokenizers share, and positions in a text where tokens of both end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from torch import Tensor
 from ..errors import LoraSuiteError
 
 BYTE_LEVEL, SENTENCE_PIECE, WORD_PIECE = "Ġ", "▁", "##"
+"""How the kinds of vocabularies mark tokens: the first two a word's start, WordPiece its continuation."""
 
 
 def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """Return the ids, old and new, of the tokens that stand for the same text in both vocabularies.
+    """Return the ids of the tokens that stand for the same text in both vocabularies.
 
-    Word starts are compared whatever their marker: byte-level BPE's, SentencePiece's or WordPiece's. Ids beyond the
-    embedding's rows are left out.
+    Word starts are compared across byte-level BPE, SentencePiece and WordPiece.
+
+    Args:
+        old: The old tokenizer.
+        new: The new tokenizer.
+        old_rows: Rows of the old embedding; ids from there on are left out.
+        new_rows: Rows of the new embedding.
+
+    Returns:
+        Old ids and new ids, both ``(tokens,)``, ascending by old id.
     """
     left, right = old.get_vocab(), new.get_vocab()
-    if _marker(left) != _marker(right):  # else the tokens can be compared as they are
+    if _word_marker(left) != _word_marker(right):  # with the same marker, tokens compare as they are
         left, right = plain_vocabulary(old), plain_vocabulary(new)
     pairs = [(left[text], right[text]) for text in left if text in right]
     pairs = sorted((a, b) for a, b in pairs if a < old_rows and b < new_rows)
@@ -33,47 +42,55 @@ def shared_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[
 
 
 def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Map the text that a token stands for to its id; a word start is a leading space.
+    """Map the text that each token stands for to the token's id; word starts have a leading space.
 
-    Of several tokens for one text the lowest id counts: tokenizers list their vocabulary in another order every run.
+    If several tokens stand for the same text, the lowest id is kept: the order of ``get_vocab`` differs between runs.
     """
     vocabulary = tokenizer.get_vocab()
-    special, marker = _special(tokenizer), _marker(vocabulary)
+    special, marker = _special_tokens(tokenizer), _word_marker(vocabulary)
     ordered = sorted(vocabulary.items(), key=itemgetter(1), reverse=True)
-    return {token if token in special else _plain(token, marker): number for token, number in ordered}
+    return {token if token in special else _decode(token, marker): number for token, number in ordered}
 
 
 def longest_prefix_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """Return the ids of new tokens that the old vocabulary lacks, and of the old token that each begins with.
+    """For every new token that the old vocabulary lacks, find the longest old token that its text starts with.
 
-    That is the longest old token which is a beginning of the new one's text: what the old model would say first to say
-    the same. Special tokens stand for no text and have no pieces.
+    That is the token which the old model would predict first for the same text. Special tokens are left out.
+
+    Args:
+        old: The old tokenizer.
+        new: The new tokenizer.
+        old_rows: Rows of the old embedding; ids from there on are left out.
+        new_rows: Rows of the new embedding.
+
+    Returns:
+        Ids of the old tokens and of the new tokens, both ``(tokens,)``.
     """
     left = {text: number for text, number in text_vocabulary(old).items() if number < old_rows}
     longest = max(map(len, left), default=0)
     pairs = []
     for text, number in text_vocabulary(new).items():
         if number < new_rows and text not in left:
-            beginnings = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
-            piece = next((left[beginning] for beginning in beginnings if beginning in left), None)
-            if piece is not None:
-                pairs.append((piece, number))
+            prefixes = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
+            match = next((left[prefix] for prefix in prefixes if prefix in left), None)
+            if match is not None:
+                pairs.append((match, number))
     table = torch.tensor(sorted(pairs), dtype=torch.long).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
-def _special(tokenizer: Any) -> set[str]:
+def _special_tokens(tokenizer: Any) -> set[str]:
     return set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "added_tokens_encoder", {}))
 
 
 def text_vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Map text to token ids as `plain_vocabulary`, without special tokens."""
-    special = _special(tokenizer)
+    """Map text to token ids as `plain_vocabulary` does, without special tokens."""
+    special = _special_tokens(tokenizer)
     return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 over the vocabulary: token strings and ids."""
+    """Return the SHA-256 of the vocabulary, token strings and ids, as hexadecimal digits."""
     pairs = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
@@ -81,19 +98,26 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def align_token_ends(
     old: Sequence[tuple[int, int]], new: Sequence[tuple[int, int]], *, skip: int = 0
 ) -> list[tuple[int, int]]:
-    """Pair the tokens of one text that end at the same character; of several parts of a character the last ones.
+    """Pair the tokens of one text that end at the same character.
+
+    Where several tokens make up one character, the last one is taken.
 
     Args:
-        old: Character span of every token of the old tokenizer; empty spans (special tokens) pair with nothing.
+        old: Character span ``(start, end)`` of every token of the old tokenizer; empty spans (special tokens) are
+            left out.
         new: The same for the new tokenizer.
-        skip: Leave out this many first positions on either side (attention sinks).
+        skip: Leave out the first positions of both (attention sinks).
+
+    Returns:
+        Pairs of positions (old, new).
     """
     left, right = ({end: n for n, (start, end) in enumerate(spans) if end > start} for spans in (old, new))
     pairs = [(position, right[end]) for end, position in left.items() if end in right]
     return [(a, b) for a, b in pairs if a >= skip and b >= skip]
 
 
-def _marker(vocabulary: dict[str, int]) -> str | None:
+def _word_marker(vocabulary: dict[str, int]) -> str | None:
+    """Return the most frequent marker; None if it is on at most 2 % of the tokens."""
     counts = {
         mark: sum(token.startswith(mark) for token in vocabulary) for mark in (BYTE_LEVEL, SENTENCE_PIECE, WORD_PIECE)
     }
@@ -101,12 +125,13 @@ def _marker(vocabulary: dict[str, int]) -> str | None:
     return best if counts[best] > len(vocabulary) // 50 else None
 
 
-def _plain(token: str, marker: str | None) -> str:
+def _decode(token: str, marker: str | None) -> str:
+    """Return the text that a token stands for; the token itself where it is not valid UTF-8."""
     if marker == BYTE_LEVEL:
         plain = token.replace(BYTE_LEVEL, " ")
         if plain.isascii():
-            return plain  # nearly all; printable ASCII stands for itself
-        table = _byte_of()
+            return plain  # most tokens: printable ASCII characters stand for themselves
+        table = _byte_values()
         codes = [table.get(character) for character in token]
         text = bytes(code for code in codes if code is not None).decode("utf-8", errors="replace")
         return token if None in codes or "�" in text else text
@@ -118,20 +143,20 @@ def _plain(token: str, marker: str | None) -> str:
 
 
 @lru_cache(maxsize=1)
-def _byte_of() -> dict[str, int]:
-    """Byte-level BPE writes printable bytes as themselves and the other bytes as characters from U+0100 on."""
+def _byte_values() -> dict[str, int]:
+    """Map characters to bytes: byte-level BPE writes printable bytes as they are, others as characters from U+0100."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
 def eos_token_id(tokenizer: Any) -> int:
-    """Return the id that ends a response."""
+    """Return the id of the end-of-sequence token; raise `LoraSuiteError` if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise LoraSuiteError("the tokenizer has no end-of-sequence token", where=tokenizer.name_or_path)
     return tokenizer.eos_token_id
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """Return the id to pad with; it is masked, so any will do."""
+    """Return the id of the padding token, else of the end-of-sequence token: padded positions are masked anyway."""
     return eos_token_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
