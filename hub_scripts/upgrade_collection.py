@@ -26,7 +26,8 @@ from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import progress_bars
-from peft_lorasuite.upgrading.collection import AdapterPlan, find_adapters, open_collection, plan_many, read_names
+from peft_lorasuite.upgrading.adapter_list import AdapterPlan, find_adapters, plan_many, read_names
+from peft_lorasuite.upgrading.collection import open_collection
 from peft_lorasuite.upgrading.journal import Outcome
 from peft_lorasuite.upgrading.upgrade import Upgraded
 

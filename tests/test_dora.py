@@ -272,7 +272,7 @@ def test_a_method_of_its_own_makes_a_plain_lora_of_a_dora(llama, tmp_path):
         tmp_path / "adapter", llama.map, method="transplant", old=llama.left, new=llama.right, prompts=prompts,
         options={"prompts": 6, "length": 6, "entropy_gate": 0},
     )  # fmt: skip
-    assert result.report.facts["kind"].startswith("transplant makes an update of its own, a plain LoRA")
+    assert result.report.facts["kind"].startswith("transplant fits a new plain LoRA")
     result.save(tmp_path / "result")
     new = peft.PeftModel.from_pretrained(write(llama.new), tmp_path / "result")
     assert not new.peft_config["default"].use_dora

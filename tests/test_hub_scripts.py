@@ -19,7 +19,8 @@ from safetensors.torch import load, save
 
 from peft_lorasuite import LoraSuiteError, upgrade_many
 from peft_lorasuite.hub.card import PICTURES
-from peft_lorasuite.upgrading.collection import open_collection, plan_many
+from peft_lorasuite.upgrading.adapter_list import plan_many
+from peft_lorasuite.upgrading.collection import open_collection
 from peft_lorasuite.upgrading.inputs import open_inputs
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
@@ -114,7 +115,7 @@ def test_publish_a_map_push_an_upgrade_and_continue_a_collection(
     code, listed, _ = ran["dry"]
     assert (code, ran["out exists"]) == (0, False)
     assert listed.count("upgrade  many/") == 6
-    assert f"skip     many/elsewhere: its backbone is {NEW}" in listed
+    assert f"skip     many/elsewhere: its base model is {NEW}" in listed
     assert "-> out/many__lora-0 and me/lora-0-upgraded" in listed
     code, text, errors = ran["first"]
     assert (code, "5 upgraded, 0 kept" in text) == (1, True), ran["first"]

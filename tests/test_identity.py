@@ -47,7 +47,7 @@ def test_fine_tunes_that_share_an_embedding_get_a_map_each(pair: Path, tmp_path:
     assert len(list(cache_folder().iterdir())) == 2
     again = [load_or_build_map(old, Backbone.open(place), OPTIONS) for place in (one, two)]
     assert [kept.new.weights for kept in again] == [built.new.weights for built in maps]
-    assert all(kept.home for kept in again), "both were kept"
+    assert all(kept.source for kept in again), "both were kept"
     with pytest.raises(LoraSuiteError, match=r"another new backbone .*the layers' values differ"):
         upgrade(pair / "lora", maps[0], old=pair / "old", new=two)
 
@@ -102,8 +102,8 @@ def test_a_kept_map_that_cannot_be_read_is_built_anew(kind: str, pair: Path, cap
     with caplog.at_level("WARNING", logger="peft_lorasuite"):
         again = load_or_build_map(old, new, OPTIONS, methods=["cross-lora"])
     assert torch.equal(again.hidden, first.hidden)
-    assert caplog.text.count("the kept upgrade map cannot be used and is built anew: ") == 1
-    assert load_or_build_map(old, new, OPTIONS, methods=["cross-lora"]).home is not None, "what was built is kept"
+    assert caplog.text.count("the cached upgrade map is broken and is built again: ") == 1
+    assert load_or_build_map(old, new, OPTIONS, methods=["cross-lora"]).source is not None, "what was built is kept"
     assert list(cache_folder().iterdir()) == [folder]
 
 
@@ -116,7 +116,7 @@ from peft_lorasuite.mapping.upgrade_map import MapOptions
 def home_of(new):
     made = load_or_build_map(Backbone.open(OLD), Backbone.open(new), MapOptions(layer_map="proportional"))
     upgrade(LORA, made, old=OLD, new=new)
-    return made.home and made.home.name
+    return made.source and made.source.name
 print(json.dumps([home_of(new) for new in ("org/one", "org/two", "org/one", "org/two")]))
 """
 )

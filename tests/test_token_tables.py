@@ -77,7 +77,7 @@ def test_a_table_behind_a_norm_is_refused_by_name(tmp_path):
     trained(tmp_path / "adapter", planted, lora(target_modules=["query_key_value", "word_embeddings"]))
     info = upgraded(tmp_path / "adapter", planted).upgrade_report.tensors
     fate = info["base_model.model.transformer.word_embeddings.lora_embedding_A"]
-    assert fate.startswith("not transferred: a norm stands behind the embedding")
+    assert fate.startswith("not transferred: the embedding is followed by a norm")
 
 
 def test_trained_tokens_are_refused_where_the_new_head_would_change_with_them(tmp_path):

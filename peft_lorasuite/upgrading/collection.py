@@ -1,49 +1,34 @@
-"""One map, many adapters: a collection upgraded with a journal, from which a new run goes on."""
+"""`upgrade_many`: convert many adapters with one map, with a journal from which a new run continues."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.peft_format import WEIGHTS
-from ..adapters.reading import adapter_needs_backbones, read_config
+from ..adapters.reading import adapter_needs_backbones
 from ..adapters.writing import REPORT
-from ..errors import LoraSuiteError, short_message
-from ..io.paths import is_folder
-from ..io.source import LoadOptions, Source, hub_errors, split_revision
-from ..mapping.fingerprint import check_identity, public_name
+from ..errors import LoraSuiteError
+from ..io.source import LoadOptions, Source, split_revision
+from ..mapping.fingerprint import check_identity
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import process_index_and_count
 from ..progress import Progress, no_progress
 from ..text.examples import read_prompts
+from .adapter_list import assign_folders, list_names
 from .inputs import BackboneLike, MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
 from .upgrade import Upgraded, upgrade
 
 log = logging.getLogger(__name__)
 
-Then = Callable[[str, Upgraded], Mapping[str, Any] | None]
-"""What is done with each upgraded adapter after it is saved: given the old adapter's name; what it returns is noted."""
-
-
-@dataclass(frozen=True)
-class AdapterPlan:
-    """What a run would do with one adapter: nothing where ``problem`` says why, or where it is done."""
-
-    adapter: str
-    folder: str
-    done: bool
-    size: int
-    rank: int | None = None
-    problem: str | None = None
+Callback = Callable[[str, Upgraded], Mapping[str, Any] | None]
+"""Called with the name of the old adapter and the saved result; returns facts for the journal."""
 
 
 def upgrade_many(
@@ -61,66 +46,68 @@ def upgrade_many(
     seed: int = 0,
     token: str | bool | None = None,
     cache_dir: str | None = None,
-    then: Then | None = None,
+    then: Callback | None = None,
     shard: tuple[int, int] | None = None,
     progress: Progress = no_progress,
 ) -> list[Outcome]:
-    """Convert many adapters with one map; a failure is recorded, and the others go on.
+    """Convert many adapters with one map. A failure is recorded, and the run continues.
 
-    Every adapter gets a folder under ``out``, every step a line in ``out/journal.jsonl`` at once. A new run with the
-    same settings keeps what is done and tries again what failed or was never reached.
+    Every adapter gets a folder under ``out`` and a line in ``out/journal.jsonl``. A new run with the same settings
+    skips what is done, and tries again what failed.
 
     Args:
         adapters: Folders or Hub ids (``owner/name`` or ``owner/name@revision``): a list, a column of a
             `datasets.Dataset`, or a dataset with such a column.
-        upgrade_map: The map of the pair, or where to load it from: loaded once. None: the cached one, built if need be.
-        out: Folder of the results and of the journal.
+        upgrade_map: The map of the pair, or its folder or Hub id. None: the cached one, which is built if necessary.
+        out: Folder of the results and the journal.
         column: Name of the column, for a dataset.
-        method: As in `upgrade`, like the next six.
-        options: The method's options.
+        method: As in `upgrade`.
+        options: As in `upgrade`.
         old: The old backbone, for methods that read or run it; opened once.
-        new: The new backbone, likewise.
+        new: The new backbone, for methods that read or run it; opened once.
         prompts: Unlabeled prompts, for methods that run the models: strings, records, or a file of them.
         rank: Rank of the results.
-        seed: Of whatever is drawn at random.
+        seed: As in `upgrade`.
         token: Hub token.
         cache_dir: Hub cache.
-        then: Called with each result after it is saved, to push it, say; its errors count as failures.
-        shard: (number, count): take every count-th adapter. By default accelerate's process index, under a launcher.
-        progress: Shows how far it is.
+        then: Called after each result is saved, for example to push it. An error in it counts as a failure.
+        shard: ``(index, count)``: take every ``count``-th adapter. By default the process index of accelerate.
+        progress: Shows the progress.
 
     Returns:
-        The outcomes of this process's share, in order.
+        The outcomes of this process's adapters, in order.
+
+    Raises:
+        LoraSuiteError: If the map, a backbone, the prompts or the list of adapters is missing or malformed.
     """
     load = LoadOptions(token, cache_dir)
     old, new = (None if one is None else Backbone.open(one, **load.model_kwargs()) for one in (old, new))
     upgrade_map = _open_map(upgrade_map, old, new, method, load, progress)
-    folders = _folders(_names(adapters, column))
-    texts = None if prompts is None else read_prompts(prompts)  # once: a generator serves all, a column is hashed whole
+    folders = assign_folders(list_names(adapters, column))
+    texts = None if prompts is None else read_prompts(prompts)  # read once: they may be a generator
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
     index, count = shard or process_index_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
 
-    def one(name: str) -> dict[str, Any]:
-        start, (place, revision) = time.perf_counter(), split_revision(name)
+    def convert(name: str) -> dict[str, Any]:
+        start, (repo, revision) = time.perf_counter(), split_revision(name)
         upgraded = upgrade(
-            place, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
+            repo, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
             revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
-        upgraded = replace(
-            upgraded, report=replace(upgraded.report, facts={**upgraded.report.facts, SETTINGS: settings})
-        )
+        facts = {**upgraded.report.facts, SETTINGS: settings}
+        upgraded = replace(upgraded, report=replace(upgraded.report, facts=facts))
         target = journal.out / folders[name]
         upgraded.save(target, overwrite=(target / REPORT).is_file())
         extra = dict(then(name, upgraded) or {}) if then else {}
-        return {**_told(upgraded), "seconds": round(time.perf_counter() - start, 2), **extra}
+        return {**_journal_facts(upgraded), "seconds": round(time.perf_counter() - start, 2), **extra}
 
     outcomes = []
     for name in progress("upgrading", list(folders)[index::count]):
         outcome = journal.done(name, settings, folders[name])
         if outcome is None:
-            outcome = _attempt(one, name, folders[name], settings)
+            outcome = _run_one(convert, name, folders[name], settings)
             journal.write(outcome)
         outcomes.append(outcome)
     return outcomes
@@ -130,7 +117,7 @@ def _open_map(
     upgrade_map: MapLike | None, old: Backbone | None, new: Backbone | None, method: str, load: LoadOptions,
     progress: Progress,
 ) -> UpgradeMap:  # fmt: skip
-    """Open the map, and check before the first adapter that the backbones are the map's."""
+    """Open the map, and check that the backbones are those of the map."""
     if upgrade_map is None:
         if old is None or new is None:
             raise LoraSuiteError("building the upgrade map needs both backbones", do="pass old= and new=, or a map")
@@ -152,96 +139,29 @@ def open_collection(
     method: str = "auto",
     progress: Progress = no_progress,
 ) -> tuple[UpgradeMap, Backbone | None]:
-    """Return the map for a list of adapters, and the old backbone if one of the upgrades needs it.
+    """Return the map for a list of adapters, and the old backbone if one of the upgrades needs it; see `open_pair`.
 
-    As `open_pair`, where ``reads`` follows from the adapters: with a map, their weights are fetched to see their types.
+    With ``upgrade_map`` the weights of the adapters are downloaded, to read their types.
     """
-    reads = upgrade_map is not None and any(_reads_backbones(name) for name in adapters)
+    needs_old = upgrade_map is not None and any(_needs_backbones(name) for name in adapters)
     return open_pair(
-        lambda: Backbone.open(old), Backbone.open(new), upgrade_map=upgrade_map, method=method, reads=reads,
+        lambda: Backbone.open(old), Backbone.open(new), upgrade_map=upgrade_map, method=method, needs_old=needs_old,
         progress=progress,
     )  # fmt: skip
 
 
-def _reads_backbones(name: str) -> bool:
-    """Return whether an adapter needs both backbones; what is wrong with it is reported when it is upgraded."""
+def _needs_backbones(name: str) -> bool:
+    """Return whether an adapter needs both backbones; its errors are reported when it is upgraded."""
     try:
-        place, revision = split_revision(name)
-        return adapter_needs_backbones(Source(place, "adapter", revision))
+        repo, revision = split_revision(name)
+        return adapter_needs_backbones(Source(repo, "adapter", revision))
     except LoraSuiteError:
         return False
 
 
-def plan_many(
-    adapters: Iterable[Any],
-    out: str | Path,
-    *,
-    base: str | None = None,
-    column: str = "adapter",
-    token: str | bool | None = None,
-    cache_dir: str | None = None,
-) -> list[AdapterPlan]:
-    """Look at every adapter's config, and at nothing larger, and say what `upgrade_many` would do.
-
-    Args:
-        adapters: As in `upgrade_many`.
-        out: Likewise.
-        base: The old backbone that every adapter has to name.
-        column: As in `upgrade_many`.
-        token: Hub token.
-        cache_dir: Hub cache.
-    """
-    journal = Journal(Path(out).expanduser(), 0, 1)
-    planned = []
-    for name, folder in _folders(_names(adapters, column)).items():
-        try:
-            place, revision = split_revision(name)
-            source = Source(place, "adapter", revision, token, cache_dir)
-            config = read_config(source)
-            named = config.get("base_model_name_or_path")
-            problem = None if base is None or _same(base, named) else f"its backbone is {public_name(str(named))}"
-            size = _size(source)
-        except LoraSuiteError as error:
-            config, problem, size = {}, str(error), 0
-        done = journal.done(name, None, folder) is not None
-        planned.append(AdapterPlan(name, folder, done, size, config.get("r"), problem))
-    return planned
-
-
-def _same(base: str, named: object) -> bool:
-    """Whether an adapter's config names a backbone: by its name, or by another path to its folder."""
-    if base == named or not isinstance(named, str):
-        return base == named
-    return is_folder(base) and is_folder(named) and Path(base).expanduser().samefile(Path(named).expanduser())
-
-
-def find_adapters(author: str, base: str, *, token: str | bool | None = None) -> list[str]:
-    """List the adapters of a user or organization whose card names a backbone."""
-    from huggingface_hub import HfApi
-
-    from ..io.retry import with_retries
-
-    with hub_errors(Source(author, "user", token=token, hub_only=True)):
-        models = with_retries(
-            lambda: list(HfApi(token=token).list_models(author=author, filter=f"base_model:adapter:{base}"))
-        )
-    return sorted(model.id for model in models)
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Read a text file with one adapter per line; ``#`` starts a comment."""
+def _run_one(convert: Callable[[str], dict[str, Any]], name: str, folder: str, settings: str) -> Outcome:
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise LoraSuiteError(
-            f"the list cannot be read: {short_message(error)}", where=path, wanted="text in UTF-8"
-        ) from error
-    return [name for line in lines if (name := line.partition("#")[0].strip())]
-
-
-def _attempt(work: Callable[[str], dict[str, Any]], name: str, folder: str, settings: str) -> Outcome:
-    try:
-        facts = work(name)
+        facts = convert(name)
     except LoraSuiteError as error:
         log.warning("%s: %s", name, error)
         return Outcome(name, "failed", folder, str(error), {}, settings)
@@ -251,36 +171,12 @@ def _attempt(work: Callable[[str], dict[str, Any]], name: str, folder: str, sett
     return Outcome(name, "done", folder, None, facts, settings)
 
 
-def _names(adapters: Iterable[Any], column: str) -> list[str]:
-    if isinstance(adapters, (str, bytes, os.PathLike, Mapping)):
-        raise LoraSuiteError(
-            "the adapters are no list", got=repr(adapters), wanted="a list of names, or a dataset",
-            do="put a single adapter in brackets",
-        )  # fmt: skip
-    names = []
-    for row in adapters:
-        if isinstance(row, Mapping) and column not in row:
-            raise LoraSuiteError("the dataset has no such column", got=repr(column), wanted=", ".join(map(str, row)))
-        names.append(str(row[column] if isinstance(row, Mapping) else row))
-    return names
-
-
-def _folders(names: Sequence[str]) -> dict[str, str]:
-    """Give every adapter a folder name of its own."""
-    plain = {name: re.sub(r"[^\w.-]+", "__", public_name(name)).lstrip(".") or "adapter" for name in names}
-    taken = list(plain.values())
-    return {
-        name: slug if taken.count(slug) == 1 else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for name, slug in plain.items()
-    }
-
-
 def _digest(upgrade_map: UpgradeMap, *settings: Any) -> str:
     text = repr((upgrade_map.old.key, upgrade_map.new.key, upgrade_map.options, *settings))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _told(upgraded: Upgraded) -> dict[str, Any]:
+def _journal_facts(upgraded: Upgraded) -> dict[str, Any]:
     report = upgraded.report
     return {
         "method": report.method["name"],
@@ -289,10 +185,3 @@ def _told(upgraded: Upgraded) -> dict[str, Any]:
         "energy_kept": round(report.energy_kept, 4),
         "revision": report.revisions.get("adapter"),
     }
-
-
-def _size(source: Source) -> int:
-    if source.folder is not None:
-        path = source.folder / WEIGHTS
-        return path.stat().st_size if path.is_file() else 0
-    return source.listing.get(WEIGHTS, (0, None))[0]

@@ -1,4 +1,4 @@
-"""DoRA: the update's direction is transferred as a LoRA, its magnitudes by how the old rows make up the new ones."""
+"""Transferring the magnitudes of a DoRA; its direction is transferred like a LoRA."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ from ..errors import LoraSuiteError
 from ..methods.base import MethodInput, MethodResult
 
 
-def restore_magnitudes(result: Adapter, inputs: MethodInput, draft: MethodResult, *, by_index: bool) -> Adapter:
-    """Give an upgraded DoRA its magnitudes: ``m' = ||W_n + dV_n|| ρ_n``, exact where old rows become new ones whole.
+def restore_magnitudes(result: Adapter, inputs: MethodInput, method_result: MethodResult, *, by_index: bool) -> Adapter:
+    """Compute the magnitudes ``m' = ||W_n + dV_n|| ρ_n`` of an upgraded DoRA, where ``ρ_n`` mixes the old ratios.
 
-    A row without length would make PEFT's DoRA divide by zero: it gets a direction and the magnitude zero, which
-    leaves its output zero.
+    They are exact if every new row is a single old row. A row of norm zero, by which PEFT's DoRA would divide, gets a
+    direction and the magnitude zero, so that its output stays zero.
 
     Args:
-        result: The carried directions, every module at its final rank.
-        inputs: What was transferred, with both backbones.
-        draft: Where each update came from.
-        by_index: Whether rows keep their number (`copy`) instead of going through the map.
+        result: The transferred directions, each module at its final rank.
+        inputs: The old adapter, with both backbones.
+        method_result: Source of each update.
+        by_index: Whether rows keep their index (`copy`) instead of being mapped.
+
+    Raises:
+        LoraSuiteError: If a backbone is missing, or the map does not match the layers of an update.
     """
     old, new = inputs.backbones("a DoRA")
     scale = magnitude_ratios(inputs.adapter, old)
     updates, magnitudes = dict(result.updates), {}
-    for layer, site in sorted({(n, result.arch.site(p)) for n, p in updates}, key=lambda at: (at[0], at[1].path)):
+    sites = {(layer, result.arch.site(part)) for layer, part in updates}
+    for layer, site in sorted(sites, key=lambda pair: (pair[0], pair[1].path)):
         keys = [(layer, part) for part in site.parts]
         for key in keys:
             update, rho = updates[key], torch.ones(result.arch.shape(key[1])[0])
-            source = draft.sources.get(key)
+            source = method_result.sources.get(key)
             if source in scale:
-                rho = (
-                    _cropped(scale[source], len(rho))
-                    if by_index
-                    else transfer_ratios(scale[source], inputs, source, key)
-                )
+                old_rho = scale[source]
+                rho = _crop(old_rho, len(rho)) if by_index else transfer_ratios(old_rho, inputs, source, key)
             updates[key], norm, empty = fill_zero_rows(update, new.part(*key))
             magnitudes[key] = torch.where(empty, 0.0, norm * rho)
     return replace(result, updates=updates, magnitudes=magnitudes, kind="dora")
 
 
 def transfer_ratios(rho: Float[Tensor, " old"], inputs: MethodInput, source: Key, key: Key) -> Float[Tensor, " new"]:
-    """Mix old ratios by the squares of the output map's entries, each row summing to one; 1 where it has no row."""
+    """Average the old ratios, weighted by the squared entries of the output map; 1 for a row that it does not reach.
+
+    Args:
+        rho: Ratio ``m / ||W + dV||`` of every old row.
+        inputs: The map of the pair.
+        source: Old layer and part.
+        key: New layer and part.
+    """
     layer, part = source
     pair = next((pair for pair in inputs.map.layers if (pair.old, pair.new) == (layer, key[0])), None)
     if pair is None:
@@ -56,27 +64,27 @@ def transfer_ratios(rho: Float[Tensor, " old"], inputs: MethodInput, source: Key
     arch = inputs.map.new.arch
     if part in OUTPUT_PROJECTIONS:
         weights = (inputs.map.hidden.T * pair.gains[part][0]) ** 2
-        return _mixed(weights @ rho, weights.sum(dim=1))
-    top, low = torch.zeros(2, arch.shape(part)[0])
+        return _weighted_mean(weights @ rho, weights.sum(dim=1))
+    total, weight = torch.zeros(2, arch.shape(part)[0])
     if part not in ATTENTION:
         square = pair.unit_fits[part].scale ** 2
-        top[pair.units[:, 1]], low[pair.units[:, 1]] = square * rho[pair.units[:, 0]], square
-        return _mixed(top, low)
+        total[pair.units[:, 1]], weight[pair.units[:, 1]] = square * rho[pair.units[:, 0]], square
+        return _weighted_mean(total, weight)
     left, right = pair.heads[:, 0], pair.heads[:, 1]
     if part in ("k", "v"):
         left, right = group_of(inputs.map.old.arch.heads)[left], group_of(arch.heads)[right]
     square = pair.head_fits[part].T.mT ** 2
     blocks = rho.reshape(-1, square.shape[2], 1)[left]
     shape = arch.heads.count(part), arch.heads.size
-    top = torch.zeros(shape).index_add_(0, right, (square @ blocks)[..., 0]).flatten()
-    low = torch.zeros(shape).index_add_(0, right, square.sum(dim=2)).flatten()
-    return _mixed(top, low)
+    total = torch.zeros(shape).index_add_(0, right, (square @ blocks)[..., 0]).flatten()
+    weight = torch.zeros(shape).index_add_(0, right, square.sum(dim=2)).flatten()
+    return _weighted_mean(total, weight)
 
 
-def _mixed(top: Tensor, low: Tensor) -> Tensor:
-    known = low > 1e-12 * low.max()
-    return torch.where(known, top / torch.where(known, low, 1.0), 1.0)
+def _weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
+    known = weight > 1e-12 * weight.max()
+    return torch.where(known, total / torch.where(known, weight, 1.0), 1.0)
 
 
-def _cropped(rho: Tensor, count: int) -> Tensor:
+def _crop(rho: Tensor, count: int) -> Tensor:
     return torch.cat([rho[:count], torch.ones(max(count - len(rho), 0))])

@@ -1,4 +1,4 @@
-"""What an upgrade needs: which files are read and which models are opened, decided in one place for all callers."""
+"""Opening the inputs of an upgrade: only the files and models that it needs, decided here for all callers."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 BackboneLike: TypeAlias = "str | Path | PreTrainedModel | Backbone"
 """A folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`."""
 AdapterLike: TypeAlias = "str | Path | Source | Adapter"
-"""A folder or Hub id of a PEFT adapter, or one that was read."""
-DEFAULTS = LoadOptions()
+"""A folder or Hub id of a PEFT adapter, or a loaded `Adapter`."""
 MapLike: TypeAlias = "str | Path | UpgradeMap"
 """An upgrade map, or the folder or Hub id of one."""
+DEFAULTS = LoadOptions()
 
 
 @dataclass(frozen=True, eq=False)
 class UpgradeInputs:
-    """What an upgrade works on.
+    """The inputs of an upgrade.
 
     Attributes:
-        source: Where the adapter is.
+        source: Folder or repository of the adapter.
         new: The new backbone.
         upgrade_map: The map of the pair.
-        old: The old backbone, where the upgrade reads or runs it.
+        old: The old backbone, if the upgrade reads or runs it.
     """
 
     source: Source
@@ -67,80 +67,85 @@ def open_inputs(
     low_memory: bool = False,
     progress: Progress = no_progress,
 ) -> UpgradeInputs:
-    """Open what upgrading one adapter needs, and nothing else; everything that can be refused early is.
+    """Open what the upgrade of one adapter needs, and check it before any long work.
 
     Args:
         adapter: Folder or Hub id of the adapter.
         new: The new backbone.
-        old: The old backbone; by default the one that the adapter's config names.
-        upgrade_map: The map of the pair; by default the cached one, built if need be.
+        old: The old backbone; by default the base model of the adapter's config.
+        upgrade_map: The map of the pair; by default the cached one, which is built if necessary.
         method: Name of the method.
-        prompts: Whether the caller has prompts.
+        prompts: Whether prompts were given.
         rank: Rank of the result.
-        adapter_name: Which adapter, where the folder holds several in sub-folders.
-        names_result: Whether that name is also what the result is called; a folder with one adapter may have any then.
-        revision: The adapter's revision.
-        new_revision: The new backbone's.
-        old_revision: The old backbone's.
-        load: How files are fetched and models are loaded.
-        low_memory: If the map has to be built: with the backbones' layers on disk.
+        adapter_name: Name of the adapter, if the folder has several in subfolders.
+        names_result: Whether the result gets that name too; it may be any name if the folder has a single adapter.
+        revision: Revision of the adapter.
+        new_revision: Revision of the new backbone.
+        old_revision: Revision of the old backbone.
+        load: How files are downloaded and models are loaded.
+        low_memory: Build the map, if necessary, with the layers of the backbones on disk.
         progress: Shows the progress.
+
+    Raises:
+        LoraSuiteError: If an input is missing or malformed, or the rank is too large.
     """
-    opened = Backbone.open(new, revision=new_revision, **load.model_kwargs())
-    check_rank(rank, opened.arch)
+    new_backbone = Backbone.open(new, revision=new_revision, **load.model_kwargs())
+    check_rank(rank, new_backbone.arch)
     source = select_adapter(
         Source(str(adapter), "adapter", revision, **load.hub_kwargs()), adapter_name, names_result=names_result
     )
-    reads = adapter_needs_backbones(source)
-    find_old = old_backbone_loader(source, old, old_revision, load.model_kwargs())
-    found, needed = open_pair(
-        find_old, opened, upgrade_map=upgrade_map, method=method, reads=reads or prompts or old is not None, load=load,
+    needs_old = adapter_needs_backbones(source) or prompts or old is not None
+    open_old = old_backbone_loader(source, old, old_revision, load.model_kwargs())
+    pair_map, old_backbone = open_pair(
+        open_old, new_backbone, upgrade_map=upgrade_map, method=method, needs_old=needs_old, load=load,
         low_memory=low_memory, progress=progress,
     )  # fmt: skip
-    return UpgradeInputs(source, opened, found, needed)
+    return UpgradeInputs(source, new_backbone, pair_map, old_backbone)
 
 
 def open_pair(
-    old: Callable[[], Backbone],
+    open_old: Callable[[], Backbone],
     new: Backbone,
     *,
     upgrade_map: MapLike | None = None,
     method: str = "auto",
-    reads: bool = False,
+    needs_old: bool = False,
     load: LoadOptions = DEFAULTS,
     low_memory: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[UpgradeMap, Backbone | None]:
-    """Return the map of a pair, and the old backbone if it is to be read or run.
+    """Return the map of a pair, and the old backbone if it is read or run.
 
-    Without a map the old backbone is fetched anyway, and `auto` may run it. With one it is left alone unless the method
-    reads it, or ``reads`` says that something else does: the kind of adapter, the caller's prompts, or the caller who
-    named it.
+    Without ``upgrade_map`` the old backbone is needed for the map anyway, and `auto` may run it. With one it is opened
+    only if the method or something else (``needs_old``) reads it.
 
     Args:
-        old: Opens the old backbone.
+        open_old: Opens the old backbone.
         new: The new backbone.
-        upgrade_map: The map, or where to load it from; by default the cached one, built if need be.
+        upgrade_map: The map of the pair; by default the cached one, which is built if necessary.
         method: Name of the method.
-        reads: Whether the old backbone is needed whatever the method does.
-        load: How the map is fetched.
-        low_memory: If the map has to be built: with the backbones' layers on disk.
+        needs_old: Whether the old backbone is needed for another reason than the method: the type of the adapter, or
+            because the caller passed it or prompts.
+        load: How the map is downloaded.
+        low_memory: Build the map, if necessary, with the layers of the backbones on disk.
         progress: Shows the progress.
     """
     if upgrade_map is None:
-        opened = old()
+        old = open_old()
         methods = () if method == "auto" else (method,)
-        return load_or_build_map(opened, new, methods=methods, low_memory=low_memory, progress=progress), opened
+        return load_or_build_map(old, new, methods=methods, low_memory=low_memory, progress=progress), old
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
-    return upgrade_map, old() if reads or reads_old(method, upgrade_map) else None
+    return upgrade_map, open_old() if needs_old or reads_old(method, upgrade_map) else None
 
 
 def check_rank(rank: int | None, arch: Architecture) -> None:
-    """Refuse, before the long work, a rank that no module of the new backbone can have."""
+    """Check that at least one module of the new backbone can have this rank."""
     if rank is None:
         return
     check_integer("rank", rank)
     most = max(min(arch.shape(part)) for part in arch.parts)
     if rank > most:
-        raise LoraSuiteError("the rank is above the modules' dimensions", where="rank", got=rank, wanted=f"1 to {most}")
+        raise LoraSuiteError(
+            "the rank exceeds the dimensions of the modules", where="rank", got=rank, wanted=f"1 to {most}"
+        )

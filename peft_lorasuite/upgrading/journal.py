@@ -1,4 +1,4 @@
-"""What became of every adapter of a collection, kept beside the results: a new run goes on where one stopped."""
+"""The journal of a collection: the outcome of every adapter, so that a new run continues where one stopped."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "journal"
 SETTINGS = "collection_settings"
-"""Fact of a result's report: the digest of map and settings that it was made with."""
+"""Fact in the report of a result: hash of the map and the settings that it was made with."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one adapter; a line of the journal.
+    """Outcome of one adapter, a line of the journal.
 
     Attributes:
-        adapter: The old adapter as it was named.
-        status: ``"done"``, ``"failed"``, or ``"kept"``: done by an earlier run.
-        folder: Its folder under ``out``.
-        error: Why it failed, in one sentence.
+        adapter: The old adapter as it was given.
+        status: ``"done"``, ``"failed"``, or ``"kept"`` if an earlier run has done it.
+        folder: Name of its folder under ``out``.
+        error: Why it failed, in one line.
         facts: Method, rank, coverage, energy kept, seconds, and what ``then`` returned.
-        settings: Digest of map and settings: a run with others does not take this for done.
+        settings: Hash of the map and the settings; a run with others does the adapter again.
     """
 
     adapter: str
@@ -46,7 +46,13 @@ class Outcome:
 
 
 class Journal:
-    """Lines of JSON, one an outcome, appended as they come; one file a process, all of them read."""
+    """JSON lines, one per outcome. Every process appends to its own file and reads all of them.
+
+    Args:
+        out: Folder of the results.
+        index: Index of this process.
+        count: Number of processes.
+    """
 
     def __init__(self, out: Path, index: int, count: int) -> None:
         self.out = out
@@ -55,35 +61,42 @@ class Journal:
         resolve_folder(out)
         for path in sorted(out.glob(f"{JOURNAL}*.jsonl")):
             if not is_file(path):
-                raise LoraSuiteError("the journal is no file", where=path, do="move it away")
+                raise LoraSuiteError("the journal must be a file", where=path, do="move the folder away")
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = Outcome(**json.loads(line))
                     self.known[entry.adapter, entry.settings] = entry
                 except (ValueError, TypeError):
-                    log.warning("a line of %s cannot be read, as after a crash: that adapter is done again", path.name)
+                    log.warning(
+                        "ignoring a malformed line of %s, as after a crash: its adapter is done again", path.name
+                    )
 
     def done(self, name: str, settings: str | None, folder: str) -> Outcome | None:
-        """Return what an earlier run did; None if nothing, with other settings, or if it is no longer there.
+        """Return the outcome of an earlier run with the same settings, if its result is still there; None otherwise.
 
-        The result itself says with what settings it was made: the files of several runs and shards have no order.
+        The settings are read from the result: the journals of several runs and shards have no common order.
+
+        Args:
+            name: The adapter.
+            settings: Hash of the map and the settings; None accepts any.
+            folder: Name of its folder under ``out``.
         """
-        held = self._held(folder)
-        entry = self.known.get((name, held))
+        found = self._read_settings(folder)
+        entry = self.known.get((name, found))
         if entry is None or entry.status != "done" or entry.folder != folder:
             return None
-        if settings not in (None, held) or not (self.out / folder / WEIGHTS).is_file():
+        if settings not in (None, found) or not (self.out / folder / WEIGHTS).is_file():
             return None
         return Outcome(name, "kept", folder, None, entry.facts, entry.settings)
 
-    def _held(self, folder: str) -> str:
+    def _read_settings(self, folder: str) -> str:
         try:
             return str(read_json(self.out / folder / REPORT, where=folder)["facts"][SETTINGS])
-        except (LoraSuiteError, KeyError, TypeError):  # no result, or none that says it
+        except (LoraSuiteError, KeyError, TypeError):  # no result, or one of another tool
             return ""
 
     def write(self, outcome: Outcome) -> None:
-        """Append a line, at once and for good."""
+        """Append a line and flush it to disk."""
         self.out.mkdir(parents=True, exist_ok=True)
         line = json.dumps(asdict(outcome), ensure_ascii=False)
         broken = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")

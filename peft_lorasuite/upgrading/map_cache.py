@@ -1,4 +1,4 @@
-"""Upgrade maps that were built on this machine, kept under the identities of both backbones."""
+"""The cache of upgrade maps built on this machine, by the identities of both backbones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Folder of the cached maps, beside the Hub's cache (``HF_HOME``)."""
+    """Return the folder of the cached maps, in ``HF_HOME``."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "lorasuite" / "maps"
@@ -32,57 +32,65 @@ def load_or_build_map(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
     low_memory: bool = False, progress: Progress = no_progress,
 ) -> UpgradeMap:  # fmt: skip
-    """Return the cached map of a pair, or build it and cache it; the log says which.
+    """Return the cached map of a pair, or build and cache it.
 
-    Sections of ``methods`` that the cached map lacks are added to it and cached as well; methods without a section need
-    none. ``low_memory`` is how the map is built if it has to be; the result is the same.
+    Args:
+        old: The old backbone.
+        new: The new backbone.
+        options: How the map is built; maps with other options are cached separately.
+        methods: Methods whose sections the map must have; missing ones are built and cached.
+        low_memory: Build the map with the layers of the backbones on disk; the result is the same.
+        progress: Shows the progress.
     """
     options = options or MapOptions()
-    folder = _folder(old, new, options)
-    found = _cached(folder)
-    changed = found is None
-    if found is None:
+    folder = _cache_entry(old, new, options)
+    upgrade_map = _load_cached(folder)
+    changed = upgrade_map is None
+    if upgrade_map is None:
         log.info("building the upgrade map of %r and %r", old, new)
-        found = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress)
+        upgrade_map = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress)
     for name in methods:
         section = find(name).section
-        if section is not None and section.name not in found.sections:
-            log.info("building its section for %s", name)
-            found, changed = add_section(found, name, old, new, progress=progress), True
+        if section is not None and section.name not in upgrade_map.sections:
+            log.info("building the section of the map for %s", name)
+            upgrade_map, changed = add_section(upgrade_map, name, old, new, progress=progress), True
     if changed and is_main_process():
-        found.save(folder, overwrite=True)
+        upgrade_map.save(folder, overwrite=True)
     wait_for_everyone()
-    return found
+    return upgrade_map
 
 
-def _cached(folder: Path) -> UpgradeMap | None:
-    """Return the map that is kept in a folder; one that cannot be read is no more than one that is not there."""
+def _load_cached(folder: Path) -> UpgradeMap | None:
+    """Load a cached map; None if there is none, or if it is broken."""
     if not (folder / META).is_file():
         return None
     try:
-        found = UpgradeMap.load(folder)
-        for section in found.sections.values():
+        upgrade_map = UpgradeMap.load(folder)
+        for section in upgrade_map.sections.values():
             section.check()
     except ValueError as error:
-        log.warning("the kept upgrade map cannot be used and is built anew: %s", error)
+        log.warning("the cached upgrade map is broken and is built again: %s", error)
         return None
     log.info("using the cached upgrade map %s", folder)
-    return found
+    return upgrade_map
 
 
-def _folder(old: Backbone, new: Backbone, options: MapOptions) -> Path:
-    """Return the folder of a pair's map, or a free one: fine-tunes of one base have equal shapes and vocabularies."""
+def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path:
+    """Return the folder of a pair's map, or a free one.
+
+    The name has shapes and vocabularies, which are the same for all fine-tunes of one base, and a number.
+    """
     first, second = (f"{one.arch.sizes()}{tokenizer_hash(one.tokenizer)}" for one in (old, new))
-    pair, chosen = (hashlib.sha256(text.encode()).hexdigest() for text in (f"{first} {second}", repr(options)))
-    places = (cache_folder() / f"{pair[:32]}--{chosen[:8]}--{number}" for number in count())
-    return next(place for place in places if not (place / META).is_file() or _fits(place, old, new))
+    pair, settings = (hashlib.sha256(text.encode()).hexdigest() for text in (f"{first} {second}", repr(options)))
+    folders = (cache_folder() / f"{pair[:32]}--{settings[:8]}--{number}" for number in count())
+    return next(folder for folder in folders if not (folder / META).is_file() or _is_usable(folder, old, new))
 
 
-def _fits(folder: Path, old: Backbone, new: Backbone) -> bool:
-    """Whether a kept map is of this pair; one that does not even say of which makes room."""
+def _is_usable(folder: Path, old: Backbone, new: Backbone) -> bool:
+    """Whether a cached map is of this pair, or malformed, so that it can be replaced."""
     try:
         meta = read_json(folder / META, where=str(folder / META))
-        kept = [Identity.from_dict(meta[role]) for role in ("old", "new")]
+        identities = [Identity.from_dict(meta[role]) for role in ("old", "new")]
     except (KeyError, TypeError, AttributeError, ValueError):
         return True
-    return not any(find_differences(wanted, one) for wanted, one in zip(kept, (old, new), strict=True))
+    return not any(find_differences(wanted, one) for wanted, one in zip(identities, (old, new), strict=True))

@@ -1,4 +1,4 @@
-"""What became of an adapter, and why."""
+"""The report of an upgrade: what was transferred, and what was not."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..methods.base import MethodResult
 
 @dataclass(frozen=True)
 class Report:
-    """What became of an adapter; written beside the weights as ``lorasuite_report.json``.
+    """Report of an upgrade; written beside the weights as ``lorasuite_report.json``.
 
     Attributes:
-        adapter: The adapter that was upgraded.
-        old: Its backbone.
+        adapter: The old adapter.
+        old: The old backbone.
         new: The new backbone.
-        method: The method that ran, and its options.
-        rank: Rank of the result.
-        modules: Per new module: its sources, energy kept, residual of the maps.
-        tensors: Every tensor of the source -> ``"transferred"`` or the reason why not.
-        facts: What the method and the map measured, and, for ``auto``, why the method was picked; under
-            ``differences``, what the two structures differ in and how that is met; under ``prediction``, what the map
-            and the method's own fit let expect; under ``named_base``, that the adapter names
-            another backbone than the map's.
-        revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for what came from elsewhere.
+        method: Name of the method, and its options.
+        rank: Rank of the new adapter.
+        modules: Per new module: its sources, energy kept, norm, residuals of the maps.
+        tensors: Every tensor of the old adapter -> ``"transferred"``, or ``"not transferred: ..."`` with the reason.
+        facts: Measurements of the method and the map. Also ``auto``, the reason for the method; ``differences``, the
+            structural differences of the backbones and how they are handled; ``prediction``, whether the upgrade is
+            likely to hold; ``named_base``, a warning if the adapter's base model is not the old backbone of the map.
+        revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for a folder.
+        version: Version of this package.
     """
 
     adapter: str
@@ -43,12 +43,12 @@ class Report:
 
     @property
     def coverage(self) -> float:
-        """Share of the source's tensors that were transferred."""
+        """Share of the old adapter's tensors that were transferred, from 0 to 1."""
         return sum(fate == "transferred" for fate in self.tensors.values()) / max(len(self.tensors), 1)
 
     @property
     def energy_kept(self) -> float:
-        """Mean share of the energy that rank truncation kept, over the modules."""
+        """Mean share of the energy ``||dW||_F^2`` that is left at the final rank, over the modules, from 0 to 1."""
         return sum(module["energy_kept"] for module in self.modules) / max(len(self.modules), 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,18 +56,19 @@ class Report:
         return {**asdict(self), "coverage": round(self.coverage, 6), "energy_kept": round(self.energy_kept, 6)}
 
 
-def fates(adapter: Adapter, draft: MethodResult) -> dict[str, str]:
-    """Say of every tensor of the source whether it was transferred, or why not."""
+def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str]:
+    """Return for every tensor of the adapter ``"transferred"``, or ``"not transferred: ..."`` with the reason."""
     reasons: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     for key, names in adapter.names.items():
         for name in names:
             counts[name] = counts.get(name, 0) + 1
-            if key in draft.dropped:
-                reasons.setdefault(name, []).append(f"{key[1]}: {draft.dropped[key]}")
-    info = {}
+            if key in method_result.dropped:
+                reasons.setdefault(name, []).append(f"{key[1]}: {method_result.dropped[key]}")
+    fates = {}
     for name, count in counts.items():
         lost = reasons.get(name, [])
         partly = "in part; " if lost and len(lost) < count else ""
-        info[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else "transferred"
-    return dict(sorted({**info, **{name: f"not transferred: {why}" for name, why in adapter.unused.items()}}.items()))
+        fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else "transferred"
+    fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
+    return dict(sorted(fates.items()))

@@ -1,4 +1,4 @@
-"""upgrade(adapter, map, method): converts one adapter, in four phases: check, prepare, convert, report."""
+"""`upgrade`: convert one adapter, in four phases: check, prepare, convert, report."""
 
 from __future__ import annotations
 
@@ -33,14 +33,22 @@ from ..progress import Progress, no_progress
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
-from .report import Report, fates
+from .report import Report, tensor_fates
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Upgraded:
-    """An adapter for the new backbone, the report of how it came about, and where the old adapter was read from."""
+    """An upgraded adapter.
+
+    Attributes:
+        adapter: The adapter for the new backbone.
+        report: What was transferred, and what was not.
+        base: Name of the new backbone, for the adapter's config.
+        revision: Revision of the new backbone on the Hub.
+        source: Folder or repository of the old adapter, if it was read from one.
+    """
 
     adapter: Adapter
     report: Report
@@ -49,14 +57,25 @@ class Upgraded:
     source: Source | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a plain PEFT folder with the report, whole or not at all."""
+        """Write a plain PEFT folder with the report, whole or not at all.
+
+        Args:
+            folder: The output folder.
+            overwrite: Replace the folder if it is not empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            LoraSuiteError: If the folder is not empty, is one of the inputs, or cannot be written.
+        """
         check_not_input(folder, (self.base, self.source and self.source.folder))
         with atomic_folder(folder, overwrite=overwrite) as part:
             self.write(part)
         return Path(folder)
 
     def write(self, folder: Path) -> None:
-        """Write into an existing, empty folder."""
+        """Write the files of `save` into an existing, empty folder."""
         write_adapter(self.adapter, folder, base=self.base, revision=self.revision)
         text = json.dumps(self.report.to_dict(), indent=2) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
@@ -83,51 +102,56 @@ def upgrade(
     """Convert an adapter for the new backbone of an upgrade map.
 
     Args:
-        adapter: Folder or Hub id of a PEFT adapter, or one that was read.
-        upgrade_map: The map of the pair of backbones, or where to load it from.
+        adapter: Folder or Hub id of a PEFT adapter, or a loaded `Adapter`.
+        upgrade_map: The map of the pair of backbones, or its folder or Hub id.
         method: Name of a method, or ``"auto"``.
-        options: The method's options: its dataclass, or a mapping of names to values.
-        old: The old backbone, for methods that run or read it.
-        new: The new backbone, likewise.
+        options: Options of the method: its dataclass, or a mapping of names to values.
+        old: The old backbone, for methods that read or run it.
+        new: The new backbone, for methods that read or run it.
         prompts: Unlabeled prompts, for methods that run the models.
-        rank: Rank of the result; the source's largest by default.
-        output_type: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA. All other
-            types become a LoRA either way.
-        seed: Of padding and of whatever the method draws.
-        adapter_name: Which adapter, where the folder holds several in sub-folders.
-        revision: The adapter's revision on the Hub.
+        rank: Rank of the result; by default the largest of the adapter.
+        output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA. All other
+            types become a LoRA in either case.
+        seed: Seed of the padding and of the method.
+        adapter_name: Name of the adapter, if the folder has several in subfolders.
+        revision: Revision of the adapter on the Hub.
         token: Hub token.
         cache_dir: Hub cache.
-        progress: Shows the progress of a long step.
+        progress: Shows the progress.
+
+    Returns:
+        The adapter for the new backbone, and the report.
 
     Raises:
-        LoraSuiteError: When a file is missing or malformed, a backbone is not the map's, an option is out of range, or
+        LoraSuiteError: If a file is missing or malformed, a backbone is not that of the map, an option is invalid, or
             nothing of the adapter can be transferred.
     """
     load = LoadOptions(token, cache_dir)
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
     adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
-    found: dict[str, Any] = _other_base(adapter, upgrade_map)
+    facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
     if method == "auto":
-        picked = auto.pick(upgrade_map, can_run=old is not None and new is not None)
-        method, found["auto"] = picked.method, picked.why
-        log.info("method %s: %s", picked.method, picked.why)
+        choice = auto.pick(upgrade_map, can_run=old is not None and new is not None)
+        method, facts["auto"] = choice.method, choice.reason
+        log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
     settings = make_options(chosen, options)
     inputs = MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress)
     with error_context(f"{chosen.name} of {adapter.origin}"):
-        draft = chosen.run(inputs, settings)
-        found["prediction"] = prediction.facts(upgrade_map, method, draft.facts)
-        result, modules, facts, dropped = _convert(inputs, draft, rank, output_type, method)
+        method_result = chosen.run(inputs, settings)
+        facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
+        result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method)
+    facts |= {**method_result.facts, **type_facts}
+    facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     report = Report(
         adapter=public_name(adapter.origin),
         old=public_name(upgrade_map.old.name),
         new=public_name(upgrade_map.new.name),
         method={"name": chosen.name, "options": asdict(settings)},
-        rank=result.rank or rank or draft.rank or adapter.rank,
+        rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**fates(adapter, draft), **dropped}.items())),
-        facts={**found, **draft.facts, **facts, "differences": differences(upgrade_map.old.arch, upgrade_map.new.arch)},
+        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates}.items())),
+        facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
     base = (upgrade_map.new.name, upgrade_map.new.revision)
@@ -140,53 +164,58 @@ def _check(
     upgrade_map: MapLike, old: BackboneLike | None, new: BackboneLike | None, rank: int | None, seed: int,
     load: LoadOptions,
 ) -> tuple[UpgradeMap, Backbone | None, Backbone | None]:  # fmt: skip
-    """Open the map and the backbones, and refuse what does not fit together before the long work."""
+    """Open the map and the backbones, and check that they match."""
     check_seed(seed)
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     check_rank(rank, upgrade_map.new.arch)
-    opened = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
-    for role, backbone in opened.items():
+    backbones = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
+    for role, backbone in backbones.items():
         if backbone is not None:
             check_identity(getattr(upgrade_map, role), backbone, role)
-    return upgrade_map, opened["old"], opened["new"]
+    return upgrade_map, backbones["old"], backbones["new"]
 
 
 def _prepare(
     adapter: AdapterLike, upgrade_map: UpgradeMap, old: Backbone | None, rank: int | None, output_type: str,
     adapter_name: str | None, revision: str | None, load: LoadOptions,
 ) -> Adapter:  # fmt: skip
-    """Read the adapter, and make it the type that the result is to have."""
+    """Read the adapter, and convert it to the type of the result."""
     if not isinstance(adapter, Adapter):
-        source = (
-            adapter if isinstance(adapter, Source) else Source(str(adapter), "adapter", revision, **load.hub_kwargs())
-        )
+        source = adapter
+        if not isinstance(source, Source):
+            source = Source(str(adapter), "adapter", revision, **load.hub_kwargs())
         adapter = read_adapter(select_adapter(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
     return variants.prepare(adapter, output_type, old, rank)
 
 
 def _convert(
-    inputs: MethodInput, draft: MethodResult, rank: int | None, output_type: str, method: str
+    inputs: MethodInput, method_result: MethodResult, rank: int | None, output_type: str, method: str
 ) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any], dict[str, str]]:
-    """Make an adapter of a method's result: the adapter, its modules and facts for the report, fates of tensors."""
+    """Return the adapter of a method's result; its modules, facts and fates of tensors for the report."""
     adapter, arch = inputs.adapter, inputs.map.new.arch
-    if not draft.updates and not adapter.tables:
-        raise LoraSuiteError("nothing of the adapter can be transferred to the new backbone", got=dict(draft.dropped))
-    final = rank or draft.rank or adapter.rank
-    result, modules = join_modules(draft, arch, final, inputs.seed, adapter)
-    result, facts, others = variants.complete(result, inputs, draft, output_type=output_type, method=method, rank=final)
-    return result, modules, facts, others
+    if not method_result.updates and not adapter.tables:
+        raise LoraSuiteError(
+            "nothing of the adapter can be transferred to the new backbone", got=dict(method_result.dropped)
+        )
+    final = rank or method_result.rank or adapter.rank
+    result, modules = join_modules(method_result, arch, final, inputs.seed, adapter)
+    result, facts, fates = variants.complete(
+        result, inputs, method_result, output_type=output_type, method=method, rank=final
+    )
+    return result, modules, facts, fates
 
 
-def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
-    """Report an adapter whose config has another backbone than the map's old one.
+def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
+    """Return a warning for the report if the adapter's base model is not the old backbone of the map.
 
-    A warning only: a folder may be a copy of a repository. Where one side is a folder the last names are compared.
+    It is not an error, since a folder may be a copy of a repository: if one of both is a folder, only the last parts
+    of the names are compared.
     """
-    named = adapter.config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    base = adapter.config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         return {}
-    names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (named, upgrade_map.old.name)]
+    names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (base, upgrade_map.old.name)]
     compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
     if compared[0] == compared[1]:
         return {}
@@ -198,7 +227,7 @@ def _other_base(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
 def _revisions(
     adapter: Adapter, upgrade_map: UpgradeMap, old: Backbone | None, new: Backbone | None
 ) -> dict[str, str | None]:
-    """Commits of what the result was made from; a backbone that was not opened has the map's."""
+    """Return the commits of the inputs; of a backbone that was not opened, that of the map."""
     return {
         "adapter": adapter.source.commit if adapter.source else None,
         "old": old.source.commit if old else upgrade_map.old.revision,
@@ -207,39 +236,62 @@ def _revisions(
 
 
 def join_modules(
-    draft: MethodResult, arch: Architecture, rank: int, seed: int, source: Adapter
+    method_result: MethodResult, arch: Architecture, rank: int, seed: int, source: Adapter
 ) -> tuple[Adapter, list[dict[str, Any]]]:
-    """Join fused modules and bring every module to one rank; report the energy that this keeps."""
+    """Join the parts of fused modules, and truncate or pad every module to one rank.
+
+    Args:
+        method_result: Updates of the parts.
+        arch: The new architecture.
+        rank: Rank of the result.
+        seed: Seed of the padding.
+        source: The old adapter; modules of an AdaLoRA keep their own ranks.
+
+    Returns:
+        The new adapter, and its modules for the report.
+
+    Raises:
+        LoraSuiteError: If the rank exceeds the dimensions of a module.
+    """
     generator = torch.Generator().manual_seed(seed)
     updates: dict[Key, LowRank] = {}
     modules = []
-    for (layer, site), whole in join_sites(draft.updates, arch).items():
+    for (layer, site), whole in join_sites(method_result.updates, arch).items():
         where = f"{arch.layer_path}.{layer}.{site.path}"
         if rank > min(whole.shape):
             raise LoraSuiteError(
-                "the rank is above the module's dimensions", where=where, got=rank, wanted=f"at most {min(whole.shape)}"
+                "the rank exceeds the dimensions of the module",
+                where=where,
+                got=rank,
+                wanted=f"at most {min(whole.shape)}",
             )
-        own = variants.own_rank(source, draft, layer, site, rank)
-        cut, kept = whole.truncated(own)
-        even = cut.padded(own, generator)
-        rows = split(even.B, site, arch)
-        biases = {} if even.bias is None else split(even.bias, site, arch)
+        own_rank = variants.module_rank(source, method_result, layer, site, rank)
+        truncated, kept = whole.truncated(own_rank)
+        padded = truncated.padded(own_rank, generator)
+        rows = split(padded.B, site, arch)
+        biases = {} if padded.bias is None else split(padded.bias, site, arch)
         for part in site.parts:
-            updates[layer, part] = LowRank(even.A, rows[part], biases.get(part))
-        parts = [part for part in site.parts if (layer, part) in draft.updates]
+            updates[layer, part] = LowRank(padded.A, rows[part], biases.get(part))
+        parts = [part for part in site.parts if (layer, part) in method_result.updates]
         modules.append(
             {
                 "module": where,
-                "from": {part: list(draft.sources[layer, part]) for part in parts if (layer, part) in draft.sources},
+                "from": {
+                    part: list(method_result.sources[layer, part])
+                    for part in parts
+                    if (layer, part) in method_result.sources
+                },
                 "energy_kept": round(kept, 6),
-                "norm": round(even.norm(), 6),
+                "norm": round(padded.norm(), 6),
                 "figures": {
-                    part: _rounded(draft.figures[layer, part]) for part in parts if (layer, part) in draft.figures
+                    part: _round_figures(method_result.figures[layer, part])
+                    for part in parts
+                    if (layer, part) in method_result.figures
                 },
             }
         )
     return Adapter(arch, updates, source.config), modules
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+def _round_figures(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""What an adapter is beside its low-rank factors: made plain before a method runs, and given back afterwards."""
+"""Adapter types beyond plain LoRA: prepared before a method runs, and restored in its result."""
 
 from __future__ import annotations
 
@@ -22,68 +22,82 @@ OUTPUT_TYPES = ("same", "lora")
 
 
 def prepare(adapter: Adapter, output_type: str, old: Any, rank: int | None) -> Adapter:
-    """Return the adapter as the kind that the result is to have: its own, or a plain LoRA."""
+    """Return the adapter as the type that the result will have: its own, or a plain LoRA.
+
+    Args:
+        adapter: The adapter.
+        output_type: ``"same"`` or ``"lora"``.
+        old: The old backbone, for a DoRA that becomes a LoRA.
+        rank: Rank of such a conversion.
+    """
     if output_type not in OUTPUT_TYPES:
         raise unknown_name_error("output type", output_type, OUTPUT_TYPES)
     if adapter.extras:
         raise LoraSuiteError(
-            "the adapter is the result of an upgrade and holds tensors of its backbone", where=adapter.origin,
+            "the adapter is the result of an upgrade and has tensors of its backbone", where=adapter.origin,
             do="save it and upgrade the folder",
         )  # fmt: skip
     if adapter.kind == "dora" and output_type == "lora":
         if old is None:
-            raise needs_backbone_error("a DoRA's true change depends on its weights")
+            raise needs_backbone_error("the update of a DoRA depends on the weights of its backbone")
         return dora_to_lora(adapter, old, rank)
     return replace(adapter, kind="lora") if output_type == "lora" else adapter
 
 
-def own_rank(adapter: Adapter, draft: MethodResult, layer: int, site: Site, rank: int) -> int:
-    """Return the rank of one module: AdaLoRA's keep their own, others share one."""
+def module_rank(adapter: Adapter, method_result: MethodResult, layer: int, site: Site, rank: int) -> int:
+    """Return the rank of one module: modules of an AdaLoRA keep their own, others share one."""
     if adapter.kind != "adalora":
         return rank
-    sources = [draft.sources.get((layer, part)) for part in site.parts]
+    sources = [method_result.sources.get((layer, part)) for part in site.parts]
     return min(rank, max((adapter.updates[key].rank for key in sources if key is not None), default=rank))
 
 
 def complete(
-    result: Adapter, inputs: MethodInput, draft: MethodResult, *, output_type: str, method: str, rank: int
+    result: Adapter, inputs: MethodInput, method_result: MethodResult, *, output_type: str, method: str, rank: int
 ) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
-    """Give the result what is not low-rank.
+    """Add what is not low-rank to the result: magnitudes, trained biases, embedding and head.
+
+    Args:
+        result: The new adapter with its low-rank updates.
+        inputs: What the method was given.
+        method_result: What the method returned.
+        output_type: ``"same"`` or ``"lora"``.
+        method: Name of the method.
+        rank: Rank of the result.
 
     Returns:
-        The result; facts for the report; and what became of the source's tensors that no update accounts for.
+        The result; facts for the report; and the fates of the tensors that belong to none of the updates.
     """
     source, facts, fates = inputs.adapter, dict(inputs.adapter.facts), {}
-    if draft.updates and not draft.sources:  # it was made of what the whole adapter does, tables and biases included
-        info = f"{method} makes an update of its own, a plain LoRA, of what the whole adapter does"
-        return (
-            result,
-            {**facts, "kind": info},
-            {name: "transferred" for table in source.tables.values() for name in table.names},
-        )
+    if method_result.updates and not method_result.sources:  # fitted to the behavior of the whole adapter
+        facts["kind"] = f"{method} fits a new plain LoRA to the behavior of the whole adapter"
+        return result, facts, {name: "transferred" for table in source.tables.values() for name in table.names}
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
     if source.kind == "dora":
-        result = restore_magnitudes(result, inputs, draft, by_index=method == "copy")
+        result = restore_magnitudes(result, inputs, method_result, by_index=method == "copy")
     facts["kind"] = source.kind
-    if source.config.get("bias", "none") != "none" and any(
-        update.bias is not None for update in source.updates.values()
-    ):
-        result, lost = _with_trained_biases(result, inputs, draft, same=output_type == "same")
-        fates |= lost
+    has_biases = any(update.bias is not None for update in source.updates.values())
+    if source.config.get("bias", "none") != "none" and has_biases:
+        result, bias_fates = _add_trained_biases(result, inputs, method_result, same=output_type == "same")
+        fates |= bias_fates
     if source.tables:
-        result, info, lost = _with_tables(result, inputs, rank)
-        facts["tables"], fates = info, fates | lost
-    bare = sum(update.bias is not None and not site.bias for (_, site), update in by_site(result).items())
-    if bare:
-        facts["biases"] = f"{bare} modules that had none get a bias from the adapter: PEFT cannot merge these"
+        result, facts["tables"], table_fates = _add_tables(result, inputs, rank)
+        fates |= table_fates
+    without_bias = sum(update.bias is not None and not site.bias for (_, site), update in by_site(result).items())
+    if without_bias:
+        facts["biases"] = f"{without_bias} modules without a bias get one from the adapter; PEFT cannot merge these"
     return result, facts, fates
 
 
-def _with_trained_biases(
-    result: Adapter, inputs: MethodInput, draft: MethodResult, *, same: bool
+def _add_trained_biases(
+    result: Adapter, inputs: MethodInput, method_result: MethodResult, *, same: bool
 ) -> tuple[Adapter, dict[str, str]]:
-    """Store trained biases as they came, whole, or as a LoRA's; modules without a bias lose them by name."""
+    """Add trained biases, as trained biases of the backbone or (``same=False``) of the LoRA.
+
+    Returns:
+        The result, and the fates of biases whose new module has none.
+    """
     new = inputs.backbones("an adapter with trained biases")[1]
     arch, updates, extras, fates = result.arch, {}, dict(result.extras), {}
     for (layer, site), whole in join_sites(result.updates, arch).items():
@@ -95,36 +109,39 @@ def _with_trained_biases(
             path = f"{arch.layer_path}.{layer}.{site.path}"
             extras[f"{PREFIX}{path}.base_layer.bias"] = new.tensor(f"{path}.bias") + whole.bias
         elif not site.bias:
-            names = {name for key in keys for name in inputs.adapter.names.get(draft.sources.get(key, (-1, "")), ())}
+            names = {
+                name for key in keys for name in inputs.adapter.names.get(method_result.sources.get(key, (-1, "")), ())
+            }
             fates |= {name: f"not transferred: {arch.family}'s {site.path} has no bias" for name in names
                       if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
 
 
-def _with_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
+def _add_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
     old, new = inputs.backbones("an adapter of the embedding or the head")
     generator = torch.Generator().manual_seed(inputs.seed)
     extras, settings, facts, fates = dict(result.extras), dict(result.settings), {}, {}
-    for table, update in _spread(inputs).items():
-        moved, info = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
-        facts[table] = info
+    for table, update in _tables_to_transfer(inputs).items():
+        moved, table_facts = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
+        facts[table] = table_facts
         if moved is None:
-            fates |= dict.fromkeys(update.names, f"not transferred: {info['refused']}")
+            fates |= dict.fromkeys(update.names, f"not transferred: {table_facts['refused']}")
             continue
-        partly = "" if info["rows"] == info["of"] else f" in part: {info['rows']} of {info['of']} tokens are shared"
+        shared, total = table_facts["rows"], table_facts["of"]
+        partly = "" if shared == total else f" in part: {shared} of {total} tokens are shared"
         fates |= dict.fromkeys(update.names, f"transferred{partly}")
         tensors, added = table_tensors(table, moved, new, PREFIX, rank, generator)
         extras |= tensors
         if moved.form == "lora":
             settings["r"] = rank
         for name, value in added.items():
-            settings[name] = _both(settings.get(name), value)
+            settings[name] = _merge(settings.get(name), value)
     return replace(result, extras=extras, settings=settings), facts, fates
 
 
-def _spread(inputs: MethodInput) -> dict[str, TableUpdate]:
-    """Return the tables' updates; trained tokens of a tied table change the head too, if the new one is not tied."""
+def _tables_to_transfer(inputs: MethodInput) -> dict[str, TableUpdate]:
+    """Return the updates of both tables; trained tokens of a tied embedding also update an untied new head."""
     tables = dict(inputs.adapter.tables)
     embedding = tables.get("embedding")
     if embedding and embedding.form == "tokens" and inputs.map.old.arch.tied and not inputs.map.new.arch.tied:
@@ -132,5 +149,6 @@ def _spread(inputs: MethodInput) -> dict[str, TableUpdate]:
     return tables
 
 
-def _both(first: Any, second: Any) -> Any:
+def _merge(first: Any, second: Any) -> Any:
+    """Merge a setting of the embedding with that of the head: both are dicts or lists."""
     return second if first is None else ({**first, **second} if isinstance(second, dict) else [*first, *second])
