@@ -1,4 +1,4 @@
-"""A map may come from a stranger: every name, shape and value of it is checked before use."""
+"""A map may come from an untrusted source: all names, shapes and values are checked before use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pair, made = hub_pair.pair, hub_pair.made
 
 
 def spoil(folder: Path, change: Any) -> Path:
-    """Change the tensors and the description of a map, as a stranger could."""
+    """Change the tensors and the description of a map, as an untrusted source could."""
     tensors, meta = load_file(folder / "core.safetensors"), json.loads((folder / "map.json").read_text())
     change(tensors, meta)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "core.safetensors")
@@ -55,28 +55,28 @@ HOSTILE = {
     "gain of another size": (put("layers.0.q.old_gain", lambda t: t[:-1]), "wrong shape: layers.0.q.old_gain"),
     "norms of another size": (put("layers.0.q.norms", lambda t: t[:, :1]), "wrong shape: layers.0.q.norms"),
     "integers": (put("hidden", lambda t: t.long()), "wrong shape: hidden"),
-    "head that is none": (put("layers.0.heads", lambda t: t + 100), "does not exist: layers.0.heads"),
-    "negative unit": (put("layers.0.units", lambda t: t - 1), "does not exist: layers.0.units"),
-    "heads as reals": (put("layers.0.heads", lambda t: t.float()), "does not exist"),
-    "missing tensor": (put("layers.0.q.T", None), "incomplete"),
-    "tensor of nothing": (put("layers.0.extra", lambda _: torch.ones(3)), "belong to nothing"),
-    "layer that is none": (say("layers", value=[[0, 99]]), "does not exist: layers"),
-    "layers that cross": (say("layers", value=[[2, 0], [0, 3]]), "no such thing"),
+    "head out of range": (put("layers.0.heads", lambda t: t + 100), "out of range: layers.0.heads"),
+    "negative unit": (put("layers.0.units", lambda t: t - 1), "out of range: layers.0.units"),
+    "heads as reals": (put("layers.0.heads", lambda t: t.float()), "out of range"),
+    "missing tensor": (put("layers.0.q.T", None), "malformed upgrade map"),
+    "unexpected tensor": (put("layers.0.extra", lambda _: torch.ones(3)), "unexpected tensors"),
+    "layer out of range": (say("layers", value=[[0, 99]]), "out of range: layers"),
+    "layers that cross": (say("layers", value=[[2, 0], [0, 3]]), "malformed layer map"),
     "layers as words": (say("layers", value="all"), "map"),
-    "no layers": (say("layers", value=[]), "does not exist: layers"),
-    "another format": (say("format", value=99), "another format"),
-    "a path as a name": (say("new", "name", value="/etc/passwd"), "is a path"),
-    "a path upwards": (say("new", "name", value="../x"), "is a path"),
-    "no text as a name": (say("new", "name", value=[1]), "map"),
-    "unknown option": (say("options", "run", value="code"), "incomplete"),
-    "unknown field": (say("new", "arch", "code", value=1), "other fields"),
-    "size that is none": (say("new", "arch", "hidden", value=-1), "positive"),
-    "facts as a list": (say("facts", value=[1]), "no such thing"),
+    "no layers": (say("layers", value=[]), "out of range: layers"),
+    "another format": (say("format", value=99), "unsupported format"),
+    "a path as a name": (say("new", "name", value="/etc/passwd"), "must not be a path"),
+    "a path upwards": (say("new", "name", value="../x"), "must not be a path"),
+    "a list as a name": (say("new", "name", value=[1]), "map"),
+    "unknown option": (say("options", "run", value="code"), "malformed upgrade map"),
+    "unknown field": (say("new", "arch", "code", value=1), "unknown or missing fields"),
+    "negative size": (say("new", "arch", "hidden", value=-1), "positive"),
+    "facts as a list": (say("facts", value=[1]), "malformed facts"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_map_of_a_stranger_is_checked(name: str, made: Path, tmp_path: Path) -> None:
+def test_an_untrusted_map_is_checked(name: str, made: Path, tmp_path: Path) -> None:
     change, wanted = HOSTILE[name]
     for path in (made / "map").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -86,7 +86,7 @@ def test_a_map_of_a_stranger_is_checked(name: str, made: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "\x00", '{"format": 1}', ""])
-def test_a_description_that_is_none_is_refused(text: str, made: Path, tmp_path: Path) -> None:
+def test_a_malformed_description_is_refused(text: str, made: Path, tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(text)
     (tmp_path / "core.safetensors").write_bytes((made / "map" / "core.safetensors").read_bytes())
     with pytest.raises(LoraSuiteError):

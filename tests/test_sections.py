@@ -187,7 +187,7 @@ def rewrite(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]
     (folder / "map.json").write_text(json.dumps(meta))
 
 
-def test_broken_files_are_told(pair: Pair, tmp_path: Path) -> None:
+def test_broken_files_are_reported(pair: Pair, tmp_path: Path) -> None:
     folder, tensors, meta = broken_map(pair, tmp_path)
     source = adapter(pair[0].arch)
 
@@ -208,7 +208,7 @@ def test_broken_files_are_told(pair: Pair, tmp_path: Path) -> None:
     rewrite(folder, tensors, meta)
     whole = (folder / SVD).read_bytes()
     (folder / SVD).write_bytes(whole[: len(whole) // 2])
-    fails("another size than the map says")
+    fails("the file size differs")
     meta["sections"]["svd"]["bytes"] = len(whole) // 2
     (folder / "map.json").write_text(json.dumps(meta))
     fails("malformed safetensors file")

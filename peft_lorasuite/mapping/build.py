@@ -1,8 +1,7 @@
-"""Building an upgrade map: vocabulary, hidden map, layer map, then one matched layer at a time."""
+"""Building an upgrade map: hidden map, layer map, then the heads and units of one pair of layers at a time."""
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -24,8 +23,6 @@ from .layer_pair import MapParts
 from .layers import LayerMatcher
 from .options import MapOptions
 
-log = logging.getLogger(__name__)
-
 
 def build_map(
     old: Any,
@@ -43,17 +40,20 @@ def build_map(
     Args:
         old: Old backbone: folder, Hub id, loaded model or `Backbone`.
         new: New backbone, likewise.
-        options: How to build it.
+        options: How to build the map.
         calibration: Text for the layer similarity: None (built in), a text file, strings, or a `datasets.Dataset`.
         device_map: As in transformers, for the calibration runs.
-        low_memory: The layers stay on disk while a model runs, and are read when their turn comes; the map is the same.
-        dtype: Of the calibration runs; ``"auto"`` is the checkpoint's own.
+        low_memory: Keep the layers on disk while a model runs; the map is the same.
+        dtype: Dtype of the calibration runs; ``"auto"`` is the checkpoint's own.
         progress: Called with a title and an iterable, returns the iterable; `progress.bars` shows bars.
+
+    Raises:
+        LoraSuiteError: For a backbone or text that cannot be read, and for backbones that share no token.
     """
-    calibration = None if calibration is None else calibration_texts(calibration)  # refused before the long work
+    calibration = None if calibration is None else calibration_texts(calibration)  # checked before the long work
     old, new = Backbone.open(old), Backbone.open(new)
     for backbone in (old, new):
-        resolve_device_map(backbone.device_map, low_memory)  # refuses a map that the backbone was opened with
+        resolve_device_map(backbone.device_map, low_memory)  # it may have been opened with a device map of its own
     device_map = resolve_device_map(device_map, low_memory)
     start = time.perf_counter()
     identities = read_identity(old), read_identity(new)

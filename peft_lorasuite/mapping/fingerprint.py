@@ -1,4 +1,4 @@
-"""Which backbone a map was built for: shapes, tokenizer and a sample of the weights, not its name."""
+"""The identity of the backbone a map was built for: shapes, tokenizer and a sample of the weights, not the name."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from ..models.backbone import Backbone
 from ..text.vocabulary import tokenizer_hash
 
 SAMPLE_ROWS, LAYER_ROWS = 64, 4
-PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+"""Rows sampled of the embedding, and of every projection."""
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a backbone from others.
+    """What distinguishes a backbone from others.
 
     Attributes:
-        name: Folder or Hub id it was read from; informs only.
-        revision: Commit on the Hub, or None; informs only.
+        name: Folder or Hub id it was read from; not compared.
+        revision: Commit on the Hub, or None; not compared.
         arch: Shape and layout.
         tokenizer: Hash of the vocabulary, or None where there is no tokenizer to read.
         embedding: Hash of a sample of the embedding, rounded to bfloat16, or None if it was not read.
         files: Weight file -> SHA-256, from the Hub's metadata; empty for folders.
-        tokenizer_files: Hash of the tokenizer's files: where it agrees, the vocabulary need not be read.
-        weights: Hash of a sample of every layer's projections, likewise; None in older maps, and for
-            quantized weights, where it tells nothing.
+        tokenizer_files: Hash of the tokenizer's files; where it agrees, the vocabulary need not be read.
+        weights: Hash of a sample of every layer's projections, rounded to bfloat16; None in older maps and for
+            quantized weights.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """Short name of the backbone's content; without a sample of the layers what it was before there was one."""
+        """Short hash of the backbone's content, the same as in older maps where ``weights`` is None."""
         text = f"{self.arch.sizes()}{self.tokenizer}{self.embedding}{self.weights or ''}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -58,19 +59,26 @@ class Identity:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Identity:
-        """Rebuild from `to_dict`; a name that is a path is refused, for it may become an adapter's base."""
+        """Rebuild an identity from `to_dict`.
+
+        Raises:
+            LoraSuiteError: For a malformed field, and for a name that is a path: it may become an adapter's base model.
+        """
         built = cls(**{**values, "arch": Architecture.from_dict(values["arch"])})
         hashes = (built.tokenizer, built.embedding, built.tokenizer_files, built.weights)
         texts = (built.name, built.revision or "", *(text or "" for text in hashes))
-        if not all(isinstance(text, str) for text in (*texts, *built.files, *built.files.values())):
-            raise LoraSuiteError("an identity holds what is no text", got=repr(built.name))
+        malformed = [text for text in (*texts, *built.files, *built.files.values()) if not isinstance(text, str)]
+        if malformed:
+            raise LoraSuiteError("the fields of a backbone's identity must be strings", got=repr(malformed[0]))
         if public_name(built.name) != built.name or "\\" in built.name:
-            raise LoraSuiteError("a backbone's name is a path", got=repr(built.name), wanted="a Hub id or a plain name")
+            raise LoraSuiteError(
+                "the name of a backbone must not be a path", got=repr(built.name), wanted="a Hub id or a plain name"
+            )
         return built
 
 
 def read_identity(backbone: Backbone) -> Identity:
-    """Read a backbone's identity; the weights themselves are read only as far as the sample goes."""
+    """Read a backbone's identity, and only the sampled rows of its weights."""
     return Identity(
         backbone.name,
         backbone.source.commit,
@@ -84,22 +92,23 @@ def read_identity(backbone: Backbone) -> Identity:
 
 
 def public_name(name: str) -> str:
-    """Last component of a path, or a Hub id as it is: maps and adapters carry no path of the machine."""
+    """Return a Hub id unchanged and the last component of a path, so that maps and adapters contain no local path."""
     is_id = name.count("/") <= 1 and not name.startswith((".", "~", "/"))
     return name if is_id else name.rstrip("/").rsplit("/", 1)[-1]
 
 
 def hash_embedding(backbone: Backbone) -> str:
-    """Hash some rows of the token embedding in bfloat16, the same for a float32, float16-safe or bfloat16 copy."""
+    """Hash some rows of the token embedding in bfloat16, the same for copies in other floating point dtypes."""
     rows = evenly_spaced(backbone.arch.vocabulary, SAMPLE_ROWS)
     table = backbone.weights.rows(backbone.locate(f"{backbone.arch.embedding}.weight"), rows)
     return hashlib.sha256(_bits(table)).hexdigest()
 
 
 def hash_layers(backbone: Backbone) -> str | None:
-    """Hash a few rows of every projection of every layer, likewise: fine-tunes of one base often share its embedding.
+    """Hash a few rows of every projection in bfloat16: fine-tuned models often share the embedding of their base.
 
-    None where a projection is not there as plain numbers (quantized, wrapped, or left on disk).
+    Returns:
+        The hash, or None where a projection cannot be read as plain numbers (quantized, wrapped, or left on disk).
     """
     digest = hashlib.sha256()
     for layer in range(backbone.arch.layers):
@@ -111,8 +120,8 @@ def hash_layers(backbone: Backbone) -> str | None:
             rows = backbone.weights.sample_rows(name, LAYER_ROWS)
             shapes = [backbone.arch.shape(part) for part in site.parts]
             width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
-            if rows.dtype not in PLAIN or rows.is_meta or rows.shape[1:] != (width,):
-                return None  # the shape too: packed bits may be stored as bfloat16
+            if rows.dtype not in PLAIN_DTYPES or rows.is_meta or rows.shape[1:] != (width,):
+                return None  # the shape as well: packed quantized weights may be stored as bfloat16
             digest.update(_bits(rows))
     return digest.hexdigest()
 
@@ -122,9 +131,10 @@ def _bits(rows: Tensor) -> bytes:
 
 
 def hash_tokenizer_files(backbone: Backbone) -> str | None:
-    """Hash a tokenizer's files as they are: a hundredth of a second, where reading the vocabulary takes one or two.
+    """Hash the files of a tokenizer, which takes 0.01 s; reading the vocabulary takes one or two.
 
-    None for a model in memory, and where there is no tokenizer.json.
+    Returns:
+        The hash, or None for a model in memory and where there is no tokenizer.json.
     """
     source = backbone.source
     if source.in_memory or not source.has(TOKENIZER_FILES[0]):
@@ -132,57 +142,65 @@ def hash_tokenizer_files(backbone: Backbone) -> str | None:
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         path = source.fetch(name) if source.has(name) else None
-        digest.update(hashlib.sha256(_content(path)).digest() if path else b"-")
+        digest.update(hashlib.sha256(_read_bytes(path)).digest() if path else b"-")
     return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise LoraSuiteError(
-            f"the file cannot be read: {error.strerror}", where=path, do="check the rights to it"
+            f"the file cannot be read: {error.strerror}", where=path, do="check its permissions"
         ) from error
 
 
 def check_identity(wanted: Identity, backbone: Backbone, role: str) -> None:
-    """Refuse a backbone that is not the one a map was built for."""
-    faults = find_differences(wanted, backbone)
-    if faults:
+    """Check that a backbone is the one a map was built for.
+
+    Args:
+        wanted: The identity in the map.
+        backbone: The backbone.
+        role: ``old`` or ``new``, for the message.
+
+    Raises:
+        LoraSuiteError: When it is another one.
+    """
+    differences = find_differences(wanted, backbone)
+    if differences:
         raise LoraSuiteError(
             f"the upgrade map was built for another {role} backbone",
             where=repr(backbone),
-            got=", ".join(faults) + " differ",
+            got=", ".join(differences) + " differ",
             wanted=wanted.name,
             do="build a map for this pair (peft-lorasuite map OLD NEW -o DIR)",
         )
 
 
 def find_differences(wanted: Identity, backbone: Backbone) -> list[str]:
-    """Name in what a backbone is not the one of an identity; empty where it is the same.
+    """Name what differs between a backbone and an identity; empty where they agree.
 
-    On the Hub the repository's file hashes decide and no weight is fetched; otherwise samples of the weights do, as
-    far as both sides have them.
+    Compares the repository's file hashes where both are known, which downloads no weights, else samples of the weights.
     """
-    faults = _differences(wanted.arch.sizes(), backbone.arch.sizes())
+    differences = _size_differences(wanted.arch.sizes(), backbone.arch.sizes())
     files = backbone.source.hashes() if wanted.files else {}
-    if not faults and files and files != wanted.files:
-        faults = ["the weight files' hashes"]
-    if not faults and not files and wanted.embedding and hash_embedding(backbone) != wanted.embedding:
-        faults = ["the embedding's values"]
-    if not faults and not files and wanted.weights and hash_layers(backbone) not in (None, wanted.weights):
-        faults = ["the layers' values"]
-    if not faults and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
-        faults = ["the vocabulary"]
-    return faults
+    if not differences and files and files != wanted.files:
+        differences = ["the weight files' hashes"]
+    if not differences and not files and wanted.embedding and hash_embedding(backbone) != wanted.embedding:
+        differences = ["the embedding's values"]
+    if not differences and not files and wanted.weights and hash_layers(backbone) not in (None, wanted.weights):
+        differences = ["the layers' values"]
+    if not differences and wanted.tokenizer and not _same_tokenizer(wanted, backbone):
+        differences = ["the vocabulary"]
+    return differences
 
 
 def _same_tokenizer(wanted: Identity, backbone: Backbone) -> bool:
-    """Compare the files, and where these differ or are not known, the vocabularies."""
+    """Compare the tokenizer files or, where these differ or are unknown, the vocabularies."""
     if wanted.tokenizer_files is not None and hash_tokenizer_files(backbone) == wanted.tokenizer_files:
         return True
     return tokenizer_hash(backbone.tokenizer) == wanted.tokenizer
 
 
-def _differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
+def _size_differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
     return [f"{name} {got[name]} for {wanted[name]}" for name in wanted if wanted[name] != got[name]]

@@ -1,4 +1,4 @@
-"""The map between both hidden sizes, fitted on the embeddings of shared tokens."""
+"""The hidden map between the hidden spaces of two backbones, fitted on the embeddings of shared tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from ..text.vocabulary import shared_tokens
 from .options import MapOptions
 
 FIT_TOKENS = 16384
-"""Shared tokens that the hidden map is fitted on, or eight times the hidden size if that is more. They are taken from
-the low ids: in byte-pair vocabularies the frequent tokens, whose embeddings are trained best."""
+"""Shared tokens that the hidden map is fitted on, or eight times the hidden size if that is more. The lowest ids are
+used: in byte-pair vocabularies these are the most frequent tokens, with the best trained embeddings."""
 
 
 def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[Tensor, dict[str, Any]]:
-    """Fit the hidden map on the shared tokens and measure how well it tells them apart."""
+    """Fit the hidden map on the shared tokens, and measure how well it fits.
+
+    Returns:
+        The map ``W_h``, (D_o, D_n), and measurements for the report.
+
+    Raises:
+        LoraSuiteError: When the tokenizers share no token.
+    """
     left, right = shared_tokens(
         old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
     )
@@ -27,38 +34,37 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
         raise LoraSuiteError(
             "the tokenizers share no token",
             where=f"{old!r} and {new!r}",
-            do="this pair of backbones cannot be mapped: retrain the adapter",
+            do="retrain the adapter: this pair of backbones cannot be mapped",
         )
     count = max(FIT_TOKENS, 8 * old.arch.hidden)
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
     hidden = hidden_map(E_o, E_n, options.hidden_map)
-    info: dict[str, float | None] = {"error": fit_error(E_o @ hidden, E_n)}
-    info["agreement"] = agreement(E_o @ hidden, E_n)
-    info["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
+    quality: dict[str, float | None] = {"error": relative_error(E_o @ hidden, E_n)}
+    quality["agreement"] = agreement(E_o @ hidden, E_n)
+    quality["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
     if E_o.shape == E_n.shape:
-        info["distance"] = fit_error(E_o, E_n)
-    facts = {"shared_tokens": len(left), "hidden": info}
-    return hidden, facts
+        quality["distance"] = relative_error(E_o, E_n)
+    return hidden, {"shared_tokens": len(left), "hidden": quality}
 
 
-def fit_error(moved: Tensor, target: Tensor) -> float:
-    """Relative error of the hidden map on the shared embeddings."""
-    return round(float((moved - target).norm() / target.norm()), 6)
+def relative_error(mapped: Tensor, target: Tensor) -> float:
+    """Return ``||mapped - target||_F / ||target||_F``."""
+    return round(float((mapped - target).norm() / target.norm()), 6)
 
 
-def agreement(moved: Tensor, target: Tensor, sample: int = 512) -> float:
-    """Share of sampled tokens whose moved embedding is nearest, by cosine, to its own new embedding."""
-    rows = torch.linspace(0, len(moved) - 1, min(sample, len(moved))).long()
+def agreement(mapped: Tensor, target: Tensor, sample: int = 512) -> float:
+    """Return the share of sampled tokens whose mapped embedding is nearest, by cosine, to its own new embedding."""
+    rows = torch.linspace(0, len(mapped) - 1, min(sample, len(mapped))).long()
     normalize = torch.nn.functional.normalize
-    nearest = (normalize(moved[rows]) @ normalize(target).T).argmax(dim=1)
+    nearest = (normalize(mapped[rows]) @ normalize(target).T).argmax(dim=1)
     return round(float((nearest == rows).float().mean()), 4)
 
 
 def held_out_agreement(old: Tensor, new: Tensor, kind: str) -> float | None:
-    """Agreement on every other token of a map that was fitted on the rest; None where the rest is too little.
+    """Return the agreement on every other token of a map fitted on the remaining tokens; None if these are too few.
 
-    Where the tokens are few against the hidden size, a fit finds its own tokens again between any two backbones.
+    With few tokens relative to the hidden size, a fit recovers its own tokens between any two backbones.
     """
     try:
         fitted = hidden_map(old[::2], new[::2], kind)

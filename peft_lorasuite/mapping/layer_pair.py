@@ -1,4 +1,4 @@
-"""What an upgrade map is made of: one record for each pair of layers, and all parts together."""
+"""The records of an upgrade map: one per matched pair of layers, and one of all computed parts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from .fingerprint import Identity
 
 @dataclass(frozen=True, eq=False)
 class LayerPair:
-    """How one old layer becomes one new layer.
+    """The match of one old and one new layer.
 
     Attributes:
         old: Index of the old layer.
         new: Index of the new layer.
         heads: Matched query heads, old and new, int64 (pairs, 2).
         head_scores: Cosine similarity of each matched pair, (pairs,).
-        head_fits: Part -> fit, for q, k, v, o; k and v on the key/value heads of the matched query heads.
+        head_fits: Part -> fit of every matched pair, for q, k, v, o; those of k and v are for the key/value heads of
+            the matched query heads.
         units: Matched feed-forward units, old and new, int64 (pairs, 2).
-        unit_fits: Part -> fit, for the feed-forward parts that both families have.
-        gains: Part -> (old norm weight, new norm weight).
+        unit_fits: Part -> fit, for the feed-forward parts of both backbones.
+        gains: Part -> gains of the old and the new norm, (D_o,) and (D_n,).
     """
 
     old: int
@@ -45,7 +46,7 @@ class MapParts(NamedTuple):
         new: Identity of the new backbone.
         hidden: ``W_h``, (D_o, D_n).
         inverse: ``pinv(W_h)``, (D_n, D_o).
-        similarity: Scores of all pairs of layers, (L_o, L_n); zeros where the layer map needs none.
+        similarity: Similarity of all pairs of layers, (L_o, L_n); zeros where the layer map does not use it.
         layers: The matched layers, ascending.
         facts: Measurements of the build: shared tokens, fit of the hidden map, seconds.
     """

@@ -19,26 +19,33 @@ from .options import MapOptions
 
 
 class LayerMatcher:
-    """Matches heads and units of pairs of layers, reading each layer's weights when its turn comes."""
+    """Matches heads and units of pairs of layers, reading the weights of one pair at a time.
+
+    Args:
+        old: The old backbone.
+        new: The new backbone.
+        hidden: The hidden map ``W_h``, (D_o, D_n).
+        options: How to match.
+    """
 
     def __init__(self, old: Backbone, new: Backbone, hidden: Tensor, options: MapOptions) -> None:
         self.old, self.new, self.options = old, new, options
         self.hidden, self.inverse = hidden, pseudo_inverse(hidden)
         self.attention = [part for part in ATTENTION if part in old.arch.parts and part in new.arch.parts]
         self.units = [part for part in ("gate", "up", "down") if part in old.arch.parts and part in new.arch.parts]
-        self._heads = lru_cache(maxsize=1)(self._read_heads)
+        self._heads = lru_cache(maxsize=1)(self._read_heads)  # the tie-break of the layer map and `match` read the same
 
     def weight_similarity(self, i: int, j: int) -> float:
-        """Mean similarity of the matched heads of an old and a new layer: the tie-break of the layer map."""
+        """Return the mean similarity of the matched heads of layers i and j: the tie-break of the layer map."""
         return float(self._match_heads(i, j)[1].mean())
 
     def match(self, i: int, j: int) -> LayerPair:
-        """Match everything in one pair of layers."""
+        """Match the heads and units of old layer i and new layer j, and fit their maps."""
         heads, scores = self._match_heads(i, j)
         old, new, norms = self._heads(i, j)
         fits = {}
         for part in self.attention:
-            left, right = self._numbers(part, heads)
+            left, right = self._rows(part, heads)
             rotary = self._rotary(i, j) if part in ("q", "k") else None
             fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
         units, unit_fits = self._match_units(i, j)
@@ -55,7 +62,12 @@ class LayerMatcher:
         return pairs, scores[pairs[:, 0], pairs[:, 1]]
 
     def _read_heads(self, i: int, j: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Read both layers' heads, the old ones moved to the new hidden basis, and the old heads' own norms."""
+        """Read the heads of both layers.
+
+        Returns:
+            Part -> old heads in the new hidden basis, (heads, d_o, D_n); part -> new heads, (heads, d_n, D_n);
+            part -> norms of the old heads in their own basis, (heads,).
+        """
         old, new, norms = {}, {}, {}
         for part in ATTENTION:
             heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
@@ -65,22 +77,22 @@ class LayerMatcher:
         return old, new, norms
 
     def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
-        """Match the feed-forward units; of wide layers only sketches are moved, a part is never moved whole."""
-        old, new, raw = {}, {}, {}
+        """Match the feed-forward units and fit their scales; wide layers are compared in sketches to save memory."""
+        old, new, norms = {}, {}, {}
         signs = sketch_signs(self.units, self.new.arch.hidden)
         for part in self.units:
             weight = _units_first(self.old.part(i, part), part)
-            raw[part] = weight.norm(dim=1)
+            norms[part] = weight.norm(dim=1)
             old[part] = weight @ sketch(self._matrix(i, j, part), signs[part])
             new[part] = sketch(_units_first(self.new.part(j, part), part), signs[part])
         pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
         left, right = pairs[:, 0], pairs[:, 1]
         return pairs, {
-            part: fit_units(old[part][left], new[part][right], float(raw[part][left].norm())) for part in self.units
+            part: fit_units(old[part][left], new[part][right], float(norms[part][left].norm())) for part in self.units
         }
 
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
-        """Change of basis ``(D_o, D_n)`` of a part's heads or units, each a row of old hidden dimensions."""
+        """Return the change of basis, (D_o, D_n), for heads or units of a part, as rows over hidden dimensions."""
         basis = self._basis(i, j, part)
         return basis.output_matrix() if part in OUTPUT_PROJECTIONS else basis.input_matrix()
 
@@ -88,8 +100,8 @@ class LayerMatcher:
         old, new = self.old.arch, self.new.arch
         return part_basis(old, new, part, self.hidden, self.inverse, (self.old.gain(i, part), self.new.gain(j, part)))
 
-    def _numbers(self, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the matched heads: query heads as they are, keys and values through their groups."""
+    def _rows(self, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the old and new heads of a part for the matched query heads: with GQA, k and v use their groups."""
         if part in ("q", "o"):
             return heads[:, 0], heads[:, 1]
         return group_of(self.old.arch.heads)[heads[:, 0]], group_of(self.new.arch.heads)[heads[:, 1]]
@@ -102,5 +114,5 @@ class LayerMatcher:
 
 
 def _units_first(weight: Tensor, part: str) -> Tensor:
-    """View a feed-forward weight as one row a unit; down's columns become rows."""
+    """View a feed-forward weight with one row per unit; a unit of ``down`` is a column."""
     return weight.T if part == "down" else weight

@@ -1,4 +1,4 @@
-"""How an upgrade map is built: names from the tables of the rooms that do it, refused before anything is read."""
+"""Options of building an upgrade map, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class MapOptions:
     """How a map is built.
 
     Attributes:
-        hidden_map: ``embeddings``, ``polar`` or ``identity`` (see `transfer.hidden_map`).
-        similarity: ``cka``, ``cca``, ``pwcca`` or ``procrustes``.
-        layer_map: ``cka`` (the dynamic programme over the similarity), ``first``, ``medium``, ``last``,
+        hidden_map: ``embeddings``, ``polar`` or ``identity`` (see `linalg.basis.hidden_map`).
+        similarity: Similarity of layer outputs: ``cka``, ``cca``, ``pwcca`` or ``procrustes``.
+        layer_map: ``cka`` (the path of the largest total similarity), ``first``, ``medium``, ``last`` or
             ``proportional``.
-        head_map: ``hungarian``, or ``index`` for none.
-        tokens: Calibration tokens kept for the similarity, at least 4.
+        head_map: ``hungarian``, or ``index`` to pair heads by their index.
+        tokens: Calibration tokens used for the similarity, at least 4.
         block: Tokens of one minibatch of CKA, at least 4.
-        seed: Of the choice of calibration tokens.
+        seed: Seed of the choice of calibration tokens.
     """
 
     hidden_map: str = "embeddings"

@@ -1,4 +1,4 @@
-"""Sections of an upgrade map: what single methods need beyond its core, one file each, read tensor by tensor."""
+"""Sections of an upgrade map: additional tensors of a single method, one file each, read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from .layer_pair import LayerPair
 log = logging.getLogger(__name__)
 
 REMOVED = {"transport": "the method that used it was removed"}
-"""Sections of older versions -> why they are not read any more."""
+"""Sections of older versions -> why they are no longer read."""
 
 
 @dataclass(frozen=True, eq=False)
 class SectionRequest:
-    """What the builder of a section is given.
+    """Arguments of the function that builds a section.
 
     Attributes:
         layers: The matched layers of the map.
         basis: ``basis(pair, part)``, see `UpgradeMap.basis`.
-        old: Old backbone.
-        new: New backbone.
+        old: The old backbone.
+        new: The new backbone.
         parts: Parts to build for; both backbones have them.
         options: The method's options.
-        seed: Of whatever is drawn at random.
+        seed: Random seed.
         progress: Shows the progress of a long step.
     """
 
@@ -55,13 +55,14 @@ class SectionRequest:
 
 @dataclass(frozen=True)
 class SectionSpec:
-    """How a method's section is made, declared beside the method.
+    """Declaration of a method's section.
 
     Attributes:
         name: Name of the section and, with ``.safetensors``, of its file.
-        build: Makes the tensors.
-        settings: The method's options that the tensors depend on; their values are kept with the section.
-        covers: ``(kept settings, options)`` -> whether a section with these settings serves these options.
+        build: Builds the tensors.
+        settings: Names of the method's options that the tensors depend on; their values are stored with the section.
+        covers: ``(stored settings, options)`` -> whether a section built with these settings can be used with these
+            options.
     """
 
     name: str
@@ -72,16 +73,16 @@ class SectionSpec:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A section in memory, or in a file that is fetched and opened when its first tensor is wanted.
+    """A section in memory, or in a file that is downloaded and opened when the first tensor is read.
 
     Attributes:
-        name: Its name.
-        parts: The parts that it holds.
+        name: Name of the section.
+        parts: The parts that it has tensors for.
         settings: Option -> value that it was built with.
         key: Fingerprint of the map that it belongs to.
-        bytes: Size of its file; of its tensors alone while it is in memory.
+        bytes: Size of its file or, in memory, of its tensors.
         tensors: The tensors, if it is in memory.
-        source: Where its file is, if it is not.
+        source: Where its file is, if it is not in memory.
     """
 
     name: str
@@ -95,27 +96,35 @@ class Section:
 
     @property
     def file(self) -> str:
-        """Name of its file in the map's folder."""
+        """Name of the file in the map's folder."""
         return f"{self.name}.safetensors"
 
     @property
     def where(self) -> str:
-        """Its place, for messages."""
+        """The file or the section's name, for messages."""
         return f"{self.source.name}/{self.file}" if self.source else f"section {self.name}"
 
     def check(self) -> None:
-        """Refuse a file that is damaged or belongs to another map, before a tensor of it is wanted."""
+        """Check the file before any tensor is read.
+
+        Raises:
+            LoraSuiteError: When it is damaged or belongs to another map.
+        """
         if self.source is not None:
             self._open()
 
     def read(self, name: str, shape: Sequence[int | None]) -> Tensor:
-        """Read one tensor in float32; None in ``shape`` stands for any length."""
+        """Read one tensor in float32; None in ``shape`` stands for any length.
+
+        Raises:
+            LoraSuiteError: When the tensor is missing, has another shape, or is not finite.
+        """
         if self.source is None:
             tensor = self.tensors.get(name)
         else:
             handle = self._open()
             try:
-                tensor = handle.get_tensor(name) if name in handle.keys() else None  # noqa: SIM118 (no dict)
+                tensor = handle.get_tensor(name) if name in handle.keys() else None  # noqa: SIM118 (not a dict)
             except SafetensorError as error:
                 raise broken_file_error(self.where, error) from error
         if tensor is None:
@@ -126,7 +135,7 @@ class Section:
         if not fits:
             wanted = tuple("any" if size is None else size for size in shape)
             raise LoraSuiteError(
-                f"a tensor of the section has a wrong shape: {name}", where=self.where, got=tuple(tensor.shape),
+                f"a tensor of the section has the wrong shape: {name}", where=self.where, got=tuple(tensor.shape),
                 wanted=wanted, do="build it again",
             )  # fmt: skip
         if not torch.isfinite(tensor).all():
@@ -134,11 +143,14 @@ class Section:
         return tensor.float()
 
     def write(self, folder: Path, *, kept: Path | None = None) -> dict[str, Any]:
-        """Write its file, or take over the file that it is read from; return its record for ``map.json``.
+        """Write the file, or link or copy the file that the section is read from.
 
         Args:
-            folder: Where to.
-            kept: Folder that is replaced by ``folder``: a file in it is linked, not copied.
+            folder: Folder to write to.
+            kept: Folder that ``folder`` replaces; a file in it is linked rather than copied.
+
+        Returns:
+            The record of the section in ``map.json``.
         """
         from safetensors.torch import save_file
 
@@ -172,7 +184,7 @@ class Section:
             path = self.source.require(self.file, do=f"build the map with the method that needs it: {self.name}")
             if path.stat().st_size != self.bytes:
                 raise LoraSuiteError(
-                    "the file has another size than the map says", where=self.where, got=path.stat().st_size,
+                    "the file size differs from the one in map.json", where=self.where, got=path.stat().st_size,
                     wanted=f"{self.bytes} bytes", do="fetch or build it again",
                 )  # fmt: skip
             handle = open_safetensors(path, where=self.where)
@@ -183,7 +195,7 @@ class Section:
 
 
 def build_section(spec: SectionSpec, request: SectionRequest, key: str) -> Section:
-    """Build a section in memory; ``key`` is that of the map."""
+    """Build a section in memory; ``key`` is the fingerprint of its map."""
     tensors = dict(spec.build(request))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     settings = {name: getattr(request.options, name) for name in spec.settings}
@@ -191,7 +203,7 @@ def build_section(spec: SectionSpec, request: SectionRequest, key: str) -> Secti
 
 
 def list_sections(meta: Mapping[str, Any], source: Source, key: str) -> dict[str, Section]:
-    """Return the sections that ``map.json`` lists; no file of theirs is opened, or fetched, yet."""
+    """Return the sections listed in ``map.json``, without downloading or opening their files."""
     found = {}
     for name, record in meta.get("sections", {}).items():
         if name in REMOVED:

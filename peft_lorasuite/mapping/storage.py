@@ -1,4 +1,4 @@
-"""Upgrade maps as tensors and JSON values: flattened for writing, checked and rebuilt on reading."""
+"""Upgrade maps as tensors and JSON values: flattened on saving, checked and rebuilt on loading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .layer_pair import LayerPair, MapParts
 
 
 def flatten(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> dict[str, Tensor]:
-    """Name the tensors of a map as `rebuild` reads them; the inverse is computed again on loading."""
+    """Return the tensors of a map by the names that `rebuild` reads; the inverse is recomputed on loading."""
     tensors = {"hidden": hidden, "similarity": similarity}
     for pair in layers:
         here = f"layers.{pair.new}"
@@ -35,7 +35,7 @@ def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:
     """Return the parts of a map from its JSON values and tensors.
 
     Raises:
-        LoraSuiteError: For a tensor of another shape, for pairs that do not exist, and for tensors that no part uses.
+        LoraSuiteError: For a tensor of the wrong shape, matched indices out of range, and unexpected tensors.
     """
     old, new = Identity.from_dict(meta["old"]), Identity.from_dict(meta["new"])
     _check_pairs(torch.tensor(meta["layers"]), (old.arch.layers, new.arch.layers), "layers")
@@ -67,7 +67,7 @@ def _rebuild_pair(i: int, j: int, old: Architecture, new: Architecture, read: _T
 
 
 class _TensorReader:
-    """The tensors of an untrusted map: each is taken by its name, in the shape that it must have."""
+    """Checked access to the tensors of an untrusted map: each is taken once, by name and expected shape."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = dict(tensors)
@@ -80,23 +80,23 @@ class _TensorReader:
         tensor = self._tensors.pop(name)
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             raise LoraSuiteError(
-                f"a tensor of the map has a wrong shape: {name}",
+                f"a tensor of the map has the wrong shape: {name}",
                 got=f"{tuple(tensor.shape)} of {tensor.dtype}", wanted=shape,
             )  # fmt: skip
         return tensor
 
     def pairs(self, name: str, limits: tuple[int, int]) -> Tensor:
-        """Take a list of matched indices, old and new."""
+        """Take a tensor of matched indices, old and new, (pairs, 2)."""
         return _check_pairs(self._tensors.pop(name), limits, name)
 
     def close(self) -> None:
-        """Refuse tensors that were not taken."""
+        """Raise an error for tensors that were not taken."""
         if self._tensors:
             raise LoraSuiteError("the map has unexpected tensors", got=", ".join(sorted(self._tensors)[:3]))
 
 
 def _check_pairs(pairs: Tensor, limits: tuple[int, int], name: str) -> Tensor:
-    whole = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype == torch.int64
-    if not whole or bool((pairs < 0).any()) or bool((pairs >= torch.tensor(limits)).any()):
+    valid = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype == torch.int64
+    if not valid or bool((pairs < 0).any()) or bool((pairs >= torch.tensor(limits)).any()):
         raise LoraSuiteError(f"the map matches indices out of range: {name}", wanted=f"pairs below {limits}")
     return pairs

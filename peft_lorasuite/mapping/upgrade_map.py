@@ -31,7 +31,7 @@ META, CORE = "map.json", "core.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class UpgradeMap:
-    """Everything that the weight methods need to know about a pair of backbones.
+    """Matched layers, heads and units of a pair of backbones, and the changes of basis between them.
 
     Attributes:
         old: Identity of the old backbone.
@@ -39,11 +39,11 @@ class UpgradeMap:
         options: How the map was built.
         hidden: ``W_h``, (D_o, D_n).
         inverse: ``pinv(W_h)``, (D_n, D_o).
-        similarity: Scores of all pairs of layers, (L_o, L_n); zeros where the layer map needs none.
+        similarity: Similarity of all pairs of layers, (L_o, L_n); zeros where the layer map does not use it.
         layers: The matched layers, ascending.
-        facts: Measurements of the build: shared tokens, fit of the hidden map, seconds, versions.
+        facts: Measurements of the build: shared tokens, fit of the hidden map, seconds.
         source: The folder or Hub repository that it was loaded from.
-        sections: Name -> what a single method needs beyond the rest (`add_section` adds one).
+        sections: Name -> additional tensors of a single method (see `add_section`).
     """
 
     old: Identity
@@ -59,7 +59,7 @@ class UpgradeMap:
 
     @classmethod
     def build(cls, old: Any, new: Any, options: MapOptions | None = None, **settings: Any) -> UpgradeMap:
-        """Build the map of a pair of backbones; the settings are those of `build.build_map`."""
+        """Build the map of a pair of backbones; the keywords are those of `mapping.build.build_map`."""
         from .build import build_map
 
         options = options or MapOptions()
@@ -67,29 +67,30 @@ class UpgradeMap:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """The layer map: (old, new)."""
+        """The layer map, as (old layer, new layer)."""
         return [(pair.old, pair.new) for pair in self.layers]
 
     @property
     def key(self) -> str:
-        """Fingerprint of what sections depend on: both backbones and the layer map."""
+        """Fingerprint of both backbones and the layer map, which sections depend on."""
         text = f"{self.old.key}{self.new.key}{[tuple(pair) for pair in self.pairs]}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def basis(self) -> Callable[[LayerPair, str], Basis]:
-        """``basis(pair, part)``: the change of basis of one part of one matched layer, the same for every adapter."""
-        old, new, hidden, inverse = self.old.arch, self.new.arch, self.hidden, self.inverse  # not self: no cycle
+        """``basis(pair, part)``: the change of basis of one part of one matched layer, computed once."""
+        # locals rather than self, so that the cached function forms no reference cycle with the map
+        old, new, hidden, inverse = self.old.arch, self.new.arch, self.hidden, self.inverse
         return cache(lambda pair, part: part_basis(old, new, part, hidden, inverse, pair.gains[part]))
 
     def common_parts(self, parts: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Return the parts that both backbones have; with ``parts``, only those among them."""
+        """Return the parts that both backbones have, or those of them that are in ``parts``."""
         check_parts(parts or ())
         new = self.new.arch.parts
         return tuple(part for part in self.old.arch.parts if part in new and (parts is None or part in parts))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``map.json``, ``core.safetensors`` and a file per section, whole or not at all."""
+        """Write ``map.json``, ``core.safetensors`` and a file per section; on an error nothing is written."""
         from safetensors.torch import save_file
 
         with atomic_folder(folder, overwrite=overwrite) as part:
@@ -109,15 +110,19 @@ class UpgradeMap:
         cache_dir: str | None = None,
         local_files_only: bool = False,
     ) -> UpgradeMap:
-        """Read a map from a folder or the Hub (``owner/name@revision``); its names, shapes and values are checked."""
+        """Load a map from a folder or the Hub (``owner/name@revision``); names, shapes and values are checked.
+
+        Raises:
+            LoraSuiteError: When a file is missing or malformed, or has an unsupported format.
+        """
         if revision is None:
             name, revision = split_revision(name)
         source = Source(str(name), "upgrade map", revision, token, cache_dir, local_files_only)
         with error_context(source):
-            meta = read_json(source.require(META, do="name the folder that `map` wrote"), where=f"{source.name}/{META}")
+            meta = read_json(source.require(META, do="pass the folder that `map` wrote"), where=f"{source.name}/{META}")
             if meta.get("format") != FORMAT:
                 raise LoraSuiteError(
-                    "the map has another format", got=meta.get("format"), wanted=FORMAT,
+                    "unsupported format of the upgrade map", got=meta.get("format"), wanted=FORMAT,
                     do="build it again with this version",
                 )  # fmt: skip
             tensors = read_tensors(source.require(CORE), where=f"{source.name}/{CORE}")
@@ -126,7 +131,7 @@ class UpgradeMap:
                 built = cls(options=MapOptions(**meta["options"]), source=source, **parts._asdict())
                 return replace(built, sections=list_sections(meta, source, built.key))
             except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-                raise LoraSuiteError(f"the map is incomplete: {error}", do="build or fetch it again") from error
+                raise LoraSuiteError(f"malformed upgrade map: {error}", do="build or fetch it again") from error
 
     def describe(self) -> dict[str, Any]:
         """Return everything but the tensors, as JSON values."""

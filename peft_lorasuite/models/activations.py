@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +20,6 @@ from .backbone import Backbone
 from .distributed import split_between_processes, sum_across_processes
 from .memory import free_models, release_memory
 from .offload import is_on_disk
-
-log = logging.getLogger(__name__)
 
 SINK_TOKENS = 4
 """Leading positions of a sequence that are never sampled: attention sinks have activations hundreds of times larger."""

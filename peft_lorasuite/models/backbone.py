@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -24,8 +23,6 @@ from .loading import check_model, load_causal_lm, load_errors
 from .offload import DISK, clean_offload_folder, disk_options
 from .restore import restore_model
 from .upcast import compute_in_float32
-
-log = logging.getLogger(__name__)
 
 NAMELESS = "a model in memory"
 """Name of a loaded model without a ``_name_or_path``; not a Hub id."""

@@ -66,7 +66,7 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> l
         if len(ids) + length > limit:
             raise LoraSuiteError(
                 f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
-                got=f"{len(ids)} tokens and {length} for the answer", wanted=f"at most {limit} in total",
+                got=f"{len(ids)} tokens and {length} for the answer", wanted=f"at most {limit}",
             )  # fmt: skip
     return rows
 
