@@ -1,1 +1,1 @@
-"""Linear algebra: tensors in, tensors out."""
+"""Linear algebra on tensors, without models or files."""

@@ -1,4 +1,4 @@
-"""A low-rank update as a pair of factors; the product is never formed."""
+"""Low-rank updates as pairs of factors, and fits and decompositions that return them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from ..errors import LoraSuiteError
 
 MAX_VALUE = 1e8
-"""Of a factor's values, scaling included."""
+"""Largest absolute value of a factor, with its scaling."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The update ``dW = B @ A`` of one projection, its scaling folded into the factors.
+    """The update ``delta_weight = B @ A`` of one projection, with the scaling in the factors.
 
     Attributes:
-        A: ``(r, in)``, float32.
-        B: ``(out, r)``, float32.
-        bias: ``(out,)`` added to the output (``lora_bias``), or None.
+        A: ``(rank, in)``, float32.
+        B: ``(out, rank)``, float32.
+        bias: ``(out,)``, added to the output (``lora_bias``), or None.
     """
 
     A: Float[Tensor, "rank in_"]
@@ -32,25 +32,25 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Number of columns of B."""
+        """Number of rows of A and columns of B."""
         return self.A.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(out, in)`` of the update."""
+        """``(out, in)``."""
         return self.B.shape[0], self.A.shape[1]
 
     def norm(self) -> float:
-        """Return ``||B A||_F`` from two r x r Gram matrices."""
+        """Return the Frobenius norm ``||B A||``, from two Gram matrices of size rank x rank."""
         A, B = self.A.double(), self.B.double()
         return float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())
 
     def delta_weight(self) -> Tensor:
-        """Form the product; for tests and for methods that need one dense module at a time."""
+        """Return the product ``B @ A``, ``(out, in)``; only for code that needs the dense matrix of one module."""
         return self.B @ self.A
 
     def apply(self, x: Float[Tensor, "*rows in_"]) -> Float[Tensor, "*rows out"]:
-        """Return what the update adds for some inputs, ``B A x``, in float32 and where they are; without the bias."""
+        """Return ``B A x``, without the bias, in float32 and on the device of ``x``."""
         return x.float() @ self.A.T.to(x.device) @ self.B.T.to(x.device)
 
     def scaled(self, factor: float) -> LowRank:
@@ -58,9 +58,10 @@ class LowRank:
         return LowRank(self.A, self.B * factor, None if self.bias is None else self.bias * factor)
 
     def truncated(self, rank: int) -> tuple[LowRank, float]:
-        """Return the best update of at most this rank and the share of the energy ``||dW||_F^2`` that it keeps.
+        """Return the best update of at most this rank, and the fraction of the energy ``||B A||^2`` that it keeps.
 
-        Directions that add nothing are left out: their factors would be zero on both sides and could not learn.
+        Directions with a singular value of zero are left out: both of their factors would be zero, and a later
+        training could not change them.
         """
         U, s, Vt = self._svd()
         total = float((s**2).sum())
@@ -70,7 +71,7 @@ class LowRank:
         return LowRank((root[:, None] * Vt[:rank]).float(), (U[:, :rank] * root).float(), self.bias), kept
 
     def padded(self, rank: int, generator: torch.Generator) -> LowRank:
-        """Return the same update with more columns: B's are zero, A's Kaiming-uniform, so that they can learn."""
+        """Return the same update at a higher rank: new columns of B are zero, new rows of A uniform, as PEFT's init."""
         extra = rank - self.rank
         if extra <= 0:
             return self
@@ -80,7 +81,7 @@ class LowRank:
         return LowRank(torch.cat([self.A, rows]), torch.cat([self.B, zeros], dim=1), self.bias)
 
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thin SVD of B A from two thin QRs and one r x r SVD, in float64."""
+        """Return the thin SVD of ``B A`` from two thin QRs and an SVD of size rank x rank, in float64."""
         Qb, Rb = torch.linalg.qr(self.B.double())
         Qa, Ra = torch.linalg.qr(self.A.double().T)
         U, s, Vt = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
@@ -88,32 +89,39 @@ class LowRank:
 
 
 def check_values(*factors: Tensor, where: str) -> tuple[Tensor, ...]:
-    """Return factors, refusing values that no training gives: their products would leave the range of float32."""
+    """Return the factors; raise `LoraSuiteError` for values so large that products would overflow float32."""
     largest = max((float(factor.abs().max()) for factor in factors if factor.numel()), default=0.0)
     if not largest <= MAX_VALUE:
         raise LoraSuiteError(
-            "the adapter's values are out of range", where=where, got=f"{largest:.3g}", wanted=f"at most {MAX_VALUE:.0e}",
+            "the adapter's values are out of range",
+            where=where,
+            got=f"{largest:.3g}",
+            wanted=f"at most {MAX_VALUE:.0e}",
             do="train or fetch it again",
-        )  # fmt: skip
+        )
     return factors
 
 
-def share_A(updates: Sequence[LowRank]) -> bool:
-    """Whether all updates share their A, as the parts of one fused projection do."""
+def share_input_factor(updates: Sequence[LowRank]) -> bool:
+    """Whether all updates have the same A, as the parts of a fused projection do."""
     first = updates[0].A
     return all(update.A is first or torch.equal(update.A, first) for update in updates[1:])
 
 
 def stack(updates: Mapping[str, LowRank], heights: Mapping[str, int]) -> LowRank:
-    """Put the updates of a fused module's parts above one another.
+    """Stack the updates of a fused module's parts.
 
-    The rank stays r when all share their A and is the sum of the ranks otherwise. Parts in ``heights`` (part -> rows)
-    that have no update get zero rows.
+    Args:
+        updates: Part -> update.
+        heights: Part -> rows, in the order of the result. Parts without an update get rows of zeros.
+
+    Returns:
+        An update of the common rank if all updates have the same A, else of the sum of the ranks.
     """
     present = list(updates.values())
     if not present:
-        raise LoraSuiteError("there is no update to put together")
-    shared = share_A(present)
+        raise LoraSuiteError("there are no updates to stack")
+    shared = share_input_factor(present)
     rank = present[0].rank if shared else sum(update.rank for update in present)
     A = present[0].A if shared else torch.cat([update.A for update in present])
     B = A.new_zeros(sum(heights.values()), rank)
@@ -133,10 +141,19 @@ def stack(updates: Mapping[str, LowRank], heights: Mapping[str, int]) -> LowRank
 def truncated_svd(
     matrix: Float[Tensor, "rows columns"], rank: int, seed: int = 0, *, extra: int = 16, rounds: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ``rank`` largest singular triples, U ``(rows, rank)``, s ``(rank,)``, V ``(columns, rank)``.
+    """Return the largest singular values of a matrix with their vectors.
 
-    Exact where the rank is more than half of the smaller side; otherwise by a random range of ``rank + extra``
-    columns, sharpened by ``rounds`` of power iteration, the same for the same seed.
+    Computed exactly if the rank is at least half of the smaller dimension, else by a randomized SVD.
+
+    Args:
+        matrix: The matrix.
+        rank: Number of singular values.
+        seed: Seed of the randomized SVD.
+        extra: Oversampling columns of the randomized SVD.
+        rounds: Power iterations of the randomized SVD.
+
+    Returns:
+        U ``(rows, rank)``, s ``(rank,)`` and V ``(columns, rank)``.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if wide else matrix
@@ -156,10 +173,7 @@ def truncated_svd(
 
 
 def low_rank_approximation(matrix: Float[Tensor, "out in_"], rank: int) -> tuple[LowRank, float]:
-    """Return the best rank-``rank`` update of a dense matrix and the share of its energy that it keeps.
-
-    See `truncated_svd` for how.
-    """
+    """Return the best update of the given rank for a dense matrix, and the fraction of its energy that it keeps."""
     total = float((matrix.double() ** 2).sum())
     U, s, V = truncated_svd(matrix.double() if min(matrix.shape) <= 512 else matrix.float(), rank)
     root = s.sqrt()
@@ -168,23 +182,34 @@ def low_rank_approximation(matrix: Float[Tensor, "out in_"], rank: int) -> tuple
 
 
 def reduced_rank_ridge(
-    x: Float[Tensor, "positions in_"], wanted: Float[Tensor, "positions out"], quiet: Float[Tensor, "others in_"], *,
+    x: Float[Tensor, "positions in_"], targets: Float[Tensor, "positions out"], anchors: Float[Tensor, "others in_"], *,
     weight: float, ridge: float, rank: int,
 ) -> tuple[LowRank, float]:  # fmt: skip
-    """Fit ``B A x ≈ wanted`` and ``B A x ≈ 0`` on the quiet rows, optimal among all pairs of this rank.
+    """Fit ``B A x ≈ targets`` and ``B A anchors ≈ 0`` in least squares, optimally for the given rank.
 
-    Solved in the dual where there are fewer positions than the projection is wide: ``a = (X X^T + λI)^-1 R``, B holds
-    the top eigenvectors of ``R^T X X^T a`` and ``A = (X^T a B)^T``; otherwise for ``X^T a = (X^T X + λI)^-1 X^T R``.
+    Solved in the dual if there are fewer positions than input features: ``a = (X X^T + λI)^-1 R``, the columns of B
+    are the top eigenvectors of ``R^T X X^T a``, and ``A = (X^T a B)^T``. Otherwise ``X^T a = (X^T X + λI)^-1 X^T R``.
+
+    Args:
+        x: Inputs of the projection.
+        targets: The outputs that the update should add for ``x``.
+        anchors: Inputs for which the update should add nothing.
+        weight: Weight of the positions of ``x``; the anchors have weight 1.
+        ridge: Ridge penalty λ, relative to the mean squared norm of the weighted inputs.
+        rank: Rank of the update.
 
     Returns:
-        The update, and the share of the wanted shifts' energy that it produces on x.
+        The update, and the fraction of the energy of ``targets`` that it explains.
+
+    Raises:
+        LoraSuiteError: If the inputs are all zero or not finite.
     """
-    scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(quiet))]).double()[:, None]
-    X = torch.cat([x, quiet]).double() * scale
-    R = torch.cat([wanted.double(), wanted.new_zeros(len(quiet), wanted.shape[1]).double()]) * scale
+    scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(anchors))]).double()[:, None]
+    X = torch.cat([x, anchors]).double() * scale
+    R = torch.cat([targets.double(), targets.new_zeros(len(anchors), targets.shape[1]).double()]) * scale
     level = float((X**2).sum()) / len(X)
     if not 0 < level < math.inf:
-        raise LoraSuiteError("the inputs of a down projection are all zero or not finite: there is nothing to fit on")
+        raise LoraSuiteError("the inputs of a down projection are all zero or not finite, so nothing can be fitted")
     if len(X) <= X.shape[1]:
         dual = _ridge(X @ X.T, ridge * level, R)
         B = _top(R.T @ (R - ridge * level * dual), rank)  # of R^T X X^T a
@@ -194,17 +219,17 @@ def reduced_rank_ridge(
         primal = _ridge(X.T @ X, ridge * level, moment)
         B = _top(moment.T @ primal, rank)
         A = (primal @ B).T
-    off = x.double() @ A.T @ B.T - wanted.double()
-    explained = 1 - float((off**2).sum() / (wanted.double() ** 2).sum().clamp(min=1e-300))
+    residual = x.double() @ A.T @ B.T - targets.double()
+    explained = 1 - float((residual**2).sum() / (targets.double() ** 2).sum().clamp(min=1e-300))
     return LowRank(A.float(), B.float()), explained
 
 
 def _ridge(gram: Tensor, level: float, right: Tensor) -> Tensor:
-    """Solve ``(gram + level I) y = right``; the Gram matrix, often the largest thing there is, is overwritten."""
+    """Solve ``(gram + level I) y = right``; overwrites ``gram``, often the largest tensor in memory."""
     gram.diagonal().add_(level)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
 
 def _top(matrix: Tensor, rank: int) -> Tensor:
-    """Return the eigenvectors of a symmetric matrix's largest eigenvalues as columns."""
+    """Return the eigenvectors of the ``rank`` largest eigenvalues of a symmetric matrix, as columns."""
     return torch.linalg.eigh((matrix + matrix.T) / 2).eigenvectors[:, -rank:]
