@@ -29,13 +29,13 @@ from peft_lorasuite.adapters.writing import RECORD, REPORT, write_peft_model
 from peft_lorasuite.evaluation.answers import score_number
 from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.io.source import Source
-from peft_lorasuite.methods.behavior.elicitation import elicit
+from peft_lorasuite.methods.behavior.elicitation import synthesize_prompts
 from peft_lorasuite.models.generation import answer
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.text.examples import Example, format_example
 from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.training.scoring import score
-from peft_lorasuite.upgrading.map_cache import map_for
+from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 METHODS = {
     "copy": ("copy", {}, None),
@@ -132,7 +132,9 @@ class PairRun:
             method, options, prompts = METHODS[name]
             start = time.perf_counter()
             built = (
-                UpgradeMap.load(self.args.map) if self.args.map else map_for(self.old, self.new, progress=progress_bars)
+                UpgradeMap.load(self.args.map)
+                if self.args.map
+                else load_or_build_map(self.old, self.new, progress=progress_bars)
             )
             found = upgrade(
                 self.args.adapter, built, method=method, options=self.options(method, options), old=self.old,
@@ -153,7 +155,7 @@ class PairRun:
     def elicited(self) -> dict[str, Any]:
         """Return what ``synthetic_prompts=N`` adds to the prompts: a stage of its own, which several rows share."""
         with load_adapted(self.old, read_adapter(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
-            found = elicit(
+            found = synthesize_prompts(
                 model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length,
                 seed=self.args.seed, progress=progress_bars,
             )  # fmt: skip

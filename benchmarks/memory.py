@@ -11,8 +11,8 @@ OLD, NEW and ADAPTER are folders or Hub ids. Runs of `map`: ``ordinary`` (calibr
 just before. ``upgrade`` is one by weights with a ready map, ``transplant`` one on at most 128 prompts. Runs that the
 file has are not made again. With --deeper NEW is replaced by a random model of its config with twice the layers.
 
-Mapped file pages are not counted. "libraries" is what a process holds that has imported everything and loaded both
-tokenizers. Layer maps that differ between ordinary and low memory are an error.
+Mapped file pages are not counted. The bound is four times the larger model's layer in float32, both embeddings and
+1 GB; the ordinary calibration adds the larger model. Different layer maps with ordinary and low memory are an error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from safetensors.torch import save_file
 
 from peft_lorasuite import MapOptions
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.planning.plan import plan
-from peft_lorasuite.planning.rates import measure_rates
+from peft_lorasuite.planning.plan import measure_rates, plan
 
 MAPS: dict[str, list[str]] = {
     "ordinary": [],
@@ -42,14 +41,6 @@ MAPS: dict[str, list[str]] = {
 """Run of `map` -> its options."""
 UPGRADES = {"upgrade": "lorasuite", "transplant": "transplant"}
 """Run of `upgrade` -> its method."""
-LIBRARIES = """
-import sys, time
-from transformers import AutoModelForCausalLM
-import peft_lorasuite.mapping.build
-from peft_lorasuite.models.backbone import Backbone
-kept = [Backbone.open(name).tokenizer for name in sys.argv[1:]]
-time.sleep(1)
-"""
 
 
 def write_deeper(place: str, folder: Path, times: int = 2) -> Path:
@@ -94,25 +85,30 @@ def forecast(old: str, new: str, run: str) -> dict[str, Any]:
         old, new, options, rates=measure_rates(), low_memory=run.startswith("low-memory"),
         dtype="float32" if run.endswith("float32") else "auto",
     )  # fmt: skip
-    found = {"seconds": planned.seconds, "memory_gb": planned.memory / GB, "bound_gb": planned.bound / GB}
+    sides = planned.old, planned.new
+    bound = 16 * max(side.layer for side in sides) + sum(side.table * side.stored for side in sides) + GB
+    if run == "ordinary":
+        bound += max(side.arch.parameter_count() * side.stored for side in sides)
+    found = planned.to_dict()
+    found = {"seconds": found["seconds"], "memory_gb": found["memory"] / GB, "bound_gb": bound / GB}
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def compare(found: dict[str, Any], planned: dict[str, Any], libraries: float) -> dict[str, Any]:
+def compare(found: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Compare a run with its bound and its forecast."""
     bound = planned.pop("bound_gb")
     planned["time_ratio"] = round(planned["seconds"] / found["seconds"], 2)
-    planned["memory_ratio"] = round((planned["memory_gb"] + libraries) / found["peak_gb"], 2)
+    planned["memory_ratio"] = round(planned["memory_gb"] / found["peak_gb"], 2)
     return {"bound_gb": bound, "within_bound": found["peak_gb"] <= bound, "forecast": planned}
 
 
-def measure_map(old: str, new: str, run: str, libraries: float, place: Path) -> dict[str, Any]:
+def measure_map(old: str, new: str, run: str, place: Path) -> dict[str, Any]:
     """Build a map in ``place``, and compare the run with its bound and its forecast."""
     planned = forecast(old, new, run)
     found = watch(["-m", "peft_lorasuite", "map", old, new, "-o", str(place), "--overwrite", "--quiet", *MAPS[run]])
     stored = json.loads((place / "map.json").read_text(encoding="utf-8"))
     return {
-        **found, "parts": stored["facts"]["seconds"], **compare(found, planned, libraries),
+        **found, "parts": stored["facts"]["seconds"], **compare(found, planned),
         "load_average": [round(value, 1) for value in os.getloadavg()], "layer_map": stored["layers"],
     }  # fmt: skip
 
@@ -137,7 +133,8 @@ def table(paths: list[Path]) -> str:
         pair = f"{found['old']} ({found['layers'][0]}) to {found['new']} ({found['layers'][1]})"
         for name, run in found["runs"].items():
             planned, bound = run.get("forecast"), f"{run['bound_gb']:.2f} GB" if "bound_gb" in run else "-"
-            memory = f"{planned['memory_gb'] + found['libraries_gb']:.2f} GB" if planned else "-"
+            libraries = found.get("libraries_gb", 0.0)  # forecasts of older files are without the libraries
+            memory = f"{planned['memory_gb'] + libraries:.2f} GB" if planned else "-"
             seconds = f"{planned['seconds']:.0f} s" if planned else "-"
             cells = [pair, name, f"{run['peak_gb']:.2f} GB", bound, memory, f"{run['seconds']:.0f} s", seconds]
             lines.append(f"| {' | '.join(cells)} |")
@@ -151,12 +148,12 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
     layers = [Backbone.open(name).arch.layers for name in (args.old, new)]
     names = [Path(args.old).name, f"{Path(args.new).name}, random" if args.deeper else Path(args.new).name]
     found |= {"old": names[0], "new": names[1], "layers": layers, "threads": torch.get_num_threads()}
-    found |= {"libraries_gb": watch(["-c", LIBRARIES, args.old, new])["peak_gb"], "machine": machine()}
+    found["machine"] = machine()
     for run in args.runs.split(","):
         if run in found["runs"]:
             continue
         if run in MAPS:
-            row = measure_map(args.old, new, run, found["libraries_gb"], scratch / "map")
+            row = measure_map(args.old, new, run, scratch / "map")
         else:
             row = measure_upgrade(args.old, new, run, args, scratch)
         found["runs"][run] = row
