@@ -57,7 +57,7 @@ def test_polar_stands_noise_better() -> None:
 
 def test_the_identity_looks_at_nothing_but_the_sizes() -> None:
     assert torch.equal(hidden_map(draw(2, 5), draw(2, 5), "identity"), torch.eye(5))
-    with pytest.raises(LoraSuiteError, match=r"no map between unequal hidden sizes.*5 and 6"):
+    with pytest.raises(LoraSuiteError, match=r"the identity needs equal hidden sizes.*5 and 6"):
         hidden_map(draw(9, 5), draw(9, 6), "identity")
 
 
@@ -159,7 +159,7 @@ def planted_pairs(rotary: Rotary, sources: list[int], rest: tuple[int, int]) -> 
 def test_a_turned_and_scaled_rotary_pair_is_found_between_any_head_sizes(case: str, rest: tuple[int, int]) -> None:
     rotary, sources = ROTARY[case]
     M, N = planted_pairs(rotary, sources, rest)
-    assert relative(rotary.narrow(M @ M.mT, M @ N.mT).mT @ M, N) < 1e-10
+    assert relative(rotary.fit(M @ M.mT, M @ N.mT).mT @ M, N) < 1e-10
     assert float(fit_heads(M.float(), N.float(), torch.ones(3), rotary).residual.max()) < 1e-5
 
 
@@ -179,7 +179,7 @@ def test_where_no_map_is_exact_the_fit_lets_positions_through() -> None:
 
 def test_the_narrow_fit_is_the_best_of_its_kind() -> None:
     rotary, M, N = Rotary(6, 6, 1e4, 1e4), draw(1, 6, 30).double(), draw(1, 6, 30, seed=1).double()
-    T = rotary.narrow(M @ M.mT, M @ N.mT)
+    T = rotary.fit(M @ M.mT, M @ N.mT)
     best = (T.mT @ M - N).norm()
     first, second = torch.arange(3), torch.arange(3, 6)
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""How alike two layers, heads or units are: tensors in, numbers out."""
+"""Similarity of layers, attention heads and feed-forward units."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from ..errors import LoraSuiteError, unknown_name_error
 Activations = Float[Tensor, "layers tokens hidden"]
 Scores = Float[Tensor, "old new"]
 SKETCH_SIZE = 256
-"""Dimensions in which the units of a wide feed-forward layer are moved and compared."""
+"""Dimensions to which the units of a wide feed-forward layer are reduced before they are compared."""
 WIDE = 1024
-"""Dimensions of all parts together from which on a layer is wide."""
+"""Feed-forward layers with more dimensions than this, summed over their parts, are wide."""
 MIN_TOKENS = 4
-"""Tokens below which the unbiased HSIC, with its ``n (n - 3)``, says nothing."""
+"""Fewest tokens for which the unbiased HSIC, divided by ``n (n - 3)``, is defined."""
 
 
 def layer_similarity(name: str, old: Activations, new: Activations, *, block: int = 256) -> Scores:
-    """Compare every old layer with every new one on the same tokens.
+    """Return the similarity of every old layer with every new layer, ``(L_o, L_n)``.
 
     Args:
-        name: ``cka`` (the paper's), ``cca``, ``pwcca`` or ``procrustes`` (its ablations, appendix A.6).
-        old: ``(L_o, N, D_o)``.
-        new: ``(L_n, N, D_n)``.
-        block: Tokens of one minibatch of CKA; the rest of the last block is left out.
+        name: ``cka`` (LoRASuite), ``cca``, ``pwcca`` or ``procrustes`` (ablations of appendix A.6).
+        old: Hidden states of the old layers, ``(L_o, tokens, D_o)``.
+        new: Hidden states of the new layers on the same tokens, ``(L_n, tokens, D_n)``.
+        block: Tokens per minibatch of CKA; an incomplete last minibatch is left out.
+
+    Raises:
+        LoraSuiteError: For an unknown name, and for fewer than `MIN_TOKENS` tokens.
     """
     if name not in SIMILARITIES:
         raise unknown_name_error("similarity", name, SIMILARITIES)
@@ -41,7 +44,7 @@ def layer_similarity(name: str, old: Activations, new: Activations, *, block: in
 
 
 def cka(old: Activations, new: Activations, block: int) -> Scores:
-    """Unbiased minibatch CKA with a linear kernel (LoRASuite section 3.2; formula of HSIC_1)."""
+    """Return the unbiased minibatch CKA with a linear kernel (LoRASuite section 3.2, with the estimator HSIC_1)."""
     cross = torch.zeros(len(old), len(new), dtype=torch.float64)
     auto_old, auto_new = torch.zeros(len(old)).double(), torch.zeros(len(new)).double()
     for start in range(0, old.shape[1] - block + 1, block):
@@ -54,7 +57,7 @@ def cka(old: Activations, new: Activations, block: int) -> Scores:
 
 
 def _gram(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens tokens"]:
-    """Gram matrix of centered activations with a zero diagonal; centring keeps float32 from losing digits."""
+    """Return the Gram matrix with a zero diagonal; activations are centered first for precision in float32."""
     x = x.float() - x.float().mean(dim=0)
     gram = (x @ x.T).double()
     gram.diagonal().zero_()
@@ -62,7 +65,7 @@ def _gram(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens tokens"]:
 
 
 def _hsic(K: Tensor, L: Tensor) -> Float[Tensor, "old new"]:
-    """HSIC_1 of every Gram matrix of K with every one of L; all n x n with a zero diagonal."""
+    """Return HSIC_1 of every Gram matrix in K with every one in L, all ``(n, n)`` with a zero diagonal."""
     n = K.shape[-1]
     rows_k, rows_l = K.sum(dim=2), L.sum(dim=2)
     trace = K.flatten(1) @ L.flatten(1).T
@@ -71,7 +74,7 @@ def _hsic(K: Tensor, L: Tensor) -> Float[Tensor, "old new"]:
 
 
 def _cca(old: Activations, new: Activations, weighted: bool) -> Scores:
-    """Mean canonical correlation; ``weighted`` by how much each old direction carries of the activations (PWCCA)."""
+    """Return the mean canonical correlation; ``weighted`` by the projections of the old activations (PWCCA)."""
     bases_old, bases_new = [_basis(x) for x in old], [_basis(x) for x in new]
     scores = torch.zeros(len(old), len(new))
     for i, basis in enumerate(bases_old):
@@ -84,7 +87,7 @@ def _cca(old: Activations, new: Activations, weighted: bool) -> Scores:
 
 
 def _basis(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens kept"]:
-    """Orthonormal basis of the directions with 99 % of the variance, at most a quarter of the token count."""
+    """Return an orthonormal basis of 99 % of the variance, with at most a quarter as many columns as tokens."""
     x = x.float() - x.float().mean(dim=0)
     U, s, _ = torch.linalg.svd(x, full_matrices=False)
     energy = (s**2).cumsum(0) / (s**2).sum().clamp(min=1e-30)
@@ -92,7 +95,7 @@ def _basis(x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens kept"]:
 
 
 def procrustes(old: Activations, new: Activations, block: int) -> Scores:
-    """One minus the normalized Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
+    """Return one minus the normalized Procrustes distance: nuclear norm of ``X^T Y`` over both Frobenius norms."""
     del block
     rows = []
     for x in map(_normalize, old):
@@ -115,16 +118,19 @@ SIMILARITIES: dict[str, Callable[[Activations, Activations, int], Scores]] = {
 
 
 def head_similarity(old: dict[str, Tensor], new: dict[str, Tensor], old_heads: Heads, new_heads: Heads) -> Scores:
-    """Cosine of the heads' interaction matrices ``[Q^T K; V^T O^T]`` (LoRASuite section 3.3), none of them formed.
+    """Return the cosine similarity of the heads' interaction matrices ``[Q^T K; V^T O^T]`` (LoRASuite section 3.3).
+
+    The interaction matrices are never formed: ``<Q_a^T K_a, Q_b^T K_b> = sum((Q_a Q_b^T) * (K_a K_b^T))``.
 
     Args:
-        old: Parts q, k, v, o as ``(heads, d_o, D_n)``, moved to the new hidden size; k and v on the G real heads.
+        old: Weights of q, k, v and o as ``(heads, d_o, D_n)``, converted to the new hidden size; k and v have one
+            entry per key/value head.
         new: The same of the new layer, ``(heads, d_n, D_n)``.
         old_heads: Head counts of the old layer.
         new_heads: Head counts of the new layer.
 
     Returns:
-        ``(H_o, H_n)``. The trick: ``<Q_a^T K_a, Q_b^T K_b> = sum((Q_a Q_b^T) * (K_a K_b^T))``, two GEMMs for all heads.
+        ``(H_o, H_n)``, by query heads.
     """
     products = {part: _products(old[part], new[part]) for part in ("q", "k", "v", "o")}
     dot = _sum_paired(products["q"], products["k"], old_heads, new_heads)
@@ -138,12 +144,13 @@ def _products(old: Tensor, new: Tensor) -> Float[Tensor, "old size_o new size_n"
 
 
 def _sum_paired(query: Tensor, group: Tensor, old: Heads, new: Heads) -> Scores:
-    """Sum of block products over head dimensions; every query head meets the block of its key/value head."""
+    """Sum the block products over the head dimensions, each query head with the block of its key/value head."""
     split = query.reshape(old.key_value, old.group, old.size, new.key_value, new.group, new.size)
     return torch.einsum("xaiybj,xiyj->xayb", split, group).reshape(old.query, new.query)
 
 
 def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
+    """Return the Frobenius norms of the interaction matrices."""
     grams = {part: weight @ weight.mT for part, weight in parts.items()}
     pairs = (grams["q"] * grams["k"].repeat_interleave(heads.group, 0)).sum(dim=(1, 2))
     pairs += (grams["o"] * grams["v"].repeat_interleave(heads.group, 0)).sum(dim=(1, 2))
@@ -151,10 +158,13 @@ def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
 
 
 def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches: bool = False) -> Scores:
-    """Mean cosine of feed-forward units over the parts that both layers have; parts as ``(units, width)``.
+    """Return the mean cosine similarity of feed-forward units over the parts that both layers have.
 
-    ``sketches``, with signs of their own for every part, are added up: one product instead of one a part. To
-    within 1 / sqrt(SKETCH) that is the same, and equal units stay equal.
+    Args:
+        old: Part -> weights ``(units, width)``, converted to the new hidden size.
+        new: The same of the new layer.
+        sketches: Whether the weights are sketches, with different signs for each part. They are then summed over the
+            parts, which needs a single product: equal up to ``1 / sqrt(SKETCH_SIZE)``, and exact for equal units.
     """
     common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
@@ -165,12 +175,12 @@ def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches:
 
 
 def is_wide(parts: int, width: int) -> bool:
-    """Whether units of so many parts, each of this width, are compared in sketches."""
+    """Whether units with this many parts of this width are compared by sketches."""
     return parts * width > WIDE
 
 
 def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
-    """Draw the signs of each part's sketch, always the same; None where the parts are narrow and compared whole."""
+    """Return the random signs of each part's sketch, the same on every call; None if the layer is not wide."""
     if not is_wide(len(parts), width):
         return dict.fromkeys(parts)
     drawn = torch.randint(0, 2, (len(parts), width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
@@ -178,15 +188,15 @@ def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
 
 
 def sketch(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] | None) -> Float[Tensor, "rows sketch"]:
-    """Sketch rows: sums of a few dimensions each, with random signs.
+    """Reduce rows to `SKETCH_SIZE` dimensions: sums of a few dimensions each, with random signs.
 
-    Products of sketches are on average those of the rows, as under a dense random projection, at the cost of reading
-    the rows once; and the sketch of a product is the product with a sketch, ``sketched(X @ R) = X @ sketched(R)``.
+    Inner products are preserved on average, as by a dense random projection, at the cost of reading the rows once.
+    Sketches are linear: ``sketch(X @ R) = X @ sketch(R)``. Without signs the rows are returned unchanged.
     """
     if signs is None:
         return rows
-    found = rows.new_zeros(len(rows), SKETCH_SIZE)
+    sums = rows.new_zeros(len(rows), SKETCH_SIZE)
     for start in range(0, len(signs), SKETCH_SIZE):
         part = rows[:, start : start + SKETCH_SIZE]
-        found[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH_SIZE])
-    return found
+        sums[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH_SIZE])
+    return sums
