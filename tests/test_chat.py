@@ -17,7 +17,7 @@ from command_fixtures import Pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError
-from peft_lorasuite.cli.chat_session import ask, side_by_side, speakers
+from peft_lorasuite.cli.chat_session import ask, format_columns, load_models
 from peft_lorasuite.cli.main import main
 
 pair = command_fixtures.pair
@@ -49,7 +49,7 @@ def written(base: Path, adapter: Path | None, prompt: str, length: int) -> str:
 
 
 def test_every_column_is_what_its_model_answers(pair: Pair, upgraded: Path) -> None:
-    found = speakers(pair.new, str(upgraded), old_adapter=str(pair.adapter), dtype="float32")
+    found = load_models(pair.new, str(upgraded), old_adapter=str(pair.adapter), dtype="float32")
     answers = ask(found, PROMPT, length=12)
     assert answers == {
         "base": written(pair.new, None, PROMPT, 12),
@@ -100,15 +100,18 @@ def test_bytes_on_the_standard_input_that_are_no_text(
     ("words", "message"),
     [
         (["--template", "no place"], "{instruction}"),
-        (["--old-base", "OLD"], "an old backbone without its adapter says nothing"),
+        (["--old-base", "OLD"], "the old backbone is of no use without its adapter"),
         (["--adapter", "OLD"], "the adapter has no adapter_config.json"),
         (["--adapter", "ADAPTER"], "size mismatch for base_model"),
-        (["--adapter", "PICKLE"], "the weights are a pickle file, which can run code when it is loaded, and are not read"),
+        (
+            ["--adapter", "PICKLE"],
+            "the weights are a pickle file, which can run code when it is loaded, and are not read",
+        ),
         (["--adapter", "FOO"], "KeyError 'FOO'"),
         (["--prompt", "a\udcff"], "--prompt: the text has a lone surrogate"),
     ],
 )
-def test_what_cannot_talk_is_refused(
+def test_invalid_inputs_are_refused(
     pair: Pair, upgraded: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"OLD": pair.old, "ADAPTER": pair.adapter, "PICKLE": tmp_path / "pickle", "FOO": tmp_path / "foo"}
@@ -124,13 +127,13 @@ def test_what_cannot_talk_is_refused(
     assert len(info.strip().splitlines()) == 1
 
 
-def test_an_old_adapter_without_a_base_s_name_asks_for_it(pair: Pair, upgraded: Path, tmp_path: Path) -> None:
+def test_an_old_adapter_without_a_base_model_needs_old_base(pair: Pair, upgraded: Path, tmp_path: Path) -> None:
     for file in pair.adapter.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(LoraSuiteError, match=r"names no base model.*--old-base"):
-        speakers(pair.new, str(upgraded), old_adapter=str(tmp_path))
+        load_models(pair.new, str(upgraded), old_adapter=str(tmp_path))
 
 
 def cells(text: str) -> list[list[str]]:
@@ -139,7 +142,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_columns_share_the_width_and_break_at_spaces() -> None:
     answers = {"base": "one two three four five six seven", "upgraded": "short", "old + adapter": "a\n\nb"}
-    info = side_by_side(answers, 81)
+    info = format_columns(answers, 81)
     assert all(len(line) <= 81 for line in info.splitlines())
     assert cells(info)[0] == ["base", "upgraded", "old + adapter"]
     assert cells(info)[2] == ["one two three four five", "short", "a"]
@@ -148,18 +151,18 @@ def test_columns_share_the_width_and_break_at_spaces() -> None:
 
 
 def test_a_long_word_and_wide_letters_fit_their_column() -> None:
-    info = side_by_side({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
+    info = format_columns({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
     rows = cells(info)
     assert [row[0] for row in rows[2:5]] == ["x" * 25, "x" * 25, "x" * 10]
     assert [len(row[1]) for row in rows[2:5]] == [12, 12, 6]  # two cells each
 
 
 def test_a_narrow_terminal_gets_one_under_the_other() -> None:
-    info = side_by_side({"base": "one two three", "upgraded": "four"}, 10)
+    info = format_columns({"base": "one two three", "upgraded": "four"}, 10)
     assert info == "[base]\none two\nthree\n\n[upgraded]\nfour"
 
 
-def test_what_a_terminal_would_obey_is_shown_as_a_dot() -> None:
-    info = side_by_side({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
+def test_control_characters_are_shown_as_dots() -> None:
+    info = format_columns({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
     assert "a·[31mred· b·" in info
     assert "\x1b" not in info

@@ -114,26 +114,31 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("named", "info"),
+    ("base_model", "warning"),
     [
-        ("some/model", "the adapter's config names the backbone some/model, and the map was built for old"),
+        ("some/model", "the adapter's base model is some/model, and the map was built for old"),
         ("someone/old@v2", None), ("someone/old@", None), ("/else@where/old", None), ("/elsewhere/old", None),
         (None, None),
     ],
 )  # fmt: skip
-def test_an_adapter_that_names_another_base_than_the_maps_is_told(
-    named: str | None, info: str | None, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+def test_an_adapter_of_another_base_model_than_the_map_is_a_warning(
+    base_model: str | None,
+    warning: str | None,
+    pair: Pair,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: Any,
 ) -> None:
     shutil.copytree(pair.adapter, tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base_model}))
     call = ["upgrade", tmp_path / "adapter", "--to", pair.new, "--map", pair.map, "-o", tmp_path / "out"]
     call += ["--from", pair.old, "--method", "lorasuite"]
     assert run(*call) == 0
     facts = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())["facts"]
-    assert facts.get("named_base") == info
-    assert [record.getMessage() for record in caplog.records if "config names" in record.getMessage()] == (
-        [f"{info}: do make sure that they are the same"] if info else []
+    assert facts.get("named_base") == warning
+    assert [record.getMessage() for record in caplog.records if "base model is" in record.getMessage()] == (
+        [f"{warning}: make sure that they are the same"] if warning else []
     )
     caplog.clear()
     assert run(*call, "--overwrite", "-q") == 0

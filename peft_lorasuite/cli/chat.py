@@ -1,4 +1,4 @@
-"""``chat``: ask the base model, the upgraded adapter and the old pair the same, side by side."""
+"""``chat``: ask the new backbone, the upgraded adapter and the old adapter the same question."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from .common import Output, add_command, add_loading, load_options, positive, se
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
-        commands, "chat", "ask the bare backbone, the upgraded adapter and the old pair the same, side by side",
-        "Without --prompt every line of the standard input is a question; the end of input ends it.",
+        commands, "chat", "ask the new backbone, the upgraded adapter and the old adapter the same question",
+        "Without --prompt every line of the standard input is a question, until the end of the input.",
     )  # fmt: skip
     command.add_argument("--base", required=True, metavar="NEW", help="new backbone")
     command.add_argument("--adapter", required=True, metavar="UPGRADED", help="the upgraded adapter")
-    command.add_argument("--old", metavar="ADAPTER", help="the old adapter, for a third column")
-    command.add_argument("--old-base", metavar="OLD", help="old backbone (default: the old adapter's config says)")
-    command.add_argument("--prompt", metavar="TEXT", help="ask this one thing and stop")
-    command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: the text as it is)")
-    command.add_argument("--length", type=positive, default=128, help="tokens of an answer at most (default: 128)")
+    command.add_argument("--old", metavar="ADAPTER", help="the old adapter, for a third column of answers")
+    command.add_argument("--old-base", metavar="OLD", help="old backbone (default: the old adapter's base model)")
+    command.add_argument("--prompt", metavar="TEXT", help="ask this question only")
+    command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: the question itself)")
+    command.add_argument("--length", type=positive, default=128, help="maximum tokens of an answer (default: 128)")
     add_loading(command)
 
 
 def run(args: Namespace) -> Output:
-    """Ask base, upgraded adapter and the old pair the same; once, or line by line from the standard input."""
+    """Ask the question of --prompt, or one per line of the standard input."""
     setup_logging(args)
     from ..models.backbone import Backbone
-    from . import chat_session as session
+    from . import chat_session
 
-    session.check_chat(args.template, args.length, args.prompt)
+    chat_session.check_chat(args.template, args.length, args.prompt)
     adapter, revision = split_revision(args.adapter)
     old, old_revision = split_revision(args.old) if args.old else (None, None)
     bases = [
         None if text is None else Backbone.open(text, **load_options(args).model_kwargs())
         for text in (args.base, args.old_base)
     ]
-    found = session.speakers(
+    models = chat_session.load_models(
         bases[0], adapter, revision=revision, old_base=bases[1], old_adapter=old, old_revision=old_revision,
         dtype=args.dtype, device_map=args.device_map,
     )  # fmt: skip
     turns: list[dict[str, Any]] = []
     for prompt in [args.prompt] if args.prompt is not None else _read_lines(shown=not (args.quiet or args.json)):
-        answers = session.ask(found, prompt, template=args.template, length=args.length)
+        answers = chat_session.ask(models, prompt, template=args.template, length=args.length)
         turns.append({"prompt": prompt, "answers": answers})
         if not (args.quiet or args.json):
             width = shutil.get_terminal_size((100, 24)).columns
-            sys.stdout.write(session.side_by_side(answers, width) + "\n")
+            sys.stdout.write(chat_session.format_columns(answers, width) + "\n")
             sys.stdout.flush()
     return {"turns": turns}, ""
 
 
 def _read_lines(*, shown: bool) -> Iterator[str]:
-    """Give the lines of the standard input that say something; at a terminal, ask for each until the end of input."""
-    asked = shown and sys.stdin.isatty()
+    """Yield the non-empty lines of the standard input; at a terminal, with a prompt for each."""
+    interactive = shown and sys.stdin.isatty()
     while True:
-        if asked:
+        if interactive:
             sys.stdout.write("\n> ")
             sys.stdout.flush()
         try:

@@ -1,4 +1,4 @@
-"""Ask the bare backbone, the upgraded adapter and, if wanted, the old pair the same thing; answers side by side."""
+"""Asking the new backbone, the upgraded adapter and the old adapter the same question, and showing their answers."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from ..models.generation import answer
 from ..text.examples import Example, format_example
 from ..text.templates import check_template, check_text
 
-LEAST = 24
-"""Characters of a column below which answers are set one under the other."""
-GAP = " | "
+MIN_COLUMN = 24
+"""Smallest width of a column in characters; on a narrower terminal answers are shown one below the other."""
+SEPARATOR = " | "
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """Someone who answers.
+class ChatModel:
+    """A model that answers.
 
     Attributes:
-        name: Heading of the column.
-        model: The model.
+        name: Heading of its column.
+        model: The PEFT model.
         backbone: Its backbone, for the tokenizer.
-        bare: Whether the adapter is switched off while it answers.
+        disable_adapter: Whether it answers without its adapter.
     """
 
     name: str
     model: Any
     backbone: Backbone
-    bare: bool = False
+    disable_adapter: bool = False
 
     @torch.inference_mode()
     def answer(self, prompt: str, length: int) -> str:
-        """Answer greedily with at most ``length`` tokens."""
-        off: AbstractContextManager[Any] = self.model.disable_adapter() if self.bare else nullcontext()
-        with off:
+        """Answer by greedy decoding, with at most ``length`` tokens."""
+        context: AbstractContextManager[Any] = self.model.disable_adapter() if self.disable_adapter else nullcontext()
+        with context:
             (turn,) = answer(self.model, self.backbone, [prompt], length=length)
         return turn.response.strip()
 
 
-def speakers(
+def load_models(
     base: Any,
     adapter: str,
     *,
@@ -59,125 +59,129 @@ def speakers(
     old_revision: str | None = None,
     dtype: Any = "auto",
     device_map: Any = None,
-) -> list[Speaker]:
-    """Load the models: one of the new backbone for both its columns, and one of the old pair.
+) -> list[ChatModel]:
+    """Load the new backbone with the upgraded adapter, for two columns, and the old backbone with the old adapter.
 
     Args:
         base: The new backbone: folder, Hub id or `Backbone`.
-        adapter: The upgraded adapter: folder or Hub id.
-        revision: Its revision on the Hub.
-        old_base: The old backbone; by default the one that the old adapter's config names.
+        adapter: Folder or Hub id of the upgraded adapter.
+        revision: Revision of the upgraded adapter on the Hub.
+        old_base: The old backbone; by default the base model of the old adapter's config.
         old_adapter: The old adapter; without it there is no third column.
-        old_revision: Its revision on the Hub.
-        dtype: In which the models run.
+        old_revision: Revision of the old adapter on the Hub.
+        dtype: Dtype of the models.
         device_map: As in transformers.
 
     Raises:
-        LoraSuiteError: When a place holds no adapter, or a model cannot be loaded.
+        LoraSuiteError: If a folder or repository has no adapter, or a model cannot be loaded.
     """
     if old_base is not None and old_adapter is None:
-        raise LoraSuiteError("an old backbone without its adapter says nothing", do="name the old adapter (--old)")
+        raise LoraSuiteError("the old backbone is of no use without its adapter", where="--old-base", do="add --old")
     new = Backbone.open(base)
-    model = _adapted(new, adapter, revision, dtype, device_map)
-    found = [Speaker("base", model, new, bare=True), Speaker("upgraded", model, new)]
+    model = _load_with_adapter(new, adapter, revision, dtype, device_map)
+    models = [ChatModel("base", model, new, disable_adapter=True), ChatModel("upgraded", model, new)]
     if old_adapter is not None:
-        old = old_base if old_base is not None else _named_base(old_adapter, old_revision)
-        old = Backbone.open(old)
-        found.append(Speaker("old + adapter", _adapted(old, old_adapter, old_revision, dtype, device_map), old))
-    return found
+        old = Backbone.open(old_base) if old_base is not None else _open_base_of(old_adapter, old_revision)
+        old_model = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
+        models.append(ChatModel("old + adapter", old_model, old))
+    return models
 
 
-def ask(found: Sequence[Speaker], text: str, *, template: str | None = None, length: int = 128) -> dict[str, str]:
-    """Put one question to everyone.
+def ask(models: Sequence[ChatModel], text: str, *, template: str | None = None, length: int = 128) -> dict[str, str]:
+    """Ask all models one question.
 
     Args:
-        found: Who answers.
+        models: The models.
         text: The question.
-        template: Prompt with ``{instruction}``; without one the text is the prompt.
-        length: Tokens of an answer at most.
+        template: Prompt template with ``{instruction}``; without one the question is the prompt.
+        length: Maximum number of tokens of an answer.
 
     Returns:
-        Name of the column -> answer.
+        Heading of the column -> answer.
     """
     check_text(text, "the question")
     prompt = text if template is None else format_example(Example(text), template)
-    return {speaker.name: speaker.answer(prompt, length) for speaker in found}
+    return {model.name: model.answer(prompt, length) for model in models}
 
 
-def side_by_side(answers: Mapping[str, str], width: int) -> str:
-    """Set answers out in columns of a terminal, or one under the other where it is too narrow for columns.
+def format_columns(answers: Mapping[str, str], width: int) -> str:
+    """Format answers in columns, or one below the other if the terminal is too narrow.
 
     Args:
-        answers: Heading -> text; what a terminal would obey (control characters) is shown as a dot.
-        width: Of the terminal, in characters.
+        answers: Heading -> text; control characters, which a terminal would obey, become dots.
+        width: Width of the terminal in characters.
     """
-    columns = (width - len(GAP) * (len(answers) - 1)) // max(len(answers), 1)
-    if columns < LEAST:
-        blocks = [[f"[{name}]", *_wrapped(text, max(width, 1))] for name, text in answers.items()]
+    column = (width - len(SEPARATOR) * (len(answers) - 1)) // max(len(answers), 1)
+    if column < MIN_COLUMN:
+        blocks = [[f"[{name}]", *_wrap(text, max(width, 1))] for name, text in answers.items()]
         return "\n\n".join("\n".join(block) for block in blocks)
-    cells = [[name, "-" * columns, *_wrapped(text, columns)] for name, text in answers.items()]
+    cells = [[name, "-" * column, *_wrap(text, column)] for name, text in answers.items()]
     height = max(len(cell) for cell in cells)
     rows = zip(*(cell + [""] * (height - len(cell)) for cell in cells), strict=True)
-    return "\n".join(GAP.join(_padded(text, columns) for text in row).rstrip() for row in rows)
+    return "\n".join(SEPARATOR.join(_pad(text, column) for text in row).rstrip() for row in rows)
 
 
 def check_chat(template: str | None, length: int, prompt: str | None = None) -> None:
-    """Refuse a template without a place for the question, or a question that is no text, before a model is loaded."""
+    """Check template, length and question before a model is loaded."""
     if prompt is not None:
         check_text(prompt, "--prompt")
     if template is not None:
         check_template(template)
     if length < 1:
-        raise LoraSuiteError("an answer needs at least one token", got=length)
+        raise LoraSuiteError("must be at least 1", where="--length", got=length)
 
 
-def _adapted(backbone: Backbone, adapter: str, revision: str | None, dtype: Any, device_map: Any) -> Any:
-    """Load a backbone with an adapter through PEFT's own loader, as production would."""
+def _load_with_adapter(backbone: Backbone, adapter: str, revision: str | None, dtype: Any, device_map: Any) -> Any:
+    """Load a backbone with an adapter through PEFT's own loader."""
     source = Source(str(adapter), "adapter", revision)
     folder = adapter_folder(source)
     model = backbone.load(dtype=dtype, device_map=device_map)
     return add_adapter(model, folder, source, base=repr(backbone)).eval()
 
 
-def _named_base(adapter: str, revision: str | None) -> Backbone:
+def _open_base_of(adapter: str, revision: str | None) -> Backbone:
     source = Source(str(adapter), "adapter", revision)
-    name, own = base_model_of(source, do="name it (--old-base)")
-    return Backbone.open(name, revision=own, hub_only=source.folder is None)
+    name, base_revision = base_model_of(source, do="pass it (--old-base)")
+    return Backbone.open(name, revision=base_revision, hub_only=source.folder is None)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """Break a text into lines of at most ``width`` terminal cells, at spaces where there are any."""
-    return [line for paragraph in text.split("\n") for line in _lines(_shown(paragraph), width)]
+def _wrap(text: str, width: int) -> list[str]:
+    """Wrap a text at spaces to lines of at most ``width`` terminal cells; longer words are cut."""
+    return [
+        line
+        for paragraph in text.split("\n")
+        for line in _wrap_paragraph(_replace_control_characters(paragraph), width)
+    ]
 
 
-def _lines(paragraph: str, width: int) -> Iterator[str]:
+def _wrap_paragraph(paragraph: str, width: int) -> Iterator[str]:
     line = ""
     for word in paragraph.split(" "):
         joined = f"{line} {word}" if line else word
-        if _cells(joined) <= width:
+        if _cell_count(joined) <= width:
             line = joined
             continue
         if line:
             yield line
         line = word
-        while _cells(line) > width:
-            count = next(end for end in range(len(line), 0, -1) if _cells(line[:end]) <= width or end == 1)
+        while _cell_count(line) > width:
+            count = next(end for end in range(len(line), 0, -1) if _cell_count(line[:end]) <= width or end == 1)
             yield line[:count]
             line = line[count:]
     yield line
 
 
-def _shown(text: str) -> str:
+def _replace_control_characters(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " if letter == "\t" else "·" for letter in text)
 
 
-def _cells(text: str) -> int:
-    """Terminal cells of a text: wide letters take two, marks on other letters none."""
+def _cell_count(text: str) -> int:
+    """Return the number of terminal cells of a text: two for a wide letter, none for a combining mark."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text
     )
 
 
-def _padded(text: str, width: int) -> str:
-    return text + " " * (width - _cells(text))
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _cell_count(text))

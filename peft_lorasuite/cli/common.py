@@ -1,4 +1,4 @@
-"""What the commands share: types and groups of arguments, logging and progress, opening backbones."""
+"""Shared parts of the commands: types and groups of arguments, logging, progress."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Output = tuple[dict[str, Any], str]
 
 
 def add_command(commands: Any, name: str, summary: str, epilog: str = "") -> ArgumentParser:
-    """Add a command with the options that all have."""
+    """Add a command with the options that all commands have."""
     command = commands.add_parser(
         name, help=summary, description=summary[:1].upper() + summary[1:] + ".", epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    command.register("type", None, non_empty)  # of all arguments that have no other type
+    command.register("type", None, non_empty)  # the type of all arguments without another
     command.add_argument("-q", "--quiet", action="store_true", help="no progress and no text, only errors")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of text, and no progress")
     return command
@@ -45,7 +45,7 @@ def add_overwrite(command: ArgumentParser, what: str = "folder if it is not empt
 
 
 def add_loading(command: ArgumentParser) -> None:
-    """Add how models are loaded."""
+    """Add the options of loading models."""
     command.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                          help="dtype in which the models run (default: auto)")  # fmt: skip
     command.add_argument("--device-map", metavar="MAP", help='as in transformers: "auto", "cuda:0", ...')
@@ -54,7 +54,7 @@ def add_loading(command: ArgumentParser) -> None:
 
 def add_training(command: ArgumentParser) -> None:
     """Add the options of light fine-tuning."""
-    group = command.add_argument_group("fine-tuning (the defaults are the paper's)")
+    group = command.add_argument_group("fine-tuning (defaults: those of the paper)")
     group.add_argument(
         "--samples", type=positive, default=100, help="the first N of a shuffle by the seed (default: 100)"
     )
@@ -80,7 +80,7 @@ def training_options(args: Namespace) -> dict[str, Any]:
 
 
 def load_options(args: Namespace) -> LoadOptions:
-    """Return how models are loaded."""
+    """Return the options of loading models."""
     return LoadOptions(dtype=args.dtype, device_map=args.device_map, trust_remote_code=args.trust_remote_code)
 
 
@@ -102,29 +102,29 @@ def setup_logging(args: Namespace) -> Progress:
 
 
 def non_empty(text: str) -> str:
-    """Take a name, a path or a text; an empty one, as of an unset shell variable, would count as not given."""
+    """Parse a name, a path or a text; refuse an empty one, as from an unset shell variable."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty: give a value, or leave it out")
     return text
 
 
 def positive(text: str) -> int:
-    """Take an integer from 1."""
+    """Parse an integer of at least 1."""
     return _integer(text, lambda value: check_integer("", value))
 
 
 def seed(text: str) -> int:
-    """Take a seed."""
+    """Parse a seed."""
     return _integer(text, check_seed)
 
 
 def names(text: str) -> list[str]:
-    """Take comma-separated names."""
+    """Parse comma-separated names."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def pair(text: str) -> tuple[str, str]:
-    """Take KEY=VALUE."""
+    """Parse KEY=VALUE."""
     key, found, value = text.partition("=")
     if not found or not key:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")

@@ -1,4 +1,4 @@
-"""``demo``: upgrade and fine-tune an adapter on the pair of models that comes with the package."""
+"""``demo``: upgrade and fine-tune an adapter on the pair of models in the package."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from .common import Output, add_command, add_overwrite, positive, setup_logging
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "demo", "upgrade and fine-tune an adapter on the pair that comes with the package")
+    command = add_command(
+        commands, "demo", "upgrade and fine-tune an adapter on the small pair of models in the package"
+    )
     command.add_argument("-o", "--output", default="demo-result", metavar="DIR",
-                         help="folder for the adapters, table and picture (default: demo-result)")  # fmt: skip
+                         help="folder for adapters, table and figure (default: demo-result)")  # fmt: skip
     add_overwrite(command)
     command.add_argument("--samples", type=positive, default=100, help="labeled samples (default: 100)")
 

@@ -1,4 +1,4 @@
-"""``evaluate``: measure models and adapters on the paper's benchmarks."""
+"""``evaluate``: evaluate models and adapters on the benchmarks of the paper."""
 
 from __future__ import annotations
 
@@ -18,48 +18,47 @@ from .common import Output, add_command, add_overwrite, positive, seed, setup_lo
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
-        commands, "evaluate", "measure a model and adapters on the paper's benchmarks (lm-evaluation-harness)"
+        commands, "evaluate", "evaluate a model and adapters on the benchmarks of the paper (lm-evaluation-harness)"
     )
-    command.add_argument("model", metavar="MODEL_OR_ADAPTER", help="backbone, or an adapter that names its own")
+    command.add_argument("model", metavar="MODEL_OR_ADAPTER", help="backbone, or an adapter (on its base model)")
     command.add_argument("--adapter", action="append", default=[], metavar="ADAPTER",
-                         help="on that backbone, compared with it bare; may be given more than once")  # fmt: skip
+                         help="adapter on that backbone, compared with the backbone; may be repeated")  # fmt: skip
     command.add_argument("--against", nargs="+", default=[], metavar="OTHER",
-                         help="other models or adapters, each with its own backbone, to compare with")  # fmt: skip
+                         help="other models, or adapters on their own base models, to compare with")  # fmt: skip
     command.add_argument("--published", metavar="PAIR",
-                         help='the paper\'s rows beside, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
-    command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks with commas between")
+                         help='add published results of a pair, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
+    command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks separated by commas")
     command.add_argument("--data", metavar="DIR", help="folder with NAME_test.json files (default: from the Hub)")
-    command.add_argument("--limit", type=positive, metavar="N", help="items of each benchmark (default: all)")
+    command.add_argument("--limit", type=positive, metavar="N", help="maximum items per benchmark (default: all)")
     command.add_argument("--scoring", choices=("generate", "likelihood"), default="generate", help="default: generate")
     command.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: LLM-Adapters)")
-    command.add_argument("--seed", type=seed, default=0, help="of the choice of items (default: 0)")
-    command.add_argument("-o", "--output", metavar="DIR", help="folder for the scores as JSON and the table")
+    command.add_argument("--seed", type=seed, default=0, help="random seed of --limit (default: 0)")
+    command.add_argument("-o", "--output", metavar="DIR", help="folder for the table and the scores as JSON")
     add_overwrite(command)
 
 
 def run(args: Namespace) -> Output:
-    """Measure a model, and adapters on it, and compare each adapter with the bare model."""
+    """Evaluate a model and adapters, and compare each adapter with the model alone."""
     progress = setup_logging(args)
     if args.output:
-        given = (args.model, *args.adapter, *args.against, args.data)
-        check_output(args.output, overwrite=args.overwrite, inputs=given)
-    from ..evaluation.harness import compare, comparison_table, markdown_table, published_rows
-    from ..evaluation.harness import evaluate as measure
+        inputs = (args.model, *args.adapter, *args.against, args.data)
+        check_output(args.output, overwrite=args.overwrite, inputs=inputs)
+    from ..evaluation.harness import compare, comparison_table, evaluate, markdown_table, published_rows
 
-    beside = published_rows(args.published, args.suite) if args.published else None  # refused before the work
+    published = published_rows(args.published, args.suite) if args.published else None
     names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")
     settings = {name: getattr(args, name) for name in names}
     first = args.model if args.against else "base"
     _check_distinct([first, *args.adapter, *args.against])
-    wanted = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
-    wanted |= {name: (name, None) for name in args.against}
+    jobs = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
+    jobs |= {name: (name, None) for name in args.against}
     with _silence_harness() if progress is no_progress else nullcontext():
         rows = {
-            label: measure(model, adapter=adapter, **settings)
-            for label, (model, adapter) in progress("evaluating", list(wanted.items()))
+            label: evaluate(model, adapter=adapter, **settings)
+            for label, (model, adapter) in progress("evaluating", list(jobs.items()))
         }
-    texts = [markdown_table(rows, published=beside)]
+    texts = [markdown_table(rows, published=published)]
     pairs = [(name, first) for name in args.adapter] + [(first, name) for name in args.against]
     for one, other in pairs:
         texts.append(f"{one} against {other}:\n\n{comparison_table(compare(rows[one], rows[other]))}")
@@ -75,18 +74,18 @@ def run(args: Namespace) -> Output:
 
 
 def _check_distinct(labels: Sequence[str]) -> None:
-    """Refuse rows that would take each other's place, before the work."""
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
+    """Check that no two rows of the table have the same label."""
+    duplicates = sorted({label for label in labels if labels.count(label) > 1})
+    if duplicates:
         raise LoraSuiteError(
-            "two rows would have the same name", got=", ".join(twice), wanted="every model and adapter once",
+            "two rows would have the same name", got=", ".join(duplicates), wanted="every model and adapter once",
             do="leave one out, or write it another way (an adapter in a folder called base as ./base)",
         )  # fmt: skip
 
 
 @contextmanager
 def _silence_harness() -> Iterator[None]:
-    """Keep the harness from showing bars and notes, for which it has no switch."""
+    """Suppress the harness's progress bars and messages, for which it has no option."""
     harness = logging.getLogger("lm_eval")
     before = harness.level
     harness.setLevel(logging.ERROR)

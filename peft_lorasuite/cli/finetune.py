@@ -14,10 +14,10 @@ from .common import DATA, Output, add_command, add_output, add_training, seed, s
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(commands, "finetune", "fine-tune an adapter on a few labeled samples")
-    command.add_argument("adapter", metavar="ADAPTER", help="the adapter, as `upgrade` writes it")
+    command.add_argument("adapter", metavar="ADAPTER", help="the adapter")
     command.add_argument("--data", required=True, metavar="DATA", help=DATA)
     command.add_argument("--base", metavar="MODEL", help="backbone (default: the adapter's base model)")
-    command.add_argument("--seed", type=seed, default=0, help="of the choice and order of samples (default: 0)")
+    command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     add_training(command)
     add_output(command, "the fine-tuned adapter")
 

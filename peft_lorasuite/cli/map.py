@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
         command.add_argument(name, choices=values, default=values[0], help=f"default: {values[0]}")
     command.add_argument("--calibration", metavar="FILE", help="text file for the layer similarity (default: built in)")
     command.add_argument("--tokens", type=positive, default=2048, help="calibration tokens (default: 2048)")
-    command.add_argument("--seed", type=seed, default=0, help="of the choice of tokens (default: 0)")
+    command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     command.add_argument("--low-memory", action="store_true",
                          help="keep the layers on disk while the models run: the same map, slower")  # fmt: skip
     add_loading(command)

@@ -31,13 +31,13 @@ from .common import (
 )
 
 SHOWN = 5
-"""Tensors that are listed as not transferred."""
+"""Tensors that are listed as not transferred; the report has all."""
 
 
 def add(commands: Any) -> None:
     """Add both commands."""
     methods = [f"  {name:<12}{summary}" for name, summary in summaries().items()]
-    methods.insert(0, f"  {'auto':<12}Choose one of them by what the map says of the pair.")
+    methods.insert(0, f"  {'auto':<12}Pick one of them from the map of the pair.")
     command = add_command(
         commands, "upgrade", "convert an adapter for a new backbone", "\n".join(["methods:", *methods])
     )
@@ -45,9 +45,9 @@ def add(commands: Any) -> None:
     command.add_argument("--prompts", metavar="FILE", help="unlabeled prompts, for methods that run the models")
     _add_arguments(command)
     command = add_command(
-        commands, "distill", "convert an adapter by a short training on prompts without labels",
+        commands, "distill", "convert an adapter by a short training on unlabeled prompts",
         "The same as `upgrade --method distill --prompts FILE`: both backbones are run, and the new adapter is\n"
-        "trained towards the old adapter's effect on its backbone's logits.",
+        "trained toward the effect of the old adapter on the logits of its backbone.",
     )  # fmt: skip
     command.add_argument("--prompts", metavar="FILE", required=True, help="text with one prompt per line, or JSON")
     command.set_defaults(method="distill")
@@ -58,14 +58,16 @@ def _add_arguments(command: ArgumentParser) -> None:
     command.add_argument("adapter", metavar="ADAPTER", help="the old adapter")
     command.add_argument("--to", required=True, metavar="NEW", dest="new", help="new backbone")
     command.add_argument("--from", metavar="OLD", dest="old", help="old backbone (default: the adapter's base model)")
-    command.add_argument("--map", metavar="DIR", help="upgrade map of the pair (default: cached, built if need be)")
-    command.add_argument("--adapter-name", metavar="NAME", help="which one, where a folder holds several adapters")
+    command.add_argument(
+        "--map", metavar="DIR", help="upgrade map of the pair (default: the cached one, built if necessary)"
+    )
+    command.add_argument("--adapter-name", metavar="NAME", help="name of the adapter, if the folder has several")
     command.add_argument("--set", action="append", default=[], type=pair, metavar="KEY=VALUE", dest="options",
                          help="an option of the method; may be repeated")  # fmt: skip
     command.add_argument("--rank", type=positive, metavar="R", help="rank of the result (default: the adapter's)")
     command.add_argument("--output-type", choices=("same", "lora"), default="same",
                          help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
-    command.add_argument("--seed", type=seed, default=0, help="of whatever is drawn at random (default: 0)")
+    command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     command.add_argument("--finetune", metavar="DATA", help=f"labeled samples to fine-tune on afterwards: {DATA}")
     add_training(command)
     add_output(command, "the new adapter and its report")
@@ -109,7 +111,7 @@ def run(args: Namespace) -> Output:
 
 
 def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
-    """Refuse what can be refused before the long work; return prompts and samples."""
+    """Check all inputs before any long work; return prompts and samples."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
     check_output(args.output, overwrite=args.overwrite, inputs=given)
     from ..adapters.peft_format import select_adapter

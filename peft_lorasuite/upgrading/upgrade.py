@@ -219,7 +219,7 @@ def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, st
     compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
     if compared[0] == compared[1]:
         return {}
-    warning = f"the adapter's config has the base model {names[0]}, and the map was built for {names[1]}"
+    warning = f"the adapter's base model is {names[0]}, and the map was built for {names[1]}"
     log.warning("%s: make sure that they are the same", warning)
     return {"named_base": warning}
 
