@@ -1,6 +1,6 @@
-"""peft_lorasuite: carry a LoRA adapter over to the upgraded backbone.
+"""peft_lorasuite: transfer a LoRA adapter to an upgraded backbone.
 
-The public names are resolved on first use, so that importing the package imports no torch.
+Public names are imported on first use, so that ``import peft_lorasuite`` does not import torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .arch.spec import Architecture, Heads, Site
     from .errors import LoraSuiteError
     from .evaluation.harness import evaluate
-    from .hub.push import Pushed, push_upgraded
-    from .mapping.upgrade_map import MapOptions, UpgradeMap
+    from .hub.push import push_upgraded
+    from .hub.repository import Pushed
+    from .mapping.options import MapOptions
+    from .mapping.upgrade_map import UpgradeMap
     from .methods.registry import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .upgrading.report import Report
     from .upgrading.upgrade import Upgraded, upgrade
 
-_HOMES = {
+_MODULES = {
     "Architecture": "arch.spec",
     "Backbone": "models.backbone",
     "Heads": "arch.spec",
@@ -33,7 +35,7 @@ _HOMES = {
     "MapOptions": "mapping.options",
     "PeftModel": "model",
     "Pushed": "hub.repository",
-    "Report": "upgrading.upgrade",
+    "Report": "upgrading.report",
     "Site": "arch.spec",
     "UpgradeMap": "mapping.upgrade_map",
     "Upgraded": "upgrading.upgrade",
@@ -76,6 +78,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""PeftModel.from_upgraded: an old adapter on a new backbone in one line."""
+"""`PeftModel.from_upgraded`: load an old adapter onto a new backbone in one line."""
 
 from __future__ import annotations
 
@@ -49,34 +49,35 @@ def from_upgraded(
     Args:
         model: The new backbone: Hub id, folder, or a loaded model.
         model_id: The old adapter: Hub id or folder.
-        adapter_name: Name that the adapter gets in the model; where the folder holds several adapters in sub-folders,
-            the one of that name is taken.
+        adapter_name: Name of the adapter in the model. If the folder has several adapters in subfolders, the one of
+            this name is loaded.
         is_trainable: Whether the adapter can be trained further.
-        source_model: The old backbone; by default the one that the adapter's config has.
-        upgrade_map: The map of the pair, or its folder or Hub id; by default the cached one, built if need be.
-        method: How the adapter is converted (``peft-lorasuite upgrade --help`` lists the methods).
-        options: The method's options, as its dataclass or a mapping.
+        source_model: The old backbone; by default the base model of the adapter's config.
+        upgrade_map: The map of the pair, or its folder or Hub id; by default the cached one, which is built if
+            necessary.
+        method: Name of a method (``peft-lorasuite upgrade --help`` lists them), or ``"auto"``.
+        options: Options of the method: its dataclass, or a mapping of names to values.
         prompts: Unlabeled prompts, for methods that run the models.
-        rank: Rank of the result; the source's largest by default.
-        output_type: ``"same"``: a DoRA becomes a DoRA again, an AdaLoRA an AdaLoRA; ``"lora"``: a plain LoRA.
-        seed: Of whatever is drawn at random.
-        revision: The adapter's revision on the Hub.
-        model_revision: The new backbone's.
-        source_revision: The old backbone's.
+        rank: Rank of the result; by default the largest of the adapter.
+        output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA.
+        seed: Random seed.
+        revision: Revision of the adapter on the Hub.
+        model_revision: Revision of the new backbone on the Hub.
+        source_revision: Revision of the old backbone on the Hub.
         token: Hub token.
         cache_dir: Hub cache.
-        local_files_only: Use the Hub cache alone.
+        local_files_only: Use only files in the Hub cache.
         trust_remote_code: Whether transformers may run code of the repositories.
         device_map: As in ``AutoModelForCausalLM.from_pretrained``.
-        low_memory: If the map has to be built: with the backbones' layers on disk.
-        dtype: Of the loaded new backbone, and of both backbones where the method runs them.
-        progress: How progress is shown.
+        low_memory: Build the map, if necessary, with the layers of the backbones on disk.
+        dtype: Dtype of the new backbone, and of both backbones if the method runs them.
+        progress: Shows the progress.
 
     Returns:
-        PEFT's own model class, in evaluation mode unless trainable, with the report as ``upgrade_report``.
+        PEFT's own model class, in evaluation mode unless ``is_trainable``, with the report as ``upgrade_report``.
 
     Raises:
-        LoraSuiteError: For whatever the user can fix, in one sentence.
+        LoraSuiteError: If an input is missing, malformed or unsupported.
     """
     if prompts is not None:
         prompts = check_prompt_count(read_prompts(prompts))
@@ -97,7 +98,7 @@ def from_upgraded(
 
 
 def _check_name(adapter_name: str) -> None:
-    """Refuse, before the long work, a name that PEFT cannot give to an adapter: it becomes a key of modules."""
+    """Check the adapter name before any long work: it becomes a key of torch modules."""
     try:
         torch.nn.ModuleDict({adapter_name: torch.nn.Identity()})
     except (KeyError, TypeError) as error:
@@ -110,7 +111,14 @@ def _check_name(adapter_name: str) -> None:
 def attach(
     model: Any, upgraded: Upgraded, *, adapter_name: str = "default", is_trainable: bool = False
 ) -> peft.PeftModel:
-    """Put an upgraded adapter on a loaded backbone, through PEFT's own loader."""
+    """Load an upgraded adapter onto a loaded backbone, through PEFT's own loader.
+
+    Args:
+        model: The new backbone, a loaded transformers model.
+        upgraded: The upgraded adapter.
+        adapter_name: Name of the adapter in the model.
+        is_trainable: Whether the adapter can be trained further.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with write_errors(folder):
             upgraded.write(Path(folder))
@@ -120,14 +128,18 @@ def attach(
 
 
 class PeftModel(peft.PeftModel):
-    """`peft.PeftModel` with `from_upgraded`; what it returns is PEFT's own class for the task."""
+    """`peft.PeftModel` with `from_upgraded`, which returns PEFT's own class for the task."""
 
     from_upgraded = staticmethod(from_upgraded)
 
 
 def install() -> None:
-    """Put ``from_upgraded`` on `peft.PeftModel` itself, for existing code; a second call changes nothing."""
+    """Add ``from_upgraded`` to `peft.PeftModel` itself, for existing code. A second call changes nothing.
+
+    Raises:
+        LoraSuiteError: If `peft.PeftModel` already has another ``from_upgraded``.
+    """
     present = getattr(peft.PeftModel, "from_upgraded", None)
     if present is not None and present is not from_upgraded:
-        raise LoraSuiteError("peft.PeftModel has another from_upgraded already", got=repr(present))
+        raise LoraSuiteError("peft.PeftModel already has another from_upgraded", got=repr(present))
     peft.PeftModel.from_upgraded = staticmethod(from_upgraded)  # pyright: ignore[reportAttributeAccessIssue]

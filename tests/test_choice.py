@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.upgrading.auto import pick
-from peft_lorasuite.upgrading.prediction import BEHAVIOR, Scores, agreement, judge, mean_cka, predict
+from peft_lorasuite.upgrading.prediction import EXPECTED_GAP, Scores, agreement, judge, mean_cka, predict
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 TEXT = ["the red tree sleeps. the big river runs by the small stone, and a cloud runs over it. " * 2] * 6
@@ -132,7 +132,7 @@ def test_only_cka_is_compared_with_the_threshold_of_cka(tmp_path, tokenizer):
 def test_the_fit_corrects_the_prediction_of_the_map(left, confidence, gap, verdict):
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     before = judge(scores, "transplant")
-    assert (before.verdict, before.gap) == ("holds", BEHAVIOR["transplant"])
+    assert (before.verdict, before.gap) == ("holds", EXPECTED_GAP["transplant"])
     fitted = {"transplant": {"divergence": 4.0, "divergence_left": left, "confidence": confidence}}
     after = judge(scores, "transplant", fitted)
     assert (after.verdict, after.gap) == (verdict, pytest.approx(gap))

@@ -19,7 +19,6 @@ from .map_report import differences_table, gap_section, map_sections, map_verdic
 from .module_norms import NormTable, measure_norms
 from .style import shorten
 
-TRANSFERRED = "transferred"
 MOST_LINES = 200
 """Tensors that are listed as not transferred."""
 
@@ -45,7 +44,7 @@ def adapter_page(
     head = [_verdict(report, method, upgrade_map)]
     sections = [
         gap_section(results, contents),
-        _coverage_section(report["tensors"], float(report["coverage"])),
+        _coverage_section(report["tensors"], report["coverage"]),
         *_module_sections(report, measure_norms(report, upgraded, adapter, bases), contents),
         *_map_sections(upgrade_map, contents),
         _provenance_section(report, method),
@@ -75,8 +74,13 @@ def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:
         )  # fmt: skip
 
 
-def _coverage_section(tensors: Mapping[str, str], coverage: float) -> Section:
+def _coverage_section(tensors: Mapping[str, str], coverage: float | None) -> Section:
     """Count per kind of module what was transferred, and list what was not, each with the reason."""
+    if coverage is None:
+        text = (
+            "The result was made from what the whole adapter does; none of its modules comes from one of the adapter."
+        )
+        return Section("Coverage", [html.paragraph(text)])
     total = Counter(map(_module_name, tensors))
     transferred = Counter(_module_name(name) for name, fate in tensors.items() if fate == TRANSFERRED)
     lines = [

@@ -148,13 +148,14 @@ def hidden_figure(upgrade_map: UpgradeMap) -> Figure:
 
 def prediction_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw the scores that the prediction is based on, each with its threshold."""
+    explained = prediction.explained_share(upgrade_map)
     rows = {
         "shared tokens nearest to\nthemselves in the hidden map": prediction.agreement(upgrade_map),
-        "new heads' weights\nexplained by the maps": (prediction.explained_share(upgrade_map), prediction.EXPLAINED),
-    }  # fmt: skip
+        "new heads' weights\nexplained by the maps": (explained, prediction.MIN_EXPLAINED),
+    }
     similarity = prediction.mean_cka(upgrade_map)
     if similarity is not None:
-        rows["similarity of\nthe matched layers"] = (similarity, prediction.ALIKE)
+        rows["similarity of\nthe matched layers"] = (similarity, prediction.MIN_CKA)
     with new_figure(7.2, 1.4 + 0.55 * len(rows)) as figure:
         axes = figure.add_subplot()
         _draw_bars(axes, {name: value for name, (value, _) in rows.items()}, unit="", top=1.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..mapping.upgrade_map import UpgradeMap
-from .prediction import EXPLAINED, NEAR, embedding_similarity, explained_share
+from .prediction import MAX_DISTANCE, MIN_EXPLAINED, embedding_similarity, explained_share
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Choice:
 
 def is_continued_training(upgrade_map: UpgradeMap) -> bool:
     """Whether the new backbone is the old one after more training: embeddings and heads are nearly the same."""
-    if embedding_similarity(upgrade_map) < 1 - NEAR:
+    if embedding_similarity(upgrade_map) < 1 - MAX_DISTANCE:
         return False
     distances = [
         float((fit.T - torch.eye(fit.T.shape[-1])).norm() / fit.T.norm().clamp(min=1e-30))
         for pair in upgrade_map.layers
         for fit in pair.head_fits.values()
     ]
-    return all(distance <= NEAR for distance in distances)
+    return all(distance <= MAX_DISTANCE for distance in distances)
 
 
 def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
@@ -43,7 +43,7 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
     share = explained_share(upgrade_map)
     if is_continued_training(upgrade_map):
         return Choice("copy", "embeddings and heads of both backbones are nearly the same (continued training)")
-    if share >= EXPLAINED:
+    if share >= MIN_EXPLAINED:
         return Choice(
             "lorasuite", f"the maps explain {share:.0%} of the new heads' weights, so weights can be transferred"
         )

@@ -181,7 +181,8 @@ def _journal_facts(upgraded: Upgraded) -> dict[str, Any]:
     return {
         "method": report.method["name"],
         "rank": report.rank,
-        "coverage": round(report.coverage, 4),
+        "verdict": report.verdict,
+        "coverage": None if report.coverage is None else round(report.coverage, 4),
         "energy_kept": round(report.energy_kept, 4),
         "revision": report.revisions.get("adapter"),
     }

@@ -8,25 +8,25 @@ from typing import Any
 
 from ..mapping.upgrade_map import UpgradeMap
 
-NEAR = 0.1
+MAX_DISTANCE = 0.1
 """Relative distance of the embeddings, token by token, up to which the new backbone counts as the old one after more
 training."""
-EXPLAINED = 0.5
+MIN_EXPLAINED = 0.5
 """Share of the new weights explained by the maps, above which weights can be transferred."""
-AGREEMENT = 0.03
+MIN_AGREEMENT = 0.03
 """Agreement on held-out tokens (`Scores`) below which the vocabularies do not align. Independently trained backbones
 reach .05 (the demo pair) and more, random embeddings chance level."""
-HITS = 6
+MIN_HITS = 6
 """The same as a number of tokens, for small vocabularies: by chance one token agrees, six hardly ever do."""
-FITTED_AGREEMENT = 0.5
+MIN_FITTED_AGREEMENT = 0.5
 """Agreement on the tokens of the fit itself below which the vocabularies do not align, for maps without held-out
 tokens."""
-ALIKE = 0.3
+MIN_CKA = 0.3
 """Mean CKA of the matched layers below which the backbones do not align. A random backbone has about .2, since it
 distinguishes the same tokens; independently trained ones have .6 and more."""
-CONFIDENT = 0.5
+FULL_CONFIDENCE = 0.5
 """Mean confidence of the old adapted model on the prompts above which the expected gap is not reduced."""
-BEHAVIOR = {"transplant": 0.7, "distill": 0.9}
+EXPECTED_GAP = {"transplant": 0.7, "distill": 0.9}
 """Methods that transfer the adapter's behavior -> gap expected before they have run."""
 
 
@@ -83,8 +83,8 @@ def agreement(upgrade_map: UpgradeMap) -> tuple[float, float]:
     hidden = upgrade_map.facts.get("hidden", {})
     tokens = upgrade_map.facts.get("shared_tokens", 0) // 2
     if hidden.get("held_out") is not None:
-        return float(hidden["held_out"]), max(AGREEMENT, HITS / max(tokens, HITS))
-    return float(hidden.get("agreement", 0.0)), FITTED_AGREEMENT
+        return float(hidden["held_out"]), max(MIN_AGREEMENT, MIN_HITS / max(tokens, MIN_HITS))
+    return float(hidden.get("agreement", 0.0)), MIN_FITTED_AGREEMENT
 
 
 def scores(upgrade_map: UpgradeMap) -> Scores:
@@ -114,7 +114,7 @@ def _is_in_place(upgrade_map: UpgradeMap) -> bool:
     pairs = upgrade_map.layers
     heads = all(bool((pair.heads[:, 0] == pair.heads[:, 1]).all()) for pair in pairs)
     units = [float((pair.units[:, 0] == pair.units[:, 1]).float().mean()) for pair in pairs if len(pair.units)]
-    return heads and all(share >= 1 - NEAR for share in units)
+    return heads and all(share >= 1 - MAX_DISTANCE for share in units)
 
 
 def predict(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
@@ -132,24 +132,24 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
     """Predict from the scores alone; see `predict`."""
     because = f"shared tokens nearest to themselves {found.agreement:.0%} (at least {found.least:.0%})"
     because += f", new heads' weights explained {found.explained:.0%}"
-    because += "" if found.alike is None else f", similarity of matched layers {found.alike:.2f} (at least {ALIKE})"
-    if found.agreement < found.least or (found.alike is not None and found.alike < ALIKE):
+    because += "" if found.alike is None else f", similarity of matched layers {found.alike:.2f} (at least {MIN_CKA})"
+    if found.agreement < found.least or (found.alike is not None and found.alike < MIN_CKA):
         return Prediction("retrain", 0.0, because)
     gap = found.near if method == "copy" else found.explained
     because += f", similarity of the embeddings {found.near:.0%}" if method == "copy" else ""
-    if method in BEHAVIOR:
-        gap, info = BEHAVIOR[method], (fitted or {}).get(method, {})
+    if method in EXPECTED_GAP:
+        gap, info = EXPECTED_GAP[method], (fitted or {}).get(method, {})
         if "divergence" in info:
             before, left = float(info["divergence"]), float(info["divergence_left"])
             gap = max(1 - left / before, 0.0) if before > 0 else 0.0
             because += f", target reached on the prompts {gap:.0%}"
         if "confidence" in info:
             sure = float(info["confidence"])
-            gap *= min(1.0, sure / CONFIDENT)
+            gap *= min(1.0, sure / FULL_CONFIDENCE)
             because += f", confidence of the old adapted model {sure:.2f}"
-        if method == "transplant" and gap < EXPLAINED:
+        if method == "transplant" and gap < MIN_EXPLAINED:
             because += "; method='distill' can recover more from the same prompts"
-    return Prediction("holds" if gap >= EXPLAINED else "retrain", round(gap, 3), because)
+    return Prediction("holds" if gap >= MIN_EXPLAINED else "retrain", round(gap, 3), because)
 
 
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from .._version import __version__
 from ..adapters.adapter import Adapter
 from ..methods.base import MethodResult
 
+TRANSFERRED = "transferred"
+"""Fate of a tensor that is in the result."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """Report of an upgrade; written beside the weights as ``lorasuite_report.json``.
 
@@ -42,9 +45,30 @@ class Report:
     version: str = __version__
 
     @property
-    def coverage(self) -> float:
-        """Share of the old adapter's tensors that were transferred, from 0 to 1."""
-        return sum(fate == "transferred" for fate in self.tensors.values()) / max(len(self.tensors), 1)
+    def by_behavior(self) -> bool:
+        """Whether the result was made from the adapter's behavior: no module of it comes from one of the adapter."""
+        return bool(self.modules) and not any(module["from"] for module in self.modules)
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the old adapter's tensors that were transferred, from 0 to 1.
+
+        None for methods that transfer the adapter's behavior: their result has modules of its own.
+        """
+        if self.by_behavior:
+            return None
+        return sum(fate == TRANSFERRED for fate in self.tensors.values()) / max(len(self.tensors), 1)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the upgrade is likely to hold, in one line: the first thing to read."""
+        found = self.facts.get("prediction")
+        if not found:
+            return "not predicted"
+        words = {"holds": "likely to hold", "doubtful": "doubtful", "retrain": "unlikely to hold: plan to retrain"}
+        expected = f"about {found['expected_gap_recovered']:.0%} of the adapter's gain expected"
+        warnings = [f"; {warning}" for warning in self.facts.get("warnings", [])]
+        return f"{words[found['verdict']]} ({expected}){''.join(warnings)}"
 
     @property
     def energy_kept(self) -> float:
@@ -52,8 +76,21 @@ class Report:
         return sum(module["energy_kept"] for module in self.modules) / max(len(self.modules), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "coverage": round(self.coverage, 6), "energy_kept": round(self.energy_kept, 6)}
+        """Return plain JSON values, the verdict first."""
+        coverage = None if self.coverage is None else round(self.coverage, 6)
+        shares = {"coverage": coverage, "energy_kept": round(self.energy_kept, 6)}
+        return {"verdict": self.verdict, **asdict(self), **shares}
+
+    def __repr__(self) -> str:
+        lost = sum(fate != TRANSFERRED for fate in self.tensors.values())
+        lines = [
+            f"Report: {self.verdict}",
+            f"  {self.adapter} from {self.old} to {self.new}",
+            f"  method {self.method['name']}, rank {self.rank}, {len(self.modules)} modules",
+        ]
+        if not self.by_behavior:
+            lines.append(f"  {len(self.tensors) - lost} of {len(self.tensors)} tensors transferred")
+        return "\n".join(lines)
 
 
 def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str]:
@@ -69,6 +106,6 @@ def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str
     for name, count in counts.items():
         lost = reasons.get(name, [])
         partly = "in part; " if lost and len(lost) < count else ""
-        fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else "transferred"
+        fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else TRANSFERRED
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
     return dict(sorted(fates.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +37,9 @@ from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .report import Report, tensor_fates
 
 log = logging.getLogger(__name__)
+
+NEARLY_ZERO = 1e-9
+"""Root mean square of an update below which it changes nothing: weights have .01 and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +147,12 @@ def upgrade(
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method)
     facts |= {**method_result.facts, **type_facts}
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
+    if warnings := _zero_updates(adapter, result):
+        facts["warnings"] = warnings
+        facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
+    if chosen.needs_backbones and old is not None and new is not None:
+        sides = {"old": old, "new": new}
+        facts["dtype"] = {role: str(one.running_dtype().compute).removeprefix("torch.") for role, one in sides.items()}
     report = Report(
         adapter=public_name(adapter.origin),
         old=public_name(upgrade_map.old.name),
@@ -204,6 +214,19 @@ def _convert(
         result, inputs, method_result, output_type=output_type, method=method, rank=final
     )
     return result, modules, facts, fates
+
+
+def _zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
+    """Return warnings for an adapter that changes nothing, before the upgrade or after it."""
+    warnings = []
+    for what, one in (
+        ("the adapter changes nothing: was it trained?", adapter),
+        ("the result changes nothing", result),
+    ):
+        sizes = [update.norm() / math.prod(update.shape) ** 0.5 for update in one.updates.values()]
+        if sizes and max(sizes) < NEARLY_ZERO and not (one.tables or one.magnitudes or one.extras):
+            warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
+    return warnings
 
 
 def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:

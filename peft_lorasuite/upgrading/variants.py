@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter, by_site, join_sites
+from ..adapters.adapter import Adapter, join_sites
 from ..adapters.dora import dora_to_lora
 from ..adapters.peft_format import PREFIX, TRAINED_BIAS
 from ..adapters.token_tables import TableUpdate, needs_backbone_error, table_tensors
@@ -84,7 +84,8 @@ def complete(
     if source.tables:
         result, facts["tables"], table_fates = _add_tables(result, inputs, rank)
         fates |= table_fates
-    without_bias = sum(update.bias is not None and not site.bias for (_, site), update in by_site(result).items())
+    joined = join_sites(result.updates, result.arch)
+    without_bias = sum(update.bias is not None and not site.bias for (_, site), update in joined.items())
     if without_bias:
         facts["biases"] = f"{without_bias} modules without a bias get one from the adapter; PEFT cannot merge these"
     return result, facts, fates
