@@ -70,9 +70,9 @@ class Side(NamedTuple):
 
     def model(self, low_memory: bool = False) -> int:
         """Return the bytes of the running model: its weights, one layer in float32, activations of a batch."""
-        held = self.table if low_memory else self.arch.parameter_count()
+        weights = self.table if low_memory else self.arch.parameter_count()
         batch = BATCH_TOKENS * (3 * self.arch.intermediate + 6 * self.arch.hidden)
-        return (held + batch) * self.running + 4 * self.layer
+        return (weights + batch) * self.running + 4 * self.layer
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ class Plan:
             arch, count = side.arch, side.arch.parameter_count() / GB
             shape = f"{arch.family}, {arch.layers} layers, hidden size {arch.hidden}"
             lines.append(f"{side.name}: {shape}, {count:.2f} B weights, {count * side.stored:.2f} GB")
-        lines += [f"{matched} layers matched", "", f"{'':<22}{'read':>13}{'max. memory':>13}{'time':>10}"]
+        lines += [f"{matched} layers matched", "", f"{'':<22}{'read':>13}{'max. memory':>13}{'time':>11}"]
         for row in (*self.stages, self.map, self.upgrade, self.run):
             seconds = timedelta(seconds=round(row.seconds(self.rates)))
-            lines.append(f"{row.name:<22}{row.read / GB:>10.2f} GB{row.memory / GB:>10.2f} GB{seconds!s:>10}")
+            lines.append(f"{row.name:<22}{row.read / GB:>10.2f} GB{row.memory / GB:>10.2f} GB{seconds!s:>11}")
         rates = f"{self.rates.read:.2f} GB/s and {self.rates.compute:.0f} GFLOP/s"
         lines += ["", f"map on disk: {self.map_bytes / GB:.3f} GB; rough times at {rates}", "beside the adapter:"]
         for method in map(registry.find, registry.names()):
@@ -163,9 +163,8 @@ class Plan:
         return LIBRARIES + TOKEN * (old.vocabulary + new.vocabulary) + self.map_bytes + 4 * old.hidden * new.hidden
 
     def _calibration(self) -> Stage:
-        """Run both backbones over the text, one after the other; compare every old layer with every new one."""
-        sides, kept = (self.old, self.new), self.options.tokens
-        tokens = round(1.3 * kept)  # some end where no token of the other tokenizer ends
+        """Run both backbones, one after the other, over 1.3 times the tokens: not all end at one character in both."""
+        sides, kept, tokens = (self.old, self.new), self.options.tokens, round(1.3 * self.options.tokens)
         batches = -(-tokens // BATCH_TOKENS) if self.low_memory else 1  # each of them reads the layers again
         read = sum((side.table + batches * side.arch.layers * side.layer) * side.stored for side in sides)
         outputs = 2 * sum(min(side.arch.layers * kept * side.arch.hidden * side.running, BUDGET) for side in sides)
@@ -210,8 +209,7 @@ def plan(
     """
     if rank < 1:
         raise LoraSuiteError("the rank must be positive", got=rank)
-    backbones = [Backbone.open(one, token=token, cache_dir=cache_dir) for one in (old, new)]
-    left, right = (_read_side(one, one.dtype if dtype == "auto" else dtype) for one in backbones)
+    left, right = (_side(Backbone.open(one, token=token, cache_dir=cache_dir), dtype, low_memory) for one in (old, new))
     return Plan(left, right, options or MapOptions(), rank, low_memory, rates or Rates())
 
 
@@ -225,14 +223,16 @@ class _ConfigFile(Source):
         return self.name
 
 
-def _read_side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
+def _side(backbone: Backbone, dtype: torch.dtype | str, low_memory: bool) -> Side:
     """Read a config; one without a dtype is taken for a 16-bit checkpoint, as nearly all are."""
+    dtype = backbone.dtype if dtype == "auto" else dtype
+    place = "disk" if low_memory else backbone.device_map
     if not backbone.in_memory and Path(backbone.name).is_file():
-        backbone = Backbone(_ConfigFile(backbone.name, "backbone"), device_map=backbone.device_map)
+        backbone = Backbone(_ConfigFile(backbone.name, "backbone"))
     arch, stored = backbone.arch, getattr(backbone.config.get_text_config(), "dtype", None)
     stored = stored if isinstance(stored, torch.dtype) else torch.bfloat16
-    running = choose_dtype(dtype, stored, parameters=arch.parameter_count(), device_map=backbone.device_map)
-    return Side(backbone.name, arch, stored.itemsize, running.dtype.itemsize)
+    running = choose_dtype(dtype, stored, parameters=arch.parameter_count(), device_map=place).dtype
+    return Side(backbone.name, arch, stored.itemsize, running.itemsize)
 
 
 def measure_rates() -> Rates:
