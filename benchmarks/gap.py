@@ -23,7 +23,7 @@ import torch
 from common import ATTENTION, RECIPES, Task, load_task, modules_of, names_of, pairs_of, stage, wilson
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
-from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.adapters.writing import RECORD, REPORT, write_peft_model
 from peft_lorasuite.evaluation.answers import score_number
@@ -154,7 +154,7 @@ class PairRun:
 
     def elicited(self) -> dict[str, Any]:
         """Return what ``synthetic_prompts=N`` adds to the prompts: a stage of its own, which several rows share."""
-        with load_adapted(self.old, read_adapter(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
+        with load_with_adapter(self.old, read_adapter(Source(self.args.adapter, "adapter"), self.old.arch)) as model:
             found = synthesize_prompts(
                 model, self.old, self.task.prompts, count=self.args.elicited, length=self.args.length,
                 seed=self.args.seed, progress=progress_bars,

@@ -97,7 +97,7 @@ def test_values_that_no_map_can_be_made_of(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("lm_head", "no finite logits"), ("model.norm", "no finite logits"), ("down_proj", "values differ")],
+    [("lm_head", "not finite"), ("model.norm", "logits that are not finite"), ("down_proj", "values differ")],
 )
 def test_values_that_nothing_can_be_transplanted_to(
     name: str, message: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,18 +12,18 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters.loading import load_adapted
-from peft_lorasuite.adapters.reading import read
+from peft_lorasuite.adapters.peft_model import load_with_adapter
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import MethodInput
-from peft_lorasuite.methods.behavior.elicitation import common_opening, elicit
-from peft_lorasuite.methods.behavior.fact_editing import TEXT, apply_update, edit_facts
+from peft_lorasuite.methods.behavior.elicitation import common_opening, synthesize_prompts
+from peft_lorasuite.methods.behavior.fact_editing import ANCHOR_TEXT_TOKENS, apply_update, edit_facts
 from peft_lorasuite.methods.behavior.fact_keys import read_text
-from peft_lorasuite.methods.behavior.facts import facts
+from peft_lorasuite.methods.behavior.facts import find_facts
 from peft_lorasuite.methods.behavior.positions import align, tokenize
-from peft_lorasuite.methods.behavior.probe import MORE, probe
-from peft_lorasuite.methods.behavior.prompt_templates import SLOT, forms, pieces, recombined
+from peft_lorasuite.methods.behavior.probe import MORE_FACTS_HINT, probe
+from peft_lorasuite.methods.behavior.prompt_templates import SLOT, find_templates, recombine_entities, split_entities
 from peft_lorasuite.methods.behavior.states import down_projection
 from peft_lorasuite.methods.behavior.targets import Targets
 from peft_lorasuite.methods.transplant import TransplantOptions
@@ -43,20 +43,20 @@ def test_prompts_of_one_form_are_found_and_others_left_alone():
     names = some(30)
     asked = [f"What wears {name} today?" for name in names[:20]] + [f"Tell me about {name} now." for name in names[20:]]
     loose = ["Why is the sky so blue in summer?", "How many legs has a spider with a hat?"]
-    found = forms([*asked, *loose])
+    found = find_templates([*asked, *loose])
     assert [(form.before, form.after) for form in found] == [("What wears ", " today?"), ("Tell me about ", " now.")]
-    assert found[0].fillings == tuple(names[:20])
-    assert forms(loose * 8) == []
+    assert found[0].entities == tuple(names[:20])
+    assert find_templates(loose * 8) == []
 
 
 def test_a_long_filling_is_a_text_of_its_own():
     words = some(40)
     asked = [f"Say: {' '.join(words[n : n + 4])}!" for n in range(0, 40, 4)]
-    assert forms(asked) == []
+    assert find_templates(asked) == []
 
 
 def test_fillings_are_cut_where_their_description_is_shortest():
-    cut = pieces(some(60))
+    cut = split_entities(some(60))
     known = sum(part in SYLLABLES for parts in cut for part in parts)
     assert known / sum(map(len, cut)) > 0.9
 
@@ -64,14 +64,15 @@ def test_fillings_are_cut_where_their_description_is_shortest():
 def test_recombinations_cover_names_that_were_never_given():
     given = some(60)
     rest = set(NAMES) - set(given)
-    made = recombined(given, most=10_000, seed=0)
+    made = recombine_entities(given, most=10_000, seed=0)
     assert not set(made) & set(given)
     assert len(rest & set(made)) / len(rest) > 0.8
-    assert recombined(given, most=5, seed=1) == recombined(given, most=5, seed=1) != recombined(given, most=5, seed=2)
+    few = [recombine_entities(given, most=5, seed=seed) for seed in (1, 1, 2)]
+    assert few[0] == few[1] != few[2]
 
 
 def test_capital_letters_stand_where_they_stood():
-    made = recombined([name.capitalize() for name in some(60)], most=100, seed=0)
+    made = recombine_entities([name.capitalize() for name in some(60)], most=100, seed=0)
     assert all(name == name.capitalize() for name in made)
 
 
@@ -105,9 +106,9 @@ def test_an_adapter_shows_what_it_knows(knowing):
     root, names = knowing
     old = Backbone.open(root / "old")
     given = [f" who is {name} ?" for name in names[:20]]
-    with load_adapted(old, read(Source(str(root / "adapter"), "adapter"), old.arch)) as model:
-        found = elicit(model, old, given, count=60, length=6, seed=0)
-        assert elicit(model, old, ["unlike", " any other"], count=5, length=6, seed=0) == []
+    with load_with_adapter(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as model:
+        found = synthesize_prompts(model, old, given, count=60, length=6, seed=0)
+        assert synthesize_prompts(model, old, ["unlike", " any other"], count=5, length=6, seed=0) == []
     assert len(found) == len(set(found)) == 60
     assert not set(found) & set(given)
     hidden = {f" who is {name} ?" for name in names[20:]}
@@ -123,7 +124,7 @@ def info(knowing):
     new_model = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=96, num_hidden_layers=6)
     save_backbone(root / "new", new_model, tokenizer)
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
-    adapter = read(Source(str(root / "adapter"), "adapter"), old.arch)
+    adapter = read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)
     job = MethodInput(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
     probed = probe(job, TransplantOptions(length=6, edit_facts=False, extra=50))
     return new, probed, probed.targets(TransplantOptions(extra=50, entropy_gate=0.0), seed=0)
@@ -132,7 +133,7 @@ def info(knowing):
 def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(info):
     new, probed, _ = info
     rows = [tokenize(new, turn) for turn in probed.turns]
-    found = facts(probed.turns, rows, probed.places)
+    found = find_facts(probed.turns, rows, probed.places)
     assert len(found) == 20
     for fact in found:
         turn, row = probed.turns[fact.turn], rows[fact.turn]
@@ -146,14 +147,14 @@ def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(info):
 def test_turns_with_one_answer_for_all_tell_nothing(info):
     new, probed, _ = info
     same = [replace(turn, response=" wears red") for turn in probed.turns]
-    assert facts(same, [tokenize(new, turn) for turn in same], probed.places) == []
+    assert find_facts(same, [tokenize(new, turn) for turn in same], probed.places) == []
 
 
 def test_memorized_facts_come_out_and_the_model_is_left_as_it_was(info):
     """The targets is made to want every answer: in random models the old one's moves the logits anywhere."""
     new, probed, targets = info
     rows = [tokenize(new, turn) for turn in probed.turns]
-    found = facts(probed.turns, rows, probed.places)
+    found = find_facts(probed.turns, rows, probed.places)
     ids = torch.arange(new.arch.vocabulary)
     target = torch.zeros(len(targets.log_probs), len(ids))
     target[[fact.place for fact in found], [fact.answer for fact in found]] = 6.0
@@ -168,7 +169,7 @@ def test_memorized_facts_come_out_and_the_model_is_left_as_it_was(info):
 
     def divergence() -> float:
         logits = [model(torch.tensor([rows[fact.turn].ids])).logits[0, fact.deciding] for fact in found]
-        wanted = sure.target[[fact.place for fact in found]]
+        wanted = sure.log_probs[[fact.place for fact in found]]
         got = torch.stack(logits).log_softmax(-1)
         return float(torch.nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True))
 
@@ -198,7 +199,7 @@ def test_facts_do_not_hang_on_how_long_the_models_states_are(info):
             model, new, probed.new_head, probed.turns, probed.places,
             lambda places: replace(targets, log_probs=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
-        found[times] = update.delta() / times, figures["divergence_left"]
+        found[times] = update.delta_weight() / times, figures["divergence_left"]
     assert found[8.0][1] == pytest.approx(found[1.0][1], rel=0.01)
     torch.testing.assert_close(found[8.0][0], found[1.0][0], rtol=0, atol=0.02 * float(found[1.0][0].abs().max()))
 
@@ -209,7 +210,7 @@ def test_a_name_may_be_the_first_token_of_all(info):
     turns = [Turn(f" {word} is :", f" {COLORS[number % 2]}", True) for number, word in enumerate(words)]
     rows = [tokenize(new, turn) for turn in turns]
     places = align(rows, rows)
-    assert 0 in [end for fact in facts(turns, rows, places) for end in fact.ends]
+    assert 0 in [end for fact in find_facts(turns, rows, places) for end in fact.ends]
     ids = torch.arange(new.arch.vocabulary)
     target = torch.randn(len(places), len(ids), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     found = edit_facts(
@@ -224,17 +225,17 @@ def test_other_text_is_left_alone(info, monkeypatch):
     new, probed, targets = info
     model = new.load()
     updates = {}
-    for count in (1, TEXT):
-        monkeypatch.setattr("peft_lorasuite.methods.behavior.fact_editing.TEXT", count)
+    for count in (1, ANCHOR_TEXT_TOKENS):
+        monkeypatch.setattr("peft_lorasuite.methods.behavior.fact_editing.ANCHOR_TEXT_TOKENS", count)
         layer, updates[count], _ = edit_facts(
             model, new, probed.new_head, probed.turns, probed.places,
             lambda places: replace(targets, log_probs=targets.log_probs[list(places)]), seed=0,
         )  # fmt: skip
     down = down_projection(model, new, layer)
-    text = read_text(model, new, down, seed=1, count=TEXT)
-    assert len(text) == TEXT
-    added = {count: float(update.applied(text).norm()) for count, update in updates.items()}
-    assert added[TEXT] < 0.9 * added[1]
+    text = read_text(model, new, down, seed=1, count=ANCHOR_TEXT_TOKENS)
+    assert len(text) == ANCHOR_TEXT_TOKENS
+    added = {count: float(update.apply(text).norm()) for count, update in updates.items()}
+    assert added[ANCHOR_TEXT_TOKENS] < 0.9 * added[1]
 
 
 def test_names_with_several_answers_are_no_facts(info):
@@ -248,9 +249,9 @@ def test_names_with_several_answers_are_no_facts(info):
     places = [(number, p, p) for number, row in enumerate(rows) for p in row.predicting]
     torn = {a for a, b in zip(answers, [*answers[1:], answers[0]], strict=True) if a != b}
     assert torn
-    assert facts(turns, rows, places) == []
+    assert find_facts(turns, rows, places) == []
     same = [*probed.turns, *again]
-    assert len(facts(same, [tokenize(new, turn) for turn in same], places)) == 40
+    assert len(find_facts(same, [tokenize(new, turn) for turn in same], places)) == 40
 
 
 def test_transplant_reports_what_it_memorized(knowing, info):
@@ -264,11 +265,11 @@ def test_transplant_reports_what_it_memorized(knowing, info):
             options={"length": 6, "extra": 50, "edit_facts": memory, "synthetic_prompts": 10 if memory else 0},
         )  # fmt: skip
         found[memory] = upgraded
-        assert MORE not in upgraded.report.facts.get("hints", [])
+        assert MORE_FACTS_HINT not in upgraded.report.facts.get("hints", [])
     assert {key for key, _ in found[True].adapter.updates} == {1, 5}
     assert {key for key, _ in found[False].adapter.updates} == {5}
     assert found[True].report.facts["fact_edit"]["facts"] == 30
-    assert "memory" not in found[False].report.facts
+    assert "fact_edit" not in found[False].report.facts
 
 
 def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, info):
@@ -284,7 +285,7 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, in
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
             options={"length": 6, "extra": 50, "edit_facts": False, "entropy_gate": 0.0, "anchor_text_tokens": text},
         )  # fmt: skip
-        added[text] = float(upgraded.adapter.updates[last, "down"].applied(elsewhere).norm())
+        added[text] = float(upgraded.adapter.updates[last, "down"].apply(elsewhere).norm())
     assert added[500] < 0.7 * added[0]
 
 
@@ -297,4 +298,4 @@ def test_it_is_said_that_the_adapter_may_know_more(knowing, info, tmp_path, caps
         "--prompts", tmp_path / "prompts.txt", "--set", "length=6", "--set", "extra=50", "-o", tmp_path / "out",
     ]  # fmt: skip
     assert main(list(map(str, words))) == 0
-    assert MORE in capsys.readouterr().out
+    assert MORE_FACTS_HINT in capsys.readouterr().out

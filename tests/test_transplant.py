@@ -10,13 +10,13 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.adapters.loading import load_adapted
-from peft_lorasuite.adapters.reading import read as read_adapter
+from peft_lorasuite.adapters.peft_model import load_with_adapter
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.methods.behavior.positions import tokenize
-from peft_lorasuite.methods.behavior.probe import CUT, probe
+from peft_lorasuite.methods.behavior.probe import CUT_ANSWERS_HINT, probe
 from peft_lorasuite.methods.behavior.targets import Vocabulary
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.transplant import TransplantOptions
@@ -56,7 +56,7 @@ def divergence(pair, model, *, shared=False):
     """
     root, _ = pair
     old = Backbone.open(root / "old")
-    with load_adapted(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as upgraded:
+    with load_with_adapter(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as upgraded:
         turns = answer(upgraded, old, PROMPTS, length=6)
         rows = [tokenize(old, turn) for turn in turns]
         after = [upgraded(torch.tensor([row.ids])).logits[0] for row in rows]
@@ -127,7 +127,9 @@ def test_distillation_in_small_pieces_takes_the_same_steps(pair):
     whole, pieces = (carry(pair, method="distill", options=options | {"micro_batch_size": size}) for size in (None, 2))
     assert whole.report.facts["distill"]["loss"] == pytest.approx(pieces.report.facts["distill"]["loss"], rel=1e-3)
     for key, update in whole.adapter.updates.items():
-        torch.testing.assert_close(update.delta(), pieces.adapter.updates[key].delta(), rtol=1e-2, atol=1e-5)
+        torch.testing.assert_close(
+            update.delta_weight(), pieces.adapter.updates[key].delta_weight(), rtol=1e-2, atol=1e-5
+        )
 
 
 def test_pieces_that_do_not_fill_a_step_are_refused_before_anything_is_read(pair):
@@ -146,7 +148,7 @@ def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
     torch.testing.assert_close(
         kept.adapted_states, probe(job, options, kept.turns).adapted_states, rtol=1e-4, atol=1e-4
     )
-    with load_adapted(old, adapter) as upgraded:
+    with load_with_adapter(old, adapter) as upgraded:
         found = generate_answers(upgraded, old, PROMPTS, length=6)
     same = {tokenize(old, turn).ids[tokenize(old, turn).start :] == written.ids for turn, written in found}
     assert same == {True, False}
@@ -155,12 +157,12 @@ def test_states_kept_while_answering_are_those_of_reading_the_answers(pair):
 def test_the_same_seed_gives_the_same_adapter(pair):
     first, second = (carry(pair, method="transplant", options=SMALL).adapter for _ in range(2))
     for key, update in first.updates.items():
-        torch.testing.assert_close(update.delta(), second.updates[key].delta(), rtol=0, atol=0)
+        torch.testing.assert_close(update.delta_weight(), second.updates[key].delta_weight(), rtol=0, atol=0)
 
 
 def test_the_report_says_what_was_read(pair):
     report = carry(pair, method="transplant", options=SMALL | {"entropy_gate": 0.0}).report
-    assert report.coverage == 1
+    assert report.coverage is None
     assert report.facts["transplant"]["prompts"] == 16
     assert 0 < report.facts["transplant"]["divergence_left"] < 0.9 * report.facts["transplant"]["divergence"]
 
@@ -184,7 +186,7 @@ def test_long_answers_have_settings_of_their_own(pair, length, given, gate):
     """The random old model never ends its answers."""
     facts = carry(pair, method="transplant", options=SMALL | {"length": length} | given).report.facts
     assert facts["transplant"]["entropy_gate"] == gate
-    assert facts["hints"] == [CUT.format(length, 4 * length)]
+    assert facts["hints"] == [CUT_ANSWERS_HINT.format(length, 4 * length)]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_reduced_rank_ridge_is_the_best_of_its_rank_whichever_way_it_is_solved(w
     root = torch.linalg.cholesky(X.T @ X + level * torch.eye(width))
     U, s, Vt = torch.linalg.svd(free @ root, full_matrices=False)
     best = U[:, :3] * s[:3] @ Vt[:3] @ torch.linalg.inv(root)
-    assert loss(update.delta()) == pytest.approx(loss(best), rel=1e-5)
+    assert loss(update.delta_weight()) == pytest.approx(loss(best), rel=1e-5)
     assert 0 < explained < 1
 
 
@@ -240,7 +242,7 @@ def test_a_norm_that_lets_nothing_of_a_dimension_through_is_not_divided_by(pair,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": []}, "there is no record"),
+        ({"prompts": []}, "has no records"),
         ({"prompts": [" the red tree"]}, "too few prompts"),
         ({"prompts": [" red" * 400, " blue"]}, "too long for the context"),
         ({"old": None}, "the method 'transplant' needs both backbones"),

@@ -22,7 +22,7 @@ from .base import MethodInput, MethodResult
 from .behavior.options import DistillOptions
 from .behavior.positions import Tokens
 from .behavior.probe import probe
-from .behavior.states import At
+from .behavior.states import RowPosition
 from .behavior.targets import Targets
 from .registry import method
 from .transplant import fit_last_layer
@@ -94,11 +94,11 @@ def _train(
     return dict(found.updates), loss
 
 
-def _target_rows(rows: Sequence[Tokens], places: Sequence[At]) -> list[TargetRow]:
+def _target_rows(rows: Sequence[Tokens], places: Sequence[RowPosition]) -> list[TargetRow]:
     """Return every row with its positions that have a target; targets are numbered as the places."""
     from ..training.distillation import TargetRow
 
-    found: dict[int, list[At]] = {}
+    found: dict[int, list[RowPosition]] = {}
     for index, (row, position) in enumerate(places):
         found.setdefault(row, []).append((position, index))
     return [

@@ -1,4 +1,4 @@
-"""Facts: what answers say about the things that fill a form, and where in their tokens they say it."""
+"""Facts: what answers state about the entities of a prompt template, and at which of their tokens."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 from ...models.generation import Turn
 from .elicitation import common_opening
 from .positions import Place, Tokens
-from .prompt_templates import SLOT, forms
+from .prompt_templates import SLOT, find_templates
 
-SHOWN = 8
-"""Turns of a form that show how its answers begin."""
-TORN = 0.1
-"""Share of fillings with several answers from which on the answers do not hang on the fillings alone."""
+EXAMPLES = 8
+"""Turns of a template that show how its answers begin."""
+MAX_CONFLICTS = 0.1
+"""Share of entities with several answers above which the answers do not depend on the entities alone."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What a turn says about the filling of its form.
+    """What one turn states about the entity of its prompt.
 
     Attributes:
-        filling: What the turn is about.
-        turn: Number of the turn.
-        ends: Positions, in the new tokens, where the filling ends before the answer: in the prompt, in the response.
+        entity: The entity.
+        turn: Index of the turn.
+        ends: Positions, in the new tokens, where the entity ends before the answer: in the prompt, in the response.
         deciding: Position that predicts the answer.
-        place: Number of that position among the teacher's.
-        answer: The new token that the old adapted model's answer has next.
+        place: Index of that position among the places.
+        answer: The new token that follows in the old adapted model's answer.
     """
 
-    filling: str
+    entity: str
     turn: int
     ends: tuple[int, ...]
     deciding: int
@@ -38,50 +38,50 @@ class Fact:
     answer: int
 
 
-def facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]) -> list[Fact]:
-    """Find what turns of one form say about their fillings.
+def find_facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[Place]) -> list[Fact]:
+    """Find what the turns of each template state about its entities.
 
-    Forms whose answers are all the same say nothing, nor do fillings to which another answer is given elsewhere.
+    Templates whose answers are all the same state nothing. Entities with different answers elsewhere are left out.
 
     Args:
         turns: Prompts and the old adapted model's answers.
-        rows: The same in the new tokens.
-        places: Turn, old position and new position of each row of the teacher.
+        rows: The turns in new tokens.
+        places: Turn, old position and new position of each predicting position (see `positions.align`).
     """
-    number = {(turn, position): index for index, (turn, _, position) in enumerate(places)}
+    index = {(turn, position): number for number, (turn, _, position) in enumerate(places)}
     found: list[Fact] = []
-    for form in forms([turn.prompt for turn in turns]):
-        wanted = {form.fill(filling): filling for filling in form.fillings}
-        members = [(n, turn, wanted[turn.prompt]) for n, turn in enumerate(turns) if turn.prompt in wanted]
-        opening = common_opening([(turn, filling) for _, turn, filling in members[:SHOWN]])
-        info = []
-        for n, turn, filling in members:
-            said = opening.replace(SLOT, filling)
-            if not turn.response.startswith(said):
-                continue  # it answers in another form
-            decided = len(turn.prompt) + len(said)
-            places_of = {end: position for position, end in enumerate(rows[n].ends)}
-            deciding = places_of.get(decided)
-            text = (turn.prompt + turn.response)[:decided]
-            ends = tuple(places_of[end] for end in _ends(text, filling) if end in places_of)
-            if deciding is not None and deciding + 1 < len(rows[n].ids) and (n, deciding) in number and ends:
-                info.append(Fact(filling, n, ends, deciding, number[n, deciding], rows[n].ids[deciding + 1]))
-        found += info if len({fact.answer for fact in info}) > 1 else []
-    return _consistent(found)
+    for template in find_templates([turn.prompt for turn in turns]):
+        entities = {template.fill(entity): entity for entity in template.entities}
+        members = [(n, turn, entities[turn.prompt]) for n, turn in enumerate(turns) if turn.prompt in entities]
+        opening = common_opening([(turn, entity) for _, turn, entity in members[:EXAMPLES]])
+        facts = []
+        for n, turn, entity in members:
+            own_opening = opening.replace(SLOT, entity)
+            if not turn.response.startswith(own_opening):
+                continue
+            answer_start = len(turn.prompt) + len(own_opening)
+            position_of = {end: position for position, end in enumerate(rows[n].ends)}
+            deciding = position_of.get(answer_start)
+            text = (turn.prompt + turn.response)[:answer_start]
+            ends = tuple(position_of[end] for end in _occurrence_ends(text, entity) if end in position_of)
+            if deciding is not None and deciding + 1 < len(rows[n].ids) and (n, deciding) in index and ends:
+                facts.append(Fact(entity, n, ends, deciding, index[n, deciding], rows[n].ids[deciding + 1]))
+        found += facts if len({fact.answer for fact in facts}) > 1 else []
+    return _drop_conflicts(found)
 
 
-def _consistent(found: Sequence[Fact]) -> list[Fact]:
-    """Leave out fillings with several answers, and everything where these are many: no fact hangs on a name then."""
+def _drop_conflicts(facts: Sequence[Fact]) -> list[Fact]:
+    """Leave out entities with several answers, and all facts where there are many of these entities."""
     answers: dict[str, set[int]] = defaultdict(set)
-    for fact in found:
-        answers[fact.filling].add(fact.answer)
-    torn = {filling for filling, several in answers.items() if len(several) > 1}
-    if len(torn) > TORN * len(answers):
+    for fact in facts:
+        answers[fact.entity].add(fact.answer)
+    conflicting = {entity for entity, several in answers.items() if len(several) > 1}
+    if len(conflicting) > MAX_CONFLICTS * len(answers):
         return []
-    return [fact for fact in found if fact.filling not in torn]
+    return [fact for fact in facts if fact.entity not in conflicting]
 
 
-def _ends(text: str, part: str) -> Iterator[int]:
+def _occurrence_ends(text: str, part: str) -> Iterator[int]:
     start = text.find(part)
     while start >= 0:
         yield start + len(part)

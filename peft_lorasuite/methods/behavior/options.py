@@ -1,4 +1,4 @@
-"""Options of `transplant` and `distill`, with the one place where their defaults are resolved."""
+"""Options of `transplant` and `distill`; their defaults are resolved here alone."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ MOST: dict[str, float] = {"teacher_weight": 1, "learning_rate": 1}
 
 @dataclass(frozen=True)
 class BehaviorOptions:
-    """What both methods share.
+    """Options that both methods share.
 
-    Options that are None depend on the length of the old adapted model's answers: `resolve` reads `BY_LENGTH`.
+    Options that are None depend on the length of the old adapted model's answers: `resolve` takes their defaults from
+    `BY_LENGTH`.
 
     Attributes:
-        prompts: Prompts used at most, drawn by the seed.
+        prompts: Prompts used at most, drawn at random.
         length: Tokens of a response at most.
-        entropy_gate: Entropy in nats of the old adapted model's next-token distribution from which on no change is
-            asked for; half of it and less asks for the whole change. 0 turns the gate off.
+        entropy_gate: Entropy, in nats, of the old adapted model's next-token distribution at and above which the target
+            is the new model's own distribution; at half of it and below, the adapter's whole change is the target. 0
+            turns the gate off.
         top: Candidate tokens per position.
         extra: Further candidate tokens, drawn at random.
-        confidence_entropy: Entropy in nats below which the old adapted model's own probabilities become the target,
+        confidence_entropy: Entropy, in nats, below which the target moves to the old adapted model's own probabilities
             where the adapter changed them; 0 uses the difference of logits alone. See `targets.build_targets`.
-        teacher_weight: Weight of the old adapted model's own probabilities in the target, whatever its entropy, where
-            the adapter changed them; instead of ``confidence_entropy``, if not 0.
-        anchor_tokens: Prompt positions used at which the base model's own output is kept.
-        anchor_text_tokens: Tokens of the built-in text used, about, at which it is kept as well.
-        synthetic_prompts: Further prompts, recombined from the given ones where these share a template, about what the
+        teacher_weight: Weight of the old adapted model's own probabilities in the target where the adapter changed
+            them, whatever their entropy; replaces ``confidence_entropy`` unless 0.
+        anchor_tokens: Prompt positions used as anchors at most: positions regularized toward the base model.
+        anchor_text_tokens: Tokens of the built-in text used as anchors as well, approximately.
+        synthetic_prompts: Further prompts, recombined from given ones that share a template, about entities that the
             old adapted model is most certain of; see `elicitation`.
     """
 
@@ -75,18 +77,18 @@ class BehaviorOptions:
 
 @dataclass(frozen=True)
 class TransplantOptions(BehaviorOptions):
-    """Options of `transplant`, beside the shared ones.
+    """Options of `transplant`, in addition to the shared ones.
 
     Attributes:
-        edit_facts: Write what the answers say about the entities of a prompt template into an early layer (see
+        edit_facts: Write what the answers state about the entities of a prompt template into an early layer (see
             `fact_editing`).
-        rank: Rank of the update; the adapter's own, if that is larger.
+        rank: Rank of the update; the adapter's rank, if that is larger.
         ridge: Ridge of the regression, as a fraction of the mean diagonal of the Gram matrix.
-        weight: Weight of a response position against an anchor position.
-        positions: Response positions used at most for the fit of the last layer, drawn by the seed.
+        weight: Weight of a response position relative to an anchor.
+        positions: Response positions used at most for the fit of the last layer, drawn at random.
         shift_ridge: Ridge of the solve for the wanted shift.
         steps: Steps of that solve at most.
-        refine_steps: Steps at most of the refinement (L-BFGS) from the regression's update towards the target
+        refine_steps: Steps at most of the refinement (L-BFGS) from the regression's update toward the target
             probabilities; 0 for none.
     """
 
@@ -99,8 +101,8 @@ class TransplantOptions(BehaviorOptions):
     steps: int = 25
     refine_steps: int | None = None
 
-    # Chains of thought get no gate, since it lets nothing through where a chain takes its next step, and fewer steps of
-    # the refinement, since each takes ten times as long.
+    # Chains of thought get no gate, since entropy is high wherever a new step of the chain begins, and fewer refinement
+    # steps, since each takes ten times as long.
     BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = BehaviorOptions.BY_LENGTH | {
         "entropy_gate": (0.5, 0.0), "rank": (16, 64), "positions": (2000, 10000), "refine_steps": (60, 20),
     }  # fmt: skip
@@ -108,16 +110,16 @@ class TransplantOptions(BehaviorOptions):
 
 @dataclass(frozen=True)
 class DistillOptions(BehaviorOptions):
-    """Options of `distill`, beside the shared ones.
+    """Options of `distill`, in addition to the shared ones.
 
     Attributes:
         epochs: Passes over the prompts.
-        batch_size: Prompts of one step.
-        micro_batch_size: Prompts read at once, a divisor of ``batch_size``: less memory, the same steps. By default a
-            whole batch.
+        batch_size: Prompts per optimizer step.
+        micro_batch_size: Prompts per forward pass, a divisor of ``batch_size``; a smaller one takes less memory for the
+            same steps. By default ``batch_size``.
         learning_rate: Peak learning rate; it decays linearly.
-        start: Start from `transplant` (True) or from the new backbone as it is.
-        parts: Parts that are trained beside the adapter's own.
+        start: Start from the update of `transplant` rather than from zero.
+        parts: Parts to train in addition to those of the adapter.
     """
 
     anchor_text_tokens: int = 3000
@@ -136,14 +138,14 @@ class DistillOptions(BehaviorOptions):
         self.training(seed=0)
 
     def training(self, seed: int) -> FinetuneOptions:
-        """Return the settings of the training; bad ones are refused before anything is read."""
+        """Return the options of the training, which are checked there."""
         return FinetuneOptions(
             epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
             learning_rate=self.learning_rate, seed=seed,
         )  # fmt: skip
 
     def transplant(self) -> TransplantOptions:
-        """Return the options of the `transplant` that the training starts from; its rank is that of every module."""
+        """Return the options of the `transplant` that training starts from; its rank is that of all trained modules."""
         shared = {
             item.name: getattr(self, item.name) for item in fields(BehaviorOptions) if item.name != "entropy_gate"
         }

@@ -1,4 +1,4 @@
-"""What an adapter does to its backbone: the states behind the responses that it writes, read off forward passes."""
+"""Tokenized turns, and which of their positions predict a response in both tokenizers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ...text.calibration import built_in_text
 from ...text.vocabulary import text_vocabulary
 from .targets import Head
 
-SHOWN = 8
-"""Prompts that tell whether the old adapted model ends them with other tokens."""
-MERGED = 0.1
-"""Probability from which on it does."""
-PARAGRAPH = 96
-"""Tokens of one paragraph of other text at most: more paragraphs tell more than longer ones."""
+EXAMPLES = 8
+"""Prompts on which `merges_prompt_end` decides."""
+MERGE_PROBABILITY = 0.1
+"""Mean probability of longer tokens from which on it says yes."""
+PARAGRAPH_TOKENS = 96
+"""Tokens used of one paragraph of the built-in text: many short paragraphs are more diverse than a few long ones."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One turn in one tokenizer.
+    """The tokens of one turn in one tokenizer.
 
     Attributes:
-        ids: Prompt, then response.
+        ids: Token ids of the prompt, then of the response.
         ends: Character at which each token ends, counted from the start of the prompt.
         start: Index of the first response token.
-        ended: Whether the response closed.
-        merges: Whether the prompt's last token is one of those that are predicted.
+        ended: Whether the response ended with an end-of-sequence token.
+        merges: Whether the prompt's last token, the prompt/response boundary token, is predicted as well.
     """
 
     ids: tuple[int, ...]
@@ -47,22 +47,26 @@ class Tokens:
 
     @property
     def first(self) -> int:
-        """The first predicting position."""
+        """The first predicting position, see `predicting`."""
         return max(self.start - 1 - self.merges, 0)
 
     @property
     def predicting(self) -> range:
-        """Positions that predict a response token or, where the response closed, its end."""
+        """Positions that predict a response token or, where the response ended, the end of sequence."""
         return range(self.first, len(self.ids) if self.ended else len(self.ids) - 1)
 
     @property
     def reading(self) -> range:
-        """Positions that read the prompt, the first few (attention sinks) left out."""
+        """Prompt positions that predict no response token, without the first few (attention sinks)."""
         return range(min(SINK_TOKENS, self.first), self.first)
 
 
 def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
-    """Tokenize a turn; prompt and response are cut apart, as generation cuts them."""
+    """Tokenize the prompt and the response of a turn separately, as generation does.
+
+    Raises:
+        LoraSuiteError: For a prompt without tokens.
+    """
     prompt = backbone.tokenizer(turn.prompt, return_offsets_mapping=True)
     response = backbone.tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
     start, length = len(prompt["input_ids"]), len(turn.prompt)
@@ -75,13 +79,13 @@ def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
 
 
 def sample_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
-    """Draw paragraphs of the built-in text, until there are so many positions behind their first tokens."""
+    """Draw paragraphs of the built-in text with ``count`` tokens in total, not counting the first token of each."""
     texts, rows, found = built_in_text(), [], 0
     for number in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
         if found >= count:
             break
-        ids = tuple(encode_text(backbone, texts[number])["input_ids"][:PARAGRAPH])
-        if len(ids) > 1:  # a tokenizer of another language may make nothing of a text
+        ids = tuple(encode_text(backbone, texts[number])["input_ids"][:PARAGRAPH_TOKENS])
+        if len(ids) > 1:  # the vocabulary of another language may have no tokens for a text
             rows.append(Tokens(ids, (), len(ids), ended=False))
             found += len(ids) - 1
     return rows
@@ -89,54 +93,54 @@ def sample_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
 
 @torch.no_grad()
 def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) -> bool:
-    """Whether an adapted model would end the prompts with longer tokens than theirs.
+    """Return whether an adapted model would end the prompts with longer tokens than theirs.
 
-    Training reads prompt and response as one text. Where the tokenizer makes one token of the prompt's end and the
-    response's beginning (``:⏎`` and ``⏎A`` give ``:⏎⏎``), it teaches that token in place of the prompt's last one, and
-    no response that is written after the whole prompt shows it.
+    In training, prompt and response are one text. Where the tokenizer merges the prompt's end and the response's start
+    into one prompt/response boundary token (``:⏎`` and ``⏎A`` give ``:⏎⏎``), the model learns to predict that token in
+    place of the prompt's last one. A response generated after the whole prompt never contains it.
     """
     rows = backbone.arch.vocabulary
-    texts = {text: number for text, number in text_vocabulary(backbone.tokenizer).items() if number < rows}
-    names = {number: text for text, number in texts.items()}
+    ids_of = {text: number for text, number in text_vocabulary(backbone.tokenizer).items() if number < rows}
+    text_of = {number: text for text, number in ids_of.items()}
     run, ends, states = decoder(model), [], []
-    for prompt in prompts[:SHOWN]:
+    for prompt in prompts[:EXAMPLES]:
         *ids, last = backbone.tokenizer(prompt)["input_ids"]
-        if ids and last in names:
-            ends.append(names[last])
+        if ids and last in text_of:
+            ends.append(text_of[last])
             states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
     if not ends:
         return False
-    info = Head(unwrap(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
-    longer = {end: [n for text, n in texts.items() if text != end and text.startswith(end)] for end in set(ends)}
-    mass = sum(float(chances[longer[end]].sum()) for chances, end in zip(info, ends, strict=True))
-    return mass >= MERGED * len(ends)
+    probabilities = Head(unwrap(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
+    longer = {end: [n for text, n in ids_of.items() if text != end and text.startswith(end)] for end in set(ends)}
+    mass = sum(float(row[longer[end]].sum()) for row, end in zip(probabilities, ends, strict=True))
+    return mass >= MERGE_PROBABILITY * len(ends)
 
 
 def shared_prefix(rows: Sequence[Tokens]) -> int:
-    """Count the first tokens that all turns share, a template's as a rule; none of them predicts a response."""
+    """Count the leading tokens that all turns share, usually a template's; none of them predicts a response."""
     ids = pad_batch([row.ids for row in rows])["input_ids"]
     return count_shared_columns(ids, min(row.first for row in rows))
 
 
-def forward(
+def forward_batches(
     model: Any, rows: Sequence[Tokens], progress: Progress = no_progress
 ) -> Iterator[tuple[list[int], Tensor, int]]:
-    """Run the decoder over turns of like length, what all of them begin with once a batch.
+    """Run the decoder on batches of turns of similar length, computing the shared prefix once per batch.
 
     Yields:
-        The turns' numbers, the states after the final norm, and how many first positions these leave out: at most
-        `shared_prefix`.
+        The indices of the turns, the states after the final norm, (turns, length - skipped, D), and how many leading
+        positions are skipped: at most `shared_prefix`.
     """
     run, common = decoder(model), shared_prefix(rows)
     for numbers in progress("reading states", length_batches(rows)):
         inputs = {name: value.to(model.device) for name, value in pad_batch([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
-            begun, taken = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
-            yield numbers, run(**begun).last_hidden_state, taken
+            rest, skipped = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
+            yield numbers, run(**rest).last_hidden_state, skipped
 
 
 def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:
-    """Group turns by length, at most `BATCH_TOKENS` pad_batch tokens a batch."""
+    """Group turns of similar length into batches of at most `BATCH_TOKENS` padded tokens."""
     groups: list[list[int]] = []
     for number in sorted(range(len(rows)), key=lambda number: len(rows[number].ids)):
         if groups and len(rows[number].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
@@ -147,33 +151,36 @@ def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:
 
 
 Place = tuple[int, int, int]
-"""Turn, position in the old tokens, position in the new tokens: both predict what follows the same character."""
+"""Turn, position in the old tokens and position in the new tokens; both predict what follows the same character."""
 
 
 def align(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
-    """Pair the predicting positions of both tokenizers that stand at the same character of the same turn.
+    """Pair the predicting positions of both tokenizers whose tokens end at the same character of the same turn.
 
-    Tokens that are parts of one character all end where it ends: they are paired where both sides cut it into the same
-    tokens, else the last ones alone.
+    Several tokens may make up one character. They are paired one by one where both tokenizers split it into the same
+    tokens, otherwise only the last ones are.
+
+    Raises:
+        LoraSuiteError: When there are fewer than four pairs.
     """
     places = []
     for turn, (left, right) in enumerate(zip(old, new, strict=True)):
-        others = _at_ends(right)
-        for end, ours in _at_ends(left).items():
-            theirs = others.get(end, [])
-            if [left.ids[p] for p in ours] != [right.ids[p] for p in theirs]:
-                ours, theirs = ours[-1:], theirs[-1:]
-            places += [(turn, p, q) for p, q in zip(ours, theirs, strict=False)]
+        new_positions = _positions_by_end(right)
+        for end, before in _positions_by_end(left).items():
+            after = new_positions.get(end, [])
+            if [left.ids[p] for p in before] != [right.ids[p] for p in after]:
+                before, after = before[-1:], after[-1:]
+            places += [(turn, p, q) for p, q in zip(before, after, strict=False)]
     if len(places) < 4:
         raise LoraSuiteError(
-            "the old adapted model's answers give too few common positions", got=len(places), wanted="at least 4",
-            do="give more or other prompts",
+            "the old adapted model's answers have too few positions that are common to both tokenizers",
+            got=len(places), wanted="at least 4", do="pass more or other prompts",
         )  # fmt: skip
     return places
 
 
-def _at_ends(row: Tokens) -> dict[int, list[int]]:
-    """Predicting positions by the character at which their tokens end."""
+def _positions_by_end(row: Tokens) -> dict[int, list[int]]:
+    """Return the predicting positions by the character at which their tokens end."""
     found: dict[int, list[int]] = {}
     for position in row.predicting:
         found.setdefault(row.ends[position], []).append(position)

@@ -1,4 +1,4 @@
-"""States read off forward passes at some positions: after the final norm, and around the last ``down`` projection."""
+"""Hidden states at some positions: after the final norm, and around the last ``down`` projection."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ...models.backbone import Backbone
 from ...progress import Progress
-from .positions import Tokens, forward
+from .positions import Tokens, forward_batches
 
-At = tuple[int, int]
-"""A row and a position in it."""
+RowPosition = tuple[int, int]
+"""Index of a row and a position in it."""
 
 
 class LastLayer(NamedTuple):
-    """What is read around the last ``down`` projection at some positions.
+    """States around the last ``down`` projection at some positions.
 
     Attributes:
         x: Input of the projection, (positions, I).
@@ -31,7 +31,7 @@ class LastLayer(NamedTuple):
     y: Tensor
 
     def at(self, rows: slice | list[int]) -> LastLayer:
-        """Return some of the positions."""
+        """Return the states at some of the positions."""
         return LastLayer(*(values[rows] for values in self))
 
 
@@ -40,26 +40,27 @@ def down_projection(model: Any, backbone: Backbone, layer: int) -> torch.nn.Modu
     return model.get_submodule(backbone.arch.layer_path)[layer].get_submodule(backbone.arch.site("down").path)
 
 
-def final_states(
-    model: Any, rows: Sequence[Tokens], wanted: Sequence[At], known: Mapping[At, Tensor], progress: Progress
-) -> Float[Tensor, "positions hidden"]:
-    """Return the states after the final norm, in the order of ``wanted``; those that are not known yet are read."""
+def read_final_states(
+    model: Any, rows: Sequence[Tokens], wanted: Sequence[RowPosition], known: Mapping[RowPosition, Tensor],
+    progress: Progress,
+) -> Float[Tensor, "positions hidden"]:  # fmt: skip
+    """Return the states after the final norm at ``wanted``, computing only those that are not in ``known``."""
     kept = dict(known)
     needed: dict[int, list[int]] = {}
     for row, position in wanted:
         if (row, position) not in kept:
             needed.setdefault(row, []).append(position)
     unread = list(needed)
-    for numbers, states, taken in forward(model, [rows[row] for row in unread], progress) if unread else ():
+    for numbers, states, skipped in forward_batches(model, [rows[row] for row in unread], progress) if unread else ():
         for line, number in enumerate(numbers):
-            kept |= _at(states[line], unread[number], needed[unread[number]], taken)
+            kept |= _select(states[line], unread[number], needed[unread[number]], skipped)
     return torch.stack([kept[place] for place in wanted])
 
 
-def last_layer(
-    model: Any, new: Backbone, rows: Sequence[Tokens], wanted: Sequence[At], progress: Progress
+def read_last_layer(
+    model: Any, new: Backbone, rows: Sequence[Tokens], wanted: Sequence[RowPosition], progress: Progress
 ) -> LastLayer:
-    """Read the last layer at the wanted positions, in their order."""
+    """Return the states around the last ``down`` projection at ``wanted``."""
     seen: dict[str, Tensor] = {}
 
     def keep(module: Any, args: Any, output: Any) -> None:
@@ -73,23 +74,23 @@ def last_layer(
         down_projection(model, new, last).register_forward_hook(keep),
         model.get_submodule(new.arch.layer_path)[last].register_forward_hook(keep_state),
     ]
-    kept: dict[str, dict[At, Tensor]] = {"x": {}, "h": {}, "y": {}}
-    places: dict[int, list[int]] = {}
+    kept: dict[str, dict[RowPosition, Tensor]] = {"x": {}, "h": {}, "y": {}}
+    positions: dict[int, list[int]] = {}
     for row, position in wanted:
-        places.setdefault(row, []).append(position)
+        positions.setdefault(row, []).append(position)
     try:
-        for numbers, _, taken in forward(model, rows, progress):
+        for numbers, _, skipped in forward_batches(model, rows, progress):
             for name, table in kept.items():
                 values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
                 for line, number in enumerate(numbers):
-                    table |= _at(values[line].detach(), number, places.get(number, []), taken)
+                    table |= _select(values[line].detach(), number, positions.get(number, []), skipped)
     finally:
         for hook in hooks:
             hook.remove()
     return LastLayer(**{name: torch.stack([table[place] for place in wanted]) for name, table in kept.items()})
 
 
-def _at(values: Tensor, row: int, positions: Sequence[int], taken: int) -> dict[At, Tensor]:
-    """Copy the values at a row's positions, so that the batch around them can go; the first ``taken`` were not run."""
-    found = values[[position - taken for position in positions]].cpu()
+def _select(values: Tensor, row: int, positions: Sequence[int], skipped: int) -> dict[RowPosition, Tensor]:
+    """Copy the values at a row's positions, so that the batch can be freed; the first ``skipped`` are not in it."""
+    found = values[[position - skipped for position in positions]].cpu()
     return {(row, position): value for position, value in zip(positions, found, strict=True)}

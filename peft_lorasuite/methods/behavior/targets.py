@@ -1,8 +1,8 @@
-"""The target logits of the upgraded model: the new model's, shifted by the adapter's effect on the old model's.
+"""Target logits of the upgraded model: those of the new model, shifted by the adapter's effect on the old model.
 
-The difference of two models says by how much a token rises, not how far it must rise: a token that the old model finds
-likelier than the new one does ends up too low, and what the new model prefers stays on top. So where the adapter made
-the old model certain, its own probabilities are the target; see `build_targets`.
+The difference of two models tells by how much a token's logit must rise, but not to what value: a token that the old
+base model finds likelier than the new one does ends up too low, and what the new model prefers stays on top. So where
+the adapter made the old model certain, the old adapted model's own probabilities are the target; see `build_targets`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from ...text.vocabulary import longest_prefix_tokens, shared_tokens
 from .options import BehaviorOptions
 
 CHUNK = 32
-"""Positions whose logits over the whole vocabulary are held at once: those of 150,000 tokens stay below the 32 MB from
-which on glibc asks the system for every tensor anew, which takes as long as the arithmetic."""
+"""Positions whose logits over the whole vocabulary are computed at once. With 150,000 tokens they stay below 32 MB,
+above which glibc requests every tensor from the system, which takes as long as the arithmetic."""
 CHANGED = 0.1
-"""Nats of divergence from which on the adapter counts as having changed a position, for ``teacher_weight``."""
+"""KL divergence, in nats, at which the adapter counts as having changed a position, for ``teacher_weight``."""
 FEWEST_SHARED = 100
 """Fewer shared tokens than this give no useful targets."""
 
 
 class Head:
-    """Final norm and language-model head of a loaded model on the CPU, where the states that were read off it are.
+    """Final norm and language-model head of a loaded model, copied to the CPU; the norm in float32.
 
-    The norm is in float32, the weight as in the checkpoint.
+    Args:
+        model: The loaded model.
+        backbone: Its backbone.
     """
 
     def __init__(self, model: Any, backbone: Backbone) -> None:
@@ -47,26 +49,26 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        """One row for every token, (tokens, D)."""
+        """Weight of the head, (tokens, D), in the checkpoint's dtype."""
         if self._weight is None:
             self._weight = self._read_again()
         return self._weight
 
     def release(self, backbone: Backbone) -> None:
-        """Free the weight; it is read from the backbone's checkpoint when it is needed again."""
+        """Free the weight until it is needed again, when it is read from the backbone's checkpoint."""
         if not backbone.in_memory:
             like = self.weight[:0].clone()
             self._weight, self._read_again = None, lambda: backbone.unembedding().to(like)
 
     def restrict(self, ids: Tensor) -> Head:
-        """Return the head restricted to some tokens, its weight in float32 for solves."""
+        """Return the head restricted to some tokens, with the weight in float32 for solves."""
         part = copy.copy(self)
         part._weight = self.weight[ids].float()
         part.bias = None if self.bias is None else self.bias[ids]
         return part
 
     def logits(self, states: Float[Tensor, "positions hidden"], *, normed: bool = False) -> Tensor:
-        """Logits of states before (or, ``normed``, after) the final norm, in float32."""
+        """Return the logits, (positions, tokens), of states before or (``normed``) after the final norm, in float32."""
         states = states if normed else self.norm(states.float())
         values = (states.to(self.weight.dtype) @ self.weight.T).float()
         values = (values if self.bias is None else values + self.bias) / self.scaling
@@ -77,9 +79,13 @@ class Head:
 class Vocabulary:
     """Pairs of a new token and the old token whose change of probability it follows; every new token at most once.
 
-    A token that both have follows itself, the end of sequence the other's end of sequence, and a token that only the
-    new tokenizer has (``://``) follows the old token that it begins with (``:``): else it would keep its probability
-    while those of similar tokens fall.
+    Shared tokens follow themselves, and the end-of-sequence token follows that of the old tokenizer. A token of the new
+    tokenizer alone (``://``) follows the longest old token that it begins with (``:``): otherwise it would keep its
+    probability while those of similar tokens fall.
+
+    Attributes:
+        old: Old token ids, (pairs,).
+        new: New token ids, (pairs,).
     """
 
     old: Int[Tensor, " tokens"]
@@ -87,7 +93,11 @@ class Vocabulary:
 
     @classmethod
     def pair(cls, old: Backbone, new: Backbone) -> Vocabulary:
-        """Pair two backbones' tokens; refuses vocabularies that share hardly any token."""
+        """Pair the tokens of two backbones.
+
+        Raises:
+            LoraSuiteError: When the vocabularies share too few tokens.
+        """
         rows = {"old_rows": old.arch.vocabulary, "new_rows": new.arch.vocabulary}
         left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
         if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4):
@@ -95,16 +105,19 @@ class Vocabulary:
                 "the tokenizers share too few tokens", where=f"{old!r} and {new!r}", got=len(left),
                 wanted=f"at least {FEWEST_SHARED}", do="use a weight-based method, or retrain",
             )  # fmt: skip
-        pieces, whole = longest_prefix_tokens(old.tokenizer, new.tokenizer, **rows)
-        left, right = torch.cat([left, pieces]), torch.cat([right, whole])
+        prefixes, longer = longest_prefix_tokens(old.tokenizer, new.tokenizer, **rows)
+        left, right = torch.cat([left, prefixes]), torch.cat([right, longer])
         ends = old.tokenizer.eos_token_id, new.tokenizer.eos_token_id
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
-    def pooled(self, new: Tensor, *, like: Tensor) -> Tensor:
-        """Log-probability, shaped ``like`` the old ones, of all new tokens together that follow one old token."""
-        found = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
-        return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+    def to_old_tokens(self, new: Tensor, *, like: Tensor) -> Tensor:
+        """Return log-probabilities over the old tokens, shaped ``like`` given ones.
+
+        The probability of an old token is the sum over the new tokens that follow it; ``new`` are log-probabilities.
+        """
+        summed = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
+        return summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +125,9 @@ class Targets:
     """Target log-probabilities at some positions over some tokens of the new vocabulary.
 
     Attributes:
-        ids: New ids of the candidate tokens.
-        log_probs: (positions, candidates), normalized over the candidates.
-        confidence: Of the old adapted model at each position, from 0 to 1, by the entropy gate.
+        ids: New token ids of the candidates, (candidates,).
+        log_probs: Target log-probabilities, normalized over the candidates, (positions, candidates).
+        confidence: Value of the entropy gate at each position, from 0 to 1, (positions,).
     """
 
     ids: Tensor
@@ -122,7 +135,7 @@ class Targets:
     confidence: Tensor
 
     def with_anchors(self, head: Head, states: Tensor) -> Targets:
-        """Append the model's own probabilities at further states before its final norm."""
+        """Append the model's own probabilities at the states of anchors, (anchors, D), before the final norm."""
         own = head.restrict(self.ids).logits(states).log_softmax(dim=-1)
         return Targets(
             self.ids, torch.cat([self.log_probs, own]), torch.cat([self.confidence, torch.ones(len(states))])
@@ -148,10 +161,10 @@ def build_targets(
         new_head: Head of the new one.
         vocabulary: Their paired tokens.
         adapted: States of the old adapted model after its final norm, (positions, D_o).
-        plain: The same without the adapter.
+        plain: States of the old model after its final norm, (positions, D_o).
         states: States of the new model before its final norm, (positions, D_n).
         options: Resolved options: ``entropy_gate``, ``confidence_entropy``, ``teacher_weight``, ``top``, ``extra``.
-        seed: Of the drawn candidates.
+        seed: Seed of the random candidates.
     """
     size = len(new_head.weight)
     seen = torch.zeros(size, dtype=torch.bool)
@@ -169,7 +182,7 @@ def build_targets(
         for values in (shifted, new):
             seen[values.topk(min(options.top or 1, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    log_probs = torch.empty(len(states), len(ids))  # in one piece: small tensors between large ones fragment the heap
+    log_probs = torch.empty(len(states), len(ids))  # at once: small tensors between large ones fragment the heap
     for rows in chunks(len(states)):
         log_probs[rows] = target_at(rows)[1][:, ids].log_softmax(dim=-1)
     return Targets(ids, log_probs, confidence)
@@ -178,9 +191,9 @@ def build_targets(
 def _shift_logits(
     new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, options: BehaviorOptions
 ) -> tuple[Tensor, Tensor]:
-    """Shift the new log-probabilities by the adapter's change; tokens that only the new side has keep theirs.
+    """Shift the new log-probabilities by the adapter's change; also return the value of the entropy gate.
 
-    Also return the confidence of the old adapted model, by the gate, from 0 to 1.
+    New tokens that follow no old token keep their log-probability.
     """
     entropy = -(after.exp() * after).sum(dim=-1)
     reference = before
@@ -188,7 +201,7 @@ def _shift_logits(
         bound = CHANGED if options.teacher_weight else options.confidence_entropy
         weight = options.teacher_weight or _confidence(entropy, bound)
         changed = ((after.exp() * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
-        reference = torch.lerp(before, vocabulary.pooled(new, like=after), (weight * changed)[:, None])
+        reference = torch.lerp(before, vocabulary.to_old_tokens(new, like=after), (weight * changed)[:, None])
     gate = options.entropy_gate
     sure = _confidence(entropy, gate) if gate else torch.ones_like(entropy)
     shifted = new.clone()
@@ -197,10 +210,10 @@ def _shift_logits(
 
 
 def _confidence(entropy: Tensor, bound: float) -> Tensor:
-    """Return 1 up to half the bound, falling to 0 at the bound."""
+    """Return 1 up to an entropy of half the bound, falling linearly to 0 at the bound."""
     return (2 * (1 - entropy / bound)).clamp(0, 1)
 
 
 def chunks(count: int, size: int = CHUNK) -> Sequence[slice]:
-    """Return slices of this size that cover so many positions."""
+    """Return slices of at most ``size`` positions that cover ``count``."""
     return [slice(start, start + size) for start in range(0, count, size)]
