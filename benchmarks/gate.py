@@ -173,7 +173,7 @@ def real_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def line(point: str, items: str, ends: str, method: str, early: Any, late: Any, share: float | None) -> str:
     """Return one line of the table."""
-    good = (late.verdict == "holds") == (share is not None and share >= HOLDS)
+    good = (late.verdict != "retrain") == (share is not None and share >= HOLDS)
     cells = [point, items, ends, method, percent(early.gap), percent(late.gap), percent(share), late.verdict]
     return f"| {' | '.join([*cells, '' if share is None else 'yes' if good else '**no**'])} |"
 

@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
             picture=picture,
         )  # fmt: skip
     report = upgraded.report
-    share, method = f"{report.coverage:.0%} of the tensors", report.method["name"]
-    print(f"{pushed.url}: {share} transferred by {method}, commit {pushed.commit}")
+    print(f"{pushed.url}: {report.verdict}, by {report.method['name']}, commit {pushed.commit}")
 
 
 def draw(upgraded: Upgraded, inputs: UpgradeInputs, args: argparse.Namespace, folder: Path) -> Path:

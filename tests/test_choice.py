@@ -123,7 +123,7 @@ def test_only_cka_is_compared_with_the_threshold_of_cka(tmp_path, tokenizer):
     ("left", "confidence", "gap", "verdict"),
     [
         (0.1, 0.85, 0.975, "holds"),
-        (0.8, 0.5, 0.8, "holds"),
+        (0.8, 0.5, 0.8, "doubtful"),
         (2.2, 0.65, 0.45, "retrain"),
         (0.4, 0.05, 0.09, "retrain"),
         (5.0, 0.85, 0.0, "retrain"),

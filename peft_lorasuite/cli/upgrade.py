@@ -188,12 +188,19 @@ def _figures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
 
 
 def _text(output: str, report: Any, seconds: float) -> str:
+    from ..upgrading.report import TRANSFERRED
+
+    shares = ""
+    if report.coverage is not None:
+        shares = (
+            f", {report.coverage:.0%} of the adapter's tensors transferred, {report.energy_kept:.1%} of the energy kept"
+        )
     lines = [
-        f"wrote {output}: {len(report.modules)} modules of rank {report.rank} by {report.method['name']}, "
-        f"{report.coverage:.0%} of the adapter's tensors transferred, {report.energy_kept:.1%} of the energy kept "
-        f"({seconds} s)"
+        report.verdict,
+        f"wrote {output}: {len(report.modules)} modules of rank {report.rank} by {report.method['name']}{shares} "
+        f"({seconds} s)",
     ]
-    lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != "transferred"]
+    lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != TRANSFERRED]
     more = [f"  and {len(lost) - SHOWN} more: see lorasuite_report.json"] if len(lost) > SHOWN else []
     hints = [f"  {hint}" for hint in report.facts.get("hints", [])]
     return "\n".join([*lines, *lost[:SHOWN], *more, *hints])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
+from ..upgrading.report import TRANSFERRED
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -44,7 +45,6 @@ MAX_LISTED = 10
 MAX_LENGTH = 300
 """Characters kept of an untrusted string."""
 LICENSE_FIELDS = ("license", "license_name", "license_link")
-TRANSFERRED = "transferred"
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ def adapter_card(
         method=code(report["method"]["name"]),
         options=code(json.dumps(report["method"].get("options") or {}, sort_keys=True)),
         rank=int(report["rank"]),
-        coverage=f"{float(report['coverage']):.1%}",
+        verdict=code(report["verdict"]) if report.get("verdict") else "",
+        coverage=None if report["coverage"] is None else f"{float(report['coverage']):.1%}",
         energy_kept=f"{float(report['energy_kept']):.1%}",
         lost=lost[:MAX_LISTED],
         more_lost=len(lost[MAX_LISTED:]),

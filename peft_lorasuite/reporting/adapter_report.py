@@ -11,6 +11,7 @@ from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading.report import TRANSFERRED
 from . import html
 from .adapter_figures import energy_figure, norm_figure
 from .gap import Result

@@ -26,6 +26,14 @@ def map_page(upgrade_map: UpgradeMap, results: Sequence[Result], contents: Repor
     return html.page(f"{old} to {new}", about, [map_verdict(upgrade_map, "lorasuite")], sections)
 
 
+HEADLINES = {
+    "holds": "Likely to hold.",
+    "doubtful": "Doubtful: the old adapted model was uncertain of its answers to the prompts.",
+    "retrain": "Unlikely to hold: plan to retrain.",
+}
+"""Verdict -> what the report says."""
+
+
 def map_verdict(upgrade_map: UpgradeMap, method: str) -> str:
     """Return the predicted outcome of an upgrade by a method, and what the prediction is based on."""
     found = prediction.predict(upgrade_map, method)
@@ -36,12 +44,12 @@ def verdict(outcome: str, method: str, gap: float, because: str) -> str:
     """Return a prediction as a framed statement.
 
     Args:
-        outcome: ``"holds"`` or ``"retrain"``.
+        outcome: ``"holds"``, ``"doubtful"`` or ``"retrain"``.
         method: The method.
         gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1.
         because: The scores that this is based on.
     """
-    headline = "Likely to hold." if outcome == "holds" else "Likely to fall short: plan to retrain."
+    headline = HEADLINES[outcome]
     expected = f"Expected with {method}: {gap:.0%} of the gap recovered, a rough estimate."
     return html.verdict(headline, f"{expected} Based on: {because}.")
 

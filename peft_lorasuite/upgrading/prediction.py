@@ -26,6 +26,9 @@ MIN_CKA = 0.3
 distinguishes the same tokens; independently trained ones have .6 and more."""
 FULL_CONFIDENCE = 0.5
 """Mean confidence of the old adapted model on the prompts above which the expected gap is not reduced."""
+SURE = 0.7
+"""Mean confidence of the old adapted model on the prompts below which the verdict is doubtful: built-in prompts reach
+.45 to .62 on adapters of another prompt format, whether these are recovered or not; prompts of the task .85 and more."""
 EXPECTED_GAP = {"transplant": 0.7, "distill": 0.9}
 """Methods that transfer the adapter's behavior -> gap expected before they have run."""
 
@@ -55,7 +58,8 @@ class Prediction:
     """Whether an upgrade by a method is likely to hold.
 
     Attributes:
-        verdict: ``"holds"`` or ``"retrain"``.
+        verdict: ``"holds"``, ``"doubtful"`` (the old adapted model was uncertain of its answers, as it is with prompts of
+            another format than it was trained on) or ``"retrain"``.
         gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1; a rough estimate.
         because: The scores that this is based on.
     """
@@ -135,7 +139,7 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
     because += "" if found.alike is None else f", similarity of matched layers {found.alike:.2f} (at least {MIN_CKA})"
     if found.agreement < found.least or (found.alike is not None and found.alike < MIN_CKA):
         return Prediction("retrain", 0.0, because)
-    gap = found.near if method == "copy" else found.explained
+    gap, sure = found.near if method == "copy" else found.explained, 1.0
     because += f", similarity of the embeddings {found.near:.0%}" if method == "copy" else ""
     if method in EXPECTED_GAP:
         gap, info = EXPECTED_GAP[method], (fitted or {}).get(method, {})
@@ -149,7 +153,8 @@ def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -
             because += f", confidence of the old adapted model {sure:.2f}"
         if method == "transplant" and gap < MIN_EXPLAINED:
             because += "; method='distill' can recover more from the same prompts"
-    return Prediction("holds" if gap >= MIN_EXPLAINED else "retrain", round(gap, 3), because)
+    verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if sure < SURE else "holds"
+    return Prediction(verdict, round(gap, 3), because)
 
 
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:

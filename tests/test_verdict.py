@@ -1,0 +1,93 @@
+"""The verdict comes first: on the terminal, in `repr`, in the report and on the card; nothing is silently empty."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import command_fixtures
+import pytest
+import torch
+from command_fixtures import Pair
+from safetensors.torch import load_file, save_file
+
+from peft_lorasuite import upgrade
+from peft_lorasuite.cli.main import main
+from peft_lorasuite.upgrading.prediction import Scores, judge
+
+pair = command_fixtures.pair
+WEIGHTS = "adapter_model.safetensors"
+SMALL = {"transplant": {"extra": 50, "length": 4}, "distill": {"extra": 50, "length": 4, "epochs": 1}}
+PROMPTS = [f"the {word} cat" for word in ("red", "blue", "old", "new")] * 4
+
+
+def changed(pair: Pair, folder, factor: float, names: tuple[str, ...] = ("lora_B",)):
+    """Copy the adapter with some of its factors scaled."""
+    shutil.copytree(pair.adapter, folder)
+    tensors = load_file(folder / WEIGHTS)
+    scaled = {name: tensor * factor if any(n in name for n in names) else tensor for name, tensor in tensors.items()}
+    save_file(scaled, folder / WEIGHTS)
+    return folder
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("method", ["copy", "lorasuite"])
+def test_the_first_line_is_the_verdict(method, pair, tmp_path, capsys):
+    call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "--method", method, "-o", tmp_path / "out"]
+    assert run(*call) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    report = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
+    assert next(iter(report)) == "verdict"
+    assert report["verdict"] == first
+    assert "of the adapter's gain expected" in first
+    found = upgrade(pair.adapter, pair.map, method=method).report
+    assert repr(found).splitlines()[0] == f"Report: {first}"
+    assert len(repr(found)) < 600
+
+
+@pytest.mark.parametrize("method", ["lorasuite", "transplant", "distill"])
+@pytest.mark.parametrize("factor", [0.0, 1e-25])
+def test_an_adapter_that_changes_nothing_is_reported(factor, method, pair, tmp_path):
+    folder = changed(pair, tmp_path / "adapter", factor)
+    report = upgrade(
+        folder, pair.map, method=method, options=SMALL.get(method), old=pair.old, new=pair.new, prompts=PROMPTS
+    ).report
+    assert "the adapter changes nothing: was it trained?" in report.verdict
+    assert report.verdict.startswith("unlikely to hold")
+    assert report.facts["prediction"]["expected_gap_recovered"] == 0
+
+
+def test_an_adapter_that_changes_little_is_not(pair, tmp_path):
+    folder = changed(pair, tmp_path / "adapter", 1e-3)
+    assert "changes nothing" not in upgrade(folder, pair.map, method="lorasuite").report.verdict
+
+
+def test_coverage_means_nothing_for_methods_that_transfer_behavior(pair, capsys, tmp_path):
+    upgraded = upgrade(
+        pair.adapter, pair.map, method="transplant", options=SMALL["transplant"], old=pair.old, new=pair.new,
+        prompts=PROMPTS,
+    )  # fmt: skip
+    assert upgraded.report.coverage is None
+    assert upgraded.report.facts["dtype"] == {"old": "float32", "new": "float32"}
+    assert upgrade(pair.adapter, pair.map, method="lorasuite").report.coverage == 1.0
+
+
+def test_answers_of_an_uncertain_adapter_make_the_verdict_doubtful():
+    scores = Scores(1.0, 0.03, 0.0, 0.9)
+    fitted = {"transplant": {"divergence": 1.0, "divergence_left": 0.1, "confidence": 0.5}}
+    assert judge(scores, "transplant", fitted).verdict == "doubtful"
+    fitted["transplant"]["confidence"] = 0.9
+    assert judge(scores, "transplant", fitted).verdict == "holds"
+    fitted["transplant"]["divergence_left"] = 0.9
+    assert judge(scores, "transplant", fitted).verdict == "retrain"
+
+
+def test_the_whole_update_is_there_after_writing(pair, tmp_path):
+    """What was written, not what was read, has the update."""
+    upgraded = upgrade(pair.adapter, pair.map, method="lorasuite")
+    upgraded.save(tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    assert sum(float(torch.linalg.norm(t)) for name, t in tensors.items() if "lora_B" in name) > 0
