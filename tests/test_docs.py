@@ -1,17 +1,15 @@
-"""Every block of the documentation runs, every link leads somewhere, the API reference is what the docstrings say."""
+"""Every block of the documentation runs, every link leads somewhere, and index, site and reference are complete."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import doc_blocks
 import pytest
@@ -19,6 +17,7 @@ from hub_fixtures import client_env
 from hub_server import HubServer
 from huggingface_hub import constants
 
+import peft_lorasuite
 from peft_lorasuite.arch import registry
 from peft_lorasuite.methods import registry as methods
 
@@ -26,13 +25,13 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 DEMO = ROOT / "peft_lorasuite" / "data" / "demo"
 ELSEWHERE = ("existing-code.md",)
-"""Pages whose blocks run in a test of their own, which looks at what they make."""
+"""Pages whose blocks run in a test of their own, which checks their results."""
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if path.name not in ELSEWHERE)]
 PAGES = [path for path in PAGES if doc_blocks.blocks(path)]
 ON_THE_HUB = [
     path for path in PAGES if re.search(r'["\s](me|org)/[a-z]', "".join(b.code for b in doc_blocks.blocks(path)))
 ]
-"""Pages that name repositories run in a process of their own, which takes the loopback server for the Hub."""
+"""Pages with repositories run in a process of their own, with the loopback server as Hub."""
 LINKS = {"old-backbone": "old", "new-backbone": "new", "samples.json": "train.json", "text.txt": "calibration.txt"}
 OLD, NEW, LORA = "org/old-backbone", "org/new-backbone", "me/my-lora"
 
@@ -48,7 +47,7 @@ def lora(folder: Path, base: str) -> Path:
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the examples are written for; what they register is forgotten afterwards."""
+    """The folder that the examples are written for; the families and methods that they register are removed again."""
     folder = tmp_path / "workshop"
     folder.mkdir()
     for name, target in LINKS.items():
@@ -108,12 +107,17 @@ def test_the_index_names_every_page() -> None:
     assert all(f"({page.name})" in index for page in DOCS.glob("*.md") if page.name != "README.md")
 
 
-def test_the_api_reference_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_api", DOCS / "make_api.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make_api: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_api)
-    assert (DOCS / "api.md").read_text(encoding="utf-8") == make_api.render(), (
-        f"run python {os.path.relpath(DOCS)}/make_api.py"
-    )
+def test_the_reference_has_every_public_name() -> None:
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {f"peft_lorasuite.{name}" for name in peft_lorasuite.__all__ if name != "__version__"} <= set(listed)
+    for path in listed:
+        module, _, name = path.rpartition(".")
+        assert getattr(import_module(module), name).__doc__, path
+
+
+def test_the_navigation_of_the_site_has_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = re.findall(r"^ +- [^:]+: (\S+\.md)$", text, flags=re.MULTILINE)
+    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
