@@ -122,9 +122,9 @@ def test_invalid_inputs_are_refused(
     (tmp_path / "foo" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "FOO"}))
     call = ["chat", "--base", pair.new, "--adapter", upgraded, "--prompt", "the", "--quiet"]
     assert run(*call, *[names.get(word, word) for word in words]) == 1
-    info = capsys.readouterr().err
-    assert message in info
-    assert len(info.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_an_old_adapter_without_a_base_model_needs_old_base(pair: Pair, upgraded: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_old_adapter_without_a_base_model_needs_old_base(pair: Pair, upgraded
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(LoraSuiteError, match=r"names no base model.*--old-base"):
+    with pytest.raises(LoraSuiteError, match=r"has no base_model_name_or_path.*--old-base"):
         load_models(pair.new, str(upgraded), old_adapter=str(tmp_path))
 
 
@@ -142,27 +142,27 @@ def cells(text: str) -> list[list[str]]:
 
 def test_columns_share_the_width_and_break_at_spaces() -> None:
     answers = {"base": "one two three four five six seven", "upgraded": "short", "old + adapter": "a\n\nb"}
-    info = format_columns(answers, 81)
-    assert all(len(line) <= 81 for line in info.splitlines())
-    assert cells(info)[0] == ["base", "upgraded", "old + adapter"]
-    assert cells(info)[2] == ["one two three four five", "short", "a"]
-    assert cells(info)[3][0] == "six seven"
-    assert cells(info)[4][-1] == "b"
+    text = format_columns(answers, 81)
+    assert all(len(line) <= 81 for line in text.splitlines())
+    assert cells(text)[0] == ["base", "upgraded", "old + adapter"]
+    assert cells(text)[2] == ["one two three four five", "short", "a"]
+    assert cells(text)[3][0] == "six seven"
+    assert cells(text)[4][-1] == "b"
 
 
 def test_a_long_word_and_wide_letters_fit_their_column() -> None:
-    info = format_columns({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
-    rows = cells(info)
+    text = format_columns({"base": "x" * 60, "upgraded": "模型" * 15}, 53)
+    rows = cells(text)
     assert [row[0] for row in rows[2:5]] == ["x" * 25, "x" * 25, "x" * 10]
     assert [len(row[1]) for row in rows[2:5]] == [12, 12, 6]  # two cells each
 
 
 def test_a_narrow_terminal_gets_one_under_the_other() -> None:
-    info = format_columns({"base": "one two three", "upgraded": "four"}, 10)
-    assert info == "[base]\none two\nthree\n\n[upgraded]\nfour"
+    text = format_columns({"base": "one two three", "upgraded": "four"}, 10)
+    assert text == "[base]\none two\nthree\n\n[upgraded]\nfour"
 
 
 def test_control_characters_are_shown_as_dots() -> None:
-    info = format_columns({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
-    assert "a·[31mred· b·" in info
-    assert "\x1b" not in info
+    text = format_columns({"base": "a\x1b[31mred\x07\tb\r", "upgraded": ""}, 80)
+    assert "a·[31mred· b·" in text
+    assert "\x1b" not in text

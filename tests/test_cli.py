@@ -77,8 +77,8 @@ def test_map_writes_a_map_that_loads(pair: Pair) -> None:
 def test_map_takes_every_choice(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choices = ["--hidden-map", "polar", "--layer-map", "proportional", "--head-map", "index", "--dtype", "float32"]
     assert run("map", pair.old, pair.new, "-o", tmp_path / "map", "--json", *choices) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["output"] == str(tmp_path / "map")
+    output = json.loads(capsys.readouterr().out)
+    assert output["output"] == str(tmp_path / "map")
     options = UpgradeMap.load(tmp_path / "map").options
     assert (options.hidden_map, options.layer_map, options.head_map) == ("polar", "proportional", "index")
 
@@ -94,10 +94,10 @@ def test_upgrade_writes_a_plain_peft_folder_and_says_so(
 ) -> None:
     call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "--set", "gain=2", "--method", "lorasuite"]
     assert run(*call, "-o", tmp_path / "out", "--json") == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["report"] == json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
-    assert info["report"]["method"]["options"]["gain"] == 2
-    assert info["report"]["coverage"] == 1
+    output = json.loads(capsys.readouterr().out)
+    assert output["report"] == json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
+    assert output["report"]["method"]["options"]["gain"] == 2
+    assert output["report"]["coverage"] == 1
     plain = AutoModelForCausalLM.from_pretrained(pair.new, dtype=torch.float32)(torch.tensor([[5, 9, 30]])).logits
     assert not torch.allclose(logits(pair.new, tmp_path / "out"), plain, atol=1e-3)
 
@@ -106,8 +106,8 @@ def test_upgrade_needs_no_map_and_can_be_silent(pair: Pair, tmp_path: Path, caps
     call = ["upgrade", pair.adapter, "--to", pair.new, "--from", pair.old, "--rank", 6, "-o", tmp_path / "out"]
     call += ["--method", "lorasuite"]
     assert run(*call, "--quiet") == 0
-    info = capsys.readouterr()
-    assert (info.out, info.err) == ("", "")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 6
     assert run(*call, "--overwrite") == 0
     assert "of rank 6 by lorasuite, 100% of the adapter's tensors transferred" in capsys.readouterr().out

@@ -41,9 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def test_a_plan_is_told_and_nothing_is_written(home: Pair, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("map", home.old, home.new, "--plan") == 0
-    info = capsys.readouterr().out
-    assert "3 layers matched" in info
-    assert "lorasuite: the map" in info
+    output = capsys.readouterr().out
+    assert "3 layers matched" in output
+    assert "lorasuite: the map" in output
     assert run("map", home.old, home.new, "--plan", "--json", "--layer-map", "last") == 0
     values = json.loads(capsys.readouterr().out)
     assert values["memory"] > 0
@@ -107,9 +107,9 @@ def test_a_name_that_a_terminal_cannot_show_is_no_failure(words: list[str], home
 def test_a_map_takes_sections_of_methods(home: Pair, tmp_path: Path, capsys) -> None:
     call = ["map", home.old, home.new, "-o", tmp_path / "map", "--layer-map", "proportional", "--json"]
     assert run(*call, "--methods", " cross-lora ") == 0
-    info = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     kept = UpgradeMap.load(tmp_path / "map").sections
-    assert sorted(kept) == sorted(info["sections"])
+    assert sorted(kept) == sorted(output["sections"])
     assert kept.keys() == {"svd"}
     out = ["upgrade", home.adapter, "--to", home.new, "--map", tmp_path / "map", "-o", tmp_path / "out", "--quiet"]
     assert run(*out, "--method", "cross-lora") == 0
@@ -118,12 +118,12 @@ def test_a_map_takes_sections_of_methods(home: Pair, tmp_path: Path, capsys) -> 
 def test_a_map_states_what_each_of_its_files_takes_on_disk(home: Pair, tmp_path: Path, capsys) -> None:
     call = ["map", home.old, home.new, "--layer-map", "proportional", "--methods", "cross-lora"]
     assert run(*call, "-o", tmp_path / "one", "--json") == 0
-    info = json.loads(capsys.readouterr().out)["bytes"]
-    assert info == {path.stem: path.stat().st_size for path in (tmp_path / "one").glob("*.safetensors")}
+    output = json.loads(capsys.readouterr().out)["bytes"]
+    assert output == {path.stem: path.stat().st_size for path in (tmp_path / "one").glob("*.safetensors")}
     assert run(*call, "-o", tmp_path / "two") == 0
     line = capsys.readouterr().out
-    assert all(f"{name} {size / 1e6:.2f} MB" in line for name, size in info.items())
-    assert info.keys() == {"core", "svd"}
+    assert all(f"{name} {size / 1e6:.2f} MB" in line for name, size in output.items())
+    assert output.keys() == {"core", "svd"}
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,16 @@ print(json.dumps({"card": card, "first": first, "pull": pull, "absent": absent, 
 def test_upgrade_pushes_with_card_and_picture(stocked: HubServer, made: Path, tmp_path: Path) -> None:
     hub_pair.publish(stocked, made / "map")
     names = {"LORA": LORA, "NEW": NEW, "MAP": hub_pair.MAP, "OUT": str(tmp_path / "out")}
-    info = ask_client(stocked, PUSH, tmp_path / "home", names)
-    assert info["first"][0] == 0, info["first"][2]
-    assert json.loads(info["first"][1])["pushed"]["repo_id"] == "me/new-lora"
-    assert info["private"] is True
+    results = ask_client(stocked, PUSH, tmp_path / "home", names)
+    assert results["first"][0] == 0, results["first"][2]
+    assert json.loads(results["first"][1])["pushed"]["repo_id"] == "me/new-lora"
+    assert results["private"] is True
     pictures = set(PICTURES) - {"gap.png"}  # nothing was measured yet
-    assert {"README.md", "adapter_model.safetensors", "lorasuite_report.json", *pictures} <= set(info["files"])
-    assert {name for name in PICTURES if f"]({name})" in info["card"]} == pictures
-    assert info["pull"][0] == 0, info["pull"][2]
-    assert json.loads(info["pull"][1])["pushed"]["pull_request"]
-    code, _, error = info["absent"]
+    assert {"README.md", "adapter_model.safetensors", "lorasuite_report.json", *pictures} <= set(results["files"])
+    assert {name for name in PICTURES if f"]({name})" in results["card"]} == pictures
+    assert results["pull"][0] == 0, results["pull"][2]
+    assert json.loads(results["pull"][1])["pushed"]["pull_request"]
+    code, _, error = results["absent"]
     assert code == 1
     assert "the adapter itself was written to" in error
-    assert info["kept"] is True
+    assert results["kept"] is True

@@ -44,12 +44,12 @@ print(json.dumps({"errors": made, "effect": float(effect / wanted.norm()), "acti
 
 def test_the_loaders_of_others_give_the_same_model(stocked: HubServer, pair: Path, tmp_path: Path) -> None:
     stocked.add_repo("me/my-lora", pair / "lora")
-    info = ask_client(stocked, EXAMPLES, tmp_path / "home", {"BLOCKS": [block.code for block in blocks(PAGE)]})
-    assert info["effect"] > 0.01, "the adapter does something"
-    assert max(info["errors"].values()) < 1e-4, info["errors"]
-    assert info["active"] == "mixed"
-    assert not info["peft layers left"]
-    assert info["text"].startswith("the cat sat on")
+    results = ask_client(stocked, EXAMPLES, tmp_path / "home", {"BLOCKS": [block.code for block in blocks(PAGE)]})
+    assert results["effect"] > 0.01, "the adapter does something"
+    assert max(results["errors"].values()) < 1e-4, results["errors"]
+    assert results["active"] == "mixed"
+    assert not results["peft layers left"]
+    assert results["text"].startswith("the cat sat on")
 
 
 TRAIN = """
@@ -76,11 +76,11 @@ def test_trl_goes_on_training_it(stocked: HubServer, pair: Path, tmp_path: Path)
     work = tmp_path / "work"
     work.mkdir()
     code = f"import os\nos.chdir({str(work)!r})\n" + TRAIN
-    info = ask_client(stocked, code, tmp_path / "home", {"BLOCK": match[1]})
-    assert info["class"].startswith("PeftModel")
-    assert info["trained"] == ["lora_A", "lora_B"], "the backbone stays as it is"
-    assert info["moved"] == 1.0
-    assert info["loss"]["train_loss"] > 0
+    results = ask_client(stocked, code, tmp_path / "home", {"BLOCK": match[1]})
+    assert results["class"].startswith("PeftModel")
+    assert results["trained"] == ["lora_A", "lora_B"], "the backbone stays as it is"
+    assert results["moved"] == 1.0
+    assert results["loss"]["train_loss"] > 0
 
 
 def test_the_files_are_what_serving_engines_expect(made: Path) -> None:

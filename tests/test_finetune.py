@@ -88,8 +88,8 @@ def test_samples_are_the_first_of_a_seeded_shuffle() -> None:
 
 def test_the_loss_is_on_the_response_and_its_end(tokenizer: Any) -> None:
     one = encode(tokenizer, "cat:", " the red")
-    info = tokenizer.decode([i for i in one.labels if i != IGNORE_INDEX])
-    assert info.strip().replace(" ", "") == "thered</s>"
+    text = tokenizer.decode([i for i in one.labels if i != IGNORE_INDEX])
+    assert text.strip().replace(" ", "") == "thered</s>"
     assert tokenizer.decode(one.ids[: one.start]).replace(" ", "") == "<s>cat:"
     model = adapted()
     inputs = batch([one], padding=0)

@@ -104,10 +104,10 @@ def test_the_report_of_an_adapter_shows_everything(whole: Path) -> None:
     assert not found.open
     assert found.tags["svg"] == found.tags["figcaption"] == len(ALL)
     text = " ".join(found.words)
-    for info in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "Prediction", "Layers",
+    for expected in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "Prediction", "Layers",
                  "Heads and units", "Hidden map", "How it was made", "100.0% of the old adapter's 18 tensors", "q_proj",
                  "plan to retrain", "Based on: shared tokens", "lorasuite+lft"):  # fmt: skip
-        assert info in text, info
+        assert expected in text, expected
     assert "Not shown" not in text
     assert "Frobenius norm of each update, in percent" in text  # the old adapter and both backbones were found
 
@@ -128,19 +128,19 @@ def test_the_report_stands_alone(whole: Path) -> None:
 def test_the_json_output_lists_the_figures_of_a_map(pair: Pair, tmp_path: Path, capsys) -> None:
     page = tmp_path / "folder" / "map.html"
     assert run("inspect", pair.map, "-o", page, "--json") == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["figures"] == OF_MAP
-    assert list(info["missing"]) == ["gap"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["figures"] == OF_MAP
+    assert list(output["missing"]) == ["gap"]
     assert "Not shown: gap: no measured results were given (--rows DIR" in page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["map.html"]
 
 
 def test_what_is_not_given_is_named(upgraded: Path, tmp_path: Path, capsys) -> None:
     assert run("inspect", upgraded, "-o", tmp_path / "a.html") == 0
-    info = capsys.readouterr().out
-    assert "2 figures (energy, size)" in info
+    output = capsys.readouterr().out
+    assert "2 figures (energy, size)" in output
     for name in ("gap", "map", "the old adapter"):
-        assert f"  not shown: {name}: " in info
+        assert f"  not shown: {name}: " in output
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "plan to retrain" in text  # the report beside the weights keeps the prediction
 

@@ -193,8 +193,8 @@ def test_a_collection_is_dealt_out_and_a_second_run_keeps_it(pair: Pair, tmp_pat
     words = [program(tmp_path, COLLECTION), *names, pair.map, tmp_path / "out"]
     done = launched(*words)
     assert done.returncode == 0, done.stderr
-    info = sorted(line for line in done.stdout.splitlines() if line.startswith("done "))
-    assert info == [f"done adapter-{number}" for number in range(5)]
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("done "))
+    assert lines == [f"done adapter-{number}" for number in range(5)]
     journals = sorted(path.name for path in (tmp_path / "out").glob("journal*.jsonl"))
     assert journals == ["journal-0.jsonl", "journal-1.jsonl"]
     assert len((tmp_path / "out" / journals[0]).read_text().splitlines()) == 3
