@@ -59,19 +59,19 @@ def config_of(folder: Path, **values: Any) -> None:
 
 
 ADAPTERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "no config": (lambda f: (f / CONFIG).unlink(), f"the adapter has no {CONFIG}", "name the folder or Hub repository"),
+    "no config": (lambda f: (f / CONFIG).unlink(), f"the adapter has no {CONFIG}", "pass the folder or Hub repository"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "the adapter has no weights", f"wanted {WEIGHTS}"),
     "truncated": (lambda f: cut(f, 3000), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
     "emptied": (lambda f: cut(f, 0), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
     "not finite": (lambda f: rewrite(f, poison), "values are not finite", "got base_model.model.model.layers.0"),
     "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle file, which can run code", "with save_pretrained"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), f"{CONFIG}: the file cannot be read as JSON", "again"),
-    "no adapter": (lambda f: config_of(f, peft_type=None), "the config names no peft_type", "is it a PEFT adapter?"),
-    "revision": (lambda f: config_of(f, revision=5), "the revision of the base model is no text", "got 5"),
+    "no adapter": (lambda f: config_of(f, peft_type=None), "the config has no peft_type", "check that it is a PEFT adapter"),
+    "revision": (lambda f: config_of(f, revision=5), "the revision of the base model must be a string", "got 5"),
     "nothing of ours": (
         lambda f: rewrite(f, lambda t: [t.__setitem__(n.replace("layers", "blocks"), t.pop(n)) for n in list(t)]),
-        "no tensor of the adapter belongs to a layer of the old backbone",
-        "name the backbone that it was trained on",
+        "none of the adapter's tensors belongs to a module of the old backbone",
+        "pass the backbone that it was trained on",
     ),
 }
 
@@ -93,7 +93,7 @@ def test_fine_tuning_refuses_the_same_adapters(
 ) -> None:
     more = {
         "unknown kind": (lambda f: config_of(f, peft_type="FOO"), "FOO"),
-        "no tensor": (lambda f: rewrite(f, dict.clear), "the adapter's file holds no tensor"),
+        "no tensor": (lambda f: rewrite(f, dict.clear), "the adapter has no tensors"),
     }
     change, message = more[kind] if kind in more else ADAPTERS[kind][:2]
     broken = changed(pair.adapter, tmp_path, change)
@@ -115,7 +115,7 @@ def test_an_adapter_that_does_not_fit_the_named_old_backbone(
     info = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", pair.old, "--from", pair.new, "-o", out)
     assert f"{WEIGHTS}, layer 0, " in info
     assert "the adapter does not fit the old backbone" in info
-    assert "name the backbone that it was trained on (--from, source_model=)" in info
+    assert "pass the backbone that it was trained on (--from, source_model=)" in info
 
 
 def test_an_unknown_model_type_lists_the_known_ones(
@@ -139,7 +139,7 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
     assert "unknown option of lorasuite 'gian'; did you mean 'gain'?" in refused(
         tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gian=2"
     )
-    assert "gain: an option has a value of another type (got 'big', wanted a number)" in refused(
+    assert "gain: an option has the wrong type (got 'big', wanted a number)" in refused(
         tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=big"
     )
     with pytest.raises(LoraSuiteError, match="unknown normalize 'fits'; did you mean 'fit'"):
@@ -168,16 +168,16 @@ def test_an_option_is_read_as_its_type(method: str, name: str, value: object, ta
 @pytest.mark.parametrize(
     ("method", "name", "value", "wanted"),
     [
-        ("transplant", "prompts", 3.5, "a whole number"), ("transplant", "prompts", "3.5", "a whole number"),
-        ("transplant", "prompts", True, "a whole number"), ("transplant", "ridge", "nan", "a number"),
+        ("transplant", "prompts", 3.5, "an integer"), ("transplant", "prompts", "3.5", "an integer"),
+        ("transplant", "prompts", True, "an integer"), ("transplant", "ridge", "nan", "a number"),
         ("transplant", "ridge", 10**400, "a number"),
-        ("transplant", "rank", "few", "none or a whole number"), ("transplant", "edit_facts", "perhaps", "yes or no"),
-        ("transplant", "edit_facts", 1, "yes or no"), ("lorasuite", "normalize", 1, "a word"),
-        ("distill", "parts", [1], "words with commas between"), ("distill", "parts", None, "words with commas between"),
+        ("transplant", "rank", "few", "none or an integer"), ("transplant", "edit_facts", "perhaps", "true or false"),
+        ("transplant", "edit_facts", 1, "true or false"), ("lorasuite", "normalize", 1, "a string"),
+        ("distill", "parts", [1], "comma-separated names"), ("distill", "parts", None, "comma-separated names"),
     ],
 )  # fmt: skip
 def test_an_option_of_another_type_is_refused(method: str, name: str, value: object, wanted: str) -> None:
-    with pytest.raises(LoraSuiteError, match=f"{name}: an option has a value of another type .*wanted {wanted}\\)"):
+    with pytest.raises(LoraSuiteError, match=f"{name}: an option has the wrong type .*wanted {wanted}\\)"):
         make_options(find(method), {name: value})
 
 
@@ -185,7 +185,7 @@ def test_an_option_of_another_type_is_refused(method: str, name: str, value: obj
     ("options", "info"),
     [
         (LoraSuiteOptions(gain="big"), "gain: .*got 'big', wanted a number"),
-        (TransplantOptions(edit_facts=1), "edit_facts: .*got 1, wanted yes or no"),
+        (TransplantOptions(edit_facts=1), "edit_facts: .*got 1, wanted true or false"),
     ],
     ids=["gain", "memory"],
 )
@@ -217,7 +217,7 @@ def test_a_type_of_a_methods_own_is_passed_on_but_not_made_of_text() -> None:
     assert convert("layers", [1, 2], list[int]) == [1, 2]
     assert convert("layers", [1, 2], list[int] | None) == [1, 2]
     assert convert("layers", "none", list[int] | None) is None
-    with pytest.raises(LoraSuiteError, match="layers: an option has a value of another type"):
+    with pytest.raises(LoraSuiteError, match="layers: an option has the wrong type"):
         convert("layers", "1, 2", list[int])
 
 

@@ -57,7 +57,7 @@ def test_another_kind_that_lacks_tensors_is_refused(
     tensors = load_file(folder / WEIGHTS)
     save_file({name: value for name, value in tensors.items() if "hada_w1_a" not in name}, folder / WEIGHTS)
     info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert "the tensors are not those that LOHA has on the old backbone" in info
+    assert "the tensors do not match those of LOHA on the old backbone" in info
     assert "wanted base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a.default and 2 more" in info
 
 
@@ -67,8 +67,8 @@ def test_lora_tensors_under_the_name_of_another_kind_are_refused(
 ) -> None:
     folder = adapter(tmp_path / "adapter", pair, peft_type=kind, feedforward_modules=[])
     info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert "PEFT cannot load the adapter" in info or f"the tensors are not those that {kind} has" in info
-    assert "name the backbone that it was trained on" in info
+    assert "PEFT cannot load the adapter" in info or f"the tensors do not match those of {kind}" in info
+    assert "pass the backbone that it was trained on" in info
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
@@ -78,7 +78,7 @@ def test_a_kind_that_changes_no_linear_module_is_refused(
     config = peft.LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM")
     folder = other_kind(tmp_path / "norms", pair, config)
     info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--method", "copy"))
-    assert f"{folder}: the adapter changes no linear module" in info
+    assert f"{folder}: the adapter changes no linear modules" in info
     assert "train a LoRA on the new backbone" in info
 
 
@@ -89,14 +89,14 @@ TENSORS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
     "A flat": (lambda t: t.update({A: t[A][0]}), {}, f"{UNFIT} (got lora_A.weight of (32,), wanted (rank, 32)"),
     "A a number": (lambda t: t.update({A: t[A][0, 0]}), {}, f"{UNFIT} (got lora_A.weight of (), wanted (rank, 32)"),
     "B turned": (lambda t: t.update({B: t[B].T}), {}, f"{UNFIT} (got lora_B.weight of (4, 32), wanted (32, 4)"),
-    "ranks": (lambda t: t.update({B: t[B][:, :3]}), {}, f"{FACTS}the ranks of an update's A and B differ"),
-    "rank zero": (lambda t: t.update({A: t[A][:0], B: t[B][:, :0]}), {}, f"{FACTS}the rank of an update is zero"),
+    "ranks": (lambda t: t.update({B: t[B][:, :3]}), {}, f"{FACTS}the ranks of A and B differ"),
+    "rank zero": (lambda t: t.update({A: t[A][:0], B: t[B][:, :0]}), {}, f"{FACTS}the rank of the update is zero"),
     "huge": (lambda t: t[A].fill_(3e38), {}, "the adapter's values are out of range (got 3e+38"),
     "nothing": (lambda t: t.clear(), {}, f"{WEIGHTS}: the adapter has no tensors"),
     "no magnitude": (len, {"use_dora": True}, "a dora lacks a tensor (wanted lora_magnitude_vector)"),
     "a bias": (
         lambda t: t.update({f"{Q}.base_layer.bias": torch.ones(32)}), {"bias": "lora_only"},
-        f"{FACTS}the adapter stores a trained bias, and llama has none there",
+        f"{FACTS}the adapter has a trained bias, and llama has no bias there",
     ),
 }  # fmt: skip
 
@@ -109,15 +109,15 @@ def test_tensors_that_are_no_update(kind: str, pair: Pair, tmp_path: Path, capsy
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    *(({"lora_alpha": value}, "lora_alpha: a scaling in the adapter's config is wrong")
+    *(({"lora_alpha": value}, "lora_alpha: malformed scaling in the adapter's config")
       for value in (None, "8", float("nan"), float("inf"), 10**400)),
-    *(({"alpha_pattern": value}, "a scaling in the adapter's config is wrong")
+    *(({"alpha_pattern": value}, "malformed scaling in the adapter's config")
       for value in (["q_proj"], "q", {"(": 4}, {"q_proj": "x"})),
     ({"lora_alpha": 1e30}, "the adapter's values are out of range"),
-    ({"peft_type": "ADALORA"}, "init_r: a scaling in the adapter's config is wrong (got None"),
-    *(({"peft_type": value}, f"PEFT knows no such peft_type (got {value!r}, wanted ADALORA or ")
+    ({"peft_type": "ADALORA"}, "init_r: malformed scaling in the adapter's config (got None"),
+    *(({"peft_type": value}, f"PEFT has no such peft_type (got {value!r}, wanted ADALORA or ")
       for value in ("FOO", "lora", 5, ["LORA"])),
-    *(({"task_type": value}, f"PEFT knows no such task_type (got {value!r}, wanted CAUSAL_LM or ")
+    *(({"task_type": value}, f"PEFT has no such task_type (got {value!r}, wanted CAUSAL_LM or ")
       for value in ("FOO", 7, ["CAUSAL_LM"])),
 ]  # fmt: skip
 
@@ -146,7 +146,7 @@ TABLES: list[tuple[dict[str, tuple[int, ...]], Any, str]] = [
     ({f"{HEAD}.lora_A.weight": (4, 32), f"{HEAD}.lora_B.weight": (120, 4), f"{HEAD}.weight": (120, 32)}, None, "none"),
     ({f"{EMBEDDING}.weight": (120, 34)}, None, "got (120, 34), wanted (any, 32)"),
     ({f"{EMBEDDING}.weight": (120,)}, None, "got (120,), wanted (any, 32)"),
-    *(({DELTA: (2, 32)}, indices, "trainable_token_indices does not name the trained tokens")
+    *(({DELTA: (2, 32)}, indices, "malformed trainable_token_indices in the adapter's config")
       for indices in (None, {"lm_head": [5, 9]}, [5, 999], [5, -1], "59", ["a", "b"], [5, 5], [True, False], [])),
     ({DELTA: (3, 32)}, [5, 9], "got (3, 32), wanted (2, 32)"),
     ({DELTA: (2, 32)}, [5, 9, 11], "got (2, 32), wanted (3, 32)"),
@@ -175,7 +175,7 @@ UNUSED = {
 
 
 @pytest.mark.parametrize("kind", UNUSED)
-def test_a_tensor_whose_place_is_taken_is_told_and_changes_nothing(kind: str, pair: Pair, tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_used_is_reported_and_changes_nothing(kind: str, pair: Pair, tmp_path: Path) -> None:
     more, why = UNUSED[kind]
     folder = adapter(tmp_path / "adapter", pair)
     wanted = state_dict(upgrade(folder, pair.map, method="copy").adapter)
@@ -193,4 +193,4 @@ def test_a_single_adapter_has_no_name_to_be_chosen_by(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = refused(tmp_path, capsys, *call(pair, pair.adapter, tmp_path, "--adapter-name", "nosuch"))
-    assert f"{pair.adapter}: the place holds a single adapter, which has no name (got nosuch)" in info
+    assert f"{pair.adapter}: has a single adapter, which has no name (got nosuch)" in info

@@ -52,7 +52,7 @@ def strange(kind: str, base: Path, adapter: Path, place: Path) -> dict[str, Any]
         ("no adapter", "adapter not found"),
         ("misfit", "the adapter does not fit model .*size mismatch"),
         ("unknown kind", "the adapter does not fit model .*FOO"),
-        ("an adapter on an adapter", "the model is an adapter itself"),
+        ("an adapter on an adapter", "the model is an adapter"),
         ("no tokenizer", "the tokenizer cannot be loaded"),
     ],
 )

@@ -15,7 +15,7 @@ from variants import Pair, error, logits, pair, trained, upgraded
 
 from peft_lorasuite import LoraSuiteError, UpgradeMap, finetune, upgrade
 from peft_lorasuite.adapters.dora import magnitude_ratios
-from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.mapping.upgrade_map import MapOptions
@@ -285,6 +285,6 @@ def test_trained_biases_of_a_model_in_memory_are_put_back(tmp_path):
     model = write(planted.old)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = Backbone.open(model)
-    with load_adapted(backbone, read_adapter(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
+    with load_with_adapter(backbone, read_adapter(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
         pass
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

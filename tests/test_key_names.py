@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from peft_lorasuite import Backbone, LoraSuiteError, upgrade
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.adapters.key_names import parse_name
-from peft_lorasuite.adapters.peft_model import load_adapted
+from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 
@@ -113,7 +113,7 @@ WRAPPED = {
 def logits(pair: Pair, folder) -> torch.Tensor:
     old = Backbone.open(pair.old, dtype="float32")
     adapter: Adapter = read_adapter(Source(str(folder), "adapter"), old.arch)
-    with load_adapted(old, adapter) as model:
+    with load_with_adapter(old, adapter) as model:
         return model(torch.tensor([[3, 4, 5, 6]])).logits
 
 
@@ -150,5 +150,5 @@ def test_a_tensor_that_peft_would_leave_out_is_an_error(pair, tmp_path):
     adapter = read_adapter(Source(str(pair.adapter), "adapter"), old.arch)
     shutil.rmtree(tmp_path / "copy", ignore_errors=True)
     broken = Adapter(**{**vars(adapter), "source": Source(str(folder), "adapter")})
-    with pytest.raises(LoraSuiteError, match="the tensors are not those that LORA has"), load_adapted(old, broken):
+    with pytest.raises(LoraSuiteError, match="the tensors do not match those of LORA"), load_with_adapter(old, broken):
         pass

@@ -1,1 +1,1 @@
-"""Reading and writing PEFT adapters."""
+"""Reading and writing of PEFT adapters."""

@@ -1,4 +1,4 @@
-"""PEFT folder <-> `Adapter`: canonical factors per layer and part. PEFT's key names live here and in variants."""
+"""`Adapter`: the updates of an adapter by layer and part, independent of fused modules and of PEFT's tensor names."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter without the layout of its backbone.
+    """An adapter, independent of how its backbone fuses modules.
 
     Attributes:
-        arch: The backbone that it fits.
-        updates: ``(layer, part)`` -> update, scaling folded in.
-        config: The PEFT config that it was read with.
+        arch: Architecture of its backbone.
+        updates: ``(layer, part)`` -> update, with the scaling in its factors.
+        config: The PEFT config that was read.
         names: ``(layer, part)`` -> names of the tensors that the update was read from.
         unused: Name of a tensor that cannot be transferred -> the reason.
-        source: Where it was read from; None for one that was made in memory.
-        kind: ``lora``, ``dora`` or ``adalora``: what it is written as.
-        magnitudes: ``(layer, part)`` -> DoRA's magnitude of every row.
+        source: Folder or repository that it was read from; None for an adapter made in memory.
+        kind: ``lora``, ``dora`` or ``adalora``; the result is written as the same kind.
+        magnitudes: ``(layer, part)`` -> DoRA magnitudes, ``(out,)``.
         tables: ``embedding`` or ``head`` -> update of that token table.
-        extras: Tensors that are written as they are, by their PEFT name.
-        settings: What the written config says beside the usual.
-        facts: What reading it measured, for the report.
+        extras: PEFT name -> tensor that is written unchanged.
+        settings: Additional entries of the written config.
+        facts: Measurements while it was read, for the report.
     """
 
     arch: Architecture
@@ -58,34 +58,33 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank of its updates."""
+        """The largest rank of the updates."""
         tables = [table.rows.shape[1] for table in self.tables.values() if table.form == "lora"]
         return max([update.rank for update in self.updates.values()] + tables, default=0)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that have an update in some layer."""
+        """The parts that have an update in at least one layer."""
         return tuple(part for part in self.arch.parts if any(key[1] == part for key in self.updates))
 
 
 def separate_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors that share no memory, as safetensors wants them; copies only what does."""
-    found, seen = {}, set()
+    """Return contiguous tensors that share no memory, as safetensors requires; other tensors are not copied."""
+    separate, seen = {}, set()
     for name, tensor in tensors.items():
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        alone = whole and tensor.data_ptr() not in seen
-        found[name] = tensor if alone else tensor.contiguous().clone()
-        seen.add(found[name].data_ptr())
-    return found
-
-
-def by_site(adapter: Adapter) -> dict[tuple[int, Site], LowRank]:
-    """Join the parts of fused modules, rows in the module's own order."""
-    return join_sites(adapter.updates, adapter.arch)
+        unshared = whole and tensor.data_ptr() not in seen
+        separate[name] = tensor if unshared else tensor.contiguous().clone()
+        seen.add(separate[name].data_ptr())
+    return separate
 
 
 def join_sites(updates: Mapping[Key, LowRank], arch: Architecture) -> dict[tuple[int, Site], LowRank]:
-    """Join updates per part into updates per module: rank r where all share their A, the sum of ranks otherwise."""
+    """Join the updates of a fused module's parts, with the rows in the module's order.
+
+    Returns:
+        ``(layer, site)`` -> update, of the parts' rank if they have the same A, else of the sum of their ranks.
+    """
     joined = {}
     for layer in sorted({layer for layer, _ in updates}):
         for site in arch.sites:
@@ -95,12 +94,12 @@ def join_sites(updates: Mapping[Key, LowRank], arch: Architecture) -> dict[tuple
             whole = stack(present, {part: arch.shape(part)[0] for part in site.parts})
             order = torch.cat([head_rows(site, arch)[part] for part in site.parts])
             joined[layer, site] = LowRank(
-                whole.A, _placed(whole.B, order), None if whole.bias is None else _placed(whole.bias, order)
+                whole.A, _scatter_rows(whole.B, order), None if whole.bias is None else _scatter_rows(whole.bias, order)
             )
     return joined
 
 
-def _placed(rows: Tensor, order: Tensor) -> Tensor:
-    placed = torch.empty_like(rows)
-    placed[order] = rows
-    return placed
+def _scatter_rows(rows: Tensor, order: Tensor) -> Tensor:
+    scattered = torch.empty_like(rows)
+    scattered[order] = rows
+    return scattered

@@ -1,4 +1,4 @@
-"""Other PEFT kinds (LoHa, LoKr, OFT, IA3, ...) as a LoRA of their old backbone, before they are transferred."""
+"""Conversion of other PEFT types (LoHa, LoKr, OFT, IA3, ...) to a LoRA of their backbone, before the upgrade."""
 
 from __future__ import annotations
 
@@ -17,35 +17,44 @@ from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .peft_format import CONFIG, PREFIX
-from .peft_model import load_checked
+from .peft_model import add_adapter_strict
 
 RANK = 16
-"""Rank of the LoRA where neither the caller nor the adapter's own config names a larger one."""
+"""Default rank of the LoRA, unless the adapter's config has a larger ``r``."""
 
 
 def convert_to_lora(
     source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor], old: Backbone, rank: int | None,
     from_tensors: Callable[..., Adapter],
 ) -> Adapter:  # fmt: skip
-    """Load an adapter on its backbone and make a LoRA of it, by PEFT where PEFT can."""
-    # forked, since PEFT draws factors before it reads them
+    """Load an adapter on its backbone and convert it to LoRA, with PEFT's conversion if the type supports it.
+
+    Args:
+        source: Folder or repository of the adapter.
+        config: The adapter's PEFT config.
+        tensors: Saved name -> tensor.
+        old: The backbone.
+        rank: Rank of the LoRA; by default the adapter's ``r`` or `RANK`, whichever is larger.
+        from_tensors: The function of `parsing` that returns an `Adapter`.
+    """
+    # random state forked, because PEFT initializes factors randomly before it loads them
     with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
-        model = load_checked(backbone, source.require(CONFIG).parent, source.name)
+        model = add_adapter_strict(backbone, source.require(CONFIG).parent, source.name)
         layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
-        wanted = min(rank or max(int(config.get("r") or 0), RANK), smallest)
-        factors, biases, kept = _factors(model, layers, wanted, config)
+        rank = min(rank or max(int(config.get("r") or 0), RANK), smallest)
+        factors, biases, kept = _convert_layers(model, layers, rank, config)
     plain = {"peft_type": "LORA", "task_type": config.get("task_type")}
     lora = {f"{PREFIX}{name}.lora_{end}.weight": value for name, pair in factors.items()
             for end, value in (("A", pair.A), ("B", pair.B))}  # fmt: skip
     lora |= {f"{PREFIX}{name}.lora_B.bias": bias for name, bias in biases.items()}
     adapter = from_tensors(lora, plain, old.arch, source=source, old=old)
-    facts = {"converted": {"from": config["peft_type"], "rank": wanted, "energy_kept": round(kept, 6)}}
+    facts = {"converted": {"from": config["peft_type"], "rank": rank, "energy_kept": round(kept, 6)}}
     return replace(adapter, **_source_names(adapter, tensors, set(factors)), facts=facts)
 
 
 def _layers(model: Any, where: str) -> dict[str, Any]:
-    """Return the adapted linear modules by their path in the backbone."""
+    """Return the linear modules that have an adapter, by their path in the backbone."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {
@@ -54,7 +63,7 @@ def _layers(model: Any, where: str) -> dict[str, Any]:
     }  # fmt: skip
     if not layers:
         raise LoraSuiteError(
-            "the adapter changes no linear module, and what changes norms or single tokens alone is not transferred",
+            "the adapter changes no linear modules, and changes of norms or single tokens alone are not transferred",
             where=where, got=model.active_peft_config.peft_type.value, do="train a LoRA on the new backbone",
         )  # fmt: skip
     return layers
@@ -64,20 +73,20 @@ def _is_linear(module: Any) -> bool:
     return module.weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
 
 
-def _factors(
+def _convert_layers(
     model: Any, layers: Mapping[str, Any], rank: int, config: Mapping[str, Any]
 ) -> tuple[dict[str, LowRank], dict[str, Tensor], float]:
-    """Return factors and bias changes by module, and the mean share of the energy that the factors keep."""
-    changes = {name: _change(layer) for name, layer in layers.items()}
+    """Return factors and bias changes by module, and the mean fraction of the energy that the factors keep."""
+    changes = {name: _weight_change(layer) for name, layer in layers.items()}
     biases = {name: bias for name, (_, bias) in changes.items() if bias is not None}
     if not biases and config.get("bias", "none") == "none" and model.supports_lora_conversion():
-        found = {name: _convert_by_peft(layer, rank) for name, layer in layers.items()}
+        factors = {name: _convert_by_peft(layer, rank) for name, layer in layers.items()}
     else:
-        found = {name: low_rank_approximation(change, rank)[0] for name, (change, _) in changes.items()}
-    shares = [
-        found[name].norm() ** 2 / float((change**2).sum()) for name, (change, _) in changes.items() if change.any()
+        factors = {name: low_rank_approximation(change, rank)[0] for name, (change, _) in changes.items()}
+    kept = [
+        factors[name].norm() ** 2 / float((change**2).sum()) for name, (change, _) in changes.items() if change.any()
     ]
-    return found, biases, sum(shares) / len(shares) if shares else 1.0
+    return factors, biases, sum(kept) / len(kept) if kept else 1.0
 
 
 def _convert_by_peft(layer: Any, rank: int) -> LowRank:
@@ -89,11 +98,11 @@ def _convert_by_peft(layer: Any, rank: int) -> LowRank:
     return LowRank(A.detach().float(), B.detach().float())
 
 
-def _change(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Return what merging a module's adapter adds to its weight ``(out, in)`` and bias; the module stays as it was."""
+def _weight_change(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Return what merging its adapter adds to a module's weight, ``(out, in)``, and bias; restores the module."""
     base = layer.get_base_layer()
     with _in_float32(base) as before, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some kinds warn that merging rounds
+        warnings.simplefilter("ignore")  # some types warn about rounding errors
         layer.merge()
         change = {name: value.detach().float() - before[name].float() for name, value in base.named_parameters()}
     layer.merged_adapters.clear()
@@ -104,7 +113,11 @@ def _change(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def _in_float32(base: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Let a module hold float32 copies of its parameters for a while: what bfloat16 rounds away is the whole update."""
+    """Replace a module's parameters by float32 copies inside the block: in bfloat16 the change would be rounded away.
+
+    Yields:
+        The original parameters by name.
+    """
     own = {name: value.data for name, value in base.named_parameters()}
     for value in base.parameters():
         value.data = value.data.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
@@ -116,13 +129,14 @@ def _in_float32(base: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[str]) -> dict[str, Any]:
-    """Name the adapter's own tensors instead of the LoRA's: by module, those of no module with every update."""
+    """Return ``names`` and ``unused`` of an `Adapter` by the tensors of the source, not of the LoRA.
+
+    Tensors outside of any module, such as VB-LoRA's vector bank, belong to every update.
+    """
     owners = {name: next((m for m in modules if name.startswith(f"{PREFIX}{m}.")), None) for name in tensors}
-    places = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
+    paths = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
     common = [name for name, owner in owners.items() if owner is None and "." not in name.removeprefix("base_model.")]
-    names = {
-        key: (*(name for name, owner in owners.items() if owner == place), *common) for key, place in places.items()
-    }
-    info = {name for owned in names.values() for name in owned}
-    unused = dict.fromkeys((name for name in tensors if name not in info), "no linear module of a decoder layer")
-    return {"names": names, "unused": unused}
+    names = {key: (*(name for name, owner in owners.items() if owner == path), *common) for key, path in paths.items()}
+    used = {name for owned in names.values() for name in owned}
+    reason = "it is not in a linear module of a decoder layer"
+    return {"names": names, "unused": {name: reason for name in tensors if name not in used}}

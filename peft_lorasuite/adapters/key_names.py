@@ -1,8 +1,8 @@
-"""One normalizer of tensor names: whatever wrapper saved an adapter, its tensors get the names that PEFT gives them.
+"""Normalization of tensor names to those that PEFT uses for the backbone.
 
-Names differ by wrappers (``torch.compile``, FSDP, DDP, activation checkpointing), by the class that the adapter was
-trained on (a causal language model, its bare model, the text tower of a multimodal model), and by adapter names that
-some tools leave in.
+Saved names differ by wrappers (``torch.compile``, FSDP, DDP, activation checkpointing), by the class that the adapter
+was trained on (a causal language model, its base model, the text tower of a multimodal model), and by adapter names
+that some tools do not remove.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..arch.spec import Architecture
-from .peft_format import PREFIX, ending_of
+from .peft_format import PREFIX, split_ending
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param"}
-"""Components that wrappers insert anywhere in a path."""
+"""Path components that wrappers insert."""
 TEXT_TOWERS = {"language_model", "text_model", "llm", "thinker"}
-"""Components between a multimodal model and its text model."""
+"""Path components between a multimodal model and its text model."""
 OTHER_TOWERS = re.compile(
     r"vision\w*|visual\w*|image_\w+|audio\w*|speech\w*|\w*(?:vision|audio)_(?:tower|model|encoder|embed\w*)"
     r"|(?:multi_?modal|mm)_projector|embed_(?:vision|audio)|aligner"
 )
-"""Components of towers and projectors that are not the text model."""
+"""Path components of towers and projectors that are not part of the text model."""
 ENDINGS = (
     (re.compile(r"\.(lora_[AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$"), r".\1.\2"),
     (re.compile(r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+$"), r".\1"),
@@ -30,19 +30,19 @@ ENDINGS = (
     (re.compile(r"\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?\.(weight|bias)$"), r".\1"),
     (re.compile(r"\.trainable_tokens_delta\.[^.]+$"), ".trainable_tokens_delta"),
 )
-"""Adapter names and containers in the last components -> the name without them."""
+"""Endings with adapter names or containers -> replacement without them."""
 COPIES = re.compile(r"\.(?:original_module|token_adapter\.base_layer)\.(?:weight|bias)$")
-COPY = "a copy of the backbone's own weight, which PEFT saves beside its update"
+COPY = "a copy of the backbone's weight, which PEFT saves with its update"
 
 
 class KeyName(NamedTuple):
-    """A tensor's name, taken apart.
+    """The components of a tensor's name.
 
     Attributes:
-        module: Path of its module in the backbone, in the backbone's own spelling where it has such a module.
-        ending: What of the module it is; empty if unknown.
-        saved_module: The module's path as it was saved, without PEFT's prefix: what patterns in the config match.
-        reason: Why it cannot be transferred, where its name alone says so.
+        module: Path of its module in the backbone, as the backbone spells it if it has such a module.
+        ending: The rest of the name, such as ``lora_A.weight``; empty if unknown.
+        saved_module: The module's path as it was saved, without PEFT's prefix; patterns in the config match it.
+        reason: Why it cannot be transferred, if the name alone determines that.
     """
 
     module: str
@@ -57,25 +57,29 @@ class KeyName(NamedTuple):
 
 
 def parse_name(name: str, arch: Architecture) -> KeyName:
-    """Take the name of a saved tensor apart; see `KeyName`."""
+    """Parse the name of a saved tensor; see `KeyName`."""
     path = name
     while path.startswith(PREFIX):
         path = path.removeprefix(PREFIX)
     if COPIES.search(path):
-        module, ending = ending_of(path)
+        module, ending = split_ending(path)
         return KeyName(module, ending, module, COPY)
     for pattern, short in ENDINGS:
         path = pattern.sub(short, path)
-    saved, ending = ending_of(path)
+    saved, ending = split_ending(path)
     parts = [part for part in saved.removeprefix("module.").split(".") if part not in WRAPPERS]
     tower = next((part for part in parts if OTHER_TOWERS.fullmatch(part)), None)
     if tower is not None and "layers" not in parts[: parts.index(tower)]:
         return KeyName(".".join(parts), ending, saved, f"it belongs to {tower}, not to the text model")
-    return KeyName(_in_backbone([part for part in parts if part not in TEXT_TOWERS], parts, arch), ending, saved)
+    return KeyName(_backbone_path([part for part in parts if part not in TEXT_TOWERS], parts, arch), ending, saved)
 
 
 def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:
-    """Take the names of all tensors of an adapter apart: saved name -> `KeyName`."""
+    """Parse the names of all tensors of an adapter.
+
+    Returns:
+        Saved name -> `KeyName`.
+    """
     return {name: parse_name(name, arch) for name in names}
 
 
@@ -83,22 +87,28 @@ def group_by_module(parsed: Mapping[str, KeyName]) -> tuple[dict[str, dict[str, 
     """Group tensors by module.
 
     Returns:
-        Module -> {ending: saved name}, and saved name -> reason for tensors that have no place of their own. Of two
-        tensors for one place the one that was saved under the backbone's own path is taken.
+        Module -> {ending: saved name}, and saved name -> reason for tensors that are not used. Of two tensors with the
+        same module and ending, the one that was saved under the backbone's own path is used.
     """
     groups: dict[str, dict[str, str]] = {}
     unused: dict[str, str] = {}
     for name, key in sorted(parsed.items(), key=lambda item: item[1].saved_module != item[1].module):
         owned = groups.setdefault(key.module, {}) if not key.reason else {}
         if key.reason or key.ending in owned:
-            unused[name] = key.reason or f"its place in the backbone is that of {owned[key.ending]}"
+            unused[name] = key.reason or f"it is for the same module as {owned[key.ending]}"
         else:
             owned[key.ending] = name
     return groups, unused
 
 
-def _in_backbone(text: list[str], parts: list[str], arch: Architecture) -> str:
-    """Return a path in the backbone's own spelling: of a decoder layer's module, of the embedding, of the head."""
+def _backbone_path(text: list[str], parts: list[str], arch: Architecture) -> str:
+    """Return the path as the backbone spells it, for modules of decoder layers, the embedding and the head.
+
+    Args:
+        text: Path components without those of `TEXT_TOWERS`.
+        parts: All path components, returned for other modules.
+        arch: Architecture of the backbone.
+    """
     stack = [part for part in arch.layer_path.split(".") if part not in TEXT_TOWERS]
     for wanted in (stack, stack[1:]):
         for start in range(len(text) - len(wanted)) if wanted else ():

@@ -1,4 +1,4 @@
-"""Models, adapters and tokenizers by name, through the loaders of transformers and PEFT; never a pickle."""
+"""Loading of models, adapters and tokenizers by name, with transformers and PEFT; pickle files are never loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .reading import base_model_of, read_config
 
 
 def load_model(source: Source) -> Any:
-    """Load a model of any family that transformers knows, on the GPUs if there are any."""
+    """Load a causal language model of any architecture in transformers, on GPUs if there are any."""
     if source.fetch(CONFIG) is not None:
-        raise LoraSuiteError("the model is an adapter itself", where=source.name, wanted="a backbone")
+        raise LoraSuiteError("the model is an adapter", where=source.name, wanted="a backbone")
     source.require("config.json")
     checkpoint = Checkpoint(source)
-    checkpoint.fetch()  # refuses a pickle, and what is not whole
+    checkpoint.fetch()  # raises for pickle files and missing shards
     where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.accelerator.is_available() else None
     stored = checkpoint.dtype
@@ -37,33 +37,45 @@ def load_model(source: Source) -> Any:
 
 
 def adapter_folder(source: Source) -> Path:
-    """Return the local folder of an adapter, after its config and weights were read: cheap, and before any model."""
+    """Return the local folder of an adapter after a check of its config and weights, before any model is loaded."""
     read_config(source)
     path = source.fetch(WEIGHTS)
     if path is None:
         raise no_safetensors_error(source, WEIGHTS)
-    if not read_tensors(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would put a new adapter in its place
-        raise LoraSuiteError(
-            "the adapter's file holds no tensor", where=f"{source.name}/{WEIGHTS}", do="fetch it again"
-        )
+    if not read_tensors(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would load a newly initialized adapter
+        raise LoraSuiteError("the adapter has no tensors", where=f"{source.name}/{WEIGHTS}", do="fetch it again")
     return source.require(CONFIG).parent
 
 
 def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
-    """Put an adapter, see `adapter_folder`, on a model; ``base`` is what the model is called."""
+    """Add an adapter to a model with PEFT.
+
+    Args:
+        model: The backbone.
+        folder: Folder of the adapter, from `adapter_folder`.
+        source: Source of the adapter, for error messages.
+        base: Name of the backbone, for error messages.
+        is_trainable: Whether the adapter is to be trained.
+    """
     from peft import PeftModel
 
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except Exception as error:  # PEFT raises whatever its code meets first in a config that it does not know
+    except Exception as error:  # for a malformed config PEFT raises many kinds of errors
         raise LoraSuiteError(
             f"the adapter does not fit {base}: {short_message(error)}", where=source,
-            do="name the backbone that it was made for, or fetch it again",
+            do="pass the backbone that it was made for, or fetch it again",
         ) from error  # fmt: skip
 
 
 def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
-    """Return a tokenizer as it is, or load it by name, or from where the backbone came from, at its ``revision``."""
+    """Return the tokenizer, load it by its name, or if it is None load the tokenizer of the model.
+
+    Args:
+        model: The model.
+        tokenizer: A tokenizer, a folder or Hub id, or None.
+        revision: Revision of the model's own tokenizer.
+    """
     from transformers import AutoTokenizer
 
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
@@ -83,9 +95,16 @@ def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
 
 
 def old_backbone_loader(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
-    """Return a function that opens the old backbone when it is wanted: a published map can make it unnecessary."""
+    """Return a function that opens the old backbone, which may not be needed if there is an upgrade map.
+
+    Args:
+        adapter: The adapter, whose config names the backbone if ``source_model`` is None.
+        source_model: The old backbone, or None.
+        revision: Revision of the old backbone; overrides the one in the adapter's config.
+        access: Keyword arguments of `Backbone.open`.
+    """
     if source_model is not None:
         return lambda: Backbone.open(source_model, revision=revision, **access)
     name, own = base_model_of(adapter)
-    stranger = adapter.folder is None
-    return lambda: Backbone.open(name, revision=revision or own, hub_only=stranger, **access)
+    untrusted = adapter.folder is None
+    return lambda: Backbone.open(name, revision=revision or own, hub_only=untrusted, **access)

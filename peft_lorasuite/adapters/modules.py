@@ -1,4 +1,4 @@
-"""Reading one module's tensors: where it stands in the backbone, what its factors and scaling are."""
+"""The tensors of one module: its site in the backbone, its factors and its scaling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .token_tables import needs_backbone_error
 
 
 def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
-    """Return layer and site of a module path; a bare model's path may lack the first component."""
+    """Return the layer and the site of a module path, or None; the path can lack the first component."""
     short = arch.layer_path.partition(".")[2] or arch.layer_path
     match = re.fullmatch(rf"(?:.*\.)?(?:{re.escape(arch.layer_path)}|{re.escape(short)})\.(\d+)\.(.+)", module)
     if match is None:
@@ -29,13 +29,17 @@ def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha where a pattern names one.
+    """Return the scaling of a module: ``alpha / rank``, or ``alpha / sqrt(rank)`` for rsLoRA.
 
-    AdaLoRA divides by the rank that it started from, whatever pruning left.
+    AdaLoRA divides by its initial rank, whatever the rank after pruning.
+
+    Args:
+        config: The adapter's PEFT config.
+        module: The module's path as it was saved, for ``alpha_pattern``.
+        rank: The module's rank.
     """
     if config["peft_type"] == "ADALORA":
         return config["lora_alpha"] / (config["init_r"] + 1e-5)
-
     alpha = config.get("lora_alpha", rank)
     if patterns := config.get("alpha_pattern"):
         from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
@@ -48,7 +52,16 @@ def read_update(
     used: Mapping[str, Tensor], config: Mapping[str, Any], path: str, old: Backbone | None, arch: Architecture,
     place: tuple[int, Site],
 ) -> LowRank | None:  # fmt: skip
-    """Fold a module's tensors into one update; None if AdaLoRA has pruned all of it."""
+    """Return the update of a module, with the scaling in its factors; None if AdaLoRA has pruned it completely.
+
+    Args:
+        used: Ending -> tensor of the module.
+        config: The adapter's PEFT config.
+        path: The module's path as it was saved.
+        old: The backbone; needed for trained biases.
+        arch: Architecture of the backbone.
+        place: Layer and site of the module.
+    """
     A, B = (next((used[name] for name in (f"lora_{end}.weight", f"lora_{end}") if name in used), None) for end in "AB")
     stored = next((used[name] for name in TRAINED_BIAS if name in used), None)
     bias = None if stored is None else _bias_change(stored, old, arch, place)
@@ -66,27 +79,25 @@ def read_update(
 
 
 def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:
-    """Return what training changed a module's own bias by (``bias="all"`` or ``"lora_only"``)."""
+    """Return the change of a module's bias by the training (``bias="all"`` or ``"lora_only"``)."""
     if old is None:
-        raise needs_backbone_error("the adapter stores trained biases")
+        raise needs_backbone_error("the adapter has trained biases")
     if not place[1].bias:
         raise LoraSuiteError(
-            f"the adapter stores a trained bias, and {arch.family} has none there",
-            where=f"layer {place[0]}, {place[1].path}", do="name the backbone that it was trained on",
+            f"the adapter has a trained bias, and {arch.family} has no bias there",
+            where=f"layer {place[0]}, {place[1].path}", do="pass the backbone that it was trained on",
         )  # fmt: skip
     return stored.float() - old.tensor(f"{arch.layer_path}.{place[0]}.{place[1].path}.bias")
 
 
 def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, layer: int, site: Site, where: str) -> None:
-    """Refuse tensors that are not all of their kind, or do not fit one another or their module."""
-    place, needed = (
-        f"{where}, layer {layer}, {site.path}",
-        [end for end in LINEAR_ENDINGS[kind] if end not in OPTIONAL_ENDINGS],
-    )
+    """Raise `LoraSuiteError` if a tensor of a module is missing, or shapes do not fit each other or the module."""
+    place = f"{where}, layer {layer}, {site.path}"
+    needed = [end for end in LINEAR_ENDINGS[kind] if end not in OPTIONAL_ENDINGS]
     missing = [end for end in needed if end not in used]
     if missing and len(missing) < len(needed):
         raise LoraSuiteError(f"a {kind} lacks a tensor", where=place, wanted=missing[0], do="fetch the adapter again")
-    do = "name the backbone that it was trained on (--from, source_model=)"
+    do = "pass the backbone that it was trained on (--from, source_model=)"
     if layer >= arch.layers:
         got, wanted = f"layer {layer}", f"{arch.layers} layers"
         raise LoraSuiteError("the adapter does not fit the old backbone", where=place, got=got, wanted=wanted, do=do)
@@ -94,20 +105,20 @@ def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, laye
     first = used.get(needed[0])
     rank = len(first) if first is not None and first.ndim else 0
     if first is not None and first.ndim == 2 and not rank and kind != "adalora":
-        raise LoraSuiteError("the rank of an update is zero", where=place, do="fetch the adapter again")
+        raise LoraSuiteError("the rank of the update is zero", where=place, do="fetch the adapter again")
     shapes = {"lora_A": (rank, in_), "lora_B": (out, rank), "lora_E": (rank, 1)}
     for end, tensor in used.items():
         wanted = shapes.get(end.removesuffix(".weight"), (out,))
         if tuple(tensor.shape) != wanted:
             what = "the adapter does not fit the old backbone"
             if wanted == (out, rank) and tensor.shape[:-1] == wanted[:1]:
-                what, do = "the ranks of an update's A and B differ", "fetch the adapter again"
+                what, do = "the ranks of A and B differ", "fetch the adapter again"
             got, wanted = f"{end} of {tuple(tensor.shape)}", f"(rank, {in_})" if end == needed[0] else wanted
             raise LoraSuiteError(what, where=place, got=got, wanted=wanted, do=do)
 
 
 def split_parts(update: LowRank, site: Site, arch: Architecture) -> dict[str, LowRank]:
-    """Take a fused module's update apart; the parts share their A."""
+    """Split the update of a fused module into its parts, which all have the same A."""
     rows = split(update.B, site, arch)
     biases = {} if update.bias is None else split(update.bias, site, arch)
     return {part: LowRank(update.A, B, biases.get(part)) for part, B in rows.items()}

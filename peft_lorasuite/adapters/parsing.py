@@ -1,8 +1,8 @@
-"""The tensors of a LoRA, DoRA or AdaLoRA, module by module: what each changes, or why it is not transferred."""
+"""From the tensors of a LoRA, DoRA or AdaLoRA to an `Adapter`, with a reason for each tensor that is not used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,18 @@ from .token_tables import TableUpdate, find_table, read_table
 
 
 @dataclass
-class Found:
-    """What the tensors of an adapter turned out to be; the attributes are those of `Adapter`."""
+class ParsedAdapter:
+    """The tensors of an adapter, parsed module by module.
+
+    Attributes:
+        tensors: Saved name -> tensor.
+        config: The adapter's PEFT config.
+        arch: Architecture of the backbone.
+        old: The backbone, if it is given.
+        where: Place for error messages.
+        updates: As in `Adapter`, like ``names``, ``unused``, ``magnitudes`` and ``tables``.
+        saved: Module in the backbone -> the path under which it was saved.
+    """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -37,8 +47,8 @@ class Found:
     tables: dict[str, TableUpdate] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
 
-    def read(self) -> Found:
-        """Read every module, by the names that `key_names` resolves."""
+    def parse(self) -> ParsedAdapter:
+        """Parse every module, by the names that `key_names` resolves; returns itself."""
         if not self.tensors:
             raise LoraSuiteError("the adapter has no tensors", where=self.where, do="fetch it again")
         parsed = parse_names(self.tensors, self.arch)
@@ -46,31 +56,33 @@ class Found:
         self.unused |= unused
         self.saved = {key.module: key.saved_module for key in parsed.values() if not key.reason}
         for path, owned in groups.items():
-            self._module(path, owned)
+            self._parse_module(path, owned)
         return self
 
-    def _module(self, path: str, owned: dict[str, str]) -> None:
+    def _parse_module(self, path: str, owned: dict[str, str]) -> None:
+        """Parse a module; ``owned`` are the saved names of its tensors by ending."""
         kind, place, table = adapter_kind(self.config), find_site(path, self.arch), find_table(path, self.arch)
         if place is not None and set(owned) & {*LINEAR_ENDINGS[kind]}:
             others = [owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]]
-            self._refuse(others, f"a {kind} has no such tensor in a linear module, by its config")
-            self._linear(path, owned, *place)
+            self._skip(others, f"a {kind} has no such tensor in a linear module, and the config describes a {kind}")
+            self._parse_linear(path, owned, *place)
         elif table is not None and kind == "lora" and set(owned) - {*UNUSED_TABLE_ENDINGS}:
             self.unused |= {owned.pop(ending): why for ending, why in UNUSED_TABLE_ENDINGS.items() if ending in owned}
-            self._table(path, owned, table)
+            self._parse_table(path, owned, table)
+        elif table is not None and kind != "lora":
+            self._skip(owned.values(), f"{kind} of a token table is not transferred; train it as LoRA instead")
         else:
-            info = f"a token table's {kind} is not transferred; train it as LoRA" if table and kind != "lora" else None
-            self._refuse(owned.values(), info or skip_reason(owned, self.arch.family))
+            self._skip(owned.values(), skip_reason(owned, self.arch.family))
 
-    def _linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
+    def _parse_linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
         taken = self.names.get((layer, site.parts[0]))
         if taken is not None:
-            return self._refuse(owned.values(), f"its place in the backbone is that of {taken[0]}")
+            return self._skip(owned.values(), f"it is for the same module as {taken[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         check_shapes(used, adapter_kind(self.config), self.arch, layer, site, self.where)
         update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
         if update is None:
-            return self._refuse(owned.values(), "its rank is zero after pruning: there is no update")
+            return self._skip(owned.values(), "its rank is zero after pruning")
         for part, piece in split_parts(update, site, self.arch).items():
             self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
         if "lora_magnitude_vector" in used:
@@ -78,9 +90,9 @@ class Found:
             self.magnitudes |= {(layer, part): values for part, values in rows.items()}
         return None
 
-    def _table(self, path: str, owned: Mapping[str, str], table: str) -> None:
+    def _parse_table(self, path: str, owned: Mapping[str, str], table: str) -> None:
         if table in self.tables:
-            return self._refuse(owned.values(), f"its place in the backbone is that of {self.tables[table].names[0]}")
+            return self._skip(owned.values(), f"it is for the same module as {self.tables[table].names[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         self.tables[table] = read_table(
             table, used, tuple(owned.values()), self.config, lambda rank: scaling(self.config, self.saved[path], rank),
@@ -88,7 +100,7 @@ class Found:
         )  # fmt: skip
         return None
 
-    def _refuse(self, names: Any, why: str) -> None:
+    def _skip(self, names: Iterable[str], why: str) -> None:
         self.unused |= dict.fromkeys(names, why)
 
 
@@ -96,16 +108,35 @@ def from_tensors(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: Architecture, *, source: Source,
     old: Backbone | None = None,
 ) -> Adapter:  # fmt: skip
-    """Make an adapter of the tensors of a LoRA, DoRA or AdaLoRA."""
+    """Return the `Adapter` of the tensors of a LoRA, DoRA or AdaLoRA.
+
+    Args:
+        tensors: Saved name -> tensor.
+        config: The adapter's PEFT config.
+        arch: Architecture of the backbone.
+        source: Folder or repository of the adapter.
+        old: The backbone; needed for trained biases and token tables.
+
+    Raises:
+        LoraSuiteError: If there are no tensors, none belongs to the backbone, or one is malformed.
+    """
     where = f"{source.name}/{WEIGHTS}"
-    found = Found(tensors, config, arch, old, where).read()
-    if not found.updates and not found.tables:
+    parsed = ParsedAdapter(tensors, config, arch, old, where).parse()
+    if not parsed.updates and not parsed.tables:
         raise LoraSuiteError(
-            f"no tensor of the adapter belongs to a layer of the old backbone ({arch.family})",
+            f"none of the adapter's tensors belongs to a module of the old backbone ({arch.family})",
             where=where,
             got=", ".join(list(tensors)[:3]),
-            do="name the backbone that it was trained on (--from, source_model=)",
+            do="pass the backbone that it was trained on (--from, source_model=)",
         )
     return Adapter(
-        arch, found.updates, config, found.names, found.unused, source, adapter_kind(config), found.magnitudes, found.tables
+        arch,
+        parsed.updates,
+        config,
+        parsed.names,
+        parsed.unused,
+        source,
+        adapter_kind(config),
+        parsed.magnitudes,
+        parsed.tables,
     )

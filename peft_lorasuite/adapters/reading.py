@@ -16,22 +16,25 @@ from .token_tables import needs_backbone_error
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """Read an adapter's config, refusing what is no adapter."""
-    config = source.read_json(CONFIG, do="name the folder or Hub repository of a PEFT adapter")
+    """Read an adapter's config.
+
+    Raises:
+        LoraSuiteError: If it is missing or malformed, has no ``peft_type``, or ``revision`` is not a string.
+    """
+    config = source.read_json(CONFIG, do="pass the folder or Hub repository of a PEFT adapter")
+    where = f"{source.name}/{CONFIG}"
     if not config.get("peft_type"):
-        raise LoraSuiteError(
-            "the config names no peft_type", where=f"{source.name}/{CONFIG}", do="is it a PEFT adapter?"
-        )
+        raise LoraSuiteError("the config has no peft_type", where=where, do="check that it is a PEFT adapter")
     if not isinstance(config.get("revision") or "", str):
         raise LoraSuiteError(
-            "the revision of the base model is no text", where=f"{source.name}/{CONFIG}", got=repr(config["revision"]),
-            do="mend the config",
+            "the revision of the base model must be a string", where=where, got=repr(config["revision"]),
+            do="fix the config",
         )  # fmt: skip
     return config
 
 
 def adapter_needs_backbones(source: Source) -> bool:
-    """Whether carrying an adapter needs both backbones; refuses at once what is not transferred at all."""
+    """Whether the upgrade of an adapter needs both backbones; raises `LoraSuiteError` if it cannot be upgraded."""
     config = read_config(source)
     check_config(config, source.name)
     path = source.fetch(WEIGHTS)
@@ -43,17 +46,17 @@ def adapter_needs_backbones(source: Source) -> bool:
 def read_adapter(
     source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None
 ) -> Adapter:
-    """Read an adapter of a backbone.
+    """Read an adapter.
 
     Args:
-        source: Its folder or repository.
-        arch: Its backbone's shape.
-        old: The backbone itself: for trained biases and tables, and for kinds that are converted to LoRA first.
-        rank: Rank of such a conversion.
+        source: Folder or repository of the adapter.
+        arch: Architecture of its backbone.
+        old: Its backbone; needed for trained biases and token tables, and for types that are converted to LoRA first.
+        rank: Rank of the LoRA that such a type is converted to.
 
     Raises:
-        LoraSuiteError: When a file is missing or broken, a shape does not fit the backbone, or the adapter is of a
-            kind that is not transferred.
+        LoraSuiteError: If a file is missing or malformed, a tensor does not fit the backbone, the adapter cannot be
+            transferred, or the backbone is needed and not given.
     """
     config = read_config(source)
     check_config(config, source.name)
@@ -66,17 +69,22 @@ def read_adapter(
         from .conversion import convert_to_lora
 
         if old is None:
-            raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is made a LoRA first")
+            raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
         return convert_to_lora(source, config, tensors, old, rank, from_tensors)
     return from_tensors(tensors, config, arch, source=source, old=old)
 
 
 def base_model_of(
-    adapter: Source, *, do: str = "name the old backbone (--from, source_model=)"
+    adapter: Source, *, do: str = "pass the old backbone (--from, source_model=)"
 ) -> tuple[str, str | None]:
-    """Return the base model that an adapter's config names, and its revision."""
+    """Return the name and the revision of the base model in an adapter's config.
+
+    Args:
+        adapter: The adapter.
+        do: What the error advises if the config has none.
+    """
     config = read_config(adapter)
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise LoraSuiteError("the adapter's config names no base model", where=adapter.name, do=do)
+        raise LoraSuiteError("the adapter's config has no base_model_name_or_path", where=adapter.name, do=do)
     return name, config.get("revision")

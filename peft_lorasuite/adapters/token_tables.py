@@ -1,4 +1,4 @@
-"""Updates of the token tables, embedding and head: rows go by the shared tokens, columns through the hidden map."""
+"""Updates of the token tables, that is, the embedding and the language-model head, in all forms that PEFT saves."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..models.backbone import Backbone
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
 DELTA = "token_adapter.trainable_tokens_delta"
+"""Endings of tensor names: LoRA of an embedding or a linear head, and new values of single tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,12 @@ class TableUpdate:
     """The change ``rows @ shared`` of some rows of a token table.
 
     Attributes:
-        form: ``lora``, ``full`` (modules_to_save) or ``tokens`` (trainable_token_indices): what it is saved as again.
-        ids: Token ids of the rows, (n,).
-        rows: ``(n, r)``.
-        shared: ``(r, D)``.
-        names: Tensors that it was read from.
+        form: ``lora``, ``full`` (``modules_to_save``) or ``tokens`` (``trainable_token_indices``); the result is saved
+            in the same form.
+        ids: Token ids of the rows, ``(tokens,)``.
+        rows: ``(tokens, rank)``.
+        shared: ``(rank, hidden)``.
+        names: Names of the tensors that it was read from.
     """
 
     form: str
@@ -39,7 +41,7 @@ class TableUpdate:
 
 
 def find_table(module: str, arch: Architecture) -> str | None:
-    """Return ``embedding`` or ``head`` if a module path is one of them, under its name in memory or on disk."""
+    """Return ``embedding`` or ``head`` if a module is one of them, by its path in memory or on disk; else None."""
     paths = {"embedding": [arch.embedding], "head": [arch.head]}
     for table, known in paths.items():
         known += [disk for memory, disk in arch.disk if memory == known[0]]
@@ -52,91 +54,115 @@ def read_table(
     table: str, used: Mapping[str, Tensor], names: tuple[str, ...], config: Mapping[str, Any],
     scaling: Callable[[int], float], arch: Architecture, old: Backbone | None, *, where: str,
 ) -> TableUpdate:  # fmt: skip
-    """Read one table's update, whichever of its forms the adapter has; ``scaling`` gives it for a rank."""
+    """Read the update of a token table in any of its forms.
+
+    Args:
+        table: ``embedding`` or ``head``.
+        used: Ending -> tensor of the table's module.
+        names: Names of these tensors.
+        config: The adapter's PEFT config.
+        scaling: Rank -> scaling.
+        arch: Architecture of the backbone.
+        old: The backbone, to subtract its weights from new values.
+        where: Place for error messages.
+
+    Raises:
+        LoraSuiteError: If a tensor is missing or malformed, or the backbone is needed and not given.
+    """
     module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
-    chosen = _trained_tokens(config.get("trainable_token_indices"), module) if DELTA in used else []
-    found = {end: tensor.float() for end, tensor in used.items()}
-    form = _check_form(found, arch.hidden, len(chosen), where)
+    tokens = _trained_tokens(config.get("trainable_token_indices"), module) if DELTA in used else []
+    tensors = {end: tensor.float() for end, tensor in used.items()}
+    form = _check_form(tensors, arch.hidden, len(tokens), where)
     if form == "lora":
-        embedding = "lora_embedding_A" in found
-        A, B = (found[name] for name in (EMBEDDING if embedding else LINEAR))
+        embedding = EMBEDDING[0] in tensors
+        A, B = (tensors[name] for name in (EMBEDDING if embedding else LINEAR))
         rows, shared = check_values((A.T if embedding else B) * scaling(len(A)), B.T if embedding else A, where=where)
         return TableUpdate("lora", torch.arange(len(rows)), rows, shared, names)
     if old is None:
-        raise needs_backbone_error(f"the update of the {table} is stored as new values")
+        raise needs_backbone_error(f"the update of the {table} is saved as new values")
     weight = old.tensor(f"{arch.embedding if table == 'embedding' or arch.tied else arch.head}.weight")
     if form == "full":
-        delta, ids = found["weight"].clone(), torch.arange(len(found["weight"]))
-        count = min(len(weight), len(delta))  # rows beyond the backbone's are tokens that were added to it
+        delta, ids = tensors["weight"].clone(), torch.arange(len(tensors["weight"]))
+        count = min(len(weight), len(delta))  # further rows belong to tokens that were added to the backbone
         delta[:count] -= weight[:count]
     else:
-        if not all(type(token) is int and 0 <= token < len(weight) for token in chosen):
-            raise _indices_error(where, repr(chosen)[:80], f"different numbers from 0 to {len(weight) - 1}")
-        ids = torch.tensor(sorted(chosen))
-        delta = found[DELTA][torch.tensor(chosen).argsort()] - weight[ids]
+        if not all(type(token) is int and 0 <= token < len(weight) for token in tokens):
+            raise _indices_error(where, repr(tokens)[:80], f"distinct integers from 0 to {len(weight) - 1}")
+        ids = torch.tensor(sorted(tokens))
+        delta = tensors[DELTA][torch.tensor(tokens).argsort()] - weight[ids]
     check_values(delta, where=where)
     return TableUpdate(form, ids, delta, torch.eye(delta.shape[1]), names)
 
 
-def _check_form(found: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
-    """Return the form that a table's tensors are in, after looking at their names and shapes; -1 is any number."""
-    rank = next((len(found[end]) for end in (EMBEDDING[0], LINEAR[0]) if end in found and found[end].ndim), 0)
+def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
+    """Return the form of a table's tensors; raise `LoraSuiteError` unless all are there and have the right shape."""
+    rank = next((len(tensors[end]) for end in (EMBEDDING[0], LINEAR[0]) if end in tensors and tensors[end].ndim), 0)
+    # shapes, where -1 is any size
     forms = (
         ("lora", dict(zip(EMBEDDING, ((rank, -1), (hidden, rank)), strict=True))),
         ("lora", dict(zip(LINEAR, ((rank, hidden), (-1, rank)), strict=True))),
         ("full", {"weight": (-1, hidden)}), ("tokens", {DELTA: (count, hidden)}),
     )  # fmt: skip
-    form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(found)), ("", {}))
-    for end in sorted({*wanted, *found}):
-        got, shape = tuple(found[end].shape) if end in found else None, wanted.get(end)
+    form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(tensors)), ("", {}))
+    for end in sorted({*wanted, *tensors}):
+        got, shape = tuple(tensors[end].shape) if end in tensors else None, wanted.get(end)
         fits = got and shape and len(got) == len(shape) and all(w in (-1, g) for g, w in zip(got, shape, strict=True))
         if not fits or not all(got or ()):
             raise LoraSuiteError(
                 "a token table's update does not fit the old backbone", where=f"{where}, {end}", got=got or "none",
                 wanted=str(shape).replace("-1", "any") if shape else "none",
-                do="fetch the adapter again, or name the backbone that it was trained on (--from, source_model=)",
+                do="fetch the adapter again, or pass the backbone that it was trained on (--from, source_model=)",
             )  # fmt: skip
     return form
 
 
 def _trained_tokens(indices: Any, module: str) -> list[int]:
-    """Return which tokens of a table were trained; the config names them for every table, or by table."""
+    """Return the ids of a table's trained tokens; the config has one list for all tables, or one per table."""
     if isinstance(indices, dict):
         indices = next((values for name, values in indices.items() if name.endswith(module)), None)
     if not isinstance(indices, list) or len({repr(token) for token in indices}) < max(len(indices), 1):
-        raise _indices_error(module, repr(indices)[:80], "a list of different numbers")
+        raise _indices_error(module, repr(indices)[:80], "a list of distinct integers")
     return indices
 
 
 def _indices_error(where: str, got: str, wanted: str) -> LoraSuiteError:
     return LoraSuiteError(
-        "trainable_token_indices does not name the trained tokens", where=where, got=got, wanted=wanted,
-        do="mend the adapter's config, or fetch it again",
+        "malformed trainable_token_indices in the adapter's config", where=where, got=got, wanted=wanted,
+        do="fix the config, or fetch the adapter again",
     )  # fmt: skip
 
 
 def needs_backbone_error(why: str) -> LoraSuiteError:
     """Build the error for an adapter that cannot be read without its backbone."""
     return LoraSuiteError(
-        f"{why}: to read it, the old backbone is needed", do="name the old backbone (--from, old=, source_model=)"
+        f"{why}, so the old backbone is needed to read it", do="pass the old backbone (--from, old=, source_model=)"
     )
 
 
 def table_tensors(
     table: str, update: TableUpdate, new: Backbone, prefix: str, rank: int, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the PEFT tensors of a table's update on the new backbone, and what its config says of them."""
+    """Return the PEFT tensors of a token table's update, and the config entries that belong to them.
+
+    Args:
+        table: ``embedding`` or ``head``.
+        update: The update, for the tokens of the new backbone.
+        new: The new backbone.
+        prefix: Prefix of tensor names.
+        rank: Rank of a LoRA.
+        generator: Source of the random rows that fill the rank up.
+    """
     arch = new.arch
     path = arch.embedding if table == "embedding" else arch.head
     short, module = path.rpartition(".")[2], f"{prefix}{path}"
     if update.form == "lora":
-        even = LowRank(update.shared, update.rows).truncated(rank)[0].padded(rank, generator)
+        resized = LowRank(update.shared, update.rows).truncated(rank)[0].padded(rank, generator)
         rows = torch.zeros(arch.vocabulary, rank)
-        rows[update.ids] = even.B
+        rows[update.ids] = resized.B
         if table == "head":
-            return {f"{module}.lora_A.weight": even.A, f"{module}.lora_B.weight": rows}, {"target_modules": [path]}
-        ends = {"lora_embedding_A": rows.T.contiguous(), "lora_embedding_B": even.A.T.contiguous()}
-        return {f"{module}.{end}": tensor for end, tensor in ends.items()}, {"target_modules": [path]}
+            return {f"{module}.lora_A.weight": resized.A, f"{module}.lora_B.weight": rows}, {"target_modules": [path]}
+        factors = {"lora_embedding_A": rows.T.contiguous(), "lora_embedding_B": resized.A.T.contiguous()}
+        return {f"{module}.{end}": tensor for end, tensor in factors.items()}, {"target_modules": [path]}
     weight = new.tensor(f"{path}.weight")
     changed = weight[update.ids] + update.rows @ update.shared
     if update.form == "full":
@@ -144,5 +170,5 @@ def table_tensors(
         weight[update.ids] = changed
         return {f"{module}.weight": weight}, {"modules_to_save": [short]}
     order = update.ids.argsort()
-    tokens = {f"{module}.token_adapter.trainable_tokens_delta": changed[order].contiguous()}
-    return tokens, {"trainable_token_indices": {short: update.ids[order].tolist()}}
+    values = {f"{module}.{DELTA}": changed[order].contiguous()}
+    return values, {"trainable_token_indices": {short: update.ids[order].tolist()}}

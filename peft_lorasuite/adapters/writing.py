@@ -1,4 +1,4 @@
-"""The files of an adapter that this package made: PEFT's own two, its report and the record of its training."""
+"""The files of an adapter: PEFT's config and weights, the report of its upgrade, the record of its training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from typing import Any
 from torch import Tensor
 
 from ..arch.layout import join
-from . import adalora
-from .adapter import Adapter, by_site, separate_storage
+from .adalora import adalora_entries, split_update
+from .adapter import Adapter, join_sites, separate_storage
 from .peft_format import CONFIG, PREFIX, WEIGHTS
 
 REPORT = "lorasuite_report.json"
-"""Beside the weights: what was transferred, and how."""
+"""File next to the weights: the upgrade report."""
 RECORD = "lorasuite_finetune.json"
-"""Beside the weights: how they were trained."""
+"""File next to the weights: how they were trained."""
 
 
 def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
-    """Write the active adapter as a plain PEFT folder, with the record of its training and its report if it has them.
+    """Write the active adapter of a model as a PEFT folder, with its report and training record if it has them.
 
-    ``weights`` are the model's own, unless given whole because the model is spread over processes.
+    Args:
+        model: The `peft.PeftModel`.
+        folder: An existing, empty folder.
+        weights: The full state dict, if the model is sharded over processes; else it is taken from the model.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -42,14 +45,14 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the tensors of a PEFT adapter; every site's parts must be there (see upgrade)."""
+    """Return the tensors of an adapter by their PEFT names."""
     tensors = dict(adapter.extras)
-    sites = by_site(adapter)
+    sites = join_sites(adapter.updates, adapter.arch)
     biased = any(update.bias is not None for update in sites.values())
     for (layer, site), update in sites.items():
         module = f"{PREFIX}{adapter.arch.layer_path}.{layer}.{site.path}"
         if adapter.kind == "adalora":
-            tensors |= {f"{module}.{end}": value for end, value in adalora.unfolded(update, adapter.config).items()}
+            tensors |= {f"{module}.{end}": value for end, value in split_update(update, adapter.config).items()}
             continue
         tensors[f"{module}.lora_A.weight"] = update.A
         tensors[f"{module}.lora_B.weight"] = update.B
@@ -62,11 +65,16 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:
-    """Return PEFT's config as it is written: full module names, one r, alpha = r; AdaLoRA keeps its ranks and scaling.
+    """Return the PEFT config of an adapter: full module names, and ``lora_alpha = r``, except for AdaLoRA.
 
-    A plain dictionary: importing PEFT takes longer than an upgrade, and PEFT fills in its defaults when it reads.
+    It is a plain dictionary, because importing PEFT takes longer than an upgrade; PEFT adds its defaults when it reads.
+
+    Args:
+        adapter: The adapter.
+        base: Folder or Hub id of the backbone.
+        revision: Commit of the backbone on the Hub.
     """
-    sites = by_site(adapter)
+    sites = join_sites(adapter.updates, adapter.arch)
     names = {f"{adapter.arch.layer_path}.{layer}.{site.path}": update for (layer, site), update in sites.items()}
     settings = dict(adapter.settings)
     rank = int(settings.pop("r", 0) or adapter.rank)
@@ -88,13 +96,13 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
         **settings,
     }
     if adapter.kind == "adalora":
-        return common | adalora.peft_config(names, adapter.config)
+        return common | adalora_entries(names, adapter.config)
     biased = any(update.bias is not None for update in sites.values())
     return common | {"r": rank, "lora_alpha": rank, "lora_bias": biased, "use_dora": adapter.kind == "dora"}
 
 
 def write_adapter(adapter: Adapter, folder: Path, *, base: str, revision: str | None = None) -> None:
-    """Write a plain PEFT folder into an existing, empty folder."""
+    """Write the PEFT config and weights of an adapter to an existing, empty folder; see `peft_config`."""
     from safetensors.torch import save_file
 
     config = peft_config(adapter, base=base, revision=revision)
