@@ -64,9 +64,9 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated": (lambda f: cut(f, 3000), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
     "emptied": (lambda f: cut(f, 0), f"{WEIGHTS}: malformed safetensors file", "fetch it again"),
     "not finite": (lambda f: rewrite(f, poison), "values are not finite", "got base_model.model.model.layers.0"),
-    "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle file, which can run code", "with save_pretrained"),
+    "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle file", "with save_pretrained"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), f"{CONFIG}: the file cannot be read as JSON", "again"),
-    "no adapter": (lambda f: config_of(f, peft_type=None), "the config has no peft_type", "check that it is a PEFT adapter"),
+    "no adapter": (lambda f: config_of(f, peft_type=None), "the config has no peft_type", "check that it is a PEFT"),
     "revision": (lambda f: config_of(f, revision=5), "the revision of the base model must be a string", "got 5"),
     "nothing of ours": (
         lambda f: rewrite(f, lambda t: [t.__setitem__(n.replace("layers", "blocks"), t.pop(n)) for n in list(t)]),

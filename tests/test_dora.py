@@ -285,6 +285,7 @@ def test_trained_biases_of_a_model_in_memory_are_put_back(tmp_path):
     model = write(planted.old)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = Backbone.open(model)
-    with load_with_adapter(backbone, read_adapter(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)):
+    adapter = read_adapter(Source(str(tmp_path / "adapter"), "adapter"), backbone.arch, old=backbone)
+    with load_with_adapter(backbone, adapter):
         pass
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

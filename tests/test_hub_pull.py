@@ -190,7 +190,9 @@ def test_faults_and_traps_of_a_pull(stocked: HubServer, made: Path, tmp_path: Pa
     assert "adapter not found" in error_of["escape"]
     assert "neither as a folder nor as a repository" in error_of["map is none"]
     assert "pickle" in error_of["pickle"]
-    assert all("Hub" in error_of[name] and "backbone" in error_of[name] for name in paths), [error_of[name] for name in paths]
+    assert all("Hub" in error_of[name] and "backbone" in error_of[name] for name in paths), [
+        error_of[name] for name in paths
+    ]
     assert "outside" in error_of["index"]
     assert error_of["code"] == "ok", "the family is known: its own code is neither needed nor fetched"
     assert not hub.requests("_spy.py")

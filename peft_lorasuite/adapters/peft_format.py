@@ -24,7 +24,7 @@ PROMPT_KINDS = (
     "PROMPT_TUNING",
     "P_TUNING",
 )
-MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Prefixes of ``init_lora_weights`` values that move part of the backbone's weights into the adapter."""
 ENDINGS = (
     "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B",
@@ -119,7 +119,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             where=where, got=kind, wanted="an adapter that changes weights",
             do="train the prompt on the new backbone, or distill the prompt into a LoRA first",
         )  # fmt: skip
-    if kind == "LORA" and isinstance(init, str) and init.startswith(MUTATING):
+    if kind == "LORA" and isinstance(init, str) and init.startswith(MUTATING_INITS):
         raise LoraSuiteError(
             f"the adapter was initialized by {init} and not converted, so it belongs to a changed copy of its backbone",
             where=where, got=f"init_lora_weights={init}",
