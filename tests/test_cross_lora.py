@@ -15,7 +15,7 @@ from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.linalg.basis import Basis
 from peft_lorasuite.linalg.lowrank import LowRank, truncated_svd
 from peft_lorasuite.methods.base import MethodInput
-from peft_lorasuite.methods.cross_lora import align_svd
+from peft_lorasuite.methods.cross_lora import CrossLoraOptions, align_svd, cross_lora
 from peft_lorasuite.methods.sections import add_section
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun"]
@@ -119,25 +119,24 @@ def test_any_two_families_meet(names: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_parts_of_one_side_alone_are_dropped_with_a_reason(tmp_path: Path) -> None:
-    from peft_lorasuite.methods import registry as base
-
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "gpt_neox", 2, num_hidden_layers=2)
     adapter = random_adapter(old.arch)
-    chosen = base.find("cross-lora")
-    job = MethodInput(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
-    draft = chosen.run(job, base.make_options(chosen, None))
-    matched = {i for i, _ in job.map.pairs}
-    for (layer, _), reason in draft.dropped.items():
+    inputs = MethodInput(adapter, UpgradeMap.build(old, new, OPTIONS), old, new)
+    result = cross_lora(inputs, CrossLoraOptions())
+    matched = {i for i, _ in inputs.map.pairs}
+    for (layer, _), reason in result.dropped.items():
         assert reason == (
             "gpt_neox has no gate projection" if layer in matched else "no new layer is matched with this layer"
         )
-    assert set(adapter.updates) == {*draft.dropped, *draft.sources.values()}
+    assert set(adapter.updates) == {*result.dropped, *result.sources.values()}
 
 
 def test_the_update_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     old, new = pico(tmp_path / "old", "llama", 1), pico(tmp_path / "new", "qwen2", 2)
     torch.manual_seed(1)
-    built = [UpgradeMap.build(old, new, OPTIONS, methods={"cross-lora": {"rank": 8}}) for _ in range(2)]
+    built = [
+        add_section(UpgradeMap.build(old, new, OPTIONS), "cross-lora", old, new, options={"rank": 8}) for _ in range(2)
+    ]
     first, second = (item.sections["svd"].tensors for item in built)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -152,7 +151,7 @@ def test_gain_and_rank_are_options(tmp_path: Path) -> None:
     for key, update in once.updates.items():
         assert relative(twice.updates[key].delta_weight(), 2 * update.delta_weight()) < 1e-5
         assert torch.linalg.matrix_rank(low.updates[key].delta_weight(), rtol=1e-4) == 1
-    with pytest.raises(LoraSuiteError, match="not positive"):
+    with pytest.raises(LoraSuiteError, match="rank: an option is out of range"):
         upgrade(adapter, built, method="cross-lora", options={"rank": 0})
 
 

@@ -1,4 +1,4 @@
-"""What a method is given and what it returns."""
+"""The input and the result of a method."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..text.examples import PromptsLike
 
 @dataclass(frozen=True, eq=False)
 class MethodInput:
-    """What a method is given.
+    """Input of a method.
 
     Attributes:
-        adapter: The adapter, on the old backbone.
+        adapter: The adapter of the old backbone.
         map: The upgrade map of the pair.
-        old: The old backbone, if the caller has it.
-        new: The new backbone, if the caller has it.
-        prompts: Unlabeled prompts, if the caller gave any.
-        seed: Of whatever is drawn at random.
+        old: The old backbone, if available.
+        new: The new backbone, if available.
+        prompts: Unlabeled prompts, if the caller passed any.
+        seed: Random seed.
         progress: Shows the progress of a long step.
     """
 
@@ -38,7 +38,10 @@ class MethodInput:
     progress: Progress = no_progress
 
     def backbones(self, what: str) -> tuple[Backbone, Backbone]:
-        """Return both backbones; ``what`` says, for the error, what needs them.
+        """Return both backbones.
+
+        Args:
+            what: What needs them, for the error.
 
         Raises:
             LoraSuiteError: When one of them is missing.
@@ -53,15 +56,15 @@ class MethodInput:
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """What a method returns: updates of the new backbone, per layer and part.
+    """Result of a method: updates of the new backbone, per layer and part.
 
     Attributes:
         updates: ``(new layer, part)`` -> update.
         sources: ``(new layer, part)`` -> the old ``(layer, part)`` that it comes from.
         dropped: Old ``(layer, part)`` -> why it is not transferred.
-        figures: ``(new layer, part)`` -> numbers for the report (residual, agreement of merged heads, ...).
+        figures: ``(new layer, part)`` -> figures for the report (residual, agreement of merged heads, ...).
         facts: Further entries of the report.
-        rank: Rank that the method asks for, if not the source adapter's.
+        rank: Rank of the new adapter, if not that of the old one.
     """
 
     updates: Mapping[Key, LowRank]

@@ -1,8 +1,8 @@
-"""Cross-LoRA (arXiv 2508.05232): singular subspaces of the base weights aligned, the update carried between them.
+"""Cross-LoRA (arXiv 2508.05232): transfer of an update between the singular subspaces of the base weights.
 
-LoRA-Align asks for ``P_U = argmin ||P U_s - U_t||_F``; ``U_s`` has orthonormal columns, so ``P_U = U_t U_s^T``, ``P_V``
-alike, with nothing left over. LoRA-Shift, ``dW_t = P_U dW_s P_V^T``, is therefore ``(U_t (U_s^T B)) ((A V_s) V_t^T)``:
-no dense delta, no fit, no data. Singular vectors are paired by their order.
+LoRA-Align solves ``P_U = argmin ||P U_s - U_t||_F`` and likewise ``P_V``. As ``U_s`` has orthonormal columns,
+``P_U = U_t U_s^T``. So LoRA-Shift, ``dW_t = P_U dW_s P_V^T``, is ``(U_t (U_s^T B)) ((A V_s) V_t^T)``: no dense update,
+no fit, no data. Singular vectors are paired by their order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..linalg.lowrank import LowRank, truncated_svd
 from ..mapping.layer_pair import LayerPair
 from ..mapping.sections import SectionRequest, SectionSpec
 from .base import MethodInput, MethodResult
+from .options import check_bounds
 from .per_module import transfer_modules
 from .registry import method
 from .sections import get_section
@@ -31,7 +32,7 @@ class CrossLoraOptions:
     """Options of `cross-lora`.
 
     Attributes:
-        rank: Singular vectors of each weight that are aligned, at most its dimensions on either side.
+        rank: Singular vectors of each weight that are used, at most the dimensions of both weights.
         gain: Factor on the whole update.
     """
 
@@ -39,8 +40,7 @@ class CrossLoraOptions:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise LoraSuiteError("the number of singular vectors is not positive", where="rank", got=self.rank)
+        check_bounds(self, {"rank": 1})
 
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -49,7 +49,7 @@ FACTORS = ("U_s", "V_s", "U_t", "V_t")
 
 
 def build_svd(request: SectionRequest) -> dict[str, Tensor]:
-    """Decompose the weights of every matched layer; bfloat16, ``2 k (out_o + in_o + out_n + in_n)`` bytes a part."""
+    """Decompose the weights of every matched layer, in bfloat16: ``2 k (out_o + in_o + out_n + in_n)`` bytes a part."""
     tensors: dict[str, Tensor] = {}
     for pair in request.progress("decomposing weights", request.layers):
         for part in request.parts:
@@ -63,28 +63,35 @@ def build_svd(request: SectionRequest) -> dict[str, Tensor]:
 
 
 def align_svd(old: Tensor, new: Tensor, rank: int, basis: Basis, part: str, seed: int = 0) -> Factors:
-    """Return the leading singular vectors of an old and a new weight, the signs of the new pairs fitted to the old.
+    """Return the leading singular vectors of both weights, with the signs of the new pairs aligned to the old ones.
 
-    The sign of a pair (u, v) is arbitrary, and a wrong one turns the update round. The shared tokens fix it: what
-    stands in hidden space (v of readers, u of writers) is moved by the map's change of basis, ``v_t . R_in^T v_s`` or
-    ``u_t . R_out u_s``, and both vectors of a new pair are turned where this is negative. The other vector stands in
-    head or unit space, of which the tokens say nothing.
+    The sign of a pair (u, v) is arbitrary, and a wrong one reverses that component of the update. The vectors in hidden
+    space (v of input projections, u of output projections) determine it: they are mapped by the change of basis, and
+    both vectors of a new pair are negated where ``v_t . R_in^T v_s`` or ``u_t . R_out u_s`` is negative. This is a
+    departure from the paper.
+
+    Args:
+        old: Old weight, (out_o, in_o).
+        new: New weight, (out_n, in_n).
+        rank: Singular vectors at most.
+        basis: The change of basis of the part.
+        part: The part.
+        seed: Random seed of the truncated SVD.
     """
     k = min(rank, *old.shape, *new.shape)
     U_s, _, V_s = truncated_svd(old, k, seed)
     U_t, _, V_t = truncated_svd(new, k, seed)
-    agreement = (
-        (basis.map_outputs(U_s) * U_t).sum(dim=0)
-        if part in OUTPUT_PROJECTIONS
-        else (basis.map_inputs(V_s.T).T * V_t).sum(dim=0)
-    )
+    if part in OUTPUT_PROJECTIONS:
+        agreement = (basis.map_outputs(U_s) * U_t).sum(dim=0)
+    else:
+        agreement = (basis.map_inputs(V_s.T).T * V_t).sum(dim=0)
     sign = torch.where(agreement < 0, -1.0, 1.0)
     return U_s, V_s, U_t * sign, V_t * sign
 
 
-def has_enough_vectors(kept: Mapping[str, Any], options: CrossLoraOptions) -> bool:
-    """A section of more singular vectors serves fewer: they are in order."""
-    return kept.get("rank", 0) >= options.rank
+def has_enough_vectors(stored: Mapping[str, Any], options: CrossLoraOptions) -> bool:
+    """Return whether a stored section has enough singular vectors; they are in order, so more than needed are fine."""
+    return stored.get("rank", 0) >= options.rank
 
 
 SVD = SectionSpec("svd", build_svd, ("rank",), has_enough_vectors)
@@ -92,23 +99,23 @@ SVD = SectionSpec("svd", build_svd, ("rank",), has_enough_vectors)
 
 @method("cross-lora", options=CrossLoraOptions, section=SVD)
 def cross_lora(inputs: MethodInput, options: CrossLoraOptions) -> MethodResult:
-    """Carry updates between the leading singular subspaces of the base weights (Cross-LoRA; data-free)."""
+    """Project the factors between the leading singular subspaces of the weights."""
     section = get_section(inputs, "cross-lora", SVD, options)
     old, new = inputs.map.old.arch, inputs.map.new.arch
 
-    def move(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, Mapping[str, float]]:
+    def transfer(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, Mapping[str, float]]:
         heights = (*old.shape(part), *new.shape(part))
-        read = [
+        factors = [
             section.read(f"{pair.new}.{part}.{name}", (size, None)) for name, size in zip(FACTORS, heights, strict=True)
         ]
         k = min(options.rank, *heights)
-        U_s, V_s, U_t, V_t = (_leading(factor, k, section.where) for factor in read)
+        U_s, V_s, U_t, V_t = (_leading(factor, k, section.where) for factor in factors)
         bias = None if update.bias is None else options.gain * (U_t @ (U_s.T @ update.bias))
-        moved = LowRank((update.A @ V_s) @ V_t.T, options.gain * (U_t @ (U_s.T @ update.B)), bias)
+        shifted = LowRank((update.A @ V_s) @ V_t.T, options.gain * (U_t @ (U_s.T @ update.B)), bias)
         before = update.norm()
-        return moved, {"aligned": float(k), "norm_kept": moved.norm() / before if before else 1.0}
+        return shifted, {"aligned": float(k), "norm_kept": shifted.norm() / before if before else 1.0}
 
-    return transfer_modules(inputs, move)
+    return transfer_modules(inputs, transfer)
 
 
 def _leading(factor: Tensor, k: int, where: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distill: train the adapter on unlabeled prompts, a few dozen steps, towards the targets of `transplant`."""
+"""Distill: train a LoRA on unlabeled prompts, for a few dozen steps, toward the targets of `transplant`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @method("distill", options=DistillOptions, needs_backbones=True)
 def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
-    """Train a LoRA towards the adapter's effect on the logits, without labels."""
+    """Train a LoRA toward the adapter's effect on the logits, without labels."""
     _, new = inputs.backbones("the method 'distill'")
     start = options.transplant()
     probed = probe(inputs, start)
@@ -48,15 +48,15 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     }  # fmt: skip
     del probed  # it holds the new model's head, and training loads the model again
     trained, loss = _train(inputs, new, first, rows, targets, options)
-    started = dict(first.facts)
-    hints = {"hints": started.pop("hints")} if "hints" in started else {}
+    start_facts = dict(first.facts)
+    hints = {"hints": start_facts.pop("hints")} if "hints" in start_facts else {}
     return MethodResult(
-        trained, facts={"distill": {**facts, "loss": round(loss, 4), **started}, **hints}, rank=first.rank
+        trained, facts={"distill": {**facts, "loss": round(loss, 4), **start_facts}, **hints}, rank=first.rank
     )
 
 
 def _zero_update(new: Backbone, inputs: MethodInput) -> MethodResult:
-    """Return an update of zero to start from."""
+    """Return an update that is zero, to start from; A is Kaiming-uniform, so that it can learn."""
     rows, columns = new.arch.shape("down")
     rank = inputs.adapter.rank
     bound = columns**-0.5
@@ -68,6 +68,7 @@ def _train(
     inputs: MethodInput, new: Backbone, first: MethodResult, rows: Sequence[TargetRow], targets: Targets,
     options: DistillOptions,
 ) -> tuple[dict[Key, Any], float]:  # fmt: skip
+    """Train from the updates of ``first``; return the trained updates and the final loss."""
     import peft
 
     from ..training.distillation import DistillationTrainer, target_batch
@@ -75,7 +76,7 @@ def _train(
     from ..training.lora_modules import add_modules
 
     generator, rank = torch.Generator().manual_seed(inputs.seed), first.rank or inputs.adapter.rank
-    # an edit of facts has a rank of its own
+    # a fact edit has a rank of its own
     even = {key: update.padded(rank, generator) for key, update in first.updates.items()}
     start = Adapter(new.arch, even, inputs.adapter.config)
     parts = dict.fromkeys([*options.parts, *(part for _, part in inputs.adapter.updates)])
@@ -95,12 +96,12 @@ def _train(
 
 
 def _target_rows(rows: Sequence[Tokens], places: Sequence[RowPosition]) -> list[TargetRow]:
-    """Return every row with its positions that have a target; targets are numbered as the places."""
+    """Return the rows that have targets, each with their positions and the indices of the targets in ``places``."""
     from ..training.distillation import TargetRow
 
-    found: dict[int, list[RowPosition]] = {}
+    by_row: dict[int, list[RowPosition]] = {}
     for index, (row, position) in enumerate(places):
-        found.setdefault(row, []).append((position, index))
+        by_row.setdefault(row, []).append((position, index))
     return [
-        TargetRow(rows[number].ids, rows[number].start, *zip(*wanted, strict=True)) for number, wanted in found.items()
+        TargetRow(rows[number].ids, rows[number].start, *zip(*wanted, strict=True)) for number, wanted in by_row.items()
     ]

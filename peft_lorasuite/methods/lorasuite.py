@@ -1,4 +1,4 @@
-"""LoRASuite (arXiv 2505.13515): per-head and per-unit transfer of the low-rank factors, the rank never growing."""
+"""LoRASuite (arXiv 2505.13515): transfer of the low-rank factors head by head and unit by unit, at the same rank."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class LoraSuiteOptions:
     """Options of `lorasuite`.
 
     Attributes:
-        normalize: ``"weights"``: an update whose head or unit map is not exact gets the size, relative to its
-            weight, that it had on the old backbone. ``"fit"``: the size that the fit gives. ``"none"``: the paper's
-            reference formula, whose size is arbitrary; it reads the weights of both backbones.
+        normalize: ``"weights"``: an update whose head or unit map is not exact gets the norm, relative to its weight,
+            that it had on the old backbone. ``"fit"``: the norm that the fit gives. ``"none"``: the formula of the
+            paper's reference code, whose norm is arbitrary; it reads the weights of both backbones.
         gain: Factor on the whole update.
     """
 
@@ -43,9 +43,9 @@ class LoraSuiteOptions:
 
 @method("lorasuite", options=LoraSuiteOptions)
 def lorasuite(inputs: MethodInput, options: LoraSuiteOptions) -> MethodResult:
-    """Move every head and unit through the map's changes of basis (LoRASuite section 3.4, in its exact form)."""
+    """Transfer every head and unit through the map's changes of basis (LoRASuite section 3.4, in its exact form)."""
 
-    def step(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, dict[str, float]]:
+    def transfer(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, dict[str, float]]:
         if options.normalize == "none":
             moved, figures = paper_move(
                 inputs.map, pair, part, update, *inputs.backbones("the method 'lorasuite' with normalize=none")
@@ -54,13 +54,21 @@ def lorasuite(inputs: MethodInput, options: LoraSuiteOptions) -> MethodResult:
             moved, figures = move(inputs.map, pair, part, update, match_size=options.normalize == "weights")
         return moved.scaled(options.gain), figures
 
-    return transfer_modules(inputs, step)
+    return transfer_modules(inputs, transfer)
 
 
 def move(
     upgrade_map: UpgradeMap, pair: LayerPair, part: str, update: LowRank, *, match_size: bool
 ) -> tuple[LowRank, dict[str, float]]:
-    """Move one part's update to its new layer; also return what the report says of it."""
+    """Transfer the update of one part to its new layer; also return figures for the report.
+
+    Args:
+        upgrade_map: The map of the pair.
+        pair: The matched layers.
+        part: The part.
+        update: Its update on the old backbone.
+        match_size: Whether to keep the norm of the update relative to its weight.
+    """
     basis = upgrade_map.basis(pair, part)
     old, new = upgrade_map.old.arch, upgrade_map.new.arch
     if part in ATTENTION:
@@ -75,7 +83,7 @@ def _move_heads(
     left, right = pair.heads[:, 0], pair.heads[:, 1]
     if part in ("k", "v"):
         left, right = group_of(old)[left], group_of(new)[right]
-    shared, own = _sides(update, part)
+    shared, own = _split_factors(update, part)
     blocks = own.reshape(old.count(part), old.size, -1)[left]
     moved = fit.T.mT @ blocks
     shared_moved = basis.map_outputs(shared) if part == "o" else basis.map_inputs(shared.T).T
@@ -93,21 +101,21 @@ def _move_heads(
     return LowRank(shared_moved.T, rows, bias), figures
 
 
-def _sides(update: LowRank, part: str) -> tuple[Tensor, Tensor]:
-    """Return the factor shared by all heads or units, and the one with a row for each of their dimensions."""
+def _split_factors(update: LowRank, part: str) -> tuple[Tensor, Tensor]:
+    """Return the factor that all heads or units share, (D, r), and the one with their rows, (heads * d or I, r)."""
     return (update.B, update.A.T) if part in OUTPUT_PROJECTIONS else (update.A.T, update.B)
 
 
 def _head_factors(fit: HeadFit, blocks: Tensor, shared: Tensor, moved: Tensor, shared_moved: Tensor) -> Tensor:
-    """Return per head what keeps ``||dW|| / ||W||`` as it was, 1 where the fit is exact or something is zero."""
-    before, after = _sizes(blocks, shared), _sizes(moved, shared_moved)
+    """Return the factor of each head that keeps ``||dW|| / ||W||``; 1 where the fit is exact or a norm is zero."""
+    before, after = _norms(blocks, shared), _norms(moved, shared_moved)
     wanted = before / fit.norms[:, 0].clamp(min=1e-30) * fit.norms[:, 1]
     usable = (fit.residual > EXACT) & (after > 0) & (fit.norms[:, 0] > 0)
     return torch.where(usable, wanted / after.clamp(min=1e-30), 1.0)
 
 
-def _sizes(blocks: Tensor, shared: Tensor) -> Tensor:
-    """Frobenius norms of ``block @ shared^T`` for every block, without the products."""
+def _norms(blocks: Tensor, shared: Tensor) -> Tensor:
+    """Return the Frobenius norm of ``block @ shared^T`` for every block, without forming the products."""
     return ((blocks.mT @ blocks) * (shared.T @ shared)).sum(dim=(1, 2)).clamp(min=0).sqrt()
 
 
@@ -116,27 +124,27 @@ def _move_units(
 ) -> tuple[LowRank, dict[str, float]]:
     fit = pair.unit_fits[part]
     left, right = pair.units[:, 0], pair.units[:, 1]
-    shared, own = _sides(update, part)
+    shared, own = _split_factors(update, part)
     rows = own[left]
     moved = rows * fit.scale[:, None]
     shared_moved = basis.map_outputs(shared) if part == "down" else basis.map_inputs(shared.T).T
     factor = _unit_factor(fit, rows, shared, moved, shared_moved) if match_size else 1.0
     size = shape[1] if part == "down" else shape[0]
-    laid = moved.new_zeros(size, moved.shape[1])
-    laid[right] = moved * factor
+    placed = moved.new_zeros(size, moved.shape[1])
+    placed[right] = moved * factor
     figures = {"residual": float(fit.residual), "units": float(len(left))}
     if part == "down":
         bias = None if update.bias is None else basis.map_outputs(update.bias[:, None])[:, 0]
-        return LowRank(laid.T, shared_moved, bias), figures
+        return LowRank(placed.T, shared_moved, bias), figures
     bias = None
     if update.bias is not None:
-        bias = laid.new_zeros(size)
+        bias = placed.new_zeros(size)
         bias[right] = update.bias[left] * fit.scale * factor
-    return LowRank(shared_moved.T, laid, bias), figures
+    return LowRank(shared_moved.T, placed, bias), figures
 
 
 def _unit_factor(fit: UnitFit, rows: Tensor, shared: Tensor, moved: Tensor, shared_moved: Tensor) -> float:
-    before, after = _sizes(rows[None], shared), _sizes(moved[None], shared_moved)
+    before, after = _norms(rows[None], shared), _norms(moved[None], shared_moved)
     if float(fit.residual) <= EXACT or not float(after) or not float(fit.norms[0]):
         return 1.0
     return float(before / fit.norms[0] * fit.norms[1] / after)

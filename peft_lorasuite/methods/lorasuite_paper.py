@@ -1,4 +1,4 @@
-"""The transfer as the paper's public reference computes it (Eq. 3), Gram products and all, for comparison."""
+"""The transfer as the reference code of the LoRASuite paper computes it (Eq. 3), for comparison."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..models.backbone import Backbone
 def paper_move(
     upgrade_map: UpgradeMap, pair: LayerPair, part: str, update: LowRank, old: Backbone, new: Backbone
 ) -> tuple[LowRank, dict[str, float]]:
-    """Move one part by Eq. 3: ``T_Q = Q_a W_h Q_b^T``, ``dQ_b = T_Q^T dQ_a W_h``, and its like for the other parts.
+    """Transfer one part by Eq. 3: ``T_Q = Q_a W_h Q_b^T``, ``dQ_b = T_Q^T dQ_a W_h``, and likewise for other parts.
 
-    The products are not normalized, so that the size of the result is arbitrary; the paper repairs it by fine-tuning.
-    A ``lora_bias``, which the paper does not have, takes the way of B, whose columns are outputs as well.
+    The products are not normalized, so the norm of the result is arbitrary; the paper relies on fine-tuning to correct
+    it. A ``lora_bias``, which the paper does not cover, is transferred like a column of B.
     """
     weights = old.part(pair.old, part), new.part(pair.new, part)
     if update.bias is None:

@@ -1,4 +1,4 @@
-"""Values of a method's options: text from the command line or objects from Python, checked against their types."""
+"""Values of a method's options, from the command line or from Python, converted to the types of its dataclass."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from ..errors import LoraSuiteError, unknown_name_error
 if TYPE_CHECKING:
     from .registry import Method
 
-NONE, YES, NO = ("none", "auto"), ("true", "yes", "1"), ("false", "no", "0")
-"""How they are written on a command line."""
-
-
+NONE, TRUE, FALSE = ("none", "auto"), ("true", "yes", "1"), ("false", "no", "0")
+"""How these values are written on a command line."""
 LARGEST = 1e6
-"""Of a number that is not whole: no option means anything beyond it, and products of larger ones leave float32."""
+"""Limit of floats: no option needs larger ones, and their products overflow float32."""
 
 
 class Kind(NamedTuple):
-    """A type of options: what it is called before users, and what makes its values of text or objects."""
+    """A type of options: its name in messages, and the function that converts a value to it."""
 
-    word: str
+    label: str
     read: Callable[[Any], Any]
 
 
@@ -36,10 +34,10 @@ def _none(value: Any) -> None:
 
 
 def _bool(value: Any) -> bool:
-    said = str(value).lower()
-    if not isinstance(value, (bool, str)) or said not in (*YES, *NO):
+    text = str(value).lower()
+    if not isinstance(value, (bool, str)) or text not in (*TRUE, *FALSE):
         raise ValueError(value)
-    return said in YES
+    return text in TRUE
 
 
 def _int(value: Any) -> int:
@@ -55,8 +53,8 @@ def _float(value: Any) -> float:
 
 
 def _tuple(value: Any) -> tuple[str, ...]:
-    words = value.split(",") if isinstance(value, str) else tuple(value)
-    return tuple(_str(word).strip() for word in words)
+    items = value.split(",") if isinstance(value, str) else tuple(value)
+    return tuple(_str(item).strip() for item in items)
 
 
 def _str(value: Any) -> str:
@@ -67,26 +65,26 @@ def _str(value: Any) -> str:
 
 KINDS: dict[Any, Kind] = {
     type(None): Kind("none", _none),
-    bool: Kind("yes or no", _bool),
-    int: Kind("a whole number", _int),
+    bool: Kind("true or false", _bool),
+    int: Kind("an integer", _int),
     float: Kind("a number", _float),
-    tuple[str, ...]: Kind("words with commas between", _tuple),
-    str: Kind("a word", _str),
+    tuple[str, ...]: Kind("comma-separated names", _tuple),
+    str: Kind("a string", _str),
 }
-"""The types that options have; of several in a union the first that a value fits is taken."""
+"""The types of options; of the types in a union the first that fits is used."""
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
-    """Return an option's value in its type, from text or as it is.
+    """Convert the value of an option to its type.
 
     Args:
-        name: The option.
-        value: Text of the command line, or an object.
-        kind: The option's type: one of `KINDS`, or a union. An object for a type that is not among these is passed on,
-            for a method to check.
+        name: Name of the option.
+        value: Text from the command line, or an object.
+        kind: Type of the option: one of `KINDS`, or a union. Objects for other types are returned unchanged; the
+            method's dataclass has to check them.
 
     Raises:
-        LoraSuiteError: For a value of another type, and for numbers that are not finite.
+        LoraSuiteError: For a value of another type, and for a number that is not finite or too large.
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     known = [one for one in KINDS if one in kinds]
@@ -100,15 +98,23 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return read
     if len(known) < len(kinds) and not isinstance(value, str):
         return value
-    wanted = " or ".join(KINDS[one].word for one in known) or kind
-    raise LoraSuiteError("an option has a value of another type", where=name, got=repr(value), wanted=wanted)
+    wanted = " or ".join(KINDS[one].label for one in known) or kind
+    raise LoraSuiteError("an option has the wrong type", where=name, got=repr(value), wanted=wanted)
 
 
 def make_options(chosen: Method, options: Any) -> Any:
-    """Return a method's options from its own dataclass, a mapping or None, checked field by field."""
+    """Return a method's options, checked field by field.
+
+    Args:
+        chosen: The method.
+        options: An instance of its dataclass, a mapping, or None for the defaults.
+
+    Raises:
+        LoraSuiteError: For an unknown option, and for a value of the wrong type or out of range.
+    """
     if isinstance(options, chosen.options):
         values = {item.name: getattr(options, item.name) for item in fields(options) if item.init}
-        return replace(options, **_typed(type(options), values))
+        return replace(options, **_convert_all(type(options), values))
     if options is None:
         return chosen.options()
     if not isinstance(options, Mapping):
@@ -120,18 +126,27 @@ def make_options(chosen: Method, options: Any) -> Any:
     for name in options:
         if name not in known:
             raise unknown_name_error(f"option of {chosen.name}", name, known)
-    return chosen.options(**_typed(chosen.options, options))
+    return chosen.options(**_convert_all(chosen.options, options))
 
 
 def check_bounds(options: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
-    """Refuse options out of range, each option -> smallest or largest value; None passes, it is resolved later."""
-    for word, bounds, beyond in (("at least", least, lt), ("at most", most or {}, gt)):
+    """Check that options are within bounds.
+
+    Args:
+        options: The options; None values are skipped, since they are resolved later.
+        least: Option -> smallest value.
+        most: Option -> largest value.
+
+    Raises:
+        LoraSuiteError: For a value out of bounds.
+    """
+    for label, bounds, beyond in (("at least", least, lt), ("at most", most or {}, gt)):
         for name, bound in bounds.items():
             value = getattr(options, name)
             if value is not None and beyond(value, bound):
-                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"{word} {bound:g}")
+                raise LoraSuiteError("an option is out of range", where=name, got=value, wanted=f"{label} {bound:g}")
 
 
-def _typed(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_all(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
     types = get_type_hints(options)
     return {name: convert(name, value, types[name]) for name, value in values.items()}

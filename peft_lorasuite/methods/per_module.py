@@ -1,4 +1,4 @@
-"""The round that the methods share which move one part of one matched layer at a time."""
+"""The loop that methods share which transfer one part of one matched layer at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..mapping.layer_pair import LayerPair
 from ..mapping.upgrade_map import UpgradeMap
 from .base import MethodInput, MethodResult
 
-Move = Callable[[LayerPair, str, LowRank], tuple[LowRank, Mapping[str, float]]]
+Transfer = Callable[[LayerPair, str, LowRank], tuple[LowRank, Mapping[str, float]]]
 """(matched layers, part, old update) -> new update, and figures for the report."""
 
 
-def transfer_modules(inputs: MethodInput, move: Move) -> MethodResult:
-    """Move every update whose layer is matched and whose part the new backbone has; name the reason for the others."""
+def transfer_modules(inputs: MethodInput, transfer: Transfer) -> MethodResult:
+    """Transfer every update whose layer is matched and whose part the new backbone has; give reasons for the others."""
     matched = {pair.old: pair for pair in inputs.map.layers}
     updates: dict[Key, LowRank] = {}
     sources: dict[Key, Key] = {}
@@ -27,13 +27,13 @@ def transfer_modules(inputs: MethodInput, move: Move) -> MethodResult:
         if reason or pair is None:
             dropped[layer, part] = reason
             continue
-        updates[pair.new, part], figures[pair.new, part] = move(pair, part, update)
+        updates[pair.new, part], figures[pair.new, part] = transfer(pair, part, update)
         sources[pair.new, part] = (layer, part)
     return MethodResult(updates, sources, dropped, figures)
 
 
 def drop_reason(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> str:
-    """Say why a part of an old layer has no place in the new backbone; empty if it has one."""
+    """Return why a part of an old layer cannot be transferred; empty if it can."""
     if pair is None:
         return "no new layer is matched with this layer"
     if part not in upgrade_map.new.arch.parts:

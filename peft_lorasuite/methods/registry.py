@@ -1,6 +1,6 @@
-"""The registry of methods: the built-in ones as a table, others by the decorator `method`.
+"""The registry of methods: the built-in ones in a table, others by the decorator `method`.
 
-Nothing here imports torch, so that the command line can list the methods at once.
+Importing it does not import torch, so that the command line lists the methods without delay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BuiltIn(NamedTuple):
 BUILT_IN = {
     "copy": BuiltIn("copy", "Copy every update to the layer with the same index, cropped or zero-padded (baseline)."),
     "lorasuite": BuiltIn(
-        "lorasuite", "Transfer the factors head by head and unit by unit, by weights alone.", "arXiv 2505.13515"
+        "lorasuite", "Transfer the factors head by head and unit by unit, from the weights alone.", "arXiv 2505.13515"
     ),
     "cross-lora": BuiltIn(
         "cross_lora", "Project the factors between the leading singular subspaces of the weights.", "arXiv 2508.05232"
@@ -39,7 +39,7 @@ BUILT_IN = {
     "transplant": BuiltIn(
         "transplant", "Fit the new model's last layer to the adapter's effect on the logits; training-free."
     ),
-    "distill": BuiltIn("distill", "Train a LoRA towards the adapter's effect on the logits, without labels."),
+    "distill": BuiltIn("distill", "Train a LoRA toward the adapter's effect on the logits, without labels."),
 }
 """Name -> built-in method, the baseline first."""
 
@@ -54,11 +54,11 @@ class Method:
     """A registered method.
 
     Attributes:
-        name: Its name.
+        name: Name of the method.
         run: The function.
         options: Frozen dataclass of its options.
-        needs_backbones: Whether it runs or reads both backbones.
-        section: What it stores in the upgrade map, if anything.
+        needs_backbones: Whether it needs both backbones.
+        section: The section that it stores in the upgrade map, if any.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """One line for lists of methods."""
+        """One-line summary."""
         return BUILT_IN[self.name].summary if self.name in BUILT_IN else (self.run.__doc__ or "").partition("\n")[0]
 
 
@@ -84,8 +84,11 @@ def method(
     Args:
         name: Name of the method.
         options: Frozen dataclass of its options.
-        needs_backbones: Whether it cannot run without both backbones.
-        section: What it stores in the upgrade map.
+        needs_backbones: Whether it needs both backbones.
+        section: The section that it stores in the upgrade map, if any.
+
+    Raises:
+        LoraSuiteError: For a name that another module has registered, and for options that are not a dataclass.
     """
 
     def decorate(run: Run) -> Run:
@@ -102,7 +105,11 @@ def method(
 
 
 def find(name: str) -> Method:
-    """Return a method by its name."""
+    """Return a method by its name.
+
+    Raises:
+        LoraSuiteError: For an unknown name.
+    """
     if name not in _methods and name in BUILT_IN:
         import_module(f"{__package__}.{BUILT_IN[name].module}")
     if name not in _methods:
@@ -116,15 +123,15 @@ def names() -> list[str]:
 
 
 def summaries() -> dict[str, str]:
-    """Return name -> one-line summary of all known methods; imports none of the built-in ones."""
+    """Return name -> one-line summary of all known methods, without importing the built-in ones."""
     known = {name: one.summary for name, one in BUILT_IN.items()}
     return known | {name: one.summary for name, one in _methods.items() if name not in known}
 
 
 def reads_old(name: str, upgrade_map: UpgradeMap) -> bool:
-    """Return whether a method reads the old backbone: always, or because the map lacks its section."""
+    """Return whether a method reads the old backbone: always, or because the map does not have its section."""
     if name == "auto":
         return False
     chosen = find(name)
-    lacks = chosen.section is not None and chosen.section.name not in upgrade_map.sections
-    return chosen.needs_backbones or lacks
+    needs_section = chosen.section is not None and chosen.section.name not in upgrade_map.sections
+    return chosen.needs_backbones or needs_section

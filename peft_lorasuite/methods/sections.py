@@ -1,4 +1,4 @@
-"""Sections of an upgrade map by method: added to a map, or found for an adapter."""
+"""Sections of an upgrade map by method: adding one to a map, and looking one up for an adapter."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def add_section(
     parts: Sequence[str] | None = None,
     progress: Progress = no_progress,
 ) -> UpgradeMap:
-    """Return the map with a method's section as well; nothing else is built again.
+    """Return the map with the section of a method added; nothing else is rebuilt.
 
     Saving the result over the map's folder adds one file.
 
     Args:
         upgrade_map: The map of the pair.
-        method: Name of a method that stores a section (`section_spec`).
+        method: Name of a method with a section, such as ``cross-lora``.
         old: The old backbone: folder, Hub id, loaded model or `Backbone`.
         new: The new backbone, likewise.
         options: The method's options, as its dataclass or a mapping.
-        parts: Parts to build for; by default all that both backbones have.
+        parts: Parts to build for; by default all parts that both backbones have.
         progress: Shows the progress.
 
     Raises:
@@ -52,16 +52,16 @@ def add_section(
 
 
 def section_spec(method: str) -> SectionSpec:
-    """Return what a method stores in a map.
+    """Return the declaration of a method's section.
 
     Raises:
-        LoraSuiteError: For a method that stores nothing.
+        LoraSuiteError: For a method without a section.
     """
     spec = find(method).section
     if spec is None:
-        storing = [name for name in names() if find(name).section is not None]
+        known = [name for name in names() if find(name).section is not None]
         raise LoraSuiteError(
-            f"the method {method!r} has no section in a map", wanted=" or ".join(storing), do="leave it out"
+            f"the method {method!r} has no section in a map", wanted=" or ".join(known), do="leave it out"
         )
     return spec
 
@@ -70,7 +70,7 @@ def get_section(inputs: MethodInput, method: str, spec: SectionSpec, options: An
     """Return the map's section of a method, or build it for the adapter's parts if both backbones are available.
 
     Raises:
-        LoraSuiteError: When the map lacks it, or has it with other options, and a backbone is missing.
+        LoraSuiteError: When a backbone is missing and the map does not have the section for these options and parts.
     """
     parts = inputs.map.common_parts(inputs.adapter.parts)
     stored = inputs.map.sections.get(spec.name)
@@ -79,9 +79,9 @@ def get_section(inputs: MethodInput, method: str, spec: SectionSpec, options: An
     if inputs.old is not None and inputs.new is not None:
         return _build(inputs.map, spec, inputs.old, inputs.new, parts, options, inputs.progress)
     wanted = {name: getattr(options, name) for name in spec.settings}
-    lacks = f"the upgrade map has no section for {method!r}"
+    what = f"the upgrade map has no section for {method!r}"
     raise LoraSuiteError(
-        lacks if stored is None else f"{lacks} with these options and parts", where=inputs.map.source,
+        what if stored is None else f"{what} with these options and parts", where=inputs.map.source,
         got=f"{stored.settings}, {', '.join(stored.parts)}" if stored else "none", wanted=wanted,
         do=f"add it (add_section(map, {method!r}, old, new) or `map OLD NEW --methods {method}`), "
         "or pass both backbones",

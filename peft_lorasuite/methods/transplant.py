@@ -1,11 +1,11 @@
-"""Transplant: transfer what the adapter does to the logits, not its weights; training-free, without labels.
+"""Transplant: transfer the adapter's effect on the logits rather than its weights; training-free, without labels.
 
-The old adapted model answers unlabeled prompts. At every position of its answers the target logits are
-``new + c (old adapted - old)`` or, where the adapter made the old model certain, its own (see `targets`). The shift of
-the new model's last hidden state that gives them is solved for, and the last layer's ``down`` gets the low-rank update
-that produces these shifts from its own input, by reduced-rank ridge regression; L-BFGS refines it towards the target
-probabilities themselves (`last_layer`). ``down`` because its output is added last, so that nothing but the final norm
-and the head stands between the update and the logits.
+The old adapted model answers unlabeled prompts. At every position of its answers, the target logits are
+``new + c (old adapted - old)`` or, where the adapter made the old model certain, its own (see `behavior.targets`).
+First the shift of the new model's last hidden state that gives these logits is solved for. Then reduced-rank ridge
+regression fits a low-rank update of the last layer's ``down`` projection that produces the shifts from its input, and
+L-BFGS refines it toward the target probabilities (see `behavior.last_layer`). The output of ``down`` is added last, so
+that only the final norm and the head are between the update and the logits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
 
 
 def fit_last_layer(inputs: MethodInput, probed: Probe, options: TransplantOptions) -> MethodResult:
-    """Fit the last layer's down projection to the target probabilities."""
+    """Fit the last layer's ``down`` projection to the target probabilities.
+
+    Args:
+        inputs: Input of the method.
+        probed: Answers and states of both models.
+        options: Options, resolved here by the length of the answers.
+    """
     new, head, options = probed.new, probed.new_head, options.resolve(long=probed.long)
     layer, site = new.arch.layers - 1, new.arch.site("down")
     order = torch.randperm(len(probed.places), generator=torch.Generator().manual_seed(inputs.seed))
