@@ -16,7 +16,7 @@ from pico import pico_model
 from peft_lorasuite import LoraSuiteError, upgrade_many
 
 pair, made = hub_pair.pair, hub_pair.made
-COLLECTION = Path(__file__).parent.parent / "hub_scripts" / "upgrade_collection.py"
+COLLECTION = Path(__file__).parents[2] / "hub_scripts" / "upgrade_collection.py"
 
 
 def rank_in(folder: Path) -> int:

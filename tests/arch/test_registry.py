@@ -129,7 +129,7 @@ def test_the_error_for_a_type_without_a_converter_lists_the_supported_ones(regis
 
 
 def test_the_built_in_types_have_the_converters_in_the_folder() -> None:
-    folder = Path(__file__).parents[1] / "converters"
+    folder = Path(__file__).parents[2] / "converters"
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert modules == {one.module for one in registry.BUILT_IN.values()}
     for model_type in registry.BUILT_IN:
@@ -138,7 +138,7 @@ def test_the_built_in_types_have_the_converters_in_the_folder() -> None:
 
 
 def test_converters_are_short() -> None:
-    folder = Path(__file__).parents[1] / "converters"
+    folder = Path(__file__).parents[2] / "converters"
     long = {path.name: count for path in folder.glob("*.py") if (count := len(path.read_text().splitlines())) > 60}
     assert not long
 

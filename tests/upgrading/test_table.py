@@ -22,8 +22,8 @@ from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading.report import Report
 from peft_lorasuite.upgrading.upgrade import upgrade
 
-TABLE = Path(__file__).parent.parent / "docs" / "families-table.md"
-COMMAND = "pytest tests/test_table.py --all-pairs -q"
+TABLE = Path(__file__).parents[2] / "docs" / "families-table.md"
+COMMAND = "pytest tests/upgrading/test_table.py --all-pairs -q"
 LARGER = {"layers": 4, "heads": 8, "groups": 4, "hidden": 64, "intermediate": 80}
 """The new backbones: one layer more, twice the heads, wider. Bloom's feed-forward layer is always 4 D wide, and some
 configs have no key/value heads."""

@@ -25,7 +25,7 @@ from peft_lorasuite.upgrading.inputs import open_inputs
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
-SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
+SCRIPTS = Path(__file__).parents[2] / "hub_scripts"
 RUN = (
     TOOLS
     + """

@@ -22,7 +22,7 @@ from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading.upgrade import upgrade
 
-CONFIGS = Path(__file__).parent / "fixtures" / "configs"
+CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 ROWS = 120
 """Rows of the old backbone's embedding; the new one has as many more as its vocabulary is larger."""
 TEXTS = [" ".join(random.Random(n).choices([w for w in OLD_WORDS if w in NEW_WORDS], k=40)) for n in range(3)]

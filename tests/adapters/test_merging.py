@@ -8,8 +8,8 @@ import torch
 from pico import unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
-from peft_lorasuite.adapters.loading import load_adapted
-from peft_lorasuite.adapters.reading import read as read_adapter
+from peft_lorasuite.adapters.peft_model import load_with_adapter
+from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.behavior.positions import merges_prompt_end
 from peft_lorasuite.model import attach
@@ -42,7 +42,7 @@ def pair(tmp_path_factory):
 def test_an_adapter_shows_whether_it_learnt_longer_tokens(pair, name, expected, in_memory):
     old = Backbone.open(pair[0] / "old")
     old = Backbone.open(old.load()) if in_memory else old
-    with load_adapted(old, read_adapter(Source(str(pair[0] / name), "adapter"), old.arch)) as model:
+    with load_with_adapter(old, read_adapter(Source(str(pair[0] / name), "adapter"), old.arch)) as model:
         assert merges_prompt_end(model, old, PROMPTS) == expected
     assert not merges_prompt_end(old.load(), old, PROMPTS)
 

@@ -129,5 +129,5 @@ def test_scaled_rotary_positions_reach_the_model(tmp_path: Path) -> None:
 
 def test_a_config_without_any_type_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "plain", architectures=None)
-    with pytest.raises(ValueError, match=r"config\.json: the config names no model_type"):
+    with pytest.raises(ValueError, match=r"config\.json: the config has no model_type"):
         _ = Backbone.open(str(folder)).config

@@ -117,7 +117,5 @@ def test_a_result_with_tensors_of_its_backbone_is_upgraded_from_its_folder(llama
 
 def test_both_backbones_are_asked_for(llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["v_proj", "embed_tokens"]))
-    with pytest.raises(
-        LoraSuiteError, match="an adapter of the embedding or the head needs both backbones"
-    ):
+    with pytest.raises(LoraSuiteError, match="an adapter of the embedding or the head needs both backbones"):
         upgrade(tmp_path, llama.map, method="lorasuite")

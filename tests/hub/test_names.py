@@ -16,7 +16,7 @@ from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import NAMELESS, Backbone
 
-SCRIPTS = Path(__file__).parent.parent / "hub_scripts"
+SCRIPTS = Path(__file__).parents[2] / "hub_scripts"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_pair.stocked
 
-PAGE = Path(__file__).parent.parent / "docs" / "existing-code.md"
+PAGE = Path(__file__).parents[2] / "docs" / "existing-code.md"
 EXAMPLES = """
 import warnings
 warnings.simplefilter("ignore")

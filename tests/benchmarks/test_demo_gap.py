@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "demo_gap"
 TUNED = {"learning_rate": 3e-3, "warmup": 0.1}
 """What was best for both on development items."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_fixtures import Pair
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from common import fastest
 from random_pair import backbone

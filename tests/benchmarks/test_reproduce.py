@@ -14,7 +14,7 @@ from command_fixtures import Pair, pair
 pytest.importorskip("lm_eval")
 
 home = pair
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ROWS = ["old", "old-lora", "new", "upgraded", "vanilla", "upgraded-lft", "retrained"]
 ITEM = "Please answer the following question with true or false, question: is the {} red?\n\nAnswer format: true/false"
 WORDS = ["cat", "dog", "bird", "sun", "moon"]

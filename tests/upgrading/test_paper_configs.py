@@ -10,7 +10,7 @@ import pytest
 from peft_lorasuite.arch.spec import Architecture, Heads
 from peft_lorasuite.models.backbone import Backbone
 
-CONFIGS = Path(__file__).parent / "fixtures" / "configs"
+CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 EXPECTED = {  # family, layers, hidden, (query heads, key/value heads, size), intermediate, vocabulary
     "Llama-2-13b": ("llama", 40, 5120, (40, 40, 128), 13824, 32000),
     "Llama-2-7b": ("llama", 32, 4096, (32, 32, 128), 11008, 32000),

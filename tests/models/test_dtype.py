@@ -75,9 +75,7 @@ def test_the_choice_for_this_processor_follows_torch():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_where_float32_does_not_fit_the_weights_stay_and_layers_compute_in_float32(
-    tmp_path, slow, family, monkeypatch
-):
+def test_where_float32_does_not_fit_the_weights_stay_and_layers_compute_in_float32(tmp_path, slow, family, monkeypatch):
     monkeypatch.setattr(dtypes, "available_memory", lambda: 1000)
     one = backbone(tmp_path, family)
     assert one.running_dtype().upcast
