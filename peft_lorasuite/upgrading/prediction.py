@@ -26,9 +26,9 @@ MIN_CKA = 0.3
 distinguishes the same tokens; independently trained ones have .6 and more."""
 FULL_CONFIDENCE = 0.5
 """Mean confidence of the old adapted model on the prompts above which the expected gap is not reduced."""
-SURE = 0.7
-"""Mean confidence of the old adapted model on the prompts below which the verdict is doubtful: built-in prompts reach
-.45 to .62 on adapters of another prompt format, whether these are recovered or not; prompts of the task .85 and more."""
+MIN_CONFIDENCE = 0.7
+"""Mean confidence of the old adapted model on the prompts below which the verdict is doubtful. Built-in prompts reach
+.45 to .62 on adapters of another prompt format, recovered or not; prompts of the task reach .85 and more."""
 EXPECTED_GAP = {"transplant": 0.7, "distill": 0.9}
 """Methods that transfer the adapter's behavior -> gap expected before they have run."""
 
@@ -58,7 +58,7 @@ class Prediction:
     """Whether an upgrade by a method is likely to hold.
 
     Attributes:
-        verdict: ``"holds"``, ``"doubtful"`` (the old adapted model was uncertain of its answers, as it is with prompts of
+        verdict: ``"holds"``, ``"doubtful"`` (the old adapted model was uncertain of its answers, as with prompts of
             another format than it was trained on) or ``"retrain"``.
         gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1; a rough estimate.
         because: The scores that this is based on.
@@ -132,32 +132,36 @@ def predict(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | No
     return judge(scores(upgrade_map), method, fitted)
 
 
-def judge(found: Scores, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
-    """Predict from the scores alone; see `predict`."""
-    because = f"shared tokens nearest to themselves {found.agreement:.0%} (at least {found.least:.0%})"
-    because += f", new heads' weights explained {found.explained:.0%}"
-    because += "" if found.alike is None else f", similarity of matched layers {found.alike:.2f} (at least {MIN_CKA})"
-    if found.agreement < found.least or (found.alike is not None and found.alike < MIN_CKA):
+def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
+    """Predict from the scores of a map; see `predict`."""
+    because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
+    because += f", new heads' weights explained {map_scores.explained:.0%}"
+    because += (
+        ""
+        if map_scores.alike is None
+        else f", similarity of matched layers {map_scores.alike:.2f} (at least {MIN_CKA})"
+    )
+    if map_scores.agreement < map_scores.least or (map_scores.alike is not None and map_scores.alike < MIN_CKA):
         return Prediction("retrain", 0.0, because)
-    gap, sure = found.near if method == "copy" else found.explained, 1.0
-    because += f", similarity of the embeddings {found.near:.0%}" if method == "copy" else ""
+    gap, confidence = map_scores.near if method == "copy" else map_scores.explained, 1.0
+    because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
     if method in EXPECTED_GAP:
-        gap, info = EXPECTED_GAP[method], (fitted or {}).get(method, {})
-        if "divergence" in info:
-            before, left = float(info["divergence"]), float(info["divergence_left"])
+        gap, measured = EXPECTED_GAP[method], (fitted or {}).get(method, {})
+        if "divergence" in measured:
+            before, left = float(measured["divergence"]), float(measured["divergence_left"])
             gap = max(1 - left / before, 0.0) if before > 0 else 0.0
             because += f", target reached on the prompts {gap:.0%}"
-        if "confidence" in info:
-            sure = float(info["confidence"])
-            gap *= min(1.0, sure / FULL_CONFIDENCE)
-            because += f", confidence of the old adapted model {sure:.2f}"
+        if "confidence" in measured:
+            confidence = float(measured["confidence"])
+            gap *= min(1.0, confidence / FULL_CONFIDENCE)
+            because += f", confidence of the old adapted model {confidence:.2f}"
         if method == "transplant" and gap < MIN_EXPLAINED:
             because += "; method='distill' can recover more from the same prompts"
-    verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if sure < SURE else "holds"
+    verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
     return Prediction(verdict, round(gap, 3), because)
 
 
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the prediction as JSON values for the report; see `predict`."""
-    found = predict(upgrade_map, method, fitted)
-    return {"verdict": found.verdict, "expected_gap_recovered": found.gap, "because": found.because}
+    predicted = predict(upgrade_map, method, fitted)
+    return {"verdict": predicted.verdict, "expected_gap_recovered": predicted.gap, "because": predicted.because}

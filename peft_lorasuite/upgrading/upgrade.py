@@ -6,24 +6,18 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..adapters.adapter import Adapter, Key, join_sites
+from ..adapters.adapter import Adapter
 from ..adapters.peft_format import select_adapter
 from ..adapters.reading import read_adapter
 from ..adapters.writing import REPORT, write_adapter
 from ..arch.differences import differences
-from ..arch.layout import split
-from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, check_seed, error_context
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
-from ..linalg.lowrank import LowRank
 from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
@@ -34,6 +28,7 @@ from ..progress import Progress, no_progress
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
+from .module_ranks import join_modules
 from .report import Report, tensor_fates
 
 log = logging.getLogger(__name__)
@@ -256,65 +251,3 @@ def _revisions(
         "old": old.source.commit if old else upgrade_map.old.revision,
         "new": new.source.commit if new else upgrade_map.new.revision,
     }
-
-
-def join_modules(
-    method_result: MethodResult, arch: Architecture, rank: int, seed: int, source: Adapter
-) -> tuple[Adapter, list[dict[str, Any]]]:
-    """Join the parts of fused modules, and truncate or pad every module to one rank.
-
-    Args:
-        method_result: Updates of the parts.
-        arch: The new architecture.
-        rank: Rank of the result.
-        seed: Seed of the padding.
-        source: The old adapter; modules of an AdaLoRA keep their own ranks.
-
-    Returns:
-        The new adapter, and its modules for the report.
-
-    Raises:
-        LoraSuiteError: If the rank exceeds the dimensions of a module.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    updates: dict[Key, LowRank] = {}
-    modules = []
-    for (layer, site), whole in join_sites(method_result.updates, arch).items():
-        where = f"{arch.layer_path}.{layer}.{site.path}"
-        if rank > min(whole.shape):
-            raise LoraSuiteError(
-                "the rank exceeds the dimensions of the module",
-                where=where,
-                got=rank,
-                wanted=f"at most {min(whole.shape)}",
-            )
-        own_rank = variants.module_rank(source, method_result, layer, site, rank)
-        truncated, kept = whole.truncated(own_rank)
-        padded = truncated.padded(own_rank, generator)
-        rows = split(padded.B, site, arch)
-        biases = {} if padded.bias is None else split(padded.bias, site, arch)
-        for part in site.parts:
-            updates[layer, part] = LowRank(padded.A, rows[part], biases.get(part))
-        parts = [part for part in site.parts if (layer, part) in method_result.updates]
-        modules.append(
-            {
-                "module": where,
-                "from": {
-                    part: list(method_result.sources[layer, part])
-                    for part in parts
-                    if (layer, part) in method_result.sources
-                },
-                "energy_kept": round(kept, 6),
-                "norm": round(padded.norm(), 6),
-                "figures": {
-                    part: _round_figures(method_result.figures[layer, part])
-                    for part in parts
-                    if (layer, part) in method_result.figures
-                },
-            }
-        )
-    return Adapter(arch, updates, source.config), modules
-
-
-def _round_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in figures.items()}
