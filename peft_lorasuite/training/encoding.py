@@ -67,7 +67,9 @@ def encode_examples(
     Raises:
         LoraSuiteError: If no example is left.
     """
-    encoded = [encode(tokenizer, format_example(example, template), example.output, cutoff=cutoff) for example in examples]
+    encoded = [
+        encode(tokenizer, format_example(example, template), example.output, cutoff=cutoff) for example in examples
+    ]
     kept = [one for one in encoded if one.start < len(one.ids)]
     if not kept:
         raise LoraSuiteError(
