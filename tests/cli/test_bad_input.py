@@ -81,10 +81,10 @@ def test_a_broken_adapter(kind: str, pair: Pair, tmp_path: Path, capsys: pytest.
     change, message, advice = ADAPTERS[kind]
     broken = changed(pair.adapter, tmp_path, change)
     call = ["upgrade", broken, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    info = refused(tmp_path, capsys, *call)
-    assert message in info
-    assert advice in info
-    assert str(broken) in info
+    error = refused(tmp_path, capsys, *call)
+    assert message in error
+    assert advice in error
+    assert str(broken) in error
 
 
 @pytest.mark.parametrize("kind", [*ADAPTERS, "unknown kind", "no tensor"])
@@ -97,8 +97,8 @@ def test_fine_tuning_refuses_the_same_adapters(
     }
     change, message = more[kind] if kind in more else ADAPTERS[kind][:2]
     broken = changed(pair.adapter, tmp_path, change)
-    info = refused(tmp_path, capsys, "finetune", broken, "--data", pair.data, "-o", tmp_path / "place" / "out")
-    assert message in info
+    error = refused(tmp_path, capsys, "finetune", broken, "--data", pair.data, "-o", tmp_path / "place" / "out")
+    assert message in error
 
 
 def test_fine_tuning_refuses_an_adapter_of_another_backbone(
@@ -112,10 +112,10 @@ def test_an_adapter_that_does_not_fit_the_named_old_backbone(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "place" / "out"
-    info = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", pair.old, "--from", pair.new, "-o", out)
-    assert f"{WEIGHTS}, layer 0, " in info
-    assert "the adapter does not fit the old backbone" in info
-    assert "pass the backbone that it was trained on (--from, source_model=)" in info
+    error = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", pair.old, "--from", pair.new, "-o", out)
+    assert f"{WEIGHTS}, layer 0, " in error
+    assert "the adapter does not fit the old backbone" in error
+    assert "pass the backbone that it was trained on (--from, source_model=)" in error
 
 
 def test_an_unknown_model_type_lists_the_known_ones(
@@ -126,9 +126,9 @@ def test_an_unknown_model_type_lists_the_known_ones(
         (folder / "config.json").write_text(json.dumps(values | {"model_type": "lama"}))
 
     strange = changed(pair.new, tmp_path, rename)
-    info = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
-    assert "no converter for model type 'lama' (wanted one of bloom, falcon, gemma2" in info
-    assert "to add one with peft_lorasuite.register, see docs/add-a-family.md" in info
+    error = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
+    assert "no converter for model type 'lama' (wanted one of bloom, falcon, gemma2" in error
+    assert "to add one with peft_lorasuite.register, see docs/add-a-family.md" in error
 
 
 def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,22 +182,22 @@ def test_an_option_of_another_type_is_refused(method: str, name: str, value: obj
 
 
 @pytest.mark.parametrize(
-    ("options", "info"),
+    ("options", "message"),
     [
         (LoraSuiteOptions(gain="big"), "gain: .*got 'big', wanted a number"),
         (TransplantOptions(edit_facts=1), "edit_facts: .*got 1, wanted true or false"),
     ],
     ids=["gain", "memory"],
 )
-def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options: Any, info: str) -> None:
+def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options: Any, message: str) -> None:
     method = find("lorasuite" if isinstance(options, LoraSuiteOptions) else "transplant")
-    with pytest.raises(LoraSuiteError, match=info):
+    with pytest.raises(LoraSuiteError, match=message):
         make_options(method, options)
     assert make_options(method, type(options)()) == type(options)()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "info"),
+    ("name", "value", "message"),
     [
         ("hidden_map", "polars", "unknown hidden map 'polars'; did you mean 'polar'?"),
         ("similarity", "ckka", "unknown similarity 'ckka'; did you mean 'cka'? known: cca, cka, procrustes, pwcca"),
@@ -208,8 +208,8 @@ def test_an_options_record_with_another_type_is_refused_as_a_mapping_is(options:
         ("tokens", "many", "tokens: an option is out of range (got many, wanted at least 4)"),
     ],
 )
-def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, info: str) -> None:
-    with pytest.raises(LoraSuiteError, match=re.escape(info)):
+def test_a_wrong_option_of_a_map_is_refused_at_once(name: str, value: Any, message: str) -> None:
+    with pytest.raises(LoraSuiteError, match=re.escape(message)):
         MapOptions(**{name: value})
 
 
@@ -229,27 +229,27 @@ def test_backbones_that_share_no_token(pair: Pair, tmp_path: Path, capsys: pytes
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alien = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0w", eos_token="w1w", pad_token="w1w")
     strange = save_backbone(tmp_path / "alien", pico_model("llama"), alien)
-    info = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
-    assert "the tokenizers share no token" in info
-    assert "retrain the adapter" in info
+    error = refused(tmp_path, capsys, "map", pair.old, strange, "-o", tmp_path / "place" / "out")
+    assert "the tokenizers share no token" in error
+    assert "retrain the adapter" in error
 
 
 def test_a_map_for_other_backbones(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["upgrade", pair.adapter, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    info = refused(tmp_path, capsys, *call, "--to", pair.old)
-    assert "the upgrade map was built for another new backbone" in info
-    assert "layers 3 for 4" in info
-    assert "build a map for this pair" in info
+    error = refused(tmp_path, capsys, *call, "--to", pair.old)
+    assert "the upgrade map was built for another new backbone" in error
+    assert "layers 3 for 4" in error
+    assert "build a map for this pair" in error
     other = save_backbone(tmp_path / "other", pico_model("llama", 7), pico_tokenizer(command_fixtures.WORDS))
-    info = refused(tmp_path, capsys, *call, "--to", pair.new, "--from", other)
-    assert "the upgrade map was built for another old backbone" in info
-    assert "the embedding's values differ" in info
+    error = refused(tmp_path, capsys, *call, "--to", pair.new, "--from", other)
+    assert "the upgrade map was built for another old backbone" in error
+    assert "the embedding's values differ" in error
 
 
 def test_a_map_that_is_none_or_broken(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["upgrade", pair.adapter, "--to", pair.new, "-o", tmp_path / "place" / "out"]
-    info = refused(tmp_path, capsys, *call, "--map", pair.adapter)
-    assert "the upgrade map has no map.json" in info
+    error = refused(tmp_path, capsys, *call, "--map", pair.adapter)
+    assert "the upgrade map has no map.json" in error
     part = changed(pair.map, tmp_path, lambda f: (f / "core.safetensors").write_bytes(b"\x08" + bytes(15)))
     assert "core.safetensors: malformed safetensors file" in refused(tmp_path, capsys, *call, "--map", part)
 
@@ -267,23 +267,23 @@ def test_an_output_folder_that_is_not_empty(
         "finetune": [pair.adapter, "--data", pair.data],
         "demo": [],
     }
-    info = refused(tmp_path, capsys, command, *calls[command], "-o", out)
-    assert f"{out}: the output folder is not empty; choose another one, or pass --overwrite" in info
+    error = refused(tmp_path, capsys, command, *calls[command], "-o", out)
+    assert f"{out}: the output folder is not empty; choose another one, or pass --overwrite" in error
     assert (out / "mine.txt").read_text() == "keep"
 
 
 def test_an_output_that_is_a_file(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "out").write_text("keep")
-    info = refused(tmp_path, capsys, "map", pair.old, pair.new, "-o", tmp_path / "place" / "out", "--overwrite")
-    assert "the output is a file (wanted a folder)" in info
+    error = refused(tmp_path, capsys, "map", pair.old, pair.new, "-o", tmp_path / "place" / "out", "--overwrite")
+    assert "the output is a file (wanted a folder)" in error
 
 
 def test_samples_that_are_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.json").write_text('[{"instruction": "Add."}]')
     call = ["upgrade", pair.adapter, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    info = refused(tmp_path, capsys, *call, "--finetune", tmp_path / "data.json")
-    assert "data.json, record 1: a record has no output" in info
+    error = refused(tmp_path, capsys, *call, "--finetune", tmp_path / "data.json")
+    assert "data.json, record 1: a record has no output" in error
 
 
 @pytest.mark.parametrize(
@@ -295,6 +295,6 @@ def test_a_tokenizer_file_that_is_broken(
     """Cut short, or whole JSON of something else: the tokenizers library raises a bare exception for the latter."""
     old = changed(pair.old, tmp_path, lambda f: (f / "tokenizer.json").write_text(text))
     call = ["upgrade", pair.adapter, "--from", old, "--to", pair.new, "--map", pair.map]
-    info = refused(tmp_path, capsys, *call, "-o", tmp_path / "place" / "out")
-    assert "the tokenizer cannot be loaded" in info
-    assert "fetch its tokenizer files again" in info
+    error = refused(tmp_path, capsys, *call, "-o", tmp_path / "place" / "out")
+    assert "the tokenizer cannot be loaded" in error
+    assert "fetch its tokenizer files again" in error

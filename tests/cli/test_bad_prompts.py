@@ -83,8 +83,8 @@ def test_an_old_backbone_that_is_named_counts_with_a_map_as_well(pair: Pair) -> 
 def test_a_rank_option_above_the_module(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
     words = ("--method", "transplant", "--set", "rank=1000", "--prompts", tmp_path / "prompts.txt")
-    info = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
-    assert "option rank: the rank is above the module's dimensions (got 1000, wanted 1 to" in info
+    error = refused(tmp_path, capsys, *call(pair, tmp_path, *words))
+    assert "option rank: the rank is above the module's dimensions (got 1000, wanted 1 to" in error
 
 
 def test_a_file_of_prompts_that_is_none(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,8 +113,8 @@ def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_pat
 def test_a_rank_above_the_modules_dimensions(
     method: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    info = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
-    assert "rank: the rank exceeds the dimensions of the modules (got 41, wanted 1 to 40)" in info
+    error = refused(tmp_path, capsys, *call(pair, tmp_path, "--method", method, "--rank", 41))
+    assert "rank: the rank exceeds the dimensions of the modules (got 41, wanted 1 to 40)" in error
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_tokenizers_that_share_too_few_tokens(
     strange = save_backbone(tmp_path / "strange", pico_model("llama", 1, vocab_size=400), pico_tokenizer(words))
     (tmp_path / "prompts.txt").write_text("the red cat\nthe blue dog\n")
     words = ("--method", method, "--prompts", tmp_path / "prompts.txt")
-    info = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", strange, *call(pair, tmp_path, *words)[6:])
-    assert "the tokenizers share too few tokens" in info
-    assert "wanted at least 100); use a weight-based method, or retrain" in info
+    error = refused(tmp_path, capsys, "upgrade", pair.adapter, "--to", strange, *call(pair, tmp_path, *words)[6:])
+    assert "the tokenizers share too few tokens" in error
+    assert "wanted at least 100); use a weight-based method, or retrain" in error
 
 
 @pytest.mark.parametrize(
@@ -205,5 +205,5 @@ def test_a_calibration_text_in_another_encoding(
 ) -> None:
     (tmp_path / "text.txt").write_text("the red café " * 9, encoding=encoding)
     words = ("--calibration", tmp_path / "text.txt", "-o", tmp_path / "place" / "out")
-    info = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
-    assert "text.txt: the file cannot be read: 'utf-8' codec" in info
+    error = refused(tmp_path, capsys, "map", pair.old, pair.new, *words)
+    assert "text.txt: the file cannot be read: 'utf-8' codec" in error

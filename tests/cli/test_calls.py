@@ -27,9 +27,9 @@ hub, pair, made, stocked = hub_fixtures.hub, hub_pair.pair, hub_pair.made, hub_p
 def test_help_lists_the_methods_for_whoever_calls_main(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["upgrade", "--help"])
-    info = capsys.readouterr().out
-    assert "methods:\n  auto " in info
-    assert "\n  transplant " in info
+    output = capsys.readouterr().out
+    assert "methods:\n  auto " in output
+    assert "\n  transplant " in output
 
 
 def test_a_backbone_is_loaded_where_it_was_opened_for(pair: Path) -> None:
@@ -43,9 +43,9 @@ def test_the_device_map_reaches_a_method_that_runs_the_models(made: Path, tmp_pa
     words = ["upgrade", made / "lora", "--from", made / "old", "--to", made / "new", "--map", made / "map", "-q"]
     words += ["--method", "transplant", "--device-map", "nowhere", "-o", tmp_path / "out"]
     assert main([str(word) for word in words]) == 1
-    info = capsys.readouterr().err
-    assert "the model cannot be loaded: " in info
-    assert "nowhere" in info
+    error = capsys.readouterr().err
+    assert "the model cannot be loaded: " in error
+    assert "nowhere" in error
 
 
 NAMED = (
@@ -60,8 +60,8 @@ network, _ = _load(f"{OLD}@main", f"{LORA}@main", None)
 found += [type(network).__name__, "q_proj" in network.peft_config["default"].target_modules]
 network, _ = _load(f"{LORA}@main", None, None)
 found += [type(network).__name__]
-drawn = inspect(OUT, PAGE, old_adapter=f"{LORA}@main", overwrite=True)
-found += [drawn.missing.get("the old adapter"), attempt(lambda: _load(f"{NEW}@v9", None, None))]
+contents = inspect(OUT, PAGE, old_adapter=f"{LORA}@main", overwrite=True)
+found += [contents.missing.get("the old adapter"), attempt(lambda: _load(f"{NEW}@v9", None, None))]
 print(json.dumps(found))
 """
 )
@@ -69,11 +69,11 @@ print(json.dumps(found))
 
 def test_what_is_measured_or_shown_may_be_pinned(stocked: HubServer, made: Path, tmp_path: Path) -> None:
     names = {"OLD": OLD, "NEW": NEW, "LORA": LORA, "OUT": str(made / "out"), "PAGE": str(tmp_path / "page.html")}
-    info = ask_client(stocked, NAMED, tmp_path / "home", names)
-    assert info[0] == "LlamaForCausalLM"
-    assert info[1] > 50
-    assert info[2:5] == ["PeftModelForCausalLM", True, "PeftModelForCausalLM"]
-    assert info[5:] == [None, "LoraSuiteError"]
+    results = ask_client(stocked, NAMED, tmp_path / "home", names)
+    assert results[0] == "LlamaForCausalLM"
+    assert results[1] > 50
+    assert results[2:5] == ["PeftModelForCausalLM", True, "PeftModelForCausalLM"]
+    assert results[5:] == [None, "LoraSuiteError"]
 
 
 def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_interrupted_push_says_where_the_adapter_is(stocked: HubServer, made:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker.send_signal(signal.SIGINT)
-    _, info = worker.communicate(timeout=60)
-    assert worker.returncode == 130, info
-    assert info.endswith(f"peft-lorasuite: interrupted, the adapter itself was written to {out}\n")
+    _, error = worker.communicate(timeout=60)
+    assert worker.returncode == 130, error
+    assert error.endswith(f"peft-lorasuite: interrupted, the adapter itself was written to {out}\n")
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == NEW

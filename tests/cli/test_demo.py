@@ -1,4 +1,4 @@
-"""The demo as a user runs it, and a regression check on the gap recovered, with a margin for another machine's rounding."""
+"""The demo as a user runs it, and its gap recovered, with a margin for rounding on another machine."""
 
 from __future__ import annotations
 

@@ -103,12 +103,12 @@ def ask(hub: HubServer, tmp_path: Path, calls: list[list[str]], **env: str) -> l
     whole = [[*call, "-o", str(tmp_path / "place" / "out"), "-q"] for call in calls]
     done = run_client(hub, f"CALLS = {whole!r}\n{HUB}", home=tmp_path / "home", token="", env=env)
     assert done.returncode == 0, done.stderr
-    info = json.loads(done.stdout.splitlines()[-1])
-    for code, sentence in info:
+    results = json.loads(done.stdout.splitlines()[-1])
+    for code, sentence in results:
         assert code == 1, sentence
         assert sentence.count("\n") == 1, sentence
     assert list((tmp_path / "place").iterdir()) == []
-    return [sentence for _, sentence in info]
+    return [sentence for _, sentence in results]
 
 
 def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
@@ -133,24 +133,25 @@ def test_the_hub_has_no_such_thing_or_gives_it_to_nobody(hub: HubServer, pair: P
         ["upgrade", "me/cut", "--to", "org/new", *shared],
         ["upgrade", str(pair.adapter), "--to", "org/new", "--map", "org/no-map"],
     ]
-    info = ask(hub, tmp_path, calls)
-    assert "backbone org/missing: not found, neither as a folder nor as a repository on the Hub; check" in info[0]
+    errors = ask(hub, tmp_path, calls)
+    assert "backbone org/missing: not found, neither as a folder nor as a repository on the Hub; check" in errors[0]
     assert (
-        "backbone org/gated: the repository is gated; accept its license at https://huggingface.co/org/gated" in info[1]
+        "backbone org/gated: the repository is gated; accept its license at https://huggingface.co/org/gated"
+        in errors[1]
     )
-    assert "backbone org/new@v9: the repository has no revision 'v9'; check the revision" in info[2]
-    assert "org/empty: the backbone has no config.json" in info[3]
-    assert "nowhere: backbone not found" in info[4]
-    assert "adapter me/missing: not found, neither as a folder nor as a repository on the Hub" in info[5]
-    assert "the weights are a pickle" in info[6]
-    assert f"adapter me/damaged: the download of {WEIGHTS} is damaged" in info[7]
-    assert "adapter me/cut: the transfer failed" in info[8]
-    assert "upgrade map org/no-map: not found, neither as a folder nor as a repository on the Hub" in info[9]
+    assert "backbone org/new@v9: the repository has no revision 'v9'; check the revision" in errors[2]
+    assert "org/empty: the backbone has no config.json" in errors[3]
+    assert "nowhere: backbone not found" in errors[4]
+    assert "adapter me/missing: not found, neither as a folder nor as a repository on the Hub" in errors[5]
+    assert "the weights are a pickle" in errors[6]
+    assert f"adapter me/damaged: the download of {WEIGHTS} is damaged" in errors[7]
+    assert "adapter me/cut: the transfer failed" in errors[8]
+    assert "upgrade map org/no-map: not found, neither as a folder nor as a repository on the Hub" in errors[9]
 
 
 def test_no_network(hub: HubServer, pair: Pair, tmp_path: Path) -> None:
-    info = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
+    errors = ask(hub, tmp_path, [["map", str(pair.old), "org/new"]], HF_ENDPOINT="http://127.0.0.1:9")
     assert (
         "backbone org/new: not found as a folder or in the local cache, and the Hub is not reachable; check the network"
-        in info[0]
+        in errors[0]
     )

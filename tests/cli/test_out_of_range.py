@@ -38,5 +38,5 @@ def test_factors_that_no_training_gives_are_refused(
     tensors = {name: 1e35 * one for name, one in load_file(huge / WEIGHTS).items()}
     save_file(tensors, huge / WEIGHTS)
     call = ["upgrade", huge, "--to", pair.new, "--map", pair.map, "-o", tmp_path / "place" / "out"]
-    info = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
-    assert "the adapter's values are out of range" in info
+    error = refused(tmp_path, capsys, *call, "--method", "lorasuite", "--set", "gain=1e6")
+    assert "the adapter's values are out of range" in error

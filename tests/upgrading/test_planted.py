@@ -1,4 +1,4 @@
-"""Planted upgrades: on a new backbone that computes what the old one does, the carried adapter must do what it did."""
+"""Planted upgrades: the new backbone computes the same function, so the transferred adapter has the same effect."""
 
 from __future__ import annotations
 
