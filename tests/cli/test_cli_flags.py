@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return command_pair.__wrapped__(tmp_path_factory)
 
 
-def test_a_plan_is_told_and_nothing_is_written(home: Pair, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_plan_is_printed_and_nothing_is_written(home: Pair, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("map", home.old, home.new, "--plan") == 0
     output = capsys.readouterr().out
