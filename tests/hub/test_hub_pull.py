@@ -26,7 +26,7 @@ WIRE = (
     + """
 import io
 from peft_lorasuite.io import source
-source.LARGE = 1000
+source.LARGE_DOWNLOAD = 1000
 stream = io.StringIO()
 logging.basicConfig(level=logging.INFO, stream=stream)
 done = upgrade(LORA, f"{MAP}@main")
