@@ -24,7 +24,7 @@ from ..models.backbone import Backbone
 from ..models.dtype import choose_dtype
 
 GB = 10**9
-LIBRARIES, TOKEN = 300 * 10**6, 1000
+LIBRARIES, TOKEN = 350 * 10**6, 1000
 """Bytes of a process that has imported everything, and of a token in its tokenizers and vocabularies."""
 PASSES = 3
 """Time of matching two layers, as a multiple of its matrix products: sorting and norms take the rest."""
@@ -129,7 +129,8 @@ class Plan:
         counts = old.arch.parameter_count(), new.arch.parameter_count()
         operations = 2 * 128 * 100 * (2 * counts[0] + counts[1])  # 128 prompts and answers, the old backbone twice
         models = max(old.model(), new.model() + old.table * old.running)  # the old head is kept
-        memory = self._base + models + 4 * BATCH_TOKENS * max(old.arch.vocabulary, new.arch.vocabulary)
+        targets = 4 * 2000 * min(new.arch.vocabulary, 16384)  # positions, and candidate tokens of all together
+        memory = self._base + models + targets + 4 * BATCH_TOKENS * max(old.arch.vocabulary, new.arch.vocabulary)
         return Stage("running both backbones", counts[0] * old.stored + counts[1] * new.stored, operations, memory)
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def plan(
     """
     if rank < 1:
         raise LoraSuiteError("the rank must be positive", got=rank)
-    left, right = (_side(Backbone.open(one, token=token, cache_dir=cache_dir), dtype, low_memory) for one in (old, new))
+    left, right = (_side(Backbone.open(one, token=token, cache_dir=cache_dir), dtype) for one in (old, new))
     return Plan(left, right, options or MapOptions(), rank, low_memory, rates or Rates())
 
 
@@ -223,15 +224,14 @@ class _ConfigFile(Source):
         return self.name
 
 
-def _side(backbone: Backbone, dtype: torch.dtype | str, low_memory: bool) -> Side:
+def _side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
     """Read a config; one without a dtype is taken for a 16-bit checkpoint, as nearly all are."""
-    dtype = backbone.dtype if dtype == "auto" else dtype
-    place = "disk" if low_memory else backbone.device_map
+    dtype, device_map = backbone.dtype if dtype == "auto" else dtype, backbone.device_map
     if not backbone.in_memory and Path(backbone.name).is_file():
         backbone = Backbone(_ConfigFile(backbone.name, "backbone"))
     arch, stored = backbone.arch, getattr(backbone.config.get_text_config(), "dtype", None)
     stored = stored if isinstance(stored, torch.dtype) else torch.bfloat16
-    running = choose_dtype(dtype, stored, parameters=arch.parameter_count(), device_map=place).dtype
+    running = choose_dtype(dtype, stored, parameters=arch.parameter_count(), device_map=device_map).dtype
     return Side(backbone.name, arch, stored.itemsize, running.itemsize)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from anonymous import peak
@@ -19,7 +17,6 @@ from pico import PICO, pico_model, pico_tokenizer, save_backbone
 from planted import OLD_WORDS
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
 
 from peft_lorasuite import MapOptions, UpgradeMap
 from peft_lorasuite.errors import LoraSuiteError
@@ -28,14 +25,14 @@ from peft_lorasuite.models.activations import BATCH_TOKENS
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.planning.plan import Rates, Stage, measure_rates, plan
 
+DEMO = Path(__file__).parents[2] / "peft_lorasuite" / "data" / "demo"
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
              "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": False,
              "torch_dtype": "bfloat16"}  # fmt: skip
 WIDER = {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 64, "num_hidden_layers": 5, "head_dim": 8}
-LARGER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 12,
+LARGER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 8,
           "vocab_size": 4096, "max_position_embeddings": 512}  # fmt: skip
-WORDS = [*OLD_WORDS, *map("".join, pairwise(OLD_WORDS))]
 
 
 def fixture(name: str) -> str:
@@ -50,7 +47,7 @@ def seventy(folder: Path, **values: Any) -> str:
 
 def save_pair(root: Path, *sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[str]:
     """Write two Llamas with one tokenizer."""
-    tokenizer = pico_tokenizer(WORDS if sizes[0] else OLD_WORDS)
+    tokenizer = pico_tokenizer(OLD_WORDS)
     models = [pico_model("llama", seed, **values).to(dtype) for seed, values in enumerate(sizes)]
     return [str(save_backbone(root / str(number), model, tokenizer)) for number, model in enumerate(models)]
 
@@ -75,7 +72,7 @@ def test_operations_of_a_calibration_are_those_that_torch_counts() -> None:
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two models in bfloat16 that take 125 MB each in float32, and a text beside them."""
+    """Two models in bfloat16 that take 90 MB each in float32, and a text beside them."""
     root = tmp_path_factory.mktemp("larger")
     (root / "text.txt").write_text("\n\n".join(" ".join(OLD_WORDS * 4) for _ in range(30)))
     return save_pair(root, LARGER, LARGER, dtype=torch.bfloat16)
@@ -96,23 +93,14 @@ def test_planned_memory_holds_on_a_real_pair(low_memory: bool, larger: list[str]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("method", ["lorasuite", "transplant"])
-def test_planned_memory_of_an_upgrade_holds(method: str, larger: list[str], tmp_path: Path) -> None:
-    options = MapOptions(hidden_map="identity", layer_map="first")
-    UpgradeMap.build(*larger, options).save(tmp_path / "map")
-    model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(larger[0]),
-        peft.LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
-    )
-    model.save_pretrained(tmp_path / "adapter")
-    prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps([{"prompt": f"the {one} and the {other}"} for one, other in pairwise(OLD_WORDS)]))
-    planned = plan(*larger, options, dtype="float32")
-    words = ["--map", str(tmp_path / "map"), "--method", method, "-o", str(tmp_path / "new"), "--dtype", "float32"]
-    words += ["--prompts", str(prompts)] * (method == "transplant")
-    measured = peak("upgrade", str(tmp_path / "adapter"), "--from", larger[0], "--to", larger[1], *words)
-    stage = planned.run if method == "transplant" else planned.upgrade
-    assert measured < stage.memory < 2 * measured
+@pytest.mark.parametrize(("method", "row"), [("lorasuite", "upgrade"), ("transplant", "run")])
+def test_planned_memory_of_an_upgrade_holds(method: str, row: str, tmp_path: Path) -> None:
+    old, new, adapter, prompts = (str(DEMO / name) for name in ("old", "new", "adapter", "prompts.json"))
+    UpgradeMap.build(old, new, MapOptions(layer_map="first")).save(tmp_path / "map")
+    words = ["--from", old, "--to", new, "--map", str(tmp_path / "map"), "--method", method]
+    words += ["--prompts", prompts, "--set", "prompts=64"] if method == "transplant" else []
+    measured = peak("upgrade", adapter, *words, "-o", str(tmp_path / "new"))
+    assert measured < getattr(plan(old, new), row).memory < 2 * measured
 
 
 def test_plans_of_the_papers_pair_of_7_to_8_and_of_70_to_70_billion_print(tmp_path: Path) -> None:
