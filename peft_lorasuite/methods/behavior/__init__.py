@@ -1,1 +1,1 @@
-"""What the methods share that reproduce the adapter's effect on the logits."""
+"""Building blocks of the methods that reproduce the adapter's effect on the logits."""
