@@ -61,7 +61,7 @@ def test_a_float32_checkpoint_stays_as_it_is(slow):
 
 @pytest.mark.parametrize("asked", ["int8", "float31", torch.int64, 16])
 def test_other_dtypes_are_refused_in_one_sentence(asked):
-    with pytest.raises(LoraSuiteError, match="unknown dtype .*wanted auto, float32, bfloat16 or float16"):
+    with pytest.raises(LoraSuiteError, match=r"unknown dtype .*wanted auto, float32, bfloat16 or float16"):
         choose_dtype(asked, torch.float32, parameters=1)
 
 
