@@ -151,7 +151,7 @@ def test_turns_with_one_answer_for_all_tell_nothing(info):
 
 
 def test_memorized_facts_come_out_and_the_model_is_left_as_it_was(info):
-    """The targets is made to want every answer: in random models the old one's moves the logits anywhere."""
+    """The targets are set to every answer: in random models the old one's change of logits points anywhere."""
     new, probed, targets = info
     rows = [tokenize(new, turn) for turn in probed.turns]
     found = find_facts(probed.turns, rows, probed.places)
@@ -293,9 +293,7 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, in
 def test_it_is_said_that_the_adapter_may_know_more(knowing, info, tmp_path, capsys, method):
     root, names = knowing
     (tmp_path / "prompts.txt").write_text("\n".join(f" who is {name} ?" for name in names[:20]))
-    words = [
-        "upgrade", root / "adapter", "--from", root / "old", "--to", root / "new", "--method", method,
-        "--prompts", tmp_path / "prompts.txt", "--set", "length=6", "--set", "extra=50", "-o", tmp_path / "out",
-    ]  # fmt: skip
+    words = ["upgrade", root / "adapter", "--from", root / "old", "--to", root / "new", "--method", method]
+    words += ["--prompts", tmp_path / "prompts.txt", "--set", "length=6", "--set", "extra=50", "-o", tmp_path / "out"]
     assert main(list(map(str, words))) == 0
     assert MORE_FACTS_HINT in capsys.readouterr().out
