@@ -184,7 +184,7 @@ def test_an_upgrade_grows_with_the_rank() -> None:
         ("{", r"broken\.json: the file cannot be read as JSON"),
         ("{}", r"broken\.json: the config has no model_type"),
         ('{"model_type": "llama", "hidden_size": "x"}', r"broken\.json: the config cannot be read"),
-        ('{"model_type": "mamba"}', "unknown model type 'mamba'"),
+        ('{"model_type": "mamba"}', "no converter for model type 'mamba'"),
     ],
 )
 def test_a_bad_config_is_an_error(config: str, message: str, tmp_path: Path) -> None:
@@ -205,7 +205,8 @@ def test_seconds_follow_the_rates() -> None:
     assert min(measured) > 0
     planned = plan(fixture("Phi-1.5"), fixture("Phi-2"), rates=measured)
     assert f"{measured.compute:.0f} GFLOP/s" in str(planned)
-    assert planned.map.seconds(planned.rates) == sum(stage.seconds(measured) for stage in planned.stages)
+    total = sum(stage.seconds(measured) for stage in planned.stages)
+    assert planned.map.seconds(planned.rates) == pytest.approx(total)
 
 
 @pytest.mark.parametrize("model_type", sorted(set(PICO) - {"gemma3"}))
