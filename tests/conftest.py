@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,6 +15,14 @@ from hub_fixtures import hub  # noqa: F401 (a fixture)
 
 def pytest_addoption(parser):
     parser.addoption("--all-pairs", action="store_true", help="run every pair of families and write the table of docs/")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of ``slow.txt`` as slow: they run for over about five seconds on two cores."""
+    slow = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -208,10 +208,10 @@ def test_faults_leave_a_whole_commit_or_nothing(stocked: HubServer, made: Path, 
             == (made / "out" / "adapter_model.safetensors").read_bytes()
         )
     assert set(hub.api.repos["org/target"].refs) == {"main", "refs/pr/1"}, "the pull request is not made twice"
-    assert "no right" in result["gone"]
+    assert "the token has no permission" in result["gone"]
     assert "damaged" in result["spoilt"]
     assert "does not accept the token" in result["revoked"]
-    assert "no right" in result["foreign"]
+    assert "the token has no permission" in result["foreign"]
     assert "access token" in result["leak"]
     assert not {"me/gone", "me/revoked", "me/leak"} & set(hub.api.repos), "what came to nothing is taken back"
     assert hub.history("org/closed") == ["initial commit"]
