@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN
 demo: $(VENV)/ready
 	$(BIN)/peft-lorasuite demo
 
-# The default tests: at most 8 minutes on two cores.
+# The default tests.
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
