@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""Characters that a terminal obeys or does not show: control characters, line breaks, direction marks, surrogates."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return a text with control characters written as ``\u001b``, except those in ``keep``."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
 class LoraSuiteError(ValueError):
@@ -31,7 +40,7 @@ class LoraSuiteError(ValueError):
         pairs = [f"{name} {value}" for name, value in (("got", self.got), ("wanted", self.wanted)) if value is not None]
         if pairs:
             message += f" ({', '.join(pairs)})"
-        return f"{message}; {self.do}" if self.do else message
+        return printable(f"{message}; {self.do}" if self.do else message)
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str], *, do: str | None = None) -> LoraSuiteError:

@@ -40,12 +40,35 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """
     if config["peft_type"] == "ADALORA":
         return config["lora_alpha"] / (config["init_r"] + 1e-5)
-    alpha = config.get("lora_alpha", rank)
-    if patterns := config.get("alpha_pattern"):
-        from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
-
-        alpha = patterns.get(get_pattern_key(list(patterns), module), alpha)
+    alpha = _value_of(config, "alpha_pattern", module, config.get("lora_alpha", rank))
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def check_rank(config: Mapping[str, Any], module: str, rank: int, where: str) -> None:
+    """Raise `LoraSuiteError` if the rank of a LoRA's tensors is not the one in its config, as PEFT does.
+
+    Args:
+        config: The adapter's PEFT config.
+        module: The module's path as it was saved, for ``rank_pattern``.
+        rank: The rank of its tensors.
+        where: Place for the error message.
+    """
+    wanted = _value_of(config, "rank_pattern", module, config.get("r", rank))
+    if config["peft_type"] == "LORA" and rank != wanted:
+        raise LoraSuiteError(
+            "the rank of the tensors is not the one in the adapter's config", where=f"{where}, {module}", got=rank,
+            wanted=f"r={wanted}", do="fetch the adapter again, or fix r or rank_pattern in the config",
+        )  # fmt: skip
+
+
+def _value_of(config: Mapping[str, Any], entry: str, module: str, default: Any) -> Any:
+    """Return the value that a pattern of the config sets for a module, or the default."""
+    patterns = config.get(entry)
+    if not patterns:
+        return default
+    from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
+
+    return patterns.get(get_pattern_key(list(patterns), module), default)
 
 
 def read_update(

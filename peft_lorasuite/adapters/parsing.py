@@ -16,7 +16,7 @@ from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .key_names import group_by_module, parse_names
-from .modules import check_shapes, find_site, read_update, scaling, split_parts
+from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
 from .peft_format import LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import TableUpdate, find_table, read_table
 
@@ -80,6 +80,8 @@ class ParsedAdapter:
             return self._skip(owned.values(), f"it is for the same module as {taken[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         check_shapes(used, adapter_kind(self.config), self.arch, layer, site, self.where)
+        if "lora_A.weight" in used:
+            check_rank(self.config, self.saved[path], len(used["lora_A.weight"]), self.where)
         update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
         if update is None:
             return self._skip(owned.values(), "its rank is zero after pruning")
@@ -95,10 +97,14 @@ class ParsedAdapter:
             return self._skip(owned.values(), f"it is for the same module as {self.tables[table].names[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         self.tables[table] = read_table(
-            table, used, tuple(owned.values()), self.config, lambda rank: scaling(self.config, self.saved[path], rank),
+            table, used, tuple(owned.values()), self.config, lambda rank: self._table_scaling(path, rank),
             self.arch, self.old, where=f"{self.where}, {path}",
         )  # fmt: skip
         return None
+
+    def _table_scaling(self, path: str, rank: int) -> float:
+        check_rank(self.config, self.saved[path], rank, self.where)
+        return scaling(self.config, self.saved[path], rank)
 
     def _skip(self, names: Iterable[str], why: str) -> None:
         self.unused |= dict.fromkeys(names, why)

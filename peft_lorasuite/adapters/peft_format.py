@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +13,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DIRECT_KINDS = ("LORA", "ADALORA")
 """Types whose factors are read; other types that change weights are converted to LoRA on the old backbone first."""
+LORA_DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""What PEFT takes for entries that a LoRA's config does not have."""
+MIXED_KINDS = ("XLORA",)
+"""Types whose config names other adapters, which PEFT would load."""
 PROMPT_KINDS = (
     "ADAPTION_PROMPT",
     "CARTRIDGE",
@@ -119,6 +121,11 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             where=where, got=kind, wanted="an adapter that changes weights",
             do="train the prompt on the new backbone, or distill the prompt into a LoRA first",
         )  # fmt: skip
+    if kind in MIXED_KINDS:
+        raise LoraSuiteError(
+            "the adapter is a mixture of other adapters", where=where, got=kind, wanted="a single adapter",
+            do="upgrade its adapters one by one",
+        )  # fmt: skip
     if kind == "LORA" and isinstance(init, str) and init.startswith(MUTATING_INITS):
         raise LoraSuiteError(
             f"the adapter was initialized by {init} and not converted, so it belongs to a changed copy of its backbone",
@@ -132,7 +139,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"adapters with {option} are not transferred", where=where, got=config[option],
                 do="train the adapter again without that option",
             )  # fmt: skip
-    _check_scalings(config, where)
+    _check_adalora(config, where)
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
@@ -150,36 +157,14 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
             )  # fmt: skip
 
 
-def _check_scalings(config: Mapping[str, Any], where: str) -> None:
-    """Raise `LoraSuiteError` for malformed values of ``lora_alpha``, ``alpha_pattern`` and AdaLoRA's ``init_r``."""
-    patterns = config.get("alpha_pattern") or {}
-    errors = [] if isinstance(patterns, dict) else [("alpha_pattern", patterns, "an object with a number per module")]
-    scalings = {"lora_alpha": config.get("lora_alpha", 1), **(patterns if not errors else {})}
-    errors += [(name, value, "a number") for name, value in scalings.items() if not _is_number(value)]
-    if config["peft_type"] == "ADALORA":
-        own = {"lora_alpha": config.get("lora_alpha"), "init_r": config.get("init_r")}
-        errors += [(name, value, "a number above zero") for name, value in own.items()
-                   if value is None or not _is_number(value) or value <= 0]  # fmt: skip
-    errors += [(name, name, "a name or a regular expression") for name in scalings if not _is_pattern(name)]
-    for name, value, wanted in errors:
-        raise LoraSuiteError(
-            "malformed scaling in the adapter's config", where=f"{where}, {name}", got=repr(value)[:80],
-            wanted=wanted, do="fix the config, or fetch the adapter again",
-        )  # fmt: skip
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    except OverflowError:  # an integer with hundreds of digits
-        return False
-
-
-def _is_pattern(name: str) -> bool:
-    try:
-        return bool(re.compile(name))
-    except re.error:
-        return False
+def _check_adalora(config: Mapping[str, Any], where: str) -> None:
+    """Raise `LoraSuiteError` for an AdaLoRA without the two numbers that its scaling is computed from."""
+    for name in ("lora_alpha", "init_r") if config["peft_type"] == "ADALORA" else ():
+        if not (config.get(name) or 0) > 0:
+            raise LoraSuiteError(
+                "malformed value" if name in config else "missing value", where=f"{where}/{CONFIG}, {name}",
+                got=config.get(name), wanted="a number above 0", do="fix the config, or fetch the adapter again",
+            )  # fmt: skip
 
 
 def adapter_kind(config: Mapping[str, Any]) -> str:

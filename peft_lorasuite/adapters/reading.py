@@ -11,26 +11,21 @@ from ..io.source import Source
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .parsing import from_tensors
-from .peft_format import CONFIG, DIRECT_KINDS, WEIGHTS, check_config, needs_backbones
+from .peft_format import CONFIG, DIRECT_KINDS, LORA_DEFAULTS, WEIGHTS, check_config, needs_backbones
 from .token_tables import needs_backbone_error
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """Read an adapter's config.
+    """Read an adapter's config, with PEFT's default rank and alpha where it has none.
 
     Raises:
-        LoraSuiteError: If it is missing or malformed, has no ``peft_type``, or ``revision`` is not a string.
+        LoraSuiteError: If it is missing or malformed, or has no ``peft_type``.
     """
     config = source.read_json(CONFIG, do="pass the folder or Hub repository of a PEFT adapter")
     where = f"{source.name}/{CONFIG}"
     if not config.get("peft_type"):
         raise LoraSuiteError("the config has no peft_type", where=where, do="check that it is a PEFT adapter")
-    if not isinstance(config.get("revision") or "", str):
-        raise LoraSuiteError(
-            "the revision of the base model must be a string", where=where, got=repr(config["revision"]),
-            do="fix the config",
-        )  # fmt: skip
-    return config
+    return {**LORA_DEFAULTS, **config} if config["peft_type"] == "LORA" else config
 
 
 def adapter_needs_backbones(source: Source) -> bool:
@@ -85,6 +80,6 @@ def base_model_of(
     """
     config = read_config(adapter)
     name = config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    if not name:
         raise LoraSuiteError("the adapter's config has no base_model_name_or_path", where=adapter.name, do=do)
     return name, config.get("revision")

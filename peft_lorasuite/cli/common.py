@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import LoraSuiteError, check_integer, check_seed
+from ..errors import LoraSuiteError, check_integer, check_seed, printable
 from ..io.source import LoadOptions
 from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress, progress_bars
@@ -87,7 +87,9 @@ def load_options(args: Namespace) -> LoadOptions:
 def setup_logging(args: Namespace) -> Progress:
     """Set how much the libraries log, and return how progress is shown."""
     shown = not (args.quiet or args.json) and is_main_process()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO if shown else logging.ERROR)
     if args.quiet:
         warnings.simplefilter("ignore")
@@ -99,6 +101,13 @@ def setup_logging(args: Namespace) -> Progress:
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     return progress_bars if shown else no_progress
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes the names in a message, which can come from untrusted files, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def non_empty(text: str) -> str:

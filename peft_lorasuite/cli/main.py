@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .._version import __version__
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, printable
 from ..models.distributed import is_main_process
 from . import chat, demo, evaluate, families, finetune, inspect, map, upgrade
 from .common import NAME
@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_main_process():
         return 0
     if args.json:
-        print(json.dumps(values, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf")))
+        encodable = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(printable(json.dumps(values, ensure_ascii=not encodable)))
     elif text and not args.quiet:
-        print(text)
+        print(printable(text, keep="\n"))
     return 0
 
 

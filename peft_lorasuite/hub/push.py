@@ -18,6 +18,7 @@ from ..io.paths import exists, is_folder
 from ..io.retry import with_retries
 from ..io.source import Source, hub_errors, read_json
 from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading.report import REPORT_SCHEMA
 from ..upgrading.upgrade import Upgraded
 from . import card
 from .repository import Pushed, check_id, check_secrets, publish
@@ -193,7 +194,7 @@ def _read_report(folder: Path) -> dict[str, Any]:
             f"the adapter has no {REPORT}, which the card is written from",
             do="push the result of `upgrade` or `from_upgraded`; for any other adapter use PEFT's push_to_hub",
         )
-    return read_json(folder / REPORT, where=REPORT)
+    return read_json(folder / REPORT, where=REPORT, schema=REPORT_SCHEMA)
 
 
 def _copy_adapter(source_folder: Path, folder: Path, base_model: str | None) -> str:

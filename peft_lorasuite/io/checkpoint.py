@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import LoraSuiteError
+from ..errors import CONTROL, LoraSuiteError
+from .file_kinds import INDEX
 from .source import Source, read_json
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-"""Names of the floating-point dtypes in safetensors files."""
+"""Names of the floating-point dtypes in safetensors files that are read; smaller ones need scales stored elsewhere."""
+INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+NAME_LENGTH = 256
+"""Most characters of a tensor's name in an adapter or a map; the longest known have about 150."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "consolidated.00.pth")
 
 
@@ -34,10 +38,7 @@ class Checkpoint:
         """Tensor name -> file that contains it."""
         index = self.source.fetch(INDEX)
         if index is not None:
-            table = read_json(index, where=f"{self.source.name}/{INDEX}").get("weight_map")
-            if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-                raise LoraSuiteError("the index has no weight_map", where=f"{self.source.name}/{INDEX}")
-            return table
+            return read_json(index, where=f"{self.source.name}/{INDEX}")["weight_map"]
         if self.source.fetch(SINGLE) is None:
             raise no_safetensors_error(self.source, SINGLE)
         return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
@@ -49,11 +50,7 @@ class Checkpoint:
         return iter(self.shards)
 
     def __getitem__(self, name: str) -> Tensor:
-        shard = self.shards[name]
-        try:
-            return self._file(shard).get_tensor(name)
-        except SafetensorError as error:
-            raise broken_file_error(f"{self.source.name}/{shard}", error) from error
+        return self._read(name, "get_tensor")
 
     @property
     def num_bytes(self) -> int:
@@ -77,13 +74,22 @@ class Checkpoint:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Read the rows ``numbers`` of a matrix, and no others, from disk."""
-        piece = self._file(self.shards[name]).get_slice(name)
-        _check_rows(piece.get_shape()[0], numbers, f"{self.source!r}, {name}")
+        piece = self._read(name, "get_slice")
+        _check_rows(piece.get_shape(), numbers, f"{self.source!r}, {name}")
         return torch.stack([piece[number] for number in numbers])
 
     def sample_rows(self, name: str, count: int) -> Tensor:
         """Read ``count`` evenly spaced rows of a matrix."""
-        return self.rows(name, evenly_spaced(self._file(self.shards[name]).get_slice(name).get_shape()[0], count))
+        shape = self._read(name, "get_slice").get_shape()
+        return self.rows(name, evenly_spaced(_check_rows(shape, [], f"{self.source!r}, {name}"), count))
+
+    def _read(self, name: str, how: str) -> Any:
+        """Read a tensor, or open it with ``get_slice``; raise `LoraSuiteError` if its file does not have it."""
+        shard = self.shards[name]
+        try:
+            return getattr(self._file(shard), how)(name)
+        except SafetensorError as error:
+            raise broken_file_error(f"{self.source.name}/{shard}", error) from error
 
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
@@ -114,7 +120,7 @@ class ModelWeights:
 
     def rows(self, name: str, numbers: list[int]) -> Tensor:
         """Return the rows ``numbers`` of a matrix."""
-        _check_rows(len(self._tensors[name]), numbers, name)
+        _check_rows(self._tensors[name].shape, numbers, name)
         return self._tensors[name].detach()[numbers].cpu()  # only these rows are copied from the GPU
 
     def sample_rows(self, name: str, count: int) -> Tensor:
@@ -127,12 +133,15 @@ def evenly_spaced(length: int, count: int) -> list[int]:
     return torch.linspace(0, length - 1, count).long().tolist()
 
 
-def _check_rows(rows: int, numbers: list[int], where: str) -> None:
-    if max(numbers) >= rows:
+def _check_rows(shape: Sequence[int], numbers: list[int], where: str) -> int:
+    """Return the number of rows; raise `LoraSuiteError` if there are none, or fewer than needed."""
+    rows, needed = (shape[0] if shape else 0), max(numbers, default=0) + 1
+    if rows < needed:
         raise LoraSuiteError(
-            "a token table does not fit the config", where=where, got=f"{rows} rows",
-            wanted=f"at least {max(numbers) + 1}", do="fetch the backbone again",
+            "a weight does not fit the config", where=where, got=f"{rows} rows", wanted=f"at least {needed}",
+            do="fetch the backbone again",
         )  # fmt: skip
+    return rows
 
 
 def open_safetensors(path: Path, *, where: str) -> Any:
@@ -149,9 +158,11 @@ def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file.
 
     Raises:
-        LoraSuiteError: If the file is damaged, or a value is not finite.
+        LoraSuiteError: If the file is damaged, a name or a dtype is not one of an adapter or a map, or a value is not
+            finite.
     """
     file = open_safetensors(path, where=where)
+    _check_header(file, where)
     try:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
     except SafetensorError as error:
@@ -160,6 +171,22 @@ def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
     if bad:
         raise LoraSuiteError("values are not finite", where=where, got=", ".join(bad[:3]), do="train or fetch it again")
     return tensors
+
+
+def _check_header(file: Any, where: str) -> None:
+    for name in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+        if len(name) > NAME_LENGTH or CONTROL.search(name):
+            raise LoraSuiteError(
+                "malformed name of a tensor", where=where, got=repr(name[:80]),
+                wanted=f"at most {NAME_LENGTH} characters, none of them a control character", do="fetch it again",
+            )  # fmt: skip
+        dtype = file.get_slice(name).get_dtype()
+        if dtype not in DTYPES and dtype not in INTEGERS:
+            raise LoraSuiteError(
+                f"tensors of dtype {dtype} are not read", where=f"{where}, {name}",
+                wanted=" or ".join(str(one).removeprefix("torch.") for one in DTYPES.values()),
+                do="save the weights again in one of these dtypes",
+            )  # fmt: skip
 
 
 def broken_file_error(where: str, error: Exception) -> LoraSuiteError:

@@ -13,12 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError
+from ..errors import CONTROL, LoraSuiteError
+from .file_kinds import SCHEMAS
 from .paths import exists, is_file, is_folder
 from .retry import transport_error_type, with_retries
+from .schema import ANY, Kind, check
 
 LARGE_DOWNLOAD = 50 * 10**6
 """Downloads of at least this many bytes are announced."""
+MAX_JSON = 10**8
+"""Bytes of a JSON file; the largest known, a tokenizer, has a third of it."""
 
 HTTP_ERRORS: dict[object, tuple[str, str]] = {
     401: ("the Hub does not accept the token", "log in again (hf auth login), or pass another token"),
@@ -201,9 +205,10 @@ class Source:
             raise LoraSuiteError(f"the {self.kind} has no {filename}", where=self.name, do=do or "check the name")
         return path
 
-    def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
-        """Read a JSON object from a file; raise `LoraSuiteError` if there is none."""
-        return read_json(self.require(filename, do=do), where=f"{self.name}/{filename}")
+    def read_json(self, filename: str, *, do: str | None = None, schema: Kind | None = None) -> dict[str, Any]:
+        """Read a JSON object as the function `read_json` does; raise `LoraSuiteError` if there is no such file."""
+        schema = schema or SCHEMAS.get(filename)
+        return read_json(self.require(filename, do=do), where=f"{self.name}/{filename}", schema=schema)
 
     def full_name(self, filename: str) -> str:
         """Return the name of a file together with its source, for messages."""
@@ -233,21 +238,33 @@ def split_revision(text: str | Path) -> tuple[str, str | None]:
     return name, revision
 
 
-def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """Read a JSON object from a file; raise `LoraSuiteError`, with ``where``, for anything else."""
+def read_json(path: Path, *, where: str, schema: Kind | None = None) -> dict[str, Any]:
+    """Read a JSON object from a file and check it.
+
+    Args:
+        path: The file.
+        where: Its name for error messages.
+        schema: Its schema; by default, that of its file name, if it has one.
+
+    Raises:
+        LoraSuiteError: For a file that is too large, nested too deeply, or does not fit the schema.
+    """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has over {MAX_JSON // 10**6} MB")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise LoraSuiteError(f"the file cannot be read as JSON: {error}", where=where, do="fetch it again") from error
     if not isinstance(values, dict):
         raise LoraSuiteError("the file must contain a JSON object", where=where, got=type(values).__name__)
+    check(values, schema or SCHEMAS.get(path.name) or ANY, where=where)
     return values
 
 
 def _check_file_name(filename: str, source: Source) -> None:
     path = Path(filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in filename:
-        raise LoraSuiteError("a file name points outside its folder", where=source.name, got=repr(filename))
+    if path.is_absolute() or ".." in path.parts or "\\" in filename or CONTROL.search(filename):
+        raise LoraSuiteError("not the name of a file in this folder", where=source.name, got=repr(filename))
 
 
 @contextmanager

@@ -62,14 +62,9 @@ class Identity:
         """Rebuild an identity from `to_dict`.
 
         Raises:
-            LoraSuiteError: For a malformed field, and for a name that is a path: it may become an adapter's base model.
+            LoraSuiteError: For inconsistent sizes, and for a name that is a path: it may become a base model.
         """
         built = cls(**{**values, "arch": Architecture.from_dict(values["arch"])})
-        hashes = (built.tokenizer, built.embedding, built.tokenizer_files, built.weights)
-        texts = (built.name, built.revision or "", *(text or "" for text in hashes))
-        malformed = [text for text in (*texts, *built.files, *built.files.values()) if not isinstance(text, str)]
-        if malformed:
-            raise LoraSuiteError("the fields of a backbone's identity must be strings", got=repr(malformed[0]))
         if public_name(built.name) != built.name or "\\" in built.name:
             raise LoraSuiteError(
                 "the name of a backbone must not be a path", got=repr(built.name), wanted="a Hub id or a plain name"

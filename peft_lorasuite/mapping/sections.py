@@ -209,7 +209,7 @@ def list_sections(meta: Mapping[str, Any], source: Source, key: str) -> dict[str
         if name in REMOVED:
             log.warning("%s: the section %r is ignored: %s", source.name, name, REMOVED[name])
             continue
-        if record["map"] != key or record["file"] != f"{name}.safetensors" or not isinstance(record["bytes"], int):
+        if record["map"] != key or record["file"] != f"{name}.safetensors":
             raise LoraSuiteError(
                 "a section belongs to another map", where=f"{source.name}, {name}", do="build it again"
             )

@@ -4,16 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arch.spec import ATTENTION, Architecture
+from ..arch.spec import ATTENTION, PARTS, Architecture, Heads
 from ..errors import LoraSuiteError
+from ..io.schema import NAME, PLAIN, ListOf, Record, TableOf, check, integer, number, one_of, optional, record_of
+from ..io.source import read_json
 from ..linalg.basis import HeadFit, UnitFit, pseudo_inverse
 from .fingerprint import Identity
 from .layer_pair import LayerPair, MapParts
+from .options import MapOptions
+
+FORMAT = 1
+_size, _share = integer(1, 2**31 - 1), optional(number())
+ARCHITECTURE = record_of(
+    Architecture,
+    layers=integer(1, 10**5), hidden=_size, intermediate=_size, vocabulary=_size, rotary_size=integer(0, 2**31 - 1),
+    heads=record_of(Heads, query=_size, key_value=_size, size=_size), norm=one_of("rms", "layer"),
+    positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(above=0.0), fewest=1),
+    embedding_scale=number(above=0.0), residual_scale=number(above=0.0), activation_floor=number(0.0),
+)  # fmt: skip
+_identity = record_of(Identity, arch=ARCHITECTURE)
+_section = {
+    "file": NAME, "bytes": integer(0), "parts": ListOf(item=one_of(*PARTS)), "settings": TableOf(value=PLAIN),
+    "map": NAME,
+}  # fmt: skip
+_facts = {
+    "shared_tokens": integer(0), "seconds": TableOf(value=number(0.0)),
+    "hidden": Record(fields=dict.fromkeys(("error", "agreement", "held_out", "distance"), _share), others=PLAIN),
+}  # fmt: skip
+_fields = {
+    "format": integer(), "version": NAME, "old": _identity, "new": _identity, "options": record_of(MapOptions),
+    "layers": ListOf(item=ListOf(item=integer(0, 10**5), fewest=2, most=2), fewest=1),
+    "facts": Record(fields=_facts, others=PLAIN),
+    "sections": TableOf(value=Record(fields=_section, required=list(_section))),
+}  # fmt: skip
+MAP = Record(fields=_fields, required=[name for name in _fields if name not in ("version", "sections")])
+"""Schema of ``map.json``."""
+
+
+def read_description(path: Path, *, where: str) -> dict[str, Any]:
+    """Read ``map.json`` and check its format and every type and bound in it.
+
+    Args:
+        path: The file.
+        where: Its name for error messages.
+    """
+    values = read_json(path, where=where)
+    if values.get("format") != FORMAT:
+        raise LoraSuiteError(
+            "unsupported format of the upgrade map", where=where, got=values.get("format"), wanted=FORMAT,
+            do="build it again with this version",
+        )  # fmt: skip
+    check(values, MAP, where=where, do="build or fetch it again")
+    return values
 
 
 def flatten(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> dict[str, Tensor]:
@@ -39,8 +87,8 @@ def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:
     """
     old, new = Identity.from_dict(meta["old"]), Identity.from_dict(meta["new"])
     _check_pairs(torch.tensor(meta["layers"]), (old.arch.layers, new.arch.layers), "layers")
-    if any(i > k or j >= m for (i, j), (k, m) in pairwise(meta["layers"])) or not isinstance(meta["facts"], dict):
-        raise LoraSuiteError("the map has a malformed layer map or malformed facts", do="build or fetch it again")
+    if any(i > k or j >= m for (i, j), (k, m) in pairwise(meta["layers"])):
+        raise LoraSuiteError("the map has a malformed layer map", do="build or fetch it again")
     read = _TensorReader(tensors)
     hidden = read("hidden", old.arch.hidden, new.arch.hidden)
     similarity = read("similarity", old.arch.layers, new.arch.layers)

@@ -17,15 +17,14 @@ from ..arch.spec import check_parts
 from ..errors import LoraSuiteError, error_context
 from ..io.checkpoint import read_tensors
 from ..io.output import atomic_folder
-from ..io.source import Source, read_json, split_revision
+from ..io.source import Source, split_revision
 from ..linalg.basis import Basis, part_basis
 from .fingerprint import Identity
 from .layer_pair import LayerPair
 from .options import MapOptions
 from .sections import Section, list_sections
-from .storage import flatten, rebuild
+from .storage import FORMAT, flatten, read_description, rebuild
 
-FORMAT = 1
 META, CORE = "map.json", "core.safetensors"
 
 
@@ -119,18 +118,14 @@ class UpgradeMap:
             name, revision = split_revision(name)
         source = Source(str(name), "upgrade map", revision, token, cache_dir, local_files_only)
         with error_context(source):
-            meta = read_json(source.require(META, do="pass the folder that `map` wrote"), where=f"{source.name}/{META}")
-            if meta.get("format") != FORMAT:
-                raise LoraSuiteError(
-                    "unsupported format of the upgrade map", got=meta.get("format"), wanted=FORMAT,
-                    do="build it again with this version",
-                )  # fmt: skip
+            path = source.require(META, do="pass the folder that `map` wrote")
+            meta = read_description(path, where=f"{source.name}/{META}")
             tensors = read_tensors(source.require(CORE), where=f"{source.name}/{CORE}")
             try:
                 parts = rebuild(meta, tensors)
                 built = cls(options=MapOptions(**meta["options"]), source=source, **parts._asdict())
                 return replace(built, sections=list_sections(meta, source, built.key))
-            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            except (KeyError, RuntimeError) as error:  # a missing tensor, or one that has no pseudo-inverse
                 raise LoraSuiteError(f"malformed upgrade map: {error}", do="build or fetch it again") from error
 
     def describe(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..arch.layout import split
 from ..arch.registry import architecture
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
-from ..io.checkpoint import Checkpoint, ModelWeights
+from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
@@ -165,16 +165,15 @@ class Backbone:
         Raises:
             LoraSuiteError: When it is missing, quantized or not finite.
         """
-        tensor = self.weights[self.locate(path)]
-        if not tensor.is_floating_point():
+        return self._check_finite(self.weights[self.locate(path)], path).float()
+
+    def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
+        """Return a tensor of plain, finite numbers; the sum is cheap and is not finite if one of them is not."""
+        if tensor.dtype not in DTYPES.values():  # integers, and fp8, which means nothing without its scales
             raise LoraSuiteError(
                 "the weights are quantized", where=f"{self!r}, {path}", got=tensor.dtype,
                 do="build the map from the dequantized checkpoint; the adapter then fits the quantized one too",
             )  # fmt: skip
-        return self._check_finite(tensor.float(), path)
-
-    def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
-        """Return the tensor if all values are finite; the sum is cheap and is not finite if one of them is not."""
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise LoraSuiteError("values are not finite", where=f"{self!r}, {path}", do="train or fetch it again")
         return tensor

@@ -14,6 +14,7 @@ from ..io.output import write_errors
 from ..io.paths import exists, is_folder
 from ..io.source import Source, split_revision
 from ..mapping.upgrade_map import META, UpgradeMap
+from ..upgrading.report import REPORT_SCHEMA
 from . import adapter_figures, map_figures
 from .adapter_report import adapter_page
 from .gap import Result, read_results
@@ -113,7 +114,7 @@ def card_pictures(
         adapter_figures.gap_figure(read_results(rows)).savefig(Path(folder) / "gap.png")
     if upgraded is not None:
         source = Source(str(upgraded), "adapter")
-        norms = measure_norms(source.read_json(REPORT), source, before, bases)
+        norms = measure_norms(source.read_json(REPORT, schema=REPORT_SCHEMA), source, before, bases)
         if norms.modules:
             adapter_figures.energy_figure(norms.modules).savefig(Path(folder) / "energy.png")
             adapter_figures.norm_figure(norms).savefig(Path(folder) / "size.png")
@@ -136,7 +137,7 @@ def _inspect_adapter(
             "the adapter was not upgraded by this package: its report is missing", wanted=REPORT,
             do="pass the folder written by `upgrade`",
         )  # fmt: skip
-    report = source.read_json(REPORT)
+    report = source.read_json(REPORT, schema=REPORT_SCHEMA)
     if isinstance(upgrade_map, (str, Path)):
         upgrade_map = UpgradeMap.load(upgrade_map)
     adapter = _find_old_adapter(report, old_adapter)
@@ -144,19 +145,12 @@ def _inspect_adapter(
         raise LoraSuiteError(
             "the old backbone is of no use without its adapter", where="--from", do="add --old-adapter"
         )
-    try:
-        return adapter_page(report, source, adapter, upgrade_map, results, contents, bases)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, LoraSuiteError):
-            raise
-        raise LoraSuiteError(f"the report is incomplete: {error!r}", where=REPORT) from error
+    return adapter_page(report, source, adapter, upgrade_map, results, contents, bases)
 
 
 def _find_old_adapter(report: dict[str, Any], old_adapter: str | Path | None) -> Source | None:
     """Return the given old adapter, or the Hub repository of the report; its files need not be on this machine."""
     revisions = report.get("revisions") or {}
-    if not isinstance(revisions, dict):
-        raise LoraSuiteError("malformed revisions in the report", where=REPORT, got=repr(revisions), wanted="a dict")
     if old_adapter is not None:
         name, revision = split_revision(old_adapter)
         source = Source(name, "adapter", revision)

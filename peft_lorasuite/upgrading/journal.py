@@ -15,7 +15,9 @@ from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
 from ..io.output import resolve_folder
 from ..io.paths import is_file
+from ..io.schema import TEXT, check, one_of, optional, record_of
 from ..io.source import read_json
+from .report import REPORT_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ class Outcome:
     settings: str = ""
 
 
+OUTCOME = record_of(Outcome, adapter=TEXT, error=optional(TEXT), status=one_of("done", "failed", "kept"))
+"""Schema of a line."""
+
+
 class Journal:
     """JSON lines, one per outcome. Every process appends to its own file and reads all of them.
 
@@ -64,9 +70,11 @@ class Journal:
                 raise LoraSuiteError("the journal must be a file", where=path, do="move the folder away")
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    entry = Outcome(**json.loads(line))
+                    values = json.loads(line)
+                    check(values, OUTCOME, where=path.name)
+                    entry = Outcome(**values)
                     self.known[entry.adapter, entry.settings] = entry
-                except (ValueError, TypeError):
+                except (ValueError, RecursionError):
                     log.warning(
                         "ignoring a malformed line of %s, as after a crash: its adapter is done again", path.name
                     )
@@ -91,9 +99,10 @@ class Journal:
 
     def _read_settings(self, folder: str) -> str:
         try:
-            return str(read_json(self.out / folder / REPORT, where=folder)["facts"][SETTINGS])
-        except (LoraSuiteError, KeyError, TypeError):  # no result, or one of another tool
+            report = read_json(self.out / folder / REPORT, where=folder, schema=REPORT_SCHEMA)
+        except LoraSuiteError:  # no result, or one of another tool
             return ""
+        return str((report.get("facts") or {}).get(SETTINGS, ""))
 
     def write(self, outcome: Outcome) -> None:
         """Append a line and flush it to disk."""

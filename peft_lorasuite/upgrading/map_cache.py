@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
-from ..io.source import read_json
+from ..errors import LoraSuiteError
 from ..mapping.fingerprint import Identity, find_differences
+from ..mapping.storage import read_description
 from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
 from ..methods.registry import find
 from ..methods.sections import add_section
@@ -89,8 +90,8 @@ def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path:
 def _is_usable(folder: Path, old: Backbone, new: Backbone) -> bool:
     """Whether a cached map is of this pair, or malformed, so that it can be replaced."""
     try:
-        meta = read_json(folder / META, where=str(folder / META))
+        meta = read_description(folder / META, where=str(folder / META))
         identities = [Identity.from_dict(meta[role]) for role in ("old", "new")]
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except LoraSuiteError:
         return True
     return not any(find_differences(wanted, one) for wanted, one in zip(identities, (old, new), strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._version import __version__
 from ..adapters.adapter import Adapter
+from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, TableOf, either, integer, number, one_of, optional, record_of
 from ..methods.base import MethodResult
 
 TRANSFERRED = "transferred"
@@ -91,6 +92,31 @@ class Report:
         if not self.by_behavior:
             lines.append(f"  {len(self.tensors) - lost} of {len(self.tensors)} tensors transferred")
         return "\n".join(lines)
+
+
+_module = {
+    "module": NAME, "energy_kept": number(0.0), "norm": number(0.0),
+    "from": TableOf(value=ListOf(item=either(integer(0), NAME), fewest=2, most=2)),
+}  # fmt: skip
+_prediction = {
+    "verdict": one_of("holds", "doubtful", "retrain"), "expected_gap_recovered": number(0.0), "because": TEXT,
+}  # fmt: skip
+_facts = {
+    "prediction": Record(fields=_prediction, required=list(_prediction), others=PLAIN),
+    "differences": ListOf(item=TEXT), "warnings": ListOf(item=TEXT), "hints": ListOf(item=TEXT),
+}  # fmt: skip
+_report = record_of(
+    Report, adapter=TEXT, old=TEXT, new=TEXT, rank=integer(0),
+    method=Record(fields={"name": NAME, "options": optional(TableOf(value=PLAIN))}, required=["name"], others=PLAIN),
+    modules=ListOf(item=Record(fields=_module, required=["module", "energy_kept", "norm"], others=PLAIN)),
+    facts=optional(Record(fields=_facts, others=PLAIN)), revisions=optional(TableOf(value=optional(NAME))),
+)  # fmt: skip
+_shares = {"coverage": optional(number(0.0, high=1.0)), "energy_kept": number(0.0), "verdict": TEXT}
+REPORT_SCHEMA = Record(
+    fields={**_report.fields, **_shares}, required=[*_report.required, "coverage", "energy_kept", "version"],
+    others=PLAIN,
+)  # fmt: skip
+"""Schema of ``lorasuite_report.json``."""
 
 
 def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str]:

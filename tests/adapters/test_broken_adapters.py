@@ -109,16 +109,23 @@ def test_tensors_that_are_no_update(kind: str, pair: Pair, tmp_path: Path, capsy
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    *(({"lora_alpha": value}, "lora_alpha: malformed scaling in the adapter's config")
+    *(({"lora_alpha": value}, "adapter_config.json, lora_alpha: malformed value (got ")
       for value in (None, "8", float("nan"), float("inf"), 10**400)),
-    *(({"alpha_pattern": value}, "malformed scaling in the adapter's config")
-      for value in (["q_proj"], "q", {"(": 4}, {"q_proj": "x"})),
+    *(({"alpha_pattern": value}, "json, alpha_pattern: malformed value (got ") for value in (["q"], "q")),
+    ({"alpha_pattern": {"(": 4}}, "adapter_config.json, alpha_pattern: not a regular expression: missing )"),
+    ({"alpha_pattern": {"q_proj": "x"}}, "adapter_config.json, alpha_pattern.q_proj: malformed value (got 'x', wanted"),
     ({"lora_alpha": 1e30}, "the adapter's values are out of range"),
-    ({"peft_type": "ADALORA"}, "init_r: malformed scaling in the adapter's config (got None"),
-    *(({"peft_type": value}, f"PEFT has no such peft_type (got {value!r}, wanted ADALORA or ")
-      for value in ("FOO", "lora", 5, ["LORA"])),
-    *(({"task_type": value}, f"PEFT has no such task_type (got {value!r}, wanted CAUSAL_LM or ")
-      for value in ("FOO", 7, ["CAUSAL_LM"])),
+    ({"peft_type": "ADALORA"}, "adapter_config.json, init_r: missing value (wanted a number above 0"),
+    *(({"peft_type": value}, f"PEFT has no such peft_type (got {value!r}, wanted ADALORA or ") for value in ("A", "b")),
+    *(({"peft_type": value}, f"peft_type: malformed value (got {value!r}, wanted a string") for value in (5, ["LORA"])),
+    ({"task_type": "FOO"}, "PEFT has no such task_type (got 'FOO', wanted CAUSAL_LM or "),
+    *(({"task_type": value}, f"task_type: malformed value (got {value!r}, wanted a string") for value in (7, ["A"])),
+    ({"peft_type": "XLORA", "adapters": {"0": "/etc"}}, "the adapter is a mixture of other adapters (got XLORA"),
+    ({"megatron_core": "antigravity"}, "megatron_core: malformed value (got 'antigravity', wanted megatron.core"),
+    ({"r": 8}, "_proj: the rank of the tensors is not the one in the adapter's config (got 4, wanted r=8)"),
+    ({"r": 2**63}, "adapter_config.json, r: malformed value (got 9223372036854775808, wanted an integer from 0 to"),
+    ({"rank_pattern": {"q_proj": 3}}, "layers.0.self_attn.q_proj: the rank of the tensors is not the one"),
+    ({"base_model_name_or_path": "a\x1b[2J\nb"}, "base_model_name_or_path: control characters (got 'a\\x1b[2J\\nb'"),
 ]  # fmt: skip
 
 
@@ -147,7 +154,9 @@ TABLES: list[tuple[dict[str, tuple[int, ...]], Any, str]] = [
     ({f"{EMBEDDING}.weight": (120, 34)}, None, "got (120, 34), wanted (any, 32)"),
     ({f"{EMBEDDING}.weight": (120,)}, None, "got (120,), wanted (any, 32)"),
     *(({DELTA: (2, 32)}, indices, "malformed trainable_token_indices in the adapter's config")
-      for indices in (None, {"lm_head": [5, 9]}, [5, 999], [5, -1], "59", ["a", "b"], [5, 5], [True, False], [])),
+      for indices in (None, {"lm_head": [5, 9]}, [5, 999], [5, 5], [])),
+    *(({DELTA: (2, 32)}, indices, "adapter_config.json, trainable_token_indices")
+      for indices in ([5, -1], "59", ["a", "b"], [True, False], {"embed_tokens": 5})),
     ({DELTA: (3, 32)}, [5, 9], "got (3, 32), wanted (2, 32)"),
     ({DELTA: (2, 32)}, [5, 9, 11], "got (2, 32), wanted (3, 32)"),
     ({DELTA: (2, 33)}, [5, 9], "got (2, 33), wanted (2, 32)"),
@@ -162,6 +171,51 @@ def test_a_token_table_that_does_not_fit(
     added = {name: torch.ones(shape) for name, shape in shapes.items()}
     folder = adapter(tmp_path / "adapter", pair, lambda t: t.update(added), trainable_token_indices=indices)
     assert message in refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--from", pair.old))
+
+
+ABSENT = {"r": "(got 4, wanted r=8)", "lora_alpha": "", "peft_type": "the config has no peft_type"}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_an_absent_entry_has_the_default_of_peft(
+    name: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT's default rank and alpha are 8; the pair's adapter has rank 4 and alpha 8."""
+    folder = adapter(tmp_path / "adapter", pair)
+    config = json.loads((folder / CONFIG).read_text())
+    del config[name]
+    (folder / CONFIG).write_text(json.dumps(config))
+    if ABSENT[name]:
+        assert ABSENT[name] in refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+    else:
+        found, wanted = (state_dict(upgrade(one, pair.map).adapter) for one in (folder, pair.adapter))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64], ids=str)
+def test_e_fp8_tensors_in_an_adapter(
+    dtype: torch.dtype, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = adapter(tmp_path / "adapter", pair, lambda t: t.update({A: t[A].to(dtype)}))
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+    assert f"{WEIGHTS}, {A}: tensors of dtype " in info
+    assert "wanted bfloat16 or float16 or float32 or float64" in info
+
+
+LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"
+KEYS = {"digits": LAYER.format("1" * 5000), "escape": LAYER.format("\x1b[2J"), "line break": LAYER.format("0\n")}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_e_a_malformed_name_of_a_tensor(
+    kind: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A layer number of 5,000 digits, and names that a terminal would obey."""
+    folder = adapter(tmp_path / "adapter", pair, lambda t: t.update({KEYS[kind]: t[A].clone()}))
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+    assert f"{WEIGHTS}: malformed name of a tensor (got '" in info
+    assert len(info) < 600
+    assert info.strip().isprintable()
 
 
 UNUSED = {

@@ -163,7 +163,7 @@ def test_a_scaling_that_is_no_number_is_an_error(wrong, llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["q_proj"]))
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | wrong
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(LoraSuiteError, match="malformed scaling in the adapter's config"):
+    with pytest.raises(LoraSuiteError, match=r"(lora_alpha|alpha_pattern.q_proj): malformed value"):
         upgraded(tmp_path, llama)
 
 

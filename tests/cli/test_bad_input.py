@@ -67,7 +67,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pickle": (to_pickle, "adapter_model.bin: the weights are a pickle file", "with save_pretrained"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), f"{CONFIG}: the file cannot be read as JSON", "again"),
     "no adapter": (lambda f: config_of(f, peft_type=None), "the config has no peft_type", "check that it is a PEFT"),
-    "revision": (lambda f: config_of(f, revision=5), "the revision of the base model must be a string", "got 5"),
+    "revision": (lambda f: config_of(f, revision=5), "adapter_config.json, revision: malformed value", "got 5"),
     "nothing of ours": (
         lambda f: rewrite(f, lambda t: [t.__setitem__(n.replace("layers", "blocks"), t.pop(n)) for n in list(t)]),
         "none of the adapter's tensors belongs to a module of the old backbone",

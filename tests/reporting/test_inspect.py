@@ -227,7 +227,7 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / "broken" / name).write_bytes((upgraded / name).read_bytes())
     (tmp_path / "broken" / "lorasuite_report.json").write_text('{"method": {"name": "lorasuite"}}')
-    with pytest.raises(LoraSuiteError, match="the report is incomplete"):
+    with pytest.raises(LoraSuiteError, match="lorasuite_report.json, adapter: missing value"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
     (tmp_path / "broken" / "lorasuite_report.json").write_text('{"revisions": 5}')
     with pytest.raises(LoraSuiteError, match=r"malformed revisions in the report .got 5"):

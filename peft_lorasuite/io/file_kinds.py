@@ -1,0 +1,96 @@
+"""Schemas of the files of PEFT and transformers that are read: file name -> schema.
+
+Fields that are not listed can have any plain value. The files of this package have the schemas of their dataclasses.
+"""
+
+from __future__ import annotations
+
+from .schema import (
+    ANY,
+    FLAG,
+    NAME,
+    PLAIN,
+    TEXT,
+    Kind,
+    ListOf,
+    Pattern,
+    Record,
+    TableOf,
+    either,
+    integer,
+    number,
+    one_of,
+    optional,
+)
+
+INDEX = "model.safetensors.index.json"
+MAX_RANK = 2**16
+_names = optional(ListOf(item=NAME))
+_modules = optional(either(Pattern(), ListOf(item=NAME)))
+_inner = Pattern(inside=r"(^|.*\.){}($|\..*)")
+_layers = optional(either(_inner, ListOf(item=_inner, most=100)))
+_flag, _name = optional(FLAG), optional(NAME)
+_by_module = optional(TableOf(value=number(), patterns=True))
+
+ADAPTER_CONFIG = Record(
+    fields={
+        "peft_type": _name, "task_type": _name, "base_model_name_or_path": _name, "revision": _name, "bias": _name,
+        "r": optional(integer(0, MAX_RANK)), "lora_alpha": number(), "alpha": optional(number()),
+        "init_r": optional(number()), "lora_dropout": optional(number(0.0, high=1.0)),
+        "rank_pattern": optional(
+            TableOf(value=either(integer(1, MAX_RANK), ListOf(item=FLAG)), patterns=True)
+        ),
+        "alpha_pattern": _by_module, "lambda_pattern": _by_module, "n_frequency_pattern": _by_module,
+        "block_size_pattern": _by_module,
+        "target_modules": _modules, "exclude_modules": _modules, "feedforward_modules": _modules,
+        "modules_to_save": _layers, "layers_pattern": _layers,
+        "layers_to_transform": optional(either(integer(0), ListOf(item=integer(0)))),
+        "trainable_token_indices": optional(either(ListOf(item=integer(0)), TableOf(value=ListOf(item=integer(0))))),
+        **dict.fromkeys(("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode"), _flag),
+        "megatron_core": optional(one_of("megatron.core")),  # PEFT imports the module of this name
+    },
+    others=PLAIN,
+)  # fmt: skip
+
+_size = integer(1, 2**31 - 1)
+_sizes = optional(either(_size, ListOf(item=_size)))
+_backbone: dict[str, Kind] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), optional(integer(1, 10**5))),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_key_value_heads", "num_kv_heads", "head_dim",
+         "intermediate_size", "n_inner", "ffn_hidden_size", "vocab_size", "max_position_embeddings", "n_positions"),
+        _sizes,
+    ),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+                    optional(number(0.0, high=1.0))),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), _flag),
+    "rope_theta": optional(number(above=0.0)),
+    "model_type": _name, "architectures": _names, "hidden_act": _name,
+    "rope_scaling": optional(Record(others=PLAIN)), "rope_parameters": optional(Record(others=PLAIN)),
+    "quantization_config": optional(Record(others=ANY)), "auto_map": optional(TableOf(value=ANY)),
+}  # fmt: skip
+BACKBONE_CONFIG = Record(
+    fields={**_backbone, "text_config": optional(Record(fields=_backbone, others=ANY))}, others=ANY
+)
+
+_token = optional(either(TEXT, Record(fields={"content": TEXT}, others=ANY)))
+TOKENIZER_CONFIG = Record(
+    fields={
+        "model_max_length": optional(number(1.0)), "tokenizer_class": _name,
+        "chat_template": optional(either(TEXT, ListOf(item=TableOf(value=TEXT)), TableOf(value=TEXT))),
+        "model_input_names": _names, "added_tokens_decoder": optional(TableOf(value=Record(others=ANY))),
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _token),
+        **dict.fromkeys(("padding_side", "truncation_side"), optional(one_of("left", "right"))),
+        **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"), _flag),
+    },
+    others=ANY,
+)  # fmt: skip
+
+SCHEMAS: dict[str, Kind] = {
+    "adapter_config.json": ADAPTER_CONFIG,
+    "config.json": BACKBONE_CONFIG,
+    "tokenizer_config.json": TOKENIZER_CONFIG,
+    INDEX: Record(fields={"weight_map": TableOf(value=NAME)}, required=["weight_map"], others=ANY),
+    "lorasuite_finetune.json": TableOf(value=PLAIN),
+}
+"""File name -> schema."""
