@@ -227,10 +227,11 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / "broken" / name).write_bytes((upgraded / name).read_bytes())
     (tmp_path / "broken" / "lorasuite_report.json").write_text('{"method": {"name": "lorasuite"}}')
-    with pytest.raises(LoraSuiteError, match="lorasuite_report.json, adapter: missing value"):
+    with pytest.raises(LoraSuiteError, match=r"lorasuite_report.json, adapter: missing value"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
-    (tmp_path / "broken" / "lorasuite_report.json").write_text('{"revisions": 5}')
-    with pytest.raises(LoraSuiteError, match=r"malformed revisions in the report .got 5"):
+    report = json.loads((upgraded / "lorasuite_report.json").read_text()) | {"revisions": 5}
+    (tmp_path / "broken" / "lorasuite_report.json").write_text(json.dumps(report))
+    with pytest.raises(LoraSuiteError, match=r"lorasuite_report.json, revisions: malformed value .got 5"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
     (tmp_path / "rows" / "b.json").mkdir(parents=True)
     with pytest.raises(LoraSuiteError, match="malformed result"):
