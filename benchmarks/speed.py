@@ -3,8 +3,9 @@
     python benchmarks/speed.py --old OLD --new NEW --adapter ADAPTER --map MAP [--only layer,reading,...]
     python benchmarks/speed.py --only demo,start-up
 
-OLD, NEW, ADAPTER and MAP are folders of a real pair; ``layer`` and ``growth`` make random backbones of their own, and
-``demo`` compares upgrades of the demo pair with full retraining, as Figure 1 of the LoRASuite paper does. Each figure
+OLD, NEW, ADAPTER and MAP are folders of a real pair; ``layer`` and ``growth`` make random backbones of their own,
+``demo`` compares upgrades of the demo pair with full retraining, as Figure 1 of the LoRASuite paper does, and
+``dtypes`` compares float32 with bfloat16 on the given pair, or on the demo pair. Each figure
 is a JSON file under --out, written when measured; delete one to measure it again. Repeated timings give the fastest
 run.
 """
@@ -25,6 +26,7 @@ import torch
 from common import ATTENTION, RESULTS, fastest, stage
 from safetensors import safe_open
 from speed_demo import compare, draw, run_one
+from speed_dtype import dtypes
 from speed_growth import grow
 from speed_layer import WEIGHTS_ONLY, layer
 
@@ -155,7 +157,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "layer": layer, "reading": reading, "upgrade": one_upgrade, "collection": collection, "sections": section,
-    "start-up": start_up, "calibration": calibration, "growth": grow, "demo": compare,
+    "start-up": start_up, "calibration": calibration, "growth": grow, "demo": compare, "dtypes": dtypes,
 }  # fmt: skip
 
 
@@ -166,6 +168,8 @@ def main() -> None:
     parser.add_argument("--new", help="new backbone, a folder")
     parser.add_argument("--adapter", help="adapter of the old backbone, a folder")
     parser.add_argument("--map", help="the pair's upgrade map, a folder")
+    parser.add_argument("--prompts", help="prompts of ``dtypes``, a file; by default the built-in ones")
+    parser.add_argument("--number", type=int, default=64, help="how many of them are read (default: 64)")
     parser.add_argument("--layers", type=int, default=2, help="layers that are timed in the naive form (default: 2)")
     parser.add_argument(
         "--scratch", default=tempfile.gettempdir() + "/peft-lorasuite-speed", help="folder for random backbones"
