@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Exclude the imported libraries from garbage collection: each ``gc.collect()`` of an upgrade takes .2 s with them."""
+    """Exclude the imported libraries from garbage collection, which takes .2 s with them, four times an upgrade."""
     gc.collect()
     gc.freeze()
 
