@@ -11,8 +11,10 @@ from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
 from ..io.source import Source, split_revision
 from ..models.backbone import Backbone
+from ..models.config import load_config
 from ..models.dtype import choose_dtype
-from ..models.loading import load_causal_lm, load_errors
+from ..models.loading import check_depth, load_causal_lm, load_errors
+from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .peft_format import CONFIG, WEIGHTS
 from .reading import base_model_of, read_config
@@ -22,8 +24,9 @@ def load_model(source: Source) -> Any:
     """Load a causal language model of any architecture in transformers, on GPUs if there are any."""
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter", where=source.name, wanted="a backbone")
-    source.require("config.json")
+    config = load_config(source).get_text_config()
     checkpoint = Checkpoint(source)
+    check_depth(checkpoint, getattr(config, "num_hidden_layers", None) or 1, where=repr(source))
     checkpoint.fetch()  # raises for pickle files and missing shards
     where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.accelerator.is_available() else None
@@ -76,8 +79,6 @@ def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
         tokenizer: A tokenizer, a folder or Hub id, or None.
         revision: Revision of the model's own tokenizer.
     """
-    from transformers import AutoTokenizer
-
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         return tokenizer
     if tokenizer:
@@ -86,12 +87,8 @@ def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
         name = str(getattr(model.config, "_name_or_path", "") or "")
     if not name:
         raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
-    except Exception as error:  # see Backbone.tokenizer
-        raise LoraSuiteError(
-            f"the tokenizer cannot be loaded: {short_message(error)}", where=name, do="pass tokenizer="
-        ) from error
+    source = Source(name, "tokenizer", revision)
+    return open_tokenizer(source, name, do="pass tokenizer=", revision=revision or "main")
 
 
 def old_backbone_loader(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:

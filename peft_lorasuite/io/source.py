@@ -263,8 +263,10 @@ def read_json(path: Path, *, where: str, schema: Kind | None = None) -> dict[str
 
 def _check_file_name(filename: str, source: Source) -> None:
     path = Path(filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in filename or CONTROL.search(filename):
-        raise LoraSuiteError("not the name of a file in this folder", where=source.name, got=repr(filename))
+    if path.is_absolute() or ".." in path.parts or "\\" in filename:
+        raise LoraSuiteError("a file name points outside its folder", where=source.name, got=repr(filename))
+    if CONTROL.search(filename):
+        raise LoraSuiteError("a file name has control characters", where=source.name, got=repr(filename))
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class Identity:
 
 def read_identity(backbone: Backbone) -> Identity:
     """Read a backbone's identity, and only the sampled rows of its weights."""
+    backbone.check_depth()
     return Identity(
         backbone.name,
         backbone.source.commit,

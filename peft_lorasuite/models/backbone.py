@@ -14,14 +14,15 @@ from torch import Tensor
 from ..arch.layout import split
 from ..arch.registry import architecture
 from ..arch.spec import Architecture
-from ..errors import LoraSuiteError, short_message
+from ..errors import LoraSuiteError
 from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
-from .loading import check_model, load_causal_lm, load_errors
+from .loading import check_depth, check_model, load_causal_lm, load_errors
 from .offload import DISK, clean_offload_folder, disk_options
 from .restore import restore_model
+from .tokenizer import open_tokenizer
 from .upcast import compute_in_float32
 
 NAMELESS = "a model in memory"
@@ -114,22 +115,15 @@ class Backbone:
         Raises:
             LoraSuiteError: When it cannot be loaded or is not a fast tokenizer.
         """
-        from transformers import AutoTokenizer
-
         if self.in_memory and self.name == NAMELESS:
             raise LoraSuiteError(
                 "the model does not say where its tokenizer is", where=repr(self), wanted="a folder or Hub id",
                 do="set model.config._name_or_path to where it was loaded from",
             )  # fmt: skip
         config = self.config if self.arch.runs_as else None  # otherwise transformers looks for the unknown type's code
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._location(), config=config, **self._access())
-        except Exception as error:  # the tokenizers library raises a bare Exception for a file that it cannot read
-            raise LoraSuiteError(
-                f"the tokenizer cannot be loaded: {short_message(error)}",
-                where=repr(self),
-                do="fetch its tokenizer files again",
-            ) from error
+        tokenizer = open_tokenizer(
+            self.source, self._location(), do="fetch its tokenizer files again", config=config, **self._access()
+        )
         if not tokenizer.is_fast:
             raise LoraSuiteError(
                 "the tokenizer returns no character offsets", where=repr(self),
@@ -158,6 +152,10 @@ class Backbone:
             if name in self.weights:
                 return name
         raise LoraSuiteError("the checkpoint lacks a tensor", where=repr(self), wanted=path, do="fetch it again")
+
+    def check_depth(self) -> None:
+        """Raise `LoraSuiteError` if the checkpoint has fewer layers than its config, before one of them is read."""
+        check_depth(self.weights, self.arch.layers, where=repr(self))
 
     def tensor(self, path: str) -> Tensor:
         """Read one tensor in float32.
@@ -238,6 +236,7 @@ class Backbone:
         """
         if self._model is not None:
             return self._model
+        self.check_depth()
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
         device_map = self.device_map if device_map is None else device_map

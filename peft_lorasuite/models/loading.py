@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,22 @@ def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any
             "the checkpoint lacks a tensor", where=where, wanted=f"{missing[0]}{more}", do="fetch it again"
         )
     return model
+
+
+def check_depth(names: Iterable[str], layers: int, *, where: str) -> None:
+    """Raise `LoraSuiteError` if a checkpoint has fewer layers than its config; building them first can take minutes.
+
+    Args:
+        names: Names of the checkpoint's tensors.
+        layers: Number of layers in the config.
+        where: The backbone, for the message.
+    """
+    found = {int(part) for name in names for part in name.split(".") if part.isdecimal() and len(part) < 10}
+    if found and max(found) + 1 < layers:
+        raise LoraSuiteError(
+            "the checkpoint has fewer layers than its config", where=where, got=f"{max(found) + 1} layers",
+            wanted=f"{layers} layers", do="fix the number of layers in config.json, or fetch the backbone again",
+        )  # fmt: skip
 
 
 def check_model(model: Any) -> nn.Module:

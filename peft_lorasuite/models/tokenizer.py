@@ -1,0 +1,38 @@
+"""Loading of tokenizers, with a check that they can encode a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import LoraSuiteError, short_message
+from ..io.source import Source
+
+CONFIG, SAMPLE = "tokenizer_config.json", "A cat."
+
+
+def open_tokenizer(source: Source, location: str, *, do: str, **options: Any) -> Any:
+    """Load a tokenizer with transformers.
+
+    Args:
+        source: The folder or repository of the tokenizer.
+        location: Its folder or Hub id, as transformers takes it.
+        do: What the error advises.
+        options: Keyword arguments of ``AutoTokenizer.from_pretrained``.
+
+    Raises:
+        LoraSuiteError: If a file is missing or malformed, or the tokenizer cannot encode a text.
+    """
+    from transformers import AutoTokenizer
+
+    if source.fetch(CONFIG) is not None:
+        source.read_json(CONFIG)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer.decode(tokenizer(SAMPLE)["input_ids"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises bare and panic exceptions for files it cannot read
+        raise LoraSuiteError(
+            f"the tokenizer cannot be loaded: {short_message(error)}", where=repr(source), do=do
+        ) from error
+    return tokenizer
