@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 
+from .adapters.fit_vocabulary import fit_vocabulary
 from .errors import LoraSuiteError, check_seed, short_message
 from .io.output import write_errors
 from .io.source import LoadOptions
@@ -74,7 +75,8 @@ def from_upgraded(
         progress: Shows the progress.
 
     Returns:
-        PEFT's own model class, in evaluation mode unless ``is_trainable``, with the report as ``upgrade_report``.
+        PEFT's own model class, in evaluation mode unless ``is_trainable``, with the report as ``upgrade_report`` and,
+        if tokens were added for the adapter, the tokenizer with these tokens as ``adapter_tokenizer``.
 
     Raises:
         LoraSuiteError: If an input is missing, malformed or unsupported.
@@ -113,6 +115,8 @@ def attach(
 ) -> peft.PeftModel:
     """Load an upgraded adapter onto a loaded backbone, through PEFT's own loader.
 
+    If tokens were added for the adapter, the backbone is resized first.
+
     Args:
         model: The new backbone, a loaded transformers model.
         upgraded: The upgraded adapter.
@@ -122,8 +126,11 @@ def attach(
     with tempfile.TemporaryDirectory() as folder:
         with write_errors(folder):
             upgraded.write(Path(folder))
-        loaded = peft.PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
-    loaded.upgrade_report = upgraded.report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        fit_vocabulary(model, Path(folder))
+        loaded: Any = peft.PeftModel.from_pretrained(
+            model, folder, adapter_name=adapter_name, is_trainable=is_trainable
+        )
+    loaded.upgrade_report, loaded.adapter_tokenizer = upgraded.report, upgraded.tokenizer
     return loaded
 
 

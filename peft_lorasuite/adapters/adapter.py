@@ -13,6 +13,7 @@ from ..arch.layout import head_rows
 from ..arch.spec import Architecture, Site
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, stack
+from .added_tokens import AddedTokens
 from .token_tables import TableUpdate
 
 Key = tuple[int, str]
@@ -36,6 +37,7 @@ class Adapter:
         extras: PEFT name -> tensor that is written unchanged.
         settings: Additional entries of the written config.
         facts: Measurements while it was read, for the report.
+        added: Tokens that were added to its backbone, if any.
     """
 
     arch: Architecture
@@ -50,6 +52,7 @@ class Adapter:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    added: AddedTokens | None = None
 
     @property
     def origin(self) -> str:

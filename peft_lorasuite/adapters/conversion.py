@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from ..io.source import Source
 from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
-from .peft_format import CONFIG, PREFIX
-from .peft_model import add_adapter_strict
+from .key_names import parse_names
+from .peft_format import PREFIX
+from .peft_model import add_adapter_strict, normalized_folder
+from .token_tables import DELTA, find_table
 
 RANK = 16
 """Default rank of the LoRA, unless the adapter's config has a larger ``r``."""
@@ -38,16 +42,20 @@ def convert_to_lora(
         from_tensors: The function of `parsing` that returns an `Adapter`.
     """
     # random state forked, because PEFT initializes factors randomly before it loads them
-    with old.running(dtype=torch.float32, device_map="cpu") as backbone, torch.random.fork_rng():
-        model = add_adapter_strict(backbone, source.require(CONFIG).parent, source.name)
+    running = old.running(dtype=torch.float32, device_map="cpu")
+    with running as backbone, torch.random.fork_rng(), tempfile.TemporaryDirectory() as written:
+        folder = normalized_folder(source, config, tensors, old.arch, Path(written))
+        model = add_adapter_strict(backbone, folder, source.name)
         layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         rank = min(rank or max(int(config.get("r") or 0), RANK), smallest)
         factors, biases, kept = _convert_layers(model, layers, rank, config)
-    plain = {"peft_type": "LORA", "task_type": config.get("task_type")}
+    plain = {"peft_type": "LORA"} | {name: config.get(name) for name in ("task_type", "trainable_token_indices")}
     lora = {f"{PREFIX}{name}.lora_{end}.weight": value for name, pair in factors.items()
             for end, value in (("A", pair.A), ("B", pair.B))}  # fmt: skip
     lora |= {f"{PREFIX}{name}.lora_B.bias": bias for name, bias in biases.items()}
+    saved = {name: key for name, key in parse_names(tensors, old.arch).items() if find_table(key.module, old.arch)}
+    lora |= {name: tensors[name] for name, key in saved.items() if key.ending in ("weight", DELTA)}
     adapter = from_tensors(lora, plain, old.arch, source=source, old=old)
     facts = {"converted": {"from": config["peft_type"], "rank": rank, "energy_kept": round(kept, 6)}}
     return replace(adapter, **_source_names(adapter, tensors, set(factors)), facts=facts)
@@ -133,10 +141,13 @@ def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[
 
     Tensors outside of any module, such as VB-LoRA's vector bank, belong to every update.
     """
-    owners = {name: next((m for m in modules if name.startswith(f"{PREFIX}{m}.")), None) for name in tensors}
+    parsed = parse_names(tensors, adapter.arch)
+    owners = {
+        name: next((m for m in modules if f"{key.module}.".startswith(f"{m}.")), None) for name, key in parsed.items()
+    }
     paths = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
     common = [name for name, owner in owners.items() if owner is None and "." not in name.removeprefix("base_model.")]
     names = {key: (*(name for name, owner in owners.items() if owner == path), *common) for key, path in paths.items()}
-    used = {name for owned in names.values() for name in owned}
+    used = {name for owned in [*names.values(), *(table.names for table in adapter.tables.values())] for name in owned}
     reason = "it is not in a linear module of a decoder layer"
     return {"names": names, "unused": {name: reason for name in tensors if name not in used}}

@@ -31,7 +31,7 @@ ENDINGS = (
     (re.compile(r"\.trainable_tokens_delta\.[^.]+$"), ".trainable_tokens_delta"),
 )
 """Endings with adapter names or containers -> replacement without them."""
-COPIES = re.compile(r"\.(?:original_module|token_adapter\.base_layer)\.(?:weight|bias)$")
+COPIES = re.compile(r"\.((?:original_module|token_adapter\.base_layer)\.(?:weight|bias))$")
 COPY = "a copy of the backbone's weight, which PEFT saves with its update"
 
 
@@ -61,17 +61,16 @@ def parse_name(name: str, arch: Architecture) -> KeyName:
     path = name
     while path.startswith(PREFIX):
         path = path.removeprefix(PREFIX)
-    if COPIES.search(path):
-        module, ending = split_ending(path)
-        return KeyName(module, ending, module, COPY)
+    copy = COPIES.search(path)
     for pattern, short in ENDINGS:
         path = pattern.sub(short, path)
-    saved, ending = split_ending(path)
+    saved, ending = (path[: copy.start()], copy[1]) if copy else split_ending(path)
     parts = [part for part in saved.removeprefix("module.").split(".") if part not in WRAPPERS]
     tower = next((part for part in parts if OTHER_TOWERS.fullmatch(part)), None)
     if tower is not None and "layers" not in parts[: parts.index(tower)]:
         return KeyName(".".join(parts), ending, saved, f"it belongs to {tower}, not to the text model")
-    return KeyName(_backbone_path([part for part in parts if part not in TEXT_TOWERS], parts, arch), ending, saved)
+    module = _backbone_path([part for part in parts if part not in TEXT_TOWERS], parts, arch)
+    return KeyName(module, ending, saved, COPY if copy else "")
 
 
 def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..models.dtype import choose_dtype
 from ..models.loading import check_depth, load_causal_lm, load_errors
 from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
+from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
 from .reading import base_model_of, read_config
+from .tokenizer import fetch_tokenizer
 
 
 def load_model(source: Source) -> Any:
@@ -47,11 +50,15 @@ def adapter_folder(source: Source) -> Path:
         raise no_safetensors_error(source, WEIGHTS)
     if not read_tensors(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would load a newly initialized adapter
         raise LoraSuiteError("the adapter has no tensors", where=f"{source.name}/{WEIGHTS}", do="fetch it again")
+    fetch_tokenizer(source)
     return source.require(CONFIG).parent
 
 
 def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
-    """Add an adapter to a model with PEFT.
+    """Add an adapter to a model with PEFT, after resizing the model's token tables to those of the adapter.
+
+    The attribute ``adapter_tokenizer`` of the result is the tokenizer in the folder if it has tokens that the model's
+    own lacks, else None.
 
     Args:
         model: The backbone.
@@ -62,25 +69,33 @@ def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_train
     """
     from peft import PeftModel
 
+    tokenizer = find_tokenizer(folder, partial(load_tokenizer, model, None))
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        fit_vocabulary(model, folder)
+        loaded: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except LoraSuiteError:
+        raise
     except Exception as error:  # for a malformed config PEFT raises many kinds of errors
         raise LoraSuiteError(
             f"the adapter does not fit {base}: {short_message(error)}", where=source,
             do="pass the backbone that it was made for, or fetch it again",
         ) from error  # fmt: skip
+    loaded.adapter_tokenizer = tokenizer
+    return loaded
 
 
 def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
-    """Return the tokenizer, load it by its name, or if it is None load the tokenizer of the model.
+    """Return the tokenizer, load it by its name, or if it is None load the tokenizer of the adapter or the model.
 
     Args:
-        model: The model.
+        model: The model, with an adapter's tokenizer as ``adapter_tokenizer`` if it has one.
         tokenizer: A tokenizer, a folder or Hub id, or None.
         revision: Revision of the model's own tokenizer.
     """
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         return tokenizer
+    if tokenizer is None and getattr(model, "adapter_tokenizer", None) is not None:
+        return model.adapter_tokenizer
     if tokenizer:
         name, revision = split_revision(tokenizer)
     else:

@@ -15,10 +15,10 @@ from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
-from .key_names import group_by_module, parse_names
+from .key_names import COPY, group_by_module, parse_names
 from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
 from .peft_format import LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
-from .token_tables import TableUpdate, find_table, read_table
+from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
 
 
 @dataclass
@@ -54,6 +54,9 @@ class ParsedAdapter:
         parsed = parse_names(self.tensors, self.arch)
         groups, unused = group_by_module(parsed)
         self.unused |= unused
+        for name in tied_copies(groups, self.tensors, self.arch):
+            self._skip([name], COPY)
+            groups[parsed[name].module].pop(parsed[name].ending)
         self.saved = {key.module: key.saved_module for key in parsed.values() if not key.reason}
         for path, owned in groups.items():
             self._parse_module(path, owned)
@@ -66,11 +69,15 @@ class ParsedAdapter:
             others = [owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]]
             self._skip(others, f"a {kind} has no such tensor in a linear module, and the config describes a {kind}")
             self._parse_linear(path, owned, *place)
-        elif table is not None and kind == "lora" and set(owned) - {*UNUSED_TABLE_ENDINGS}:
+        elif (
+            table is not None
+            and (kind == "lora" or set(owned) & {"weight", DELTA})
+            and owned.keys() - {*UNUSED_TABLE_ENDINGS}
+        ):
             self.unused |= {owned.pop(ending): why for ending, why in UNUSED_TABLE_ENDINGS.items() if ending in owned}
             self._parse_table(path, owned, table)
         elif table is not None and kind != "lora":
-            self._skip(owned.values(), f"{kind} of a token table is not transferred; train it as LoRA instead")
+            self._skip(owned.values(), f"a {kind} of a token table is not transferred; train it as LoRA instead")
         else:
             self._skip(owned.values(), skip_reason(owned, self.arch.family))
 

@@ -52,8 +52,8 @@ UNUSED_TABLE_ENDINGS = {
 }
 """Ending of a tensor that can be saved with a token table's update -> why it is not transferred."""
 OTHER_FORMULAS = (
-    "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication",
-    "monteclora_config", "target_parameters", "use_bdlora", "use_qalora",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "target_parameters", "use_bdlora", "use_qalora",
 )  # fmt: skip
 """Options with which a LoRA computes something else than ``W + scaling * B A``."""
 
@@ -134,12 +134,20 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             "save_pretrained(..., path_initial_model_for_weight_conversion=INITIAL_ADAPTER)",
         )  # fmt: skip
     for option in OTHER_FORMULAS:
-        if config.get(option):
+        if _has_effect(option, config.get(option)):
             raise LoraSuiteError(
                 f"adapters with {option} are not transferred", where=where, got=config[option],
                 do="train the adapter again without that option",
             )  # fmt: skip
     _check_adalora(config, where)
+
+
+def _has_effect(option: str, value: Any) -> bool:
+    """Whether PEFT computes something else for this value; an empty object is a sub-config with its defaults."""
+    if option == "layer_replication" and isinstance(value, list) and all(isinstance(one, list) for one in value):
+        layers = [layer for start, end in (one for one in value if len(one) == 2) for layer in range(start, end)]
+        return layers != list(range(len(layers)))
+    return bool(value) or isinstance(value, dict)
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import read_tensors
+from ..io.source import Source
 from ..models.backbone import Backbone
 from .adapter import Adapter
-from .key_names import KeyName, parse_names
+from .key_names import KeyName, group_by_module, parse_names
 from .modules import scaling
-from .peft_format import CONFIG, WEIGHTS
+from .peft_format import CONFIG, OTHER_FORMULAS, WEIGHTS
+from .token_tables import DELTA, find_table, tied_copies, trained_tokens
 from .writing import write_adapter
 
 UNPATTERNED = ("layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters", "layer_replication")
 """Config entries that select modules; a list of full module names replaces them."""
+
+WITHOUT_EFFECT = {
+    **dict.fromkeys((*OTHER_FORMULAS, "trainable_token_indices")), "use_qalora": False, "ensure_weight_tying": False
+}  # fmt: skip
+"""Config entries that are left out where they have no effect, and PEFT's defaults: it does not accept all values."""
 
 
 @contextmanager
@@ -38,7 +47,14 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
     """
     with backbone.running() as model, tempfile.TemporaryDirectory() as written:
-        folder = _normalized_folder(adapter, backbone, Path(written))
+        folder = Path(written)
+        if adapter.source is None:
+            write_adapter(adapter, folder, base=backbone.name)
+        else:
+            tensors = read_tensors(adapter.source.require(WEIGHTS), where=f"{adapter.origin}/{WEIGHTS}")
+            own = [name for update in adapter.tables.values() for name in update.names
+                   if update.form == "full" and not len(update.ids)]  # fmt: skip
+            folder = normalized_folder(adapter.source, adapter.config, tensors, backbone.arch, folder, own)
         with torch.random.fork_rng():  # PEFT initializes factors randomly before it loads them
             adapted = add_adapter_strict(model, folder, adapter.origin).eval()
         yield adapted if backbone.in_memory else adapted.merge_and_unload().eval()
@@ -81,32 +97,53 @@ def _abbreviate(keys: list[str]) -> str | None:
     return (keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "")) if keys else None
 
 
-def _normalized_folder(adapter: Adapter, backbone: Backbone, scratch: Path) -> Path:
-    """Return a folder with the adapter under PEFT's names: its own folder if it uses them, else ``scratch``."""
-    if adapter.source is None:
-        write_adapter(adapter, scratch, base=backbone.name)
-        return scratch
-    folder, weights = adapter.source.require(CONFIG).parent, adapter.source.require(WEIGHTS)
-    tensors = read_tensors(weights, where=f"{adapter.origin}/{WEIGHTS}")
-    parsed = parse_names(tensors, backbone.arch)
-    if all(name == key.peft_name and not key.reason for name, key in parsed.items()):
-        return folder
+def normalized_folder(
+    source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: Architecture, scratch: Path,
+    own_tables: Collection[str] = (),
+) -> Path:  # fmt: skip
+    """Return a folder with an adapter under PEFT's names: its own folder if it uses them, else ``scratch``.
+
+    Args:
+        source: Folder or repository of the adapter.
+        config: Its PEFT config.
+        tensors: Saved name -> tensor.
+        arch: Architecture of the backbone.
+        scratch: An empty folder.
+        own_tables: Names of token tables that the backbone has already.
+    """
+    parsed = parse_names(tensors, arch)
+    groups, _ = group_by_module(parsed)
+    copies = {*own_tables, *tied_copies(groups, tensors, arch)}
+    kept = {owned[end]: parsed[owned[end]] for owned in groups.values() for end in owned
+            if owned[end] not in copies and end != "base_layer.weight"}  # fmt: skip
+    named = len(kept) == len(parsed) and all(name == key.peft_name for name, key in kept.items())
+    if named and all(config.get(name, default) == default for name, default in WITHOUT_EFFECT.items()):
+        return source.require(CONFIG).parent
     from safetensors.torch import save_file
 
-    kept = {name: key for name, key in parsed.items() if not key.reason}
     save_file({key.peft_name: tensors[name].contiguous() for name, key in kept.items()}, scratch / WEIGHTS)
-    config = _explicit_config(adapter.config, tensors, kept)
-    (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (scratch / CONFIG).write_text(json.dumps(_explicit_config(config, tensors, kept, arch)), encoding="utf-8")
     return scratch
 
 
 def _explicit_config(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], parsed: Mapping[str, KeyName]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], parsed: Mapping[str, KeyName], arch: Architecture
 ) -> dict[str, Any]:
     """Return a config with all modules by their full names, ranks and alphas: patterns may match only saved names."""
+    whole = {name for name in config.get("modules_to_save") or [] if find_table(name, arch) is None}
+    whole |= {key.module for key in parsed.values() if key.ending == "weight" and find_table(key.module, arch)}
+    tables = {key.module: find_table(key.module, arch) or "" for key in parsed.values() if key.ending == DELTA}
+    indices = config.get("trainable_token_indices")
+    explicit = {
+        **{name: value for name, value in config.items() if name not in WITHOUT_EFFECT},
+        **{name: None for name in UNPATTERNED if name in config},
+        "modules_to_save": sorted(whole) or None,
+        "trainable_token_indices": {path: trained_tokens(indices, table, arch) for path, table in tables.items()}
+        or None,
+    }
     if config["peft_type"] != "LORA":
-        modules = {key.module for key in parsed.values()}
-        return {**config, "target_modules": sorted(modules)} if config.get("target_modules") else dict(config)
+        explicit = {name: value for name, value in explicit.items() if name in config}
+        return explicit | _explicit_modules(config, [key.module for key in parsed.values()], arch)
     ranks, alphas = {}, {}
     for name, key in parsed.items():
         if key.ending in ("lora_A.weight", "lora_embedding_A"):
@@ -115,10 +152,29 @@ def _explicit_config(
             ranks[key.module], alphas[key.module] = rank, scaling(config, key.saved_module, rank) * root
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else config.get("r", 8)
     return {
-        **config,
-        **{name: None for name in UNPATTERNED if name in config},
+        **explicit,
         "target_modules": sorted(ranks),
         "r": common,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != common},
         "alpha_pattern": alphas,
     }
+
+
+def _explicit_modules(config: Mapping[str, Any], paths: Iterable[str], arch: Architecture) -> dict[str, Any]:
+    """Return the entries of another PEFT type that list modules, with full names.
+
+    Args:
+        config: The adapter's PEFT config.
+        paths: Paths of tensors without PEFT's prefix.
+        arch: Architecture of the backbone.
+    """
+    roots = re.compile(
+        rf"{re.escape(arch.layer_path)}\.\d+\.(?:{'|'.join(re.escape(site.path) for site in arch.sites)})"
+    )
+    modules = sorted({found[0] for path in paths if (found := roots.match(path))})
+    entries = {"target_modules": modules} if config.get("target_modules") else {}
+    forward = config.get("feedforward_modules")  # of IA3
+    if isinstance(forward, list):
+        entries["feedforward_modules"] = [path for path in modules if path.rpartition(".")[2] in
+                                          {name.rpartition(".")[2] for name in forward}]  # fmt: skip
+    return entries

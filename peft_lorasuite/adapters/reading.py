@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..arch.spec import Architecture
@@ -10,6 +11,7 @@ from ..io.checkpoint import no_safetensors_error, open_safetensors, read_tensors
 from ..io.source import Source
 from ..models.backbone import Backbone
 from .adapter import Adapter
+from .added_tokens import read_added_tokens
 from .parsing import from_tensors
 from .peft_format import CONFIG, DIRECT_KINDS, LORA_DEFAULTS, WEIGHTS, check_config, needs_backbones
 from .token_tables import needs_backbone_error
@@ -60,13 +62,16 @@ def read_adapter(
         raise no_safetensors_error(source, WEIGHTS)
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_tensors(path, where=where)
+    added = None if old is None else read_added_tokens(source, tensors, config, old)
+    if added is not None:
+        old, arch = added.backbone, added.backbone.arch
     if config["peft_type"] not in DIRECT_KINDS:
         from .conversion import convert_to_lora
 
         if old is None:
             raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
-        return convert_to_lora(source, config, tensors, old, rank, from_tensors)
-    return from_tensors(tensors, config, arch, source=source, old=old)
+        return replace(convert_to_lora(source, config, tensors, old, rank, from_tensors), added=added)
+    return replace(from_tensors(tensors, config, arch, source=source, old=old), added=added)
 
 
 def base_model_of(

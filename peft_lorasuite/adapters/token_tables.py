@@ -14,6 +14,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, check_values
 from ..models.backbone import Backbone
+from .peft_format import PREFIX
 
 EMBEDDING, LINEAR = ("lora_embedding_A", "lora_embedding_B"), ("lora_A.weight", "lora_B.weight")
 DELTA = "token_adapter.trainable_tokens_delta"
@@ -27,7 +28,7 @@ class TableUpdate:
     Attributes:
         form: ``lora``, ``full`` (``modules_to_save``) or ``tokens`` (``trainable_token_indices``); the result is saved
             in the same form.
-        ids: Token ids of the rows, ``(tokens,)``.
+        ids: Token ids of the rows, ``(tokens,)``; none if the table was saved and is the backbone's own.
         rows: ``(tokens, rank)``.
         shared: ``(rank, hidden)``.
         names: Names of the tensors that it was read from.
@@ -69,8 +70,7 @@ def read_table(
     Raises:
         LoraSuiteError: If a tensor is missing or malformed, or the backbone is needed and not given.
     """
-    module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
-    tokens = _trained_tokens(config.get("trainable_token_indices"), module) if DELTA in used else []
+    tokens = trained_tokens(config.get("trainable_token_indices"), table, arch) if DELTA in used else []
     tensors = {end: tensor.float() for end, tensor in used.items()}
     form = _check_form(tensors, arch.hidden, len(tokens), where)
     if form == "lora":
@@ -82,16 +82,16 @@ def read_table(
         raise needs_backbone_error(f"the update of the {table} is saved as new values")
     weight = old.tensor(f"{arch.embedding if table == 'embedding' or arch.tied else arch.head}.weight")
     if form == "full":
-        delta, ids = tensors["weight"].clone(), torch.arange(len(tensors["weight"]))
-        count = min(len(weight), len(delta))  # further rows belong to tokens that were added to the backbone
-        delta[:count] -= weight[:count]
+        ids, saved = torch.arange(len(weight)), used["weight"]
     else:
-        if not all(type(token) is int and 0 <= token < len(weight) for token in tokens):
+        if tokens and max(tokens) >= len(weight):
             raise _indices_error(where, repr(tokens)[:80], f"distinct integers from 0 to {len(weight) - 1}")
-        ids = torch.tensor(sorted(tokens))
-        delta = tensors[DELTA][torch.tensor(tokens).argsort()] - weight[ids]
+        ids, order = torch.tensor(tokens).sort()
+        saved = used[DELTA][order]
+    changed = (saved != weight[ids].to(saved.dtype)).any(dim=1)  # compared in the dtype in which they were saved
+    ids, delta = ids[changed], saved[changed].float() - weight[ids[changed]]
     check_values(delta, where=where)
-    return TableUpdate(form, ids, delta, torch.eye(delta.shape[1]), names)
+    return TableUpdate(form, ids, delta, torch.eye(arch.hidden), names)
 
 
 def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
@@ -116,13 +116,42 @@ def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: s
     return form
 
 
-def _trained_tokens(indices: Any, module: str) -> list[int]:
-    """Return the ids of a table's trained tokens; the config has one list for all tables, or one per table."""
+def trained_tokens(indices: Any, table: str, arch: Architecture) -> list[int]:
+    """Return the ids of a table's trained tokens.
+
+    The config has one list for all tables, or one per module; a tied head follows the embedding.
+
+    Raises:
+        LoraSuiteError: If the config names none, or names them twice.
+    """
+    module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
     if isinstance(indices, dict):
-        indices = next((values for name, values in indices.items() if name.endswith(module)), None)
-    if not isinstance(indices, list) or len({repr(token) for token in indices}) < max(len(indices), 1):
+        named = {name.rpartition(".")[2]: values for name, values in indices.items()}
+        other = arch.embedding.rpartition(".")[2]
+        indices = named.get(module, named.get(other) if table == "head" and arch.tied else None)
+    valid = isinstance(indices, list) and all(type(token) is int and token >= 0 for token in indices)
+    if not valid or len(set(indices)) < max(len(indices), 1):
         raise _indices_error(module, repr(indices)[:80], "a list of distinct integers")
     return indices
+
+
+def tied_copies(
+    groups: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Tensor], arch: Architecture
+) -> list[str]:
+    """Return the names of trained tokens that change nothing: an empty list, and those of a tied head.
+
+    PEFT saves the tokens of a tied embedding once more for the head.
+
+    Args:
+        groups: Module -> ending -> saved name.
+        tensors: Saved name -> tensor.
+        arch: Architecture of the backbone.
+    """
+    found = {path: owned[DELTA] for path, owned in groups.items() if DELTA in owned}
+    empty = [name for name in found.values() if not tensors[name].numel()]
+    head, embedding = found.get(arch.head), found.get(arch.embedding)
+    same = arch.tied and head and embedding and torch.equal(tensors[head], tensors[embedding])
+    return [*empty, *([head] if same and head not in empty else [])]
 
 
 def _indices_error(where: str, got: str, wanted: str) -> LoraSuiteError:
@@ -140,35 +169,45 @@ def needs_backbone_error(why: str) -> LoraSuiteError:
 
 
 def table_tensors(
-    table: str, update: TableUpdate, new: Backbone, prefix: str, rank: int, generator: torch.Generator
+    table: str, update: TableUpdate, new: Backbone, rank: int, generator: torch.Generator, added: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the PEFT tensors of a token table's update, and the config entries that belong to them.
 
     Args:
         table: ``embedding`` or ``head``.
         update: The update, for the tokens of the new backbone.
-        new: The new backbone.
-        prefix: Prefix of tensor names.
+        new: The new backbone, with the rows of added tokens.
         rank: Rank of a LoRA.
         generator: Source of the random rows that fill the rank up.
+        added: Ids of the added tokens, whose rows are saved in any case.
     """
     arch = new.arch
     path = arch.embedding if table == "embedding" else arch.head
-    short, module = path.rpartition(".")[2], f"{prefix}{path}"
+    short, module = path.rpartition(".")[2], f"{PREFIX}{path}"
+    weight = new.tensor(f"{arch.embedding if arch.tied else path}.weight")
     if update.form == "lora":
         resized = LowRank(update.shared, update.rows).truncated(rank)[0].padded(rank, generator)
         rows = torch.zeros(arch.vocabulary, rank)
         rows[update.ids] = resized.B
+        copy = {f"{module}.base_layer.weight": weight} if len(added) else {}
         if table == "head":
-            return {f"{module}.lora_A.weight": resized.A, f"{module}.lora_B.weight": rows}, {"target_modules": [path]}
-        factors = {"lora_embedding_A": rows.T.contiguous(), "lora_embedding_B": resized.A.T.contiguous()}
-        return {f"{module}.{end}": tensor for end, tensor in factors.items()}, {"target_modules": [path]}
-    weight = new.tensor(f"{path}.weight")
-    changed = weight[update.ids] + update.rows @ update.shared
-    if update.form == "full":
-        weight = weight.clone()
-        weight[update.ids] = changed
-        return {f"{module}.weight": weight}, {"modules_to_save": [short]}
-    order = update.ids.argsort()
-    values = {f"{module}.{DELTA}": changed[order].contiguous()}
-    return values, {"trainable_token_indices": {short: update.ids[order].tolist()}}
+            factors = {"lora_A.weight": resized.A, "lora_B.weight": rows}
+        else:
+            factors = {"lora_embedding_A": rows.T.contiguous(), "lora_embedding_B": resized.A.T.contiguous()}
+        return {f"{module}.{end}": tensor for end, tensor in factors.items()} | copy, {"target_modules": [path]}
+    weight[update.ids] += update.rows @ update.shared
+    bias = _head_bias(new) if table == "head" else None
+    if update.form == "full" or bias is not None:  # PEFT's token adapter leaves out the head's bias
+        tensors = {f"{module}.weight": weight} | ({} if bias is None else {f"{module}.bias": bias})
+        return tensors, {"modules_to_save": [short]}
+    ids = torch.cat([update.ids, added]).unique()
+    return {f"{module}.{DELTA}": weight[ids]}, {"trainable_token_indices": {short: ids.tolist()}}
+
+
+def _head_bias(new: Backbone) -> Tensor | None:
+    path = f"{new.arch.head}.bias"
+    try:
+        new.locate(path)
+    except LoraSuiteError:
+        return None
+    return new.tensor(path)

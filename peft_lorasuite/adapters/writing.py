@@ -1,4 +1,7 @@
-"""The files of an adapter: PEFT's config and weights, the report of its upgrade, the record of its training."""
+"""The files of an adapter: PEFT's config and weights, the report of its upgrade, the record of its training.
+
+If tokens were added for it, its tokenizer is one of them.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,10 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    name = str(model.active_adapter)
-    tensors = get_peft_model_state_dict(model, weights, adapter_name=name, save_embedding_layers=False)
+    name, tokenizer = str(model.active_adapter), getattr(model, "adapter_tokenizer", None)
+    tensors = get_peft_model_state_dict(
+        model, weights, adapter_name=name, save_embedding_layers=tokenizer is not None and _has_lora_table(model)
+    )
     save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     config = copy.copy(model.peft_config[name])
     config.inference_mode = True
@@ -42,6 +47,14 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     for file, value in ((REPORT, report and report.to_dict()), (RECORD, record)):
         if value is not None:
             (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _has_lora_table(model: Any) -> bool:
+    """Whether a token table has a LoRA: the rows of added tokens are then in its base layer."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(hasattr(table, "lora_A") for table in tables)
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from ..adapters.reading import base_model_of
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
+from ..models.extended import ExtendedBackbone, TableRows
 from ..models.generation import answer
 from ..text.examples import Example, format_example
 from ..text.templates import check_template, check_text
@@ -78,11 +79,11 @@ def load_models(
     if old_base is not None and old_adapter is None:
         raise LoraSuiteError("the old backbone is of no use without its adapter", where="--old-base", do="add --old")
     new = Backbone.open(base)
-    model = _load_with_adapter(new, adapter, revision, dtype, device_map)
-    models = [ChatModel("base", model, new, disable_adapter=True), ChatModel("upgraded", model, new)]
+    model, extended = _load_with_adapter(new, adapter, revision, dtype, device_map)
+    models = [ChatModel("base", model, new, disable_adapter=True), ChatModel("upgraded", model, extended)]
     if old_adapter is not None:
         old = Backbone.open(old_base) if old_base is not None else _open_base_of(old_adapter, old_revision)
-        old_model = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
+        old_model, old = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
         models.append(ChatModel("old + adapter", old_model, old))
     return models
 
@@ -131,12 +132,18 @@ def check_chat(template: str | None, length: int, prompt: str | None = None) -> 
         raise LoraSuiteError("must be at least 1", where="--length", got=length)
 
 
-def _load_with_adapter(backbone: Backbone, adapter: str, revision: str | None, dtype: Any, device_map: Any) -> Any:
-    """Load a backbone with an adapter through PEFT's own loader."""
+def _load_with_adapter(
+    backbone: Backbone, adapter: str, revision: str | None, dtype: Any, device_map: Any
+) -> tuple[Any, Backbone]:
+    """Load a backbone with an adapter through PEFT's own loader; return it with the backbone that it became."""
     source = Source(str(adapter), "adapter", revision)
     folder = adapter_folder(source)
     model = backbone.load(dtype=dtype, device_map=device_map)
-    return add_adapter(model, folder, source, base=repr(backbone)).eval()
+    adapted = add_adapter(model, folder, source, base=repr(backbone)).eval()
+    rows = len(adapted.get_input_embeddings().weight)
+    if adapted.adapter_tokenizer is None and rows == backbone.arch.vocabulary:
+        return adapted, backbone
+    return adapted, ExtendedBackbone(backbone, adapted.adapter_tokenizer or backbone.tokenizer, TableRows(rows, {}))
 
 
 def _open_base_of(adapter: str, revision: str | None) -> Backbone:

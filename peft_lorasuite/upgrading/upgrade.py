@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..models.backbone import Backbone
 from ..progress import Progress, no_progress
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
+from .added_tokens import NewTokens, add_tokens, describe
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
 from .report import Report, tensor_fates
@@ -47,6 +48,7 @@ class Upgraded:
         base: Name of the new backbone, for the adapter's config.
         revision: Revision of the new backbone on the Hub.
         source: Folder or repository of the old adapter, if it was read from one.
+        tokenizer: The new tokenizer with the tokens that were added to it; None if there are none.
     """
 
     adapter: Adapter
@@ -54,6 +56,7 @@ class Upgraded:
     base: str
     revision: str | None = None
     source: Source | None = None
+    tokenizer: Any = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a plain PEFT folder with the report, whole or not at all.
@@ -78,6 +81,8 @@ class Upgraded:
         write_adapter(self.adapter, folder, base=self.base, revision=self.revision)
         text = json.dumps(self.report.to_dict(), indent=2) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
 
 def upgrade(
@@ -135,12 +140,17 @@ def upgrade(
         log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
     settings = make_options(chosen, options)
-    inputs = MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress)
+    inputs, tokens = _add_tokens(
+        MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress), by_behavior=chosen.needs_backbones
+    )
     with error_context(f"{chosen.name} of {adapter.origin}"):
         method_result = chosen.run(inputs, settings)
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
-        result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method)
+        result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)
     facts |= {**method_result.facts, **type_facts}
+    if tokens.facts:
+        facts["added_tokens"] = tokens.facts
+        facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     if warnings := _zero_updates(adapter, result):
         facts["warnings"] = warnings
@@ -162,7 +172,7 @@ def upgrade(
     base = (upgrade_map.new.name, upgrade_map.new.revision)
     if new is not None:
         base = (new.name, None if new.source.folder else new.source.revision)
-    return Upgraded(result, report, *base, adapter.source)
+    return Upgraded(result, report, *base, adapter.source, tokens.tokenizer)
 
 
 def _check(
@@ -194,19 +204,32 @@ def _prepare(
     return variants.prepare(adapter, output_type, old, rank)
 
 
+def _add_tokens(inputs: MethodInput, *, by_behavior: bool) -> tuple[MethodInput, NewTokens]:
+    """Give both backbones of the input the tokens that were added for the adapter."""
+    if inputs.adapter.added is None or inputs.new is None:
+        return inputs, NewTokens(inputs.new)
+    tokens = add_tokens(inputs.adapter, inputs.map, inputs.new, by_behavior=by_behavior)
+    return replace(inputs, old=inputs.adapter.added.backbone, new=tokens.backbone), tokens
+
+
 def _convert(
-    inputs: MethodInput, method_result: MethodResult, rank: int | None, output_type: str, method: str
+    inputs: MethodInput,
+    method_result: MethodResult,
+    rank: int | None,
+    output_type: str,
+    method: str,
+    tokens: NewTokens,
 ) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any], dict[str, str]]:
     """Return the adapter of a method's result; its modules, facts and fates of tensors for the report."""
     adapter, arch = inputs.adapter, inputs.map.new.arch
-    if not method_result.updates and not adapter.tables:
+    if not (method_result.updates or adapter.tables or tokens.ids):
         raise LoraSuiteError(
             "nothing of the adapter can be transferred to the new backbone", got=dict(method_result.dropped)
         )
     final = rank or method_result.rank or adapter.rank
     result, modules = join_modules(method_result, arch, final, inputs.seed, adapter)
     result, facts, fates = variants.complete(
-        result, inputs, method_result, output_type=output_type, method=method, rank=final
+        result, inputs, method_result, output_type=output_type, method=method, rank=final, added=tokens.ids
     )
     return result, modules, facts, fates
 

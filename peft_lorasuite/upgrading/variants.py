@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..adapters.adapter import Adapter, join_sites
 from ..adapters.dora import dora_to_lora
 from ..adapters.peft_format import PREFIX, TRAINED_BIAS
-from ..adapters.token_tables import TableUpdate, needs_backbone_error, table_tensors
+from ..adapters.token_tables import needs_backbone_error
 from ..arch.spec import Site
 from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import LowRank
 from ..methods.base import MethodInput, MethodResult
 from .dora import restore_magnitudes
-from .token_tables import transfer_table
+from .token_tables import add_tables, write_tables
 
 OUTPUT_TYPES = ("same", "lora")
 
@@ -53,7 +55,14 @@ def module_rank(adapter: Adapter, method_result: MethodResult, layer: int, site:
 
 
 def complete(
-    result: Adapter, inputs: MethodInput, method_result: MethodResult, *, output_type: str, method: str, rank: int
+    result: Adapter,
+    inputs: MethodInput,
+    method_result: MethodResult,
+    *,
+    output_type: str,
+    method: str,
+    rank: int,
+    added: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
     """Add what is not low-rank to the result: magnitudes, trained biases, embedding and head.
 
@@ -64,6 +73,7 @@ def complete(
         output_type: ``"same"`` or ``"lora"``.
         method: Name of the method.
         rank: Rank of the result.
+        added: ``embedding`` or ``head`` -> new ids of added tokens, whose rows belong to the result.
 
     Returns:
         The result; facts for the report; and the fates of the tensors that belong to none of the updates.
@@ -71,6 +81,9 @@ def complete(
     source, facts, fates = inputs.adapter, dict(inputs.adapter.facts), {}
     if method_result.updates and not method_result.sources:  # fitted to the behavior of the whole adapter
         facts["kind"] = f"{method} fits a new plain LoRA to the behavior of the whole adapter"
+        if added:
+            new = inputs.backbones("added tokens")[1]
+            result = write_tables(result, {}, new, rank, inputs.seed, added)
         return result, facts, {name: "transferred" for table in source.tables.values() for name in table.names}
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
@@ -81,8 +94,8 @@ def complete(
     if source.config.get("bias", "none") != "none" and has_biases:
         result, bias_fates = _add_trained_biases(result, inputs, method_result, same=output_type == "same")
         fates |= bias_fates
-    if source.tables:
-        result, facts["tables"], table_fates = _add_tables(result, inputs, rank)
+    if source.tables or added:
+        result, facts["tables"], table_fates = add_tables(result, inputs, rank, added)
         fates |= table_fates
     joined = join_sites(result.updates, result.arch)
     without_bias = sum(update.bias is not None and not site.bias for (_, site), update in joined.items())
@@ -117,39 +130,3 @@ def _add_trained_biases(
                       if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
-
-
-def _add_tables(result: Adapter, inputs: MethodInput, rank: int) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
-    old, new = inputs.backbones("an adapter of the embedding or the head")
-    generator = torch.Generator().manual_seed(inputs.seed)
-    extras, settings, facts, fates = dict(result.extras), dict(result.settings), {}, {}
-    for table, update in _tables_to_transfer(inputs).items():
-        moved, table_facts = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
-        facts[table] = table_facts
-        if moved is None:
-            fates |= dict.fromkeys(update.names, f"not transferred: {table_facts['refused']}")
-            continue
-        shared, total = table_facts["rows"], table_facts["of"]
-        partly = "" if shared == total else f" in part: {shared} of {total} tokens are shared"
-        fates |= dict.fromkeys(update.names, f"transferred{partly}")
-        tensors, added = table_tensors(table, moved, new, PREFIX, rank, generator)
-        extras |= tensors
-        if moved.form == "lora":
-            settings["r"] = rank
-        for name, value in added.items():
-            settings[name] = _merge(settings.get(name), value)
-    return replace(result, extras=extras, settings=settings), facts, fates
-
-
-def _tables_to_transfer(inputs: MethodInput) -> dict[str, TableUpdate]:
-    """Return the updates of both tables; trained tokens of a tied embedding also update an untied new head."""
-    tables = dict(inputs.adapter.tables)
-    embedding = tables.get("embedding")
-    if embedding and embedding.form == "tokens" and inputs.map.old.arch.tied and not inputs.map.new.arch.tied:
-        tables["head"] = embedding
-    return tables
-
-
-def _merge(first: Any, second: Any) -> Any:
-    """Merge a setting of the embedding with that of the head: both are dicts or lists."""
-    return second if first is None else ({**first, **second} if isinstance(second, dict) else [*first, *second])

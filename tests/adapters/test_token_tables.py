@@ -7,6 +7,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+from pico import pico_tokenizer
+from planted import OLD_WORDS
 from safetensors.torch import load_file, save_file
 from variants import error, pair, trained, upgraded
 
@@ -35,11 +37,11 @@ def test_lora_of_embedding_and_head_goes_by_the_shared_tokens(llama, tmp_path):
     new = upgraded(tmp_path, llama)
     assert error(llama, tuned, new) < TOLERANCE
     report = new.upgrade_report
-    shared = len(llama.ids[0])
+    shared, tokens = len(llama.ids[0]), len(pico_tokenizer(OLD_WORDS))
     assert report.facts["tables"]["head"]["rows"] == shared
     assert (
         report.tensors["base_model.model.lm_head.lora_B.weight"]
-        == f"transferred in part: {shared} of 120 tokens are shared"
+        == f"transferred in part: {shared} of {tokens} tokens are shared"
     )
     assert "a copy" in report.tensors["base_model.model.lm_head.base_layer.weight"]
 
@@ -89,7 +91,7 @@ def test_trained_tokens_are_refused_where_the_new_head_would_change_with_them(tm
     assert "train the embedding as LoRA" in " ".join(result.report.tensors.values())
 
 
-def test_rows_of_tokens_that_were_added_to_the_backbone_are_told(llama, tmp_path):
+def test_added_rows_without_a_tokenizer_beside_the_adapter_are_reported(llama, tmp_path):
     trained(tmp_path, llama, lora(target_modules=["v_proj"], modules_to_save=["embed_tokens"]))
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -97,7 +99,11 @@ def test_rows_of_tokens_that_were_added_to_the_backbone_are_told(llama, tmp_path
     tensors[name] = torch.cat([tensors[name], torch.ones(3, 32)])
     save_file(tensors, path)
     report = upgraded(tmp_path, llama).upgrade_report
-    assert report.tensors[name] == f"transferred in part: {len(llama.ids[0])} of 123 tokens are shared"
+    tokens = len(pico_tokenizer(OLD_WORDS))
+    assert report.tensors[name] == f"transferred in part: {len(llama.ids[0])} of {tokens} tokens are shared"
+    assert report.facts["added_tokens"]["lost"] == {
+        "rows 120 to 122": "the adapter's folder has no tokenizer that names their tokens"
+    }
 
 
 def test_a_head_under_its_name_on_disk_is_carried(tmp_path):

@@ -1,0 +1,58 @@
+"""The tokenizer in an adapter's folder: training tools save it there, with the tokens that they added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoraSuiteError, short_message
+from ..io.source import Source
+
+TOKENIZER = "tokenizer.json"
+"""File of a fast tokenizer; without it, an adapter counts as having no tokenizer."""
+OTHERS = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
+"""Further files that transformers reads if they are there."""
+
+
+def fetch_tokenizer(source: Source) -> Path | None:
+    """Download the tokenizer of an adapter's repository; return its folder, None if there is no tokenizer."""
+    path = source.fetch(TOKENIZER)
+    if path is not None and source.folder is None:
+        for name in OTHERS:
+            source.fetch(name)
+    return None if path is None else path.parent
+
+
+def read_tokenizer(source: Source) -> Any:
+    """Return the tokenizer in an adapter's folder or repository; None if it has none.
+
+    Raises:
+        LoraSuiteError: If it cannot be loaded.
+    """
+    folder = fetch_tokenizer(source)
+    return None if folder is None else load_tokenizer_folder(folder, source.name)
+
+
+def load_tokenizer_folder(folder: Path, where: str) -> Any:
+    """Return the tokenizer in a folder; None if it has none."""
+    from transformers import AutoTokenizer
+
+    if not (folder / TOKENIZER).is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises a bare Exception for a file that it cannot read
+        raise LoraSuiteError(
+            f"the adapter's tokenizer cannot be loaded: {short_message(error)}", where=f"{where}/{TOKENIZER}",
+            do="fetch it again, or delete the tokenizer files if no tokens were added",
+        ) from error  # fmt: skip
+
+
+def added_tokens(tokenizer: Any, base: Any) -> dict[str, int]:
+    """Return the tokens of a tokenizer that are not in its base, or have another id there, in the order of ids."""
+    known = base.get_vocab()
+    added = {token: number for token, number in tokenizer.get_vocab().items() if known.get(token) != number}
+    return dict(sorted(added.items(), key=lambda item: item[1]))
