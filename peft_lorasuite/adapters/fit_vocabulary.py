@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
 from ..io.checkpoint import open_safetensors
+from ..io.source import read_json
 from ..models.extended import TableRows, resize_tables
 from .peft_format import CONFIG, WEIGHTS
 from .tokenizer import added_tokens, load_tokenizer_folder
@@ -69,6 +69,6 @@ def _saved_rows(model: Any, folder: Path) -> int | None:
 
 def _last_token(folder: Path) -> int:
     """Return the highest id among the trained tokens in an adapter's config; -1 if there are none."""
-    indices = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("trainable_token_indices") or []
+    indices = read_json(folder / CONFIG, where=f"{folder.name}/{CONFIG}").get("trainable_token_indices") or []
     lists = indices.values() if isinstance(indices, dict) else [indices]
     return max((n for one in lists if isinstance(one, list) for n in one if type(n) is int), default=-1)

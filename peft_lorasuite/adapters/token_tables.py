@@ -184,7 +184,7 @@ def table_tensors(
     arch = new.arch
     path = arch.embedding if table == "embedding" else arch.head
     short, module = path.rpartition(".")[2], f"{PREFIX}{path}"
-    weight = new.tensor(f"{arch.embedding if arch.tied else path}.weight")
+    weight = new.tensor(f"{arch.embedding if arch.tied else path}.weight").clone()  # it may be the model's own
     if update.form == "lora":
         resized = LowRank(update.shared, update.rows).truncated(rank)[0].padded(rank, generator)
         rows = torch.zeros(arch.vocabulary, rank)
