@@ -79,9 +79,10 @@ class Checkpoint:
         return torch.stack([piece[number] for number in numbers])
 
     def sample_rows(self, name: str, count: int) -> Tensor:
-        """Read ``count`` evenly spaced rows of a matrix."""
+        """Read ``count`` evenly spaced rows of a matrix, or a whole vector."""
         shape = self._read(name, "get_slice").get_shape()
-        return self.rows(name, evenly_spaced(_check_rows(shape, [], f"{self.source!r}, {name}"), count))
+        rows = _check_rows(shape, [], f"{self.source!r}, {name}")
+        return self[name] if len(shape) == 1 else self.rows(name, evenly_spaced(rows, count))
 
     def _read(self, name: str, how: str) -> Any:
         """Read a tensor, or open it with ``get_slice``; raise `LoraSuiteError` if its file does not have it."""
@@ -124,8 +125,9 @@ class ModelWeights:
         return self._tensors[name].detach()[numbers].cpu()  # only these rows are copied from the GPU
 
     def sample_rows(self, name: str, count: int) -> Tensor:
-        """Return ``count`` evenly spaced rows of a matrix."""
-        return self.rows(name, evenly_spaced(len(self._tensors[name]), count))
+        """Return ``count`` evenly spaced rows of a matrix, or a whole vector."""
+        tensor = self._tensors[name].detach()
+        return tensor.cpu() if tensor.ndim < 2 else self.rows(name, evenly_spaced(len(tensor), count))
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

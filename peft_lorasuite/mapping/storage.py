@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from ..arch.spec import ATTENTION, PARTS, Architecture, Heads
 from ..errors import LoraSuiteError
-from ..io.schema import NAME, PLAIN, ListOf, Record, TableOf, check, integer, number, one_of, optional, record_of
+from ..io.schema import NAME, PLAIN, Kind, ListOf, Record, TableOf, check, integer, number, one_of, optional, record_of
 from ..io.source import read_json
 from ..linalg.basis import HeadFit, UnitFit, pseudo_inverse
 from .fingerprint import Identity
 from .layer_pair import LayerPair, MapParts
 from .options import MapOptions
+from .samples import KINDS
 
-FORMAT = 1
+FORMAT = 2
 _size, _share = integer(1, 2**31 - 1), optional(number())
 ARCHITECTURE = record_of(
     Architecture,
@@ -28,7 +30,9 @@ ARCHITECTURE = record_of(
     positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(above=0.0), fewest=1),
     embedding_scale=number(above=0.0), residual_scale=number(above=0.0), activation_floor=number(0.0),
 )  # fmt: skip
-_identity = record_of(Identity, arch=ARCHITECTURE)
+_hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+_samples = Record(fields=dict.fromkeys(KINDS, _hash), required=list(KINDS))
+_identity = record_of(Identity, arch=ARCHITECTURE, tokenizer=_hash, samples=_samples)
 _section = {
     "file": NAME, "bytes": integer(0), "parts": ListOf(item=one_of(*PARTS)), "settings": TableOf(value=PLAIN),
     "map": NAME,
@@ -58,7 +62,7 @@ def read_description(path: Path, *, where: str) -> dict[str, Any]:
     if values.get("format") != FORMAT:
         raise LoraSuiteError(
             "unsupported format of the upgrade map", where=where, got=values.get("format"), wanted=FORMAT,
-            do="build it again with this version",
+            do="build it again with this version (peft-lorasuite map OLD NEW -o DIR)",
         )  # fmt: skip
     check(values, MAP, where=where, do="build or fetch it again")
     return values

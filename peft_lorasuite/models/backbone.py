@@ -22,6 +22,7 @@ from .dtype import RunningDtype, choose_dtype
 from .loading import check_depth, check_model, load_causal_lm, load_errors
 from .offload import DISK, clean_offload_folder, disk_options
 from .restore import restore_model
+from .stored_names import find_stored
 from .tokenizer import open_tokenizer
 from .upcast import compute_in_float32
 
@@ -139,19 +140,13 @@ class Backbone:
     def locate(self, path: str) -> str:
         """Return the stored name of a tensor whose name in the loaded model is ``path``.
 
-        Checkpoints of a model without head leave out the first component (``transformer.``), and some families store
-        another name.
-
         Raises:
             LoraSuiteError: When the checkpoint has no such tensor.
         """
-        for memory, disk in self.arch.disk:
-            if path.startswith(memory + "."):
-                path = path if path in self.weights else disk + path[len(memory) :]
-        for name in (path, path.partition(".")[2], f"base_model.model.{path}"):
-            if name in self.weights:
-                return name
-        raise LoraSuiteError("the checkpoint lacks a tensor", where=repr(self), wanted=path, do="fetch it again")
+        name = find_stored(path, self.weights, self.arch)
+        if name is None:
+            raise LoraSuiteError("the checkpoint lacks a tensor", where=repr(self), wanted=path, do="fetch it again")
+        return name
 
     def check_depth(self) -> None:
         """Raise `LoraSuiteError` if the checkpoint has fewer layers than its config, before one of them is read."""

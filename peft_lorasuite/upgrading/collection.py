@@ -125,8 +125,7 @@ def _open_map(
     if not isinstance(upgrade_map, UpgradeMap):
         upgrade_map = UpgradeMap.load(upgrade_map, **load.hub_kwargs())
     for role, backbone in (("old", old), ("new", new)):
-        if backbone is not None:
-            check_identity(getattr(upgrade_map, role), backbone, role)
+        check_identity(getattr(upgrade_map, role), backbone, role)
     return upgrade_map
 
 

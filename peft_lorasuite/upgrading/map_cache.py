@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..errors import LoraSuiteError
-from ..mapping.fingerprint import Identity, find_differences
+from ..mapping.fingerprint import Identity, find_mismatch
 from ..mapping.storage import read_description
 from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
 from ..methods.registry import find
@@ -20,6 +23,13 @@ from ..progress import Progress, no_progress
 from ..text.vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
+
+WITHOUT_EFFECT = re.compile(
+    r"_.*|transformers_version|architectures|auto_map|model_type|(torch_)?dtype|use_cache|.*_token_id|quantization_config"
+    r"|.*dropout.*|.*_pdrop|initializer_.*|id2label|label2id|num_labels|problem_type|task_specific_params|output_.*"
+    r"|return_dict|pretraining_tp"
+)
+"""Names in a config of values that change nothing of what the layers compute in a forward pass."""
 
 
 def cache_folder() -> Path:
@@ -79,19 +89,30 @@ def _load_cached(folder: Path) -> UpgradeMap | None:
 def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path:
     """Return the folder of a pair's map, or a free one.
 
-    The name has shapes and vocabularies, which are the same for all fine-tunes of one base, and a number.
+    The name has architectures, configs and vocabularies, which are the same for all fine-tunes of one base, and a
+    number.
     """
-    first, second = (f"{one.arch.sizes()}{tokenizer_hash(one.tokenizer)}" for one in (old, new))
-    pair, settings = (hashlib.sha256(text.encode()).hexdigest() for text in (f"{first} {second}", repr(options)))
+    sides = [[one.arch.to_dict(), _computed_values(one.config), tokenizer_hash(one.tokenizer)] for one in (old, new)]
+    pair, settings = (hashlib.sha256(text.encode()).hexdigest() for text in (_as_json(sides), repr(options)))
     folders = (cache_folder() / f"{pair[:32]}--{settings[:8]}--{number}" for number in count())
     return next(folder for folder in folders if not (folder / META).is_file() or _is_usable(folder, old, new))
 
 
+def _computed_values(config: Any) -> dict[str, Any]:
+    """Return the values of a config with which the model may compute something else: the layer map depends on them."""
+    values = config.get_text_config().to_dict()
+    return {name: value for name, value in values.items() if not WITHOUT_EFFECT.fullmatch(name)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
 def _is_usable(folder: Path, old: Backbone, new: Backbone) -> bool:
-    """Whether a cached map is of this pair, or malformed, so that it can be replaced."""
+    """Whether a cached map is of this pair, or malformed or of another format, so that it can be replaced."""
     try:
         meta = read_description(folder / META, where=str(folder / META))
         identities = [Identity.from_dict(meta[role]) for role in ("old", "new")]
     except LoraSuiteError:
         return True
-    return not any(find_differences(wanted, one) for wanted, one in zip(identities, (old, new), strict=True))
+    return not any(find_mismatch(wanted, one) for wanted, one in zip(identities, (old, new), strict=True))

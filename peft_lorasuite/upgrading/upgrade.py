@@ -186,8 +186,7 @@ def _check(
     check_rank(rank, upgrade_map.new.arch)
     backbones = {role: None if one is None else Backbone.open(one) for role, one in (("old", old), ("new", new))}
     for role, backbone in backbones.items():
-        if backbone is not None:
-            check_identity(getattr(upgrade_map, role), backbone, role)
+        check_identity(getattr(upgrade_map, role), backbone, role)
     return upgrade_map, backbones["old"], backbones["new"]
 
 
