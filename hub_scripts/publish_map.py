@@ -11,16 +11,15 @@ Log in first (hf auth login), or set HF_TOKEN.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 
-from peft_lorasuite import LoraSuiteError, UpgradeMap
-from peft_lorasuite.cli.common import non_empty
+from peft_lorasuite import UpgradeMap
+from peft_lorasuite.cli.scripts import run_script, script_parser
 from peft_lorasuite.hub.push import push_map
 from peft_lorasuite.hub.repository import check_id
+from peft_lorasuite.io.temporary import temporary_folder
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
@@ -30,31 +29,19 @@ from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="publish_map.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.register("type", None, non_empty)
+    parser = script_parser("publish_map", __doc__)
     parser.add_argument("pair", nargs="*", metavar="BACKBONE", help="old and new backbone: Hub ids or ID@REVISION")
     parser.add_argument("--map", metavar="DIR", help="push this map instead of building one")
     parser.add_argument("--push", required=True, metavar="REPO_ID", help="repository to push to, owner/name")
     parser.add_argument("--picture", action="store_true", help="add figures of the map to the card (needs matplotlib)")
-    parser.add_argument("--private", action="store_true", help="create a private repository; refuse a public one")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--overwrite", action="store_true", help="replace other content of the repository")
     args = parser.parse_args(argv)
     if len(args.pair) != (0 if args.map else 2):
         parser.error("pass the old and the new backbone, or a map with --map")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("peft_lorasuite").setLevel(logging.INFO)
-    try:
-        run(args)
-    except LoraSuiteError as error:
-        print(f"publish_map: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("publish_map", run, args)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Namespace) -> int:
     """Build or load the map, and push it."""
     check_id(args.push)
     if args.picture:
@@ -64,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
     else:
         old, new = (Backbone.open(name) for name in args.pair)
         upgrade_map = load_or_build_map(old, new, progress=progress_bars)
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as folder:
         pushed = push_map(
             upgrade_map, args.push, private=args.private or None, create_pr=args.create_pr, overwrite=args.overwrite,
-            picture=card_pictures(scratch, upgrade_map) if args.picture else None,
+            picture=card_pictures(folder, upgrade_map) if args.picture else None,
         )  # fmt: skip
     print(f"{pushed.url}: {len(upgrade_map.layers)} layers matched, commit {pushed.commit}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,84 +11,55 @@ Log in first (hf auth login), or set HF_TOKEN.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
-from peft_lorasuite import LoraSuiteError, push_upgraded, upgrade
-from peft_lorasuite.cli.common import non_empty
+from peft_lorasuite import push_upgraded, upgrade
+from peft_lorasuite.cli.scripts import add_pair, run_script, script_parser
 from peft_lorasuite.hub.push import check_push
 from peft_lorasuite.io.source import split_revision
+from peft_lorasuite.io.temporary import temporary_folder
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
-from peft_lorasuite.upgrading.inputs import UpgradeInputs, open_inputs
-from peft_lorasuite.upgrading.upgrade import Upgraded
+from peft_lorasuite.upgrading.inputs import open_inputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="upgrade_and_push.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.register("type", None, non_empty)
+    parser = script_parser("upgrade_and_push", __doc__)
     parser.add_argument("adapter", metavar="ADAPTER", help="the old adapter: Hub id, ID@REVISION or folder")
-    parser.add_argument("--to", required=True, metavar="NEW", help="new backbone")
-    parser.add_argument("--from", dest="old", metavar="OLD", help="old backbone (default: the adapter's base model)")
-    parser.add_argument("--map", metavar="MAP", help="upgrade map: Hub id or folder (default: cached or built)")
-    parser.add_argument("--method", default="auto", help="see `peft-lorasuite upgrade --help` (default: auto)")
+    add_pair(parser, old="old backbone (default: the adapter's base model)")
     parser.add_argument("--push", required=True, metavar="REPO_ID", help="repository to push to, owner/name")
     parser.add_argument("--base-model", metavar="ID", help="Hub id of the new backbone, where --to is a folder")
     parser.add_argument("--picture", action="store_true", help="add figures to the card (needs matplotlib)")
     parser.add_argument("--rows", metavar="DIR", help="with --picture: measured results, for the figure of the gap")
-    parser.add_argument("--private", action="store_true", help="create a private repository; refuse a public one")
-    parser.add_argument("--overwrite", action="store_true", help="replace other content of the repository")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("peft_lorasuite").setLevel(logging.INFO)
-    try:
-        run(args)
-    except LoraSuiteError as error:
-        print(f"upgrade_and_push: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("upgrade_and_push", run, parser.parse_args(argv))
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Namespace) -> int:
     """Upgrade the adapter and push it."""
     check_push(args.push, args.base_model or split_revision(args.to)[0])
     if args.picture:
         require_matplotlib()
     adapter, revision = split_revision(args.adapter)
-    inputs = open_inputs(
-        adapter,
-        args.to,
-        old=args.old,
-        upgrade_map=args.map,
-        method=args.method,
-        revision=revision,
-        progress=progress_bars,
-    )
-    upgraded = upgrade(
-        inputs.source, inputs.upgrade_map, method=args.method, old=inputs.old, new=inputs.new, progress=progress_bars
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        picture = draw(upgraded, inputs, args, Path(scratch)) if args.picture else None
+    chosen = {"method": args.method, "progress": progress_bars}
+    inputs = open_inputs(adapter, args.to, old=args.old, upgrade_map=args.map, revision=revision, **chosen)
+    upgraded = upgrade(inputs.source, inputs.upgrade_map, old=inputs.old, new=inputs.new, **chosen)
+    with temporary_folder() as folder:
+        picture = None
+        if args.picture:  # the norms are read from the saved adapter
+            picture = card_pictures(
+                folder, inputs.upgrade_map, upgraded.save(folder / "adapter"), before=inputs.source,
+                bases=(args.old, None), rows=args.rows,
+            )  # fmt: skip
         pushed = push_upgraded(
             upgraded, args.push, private=args.private or None, overwrite=args.overwrite, base_model=args.base_model,
             picture=picture,
         )  # fmt: skip
-    report = upgraded.report
-    print(f"{pushed.url}: {report.verdict}, by {report.method['name']}, commit {pushed.commit}")
-
-
-def draw(upgraded: Upgraded, inputs: UpgradeInputs, args: argparse.Namespace, folder: Path) -> Path:
-    """Draw the figures of the card; the sizes of the updates are read from the saved adapter."""
-    saved, bases = upgraded.save(folder / "adapter"), (args.old, None)
-    return card_pictures(folder, inputs.upgrade_map, saved, before=inputs.source, bases=bases, rows=args.rows)
+    print(f"{pushed.url}: {upgraded.report.verdict}, by {upgraded.report.method['name']}, commit {pushed.commit}")
+    return 0
 
 
 if __name__ == "__main__":

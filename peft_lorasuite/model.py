@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 
 from .adapters.fit_vocabulary import fit_vocabulary
 from .errors import LoraSuiteError, check_seed, short_message
-from .io.output import write_errors
 from .io.source import LoadOptions
+from .io.temporary import temporary_folder
 from .progress import Progress, progress_bars
 from .text.examples import PromptsLike, check_prompt_count, read_prompts
 from .upgrading.inputs import BackboneLike, MapLike, open_inputs
@@ -123,12 +122,11 @@ def attach(
         adapter_name: Name of the adapter in the model.
         is_trainable: Whether the adapter can be trained further.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        with write_errors(folder):
-            upgraded.write(Path(folder))
-        fit_vocabulary(model, Path(folder))
+    with temporary_folder() as folder:
+        upgraded.write(folder)
+        fit_vocabulary(model, folder)
         loaded: Any = peft.PeftModel.from_pretrained(
-            model, folder, adapter_name=adapter_name, is_trainable=is_trainable
+            model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
         )
     loaded.upgrade_report, loaded.adapter_tokenizer = upgraded.report, upgraded.tokenizer
     return loaded

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -25,5 +27,17 @@ def no_progress(title: str, items: Collection[Item], /) -> Iterable[Item]:
 def progress_bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
     """Show a bar on standard error for loops that take longer than two seconds."""
     from tqdm.auto import tqdm
+    from tqdm.utils import ObjectWrapper
 
-    yield from tqdm(items, desc=title, delay=2.0, leave=False)
+    class Lenient(ObjectWrapper):
+        """A stream whose failures, such as those of a closed pipe or a full disk, do not stop the work."""
+
+        def write(self, text: str) -> None:
+            with suppress(OSError):
+                self._wrapped.write(text)
+
+        def flush(self) -> None:
+            with suppress(OSError):
+                self._wrapped.flush()
+
+    yield from tqdm(items, desc=title, delay=2.0, leave=False, file=Lenient(sys.stderr))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..io.source import Source
+from ..io.temporary import temporary_folder
 from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
@@ -43,8 +42,8 @@ def convert_to_lora(
     """
     # random state forked, because PEFT initializes factors randomly before it loads them
     running = old.running(dtype=torch.float32, device_map="cpu")
-    with running as backbone, torch.random.fork_rng(), tempfile.TemporaryDirectory() as written:
-        folder = normalized_folder(source, config, tensors, old.arch, Path(written))
+    with running as backbone, torch.random.fork_rng(), temporary_folder() as written:
+        folder = normalized_folder(source, config, tensors, old.arch, written)
         model = add_adapter_strict(backbone, folder, source.name)
         layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import read_tensors
 from ..io.source import Source
+from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .key_names import KeyName, group_by_module, parse_names
@@ -46,8 +46,7 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
     Raises:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
     """
-    with backbone.running() as model, tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
+    with backbone.running() as model, temporary_folder() as folder:
         if adapter.source is None:
             write_adapter(adapter, folder, base=backbone.name)
         else:

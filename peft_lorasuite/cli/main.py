@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -63,9 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.json:
         encodable = (sys.stdout.encoding or "").lower().startswith("utf")
-        print(printable(json.dumps(values, ensure_ascii=not encodable)))
-    elif text and not args.quiet:
-        print(printable(text, keep="\n"))
+        text = json.dumps(values, ensure_ascii=not encodable)
+    elif args.quiet:
+        text = ""
+    return _print(printable(text, keep="\n"), required=args.json or "output" not in values)
+
+
+def _print(text: str, *, required: bool) -> int:
+    """Print the result of a command; return the exit code. The text about a written output may be lost."""
+    try:
+        if text:
+            print(text, flush=True)
+    except OSError as error:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
+        if required:
+            print(f"{NAME}: the result cannot be printed: {error.strerror}", file=sys.stderr)
+            return 1
     return 0
 
 

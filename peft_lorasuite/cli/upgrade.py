@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 from ..errors import LoraSuiteError
 from ..io.output import check_not_input, check_output
 from ..io.source import split_revision
+from ..io.temporary import temporary_folder
 from ..methods.registry import summaries
 from ..models.distributed import is_main_process
 from ..progress import Progress
@@ -162,8 +162,8 @@ def _push(args: Namespace, upgrade_map: Any) -> Any:
     settings = {"private": args.private or None, "create_pr": args.create_pr, "base_model": args.base_model}
     written = f"the adapter itself was written to {args.output}"
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            picture = _figures(upgrade_map, args, Path(scratch))
+        with temporary_folder() as scratch:
+            picture = _figures(upgrade_map, args, scratch)
             return push_upgraded(args.output, args.push, picture=picture, **settings)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(written) from None

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import random
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError, check_integer, check_seed
 from ..io.source import Source, split_revision
+from ..io.temporary import temporary_folder
 from ..models.memory import contiguous_head_input
 from ..text.templates import check_template, format_prompt
 from . import answers
@@ -92,8 +92,8 @@ def evaluate(
     _require_harness()
     overrides = _task_overrides(scoring, template)
     loaded_model, loaded_tokenizer = _load(model, adapter, tokenizer)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        tasks = _load_tasks(benchmarks, overrides, max_new_tokens, local, Path(scratch))
+    with temporary_folder() as scratch:
+        tasks = _load_tasks(benchmarks, overrides, max_new_tokens, local, scratch)
         samples = _draw_samples(benchmarks, tasks, limit, seed)
         results = _run_harness(loaded_model, loaded_tokenizer, tasks, samples, batch_size)
         scores = tuple(_score_task(b, results["samples"][b.task]) for b in benchmarks)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError, unknown_name_error
+from ..io.output import write_file
 
 Z = 1.959963984540054
 """Quantile of the normal distribution for two-sided 95 % intervals."""
@@ -116,8 +117,8 @@ class Evaluation:
         return {**head, **average, "settings": dict(self.settings), "tasks": tasks}
 
     def save(self, path: str | Path) -> None:
-        """Write the evaluation as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the evaluation as JSON, whole or not at all; an existing file is replaced."""
+        write_file(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:

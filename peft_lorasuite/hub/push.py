@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..io.checkpoint import no_safetensors_error, read_tensors
 from ..io.paths import exists, is_folder
 from ..io.retry import with_retries
 from ..io.source import Source, hub_errors, read_json
+from ..io.temporary import temporary_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading.report import REPORT_SCHEMA
 from ..upgrading.upgrade import Upgraded
@@ -76,8 +76,7 @@ def push_upgraded(
     """
     check_id(repo_id)
     evaluation = card.load_evaluation(evaluation)
-    with _adapter_folder(model_or_dir) as source, tempfile.TemporaryDirectory() as scratch, error_context(repo_id):
-        folder = Path(scratch)
+    with _adapter_folder(model_or_dir) as source, temporary_folder() as folder, error_context(repo_id):
         report = _read_report(source)
         base = _copy_adapter(source, folder, base_model)
         license_fields = {"license": license} if license else _source_license(model_or_dir, source, report, token)
@@ -135,8 +134,8 @@ def push_map(
             unchanged; one that was created for this push is deleted.
     """
     check_id(repo_id)
-    with tempfile.TemporaryDirectory() as scratch, error_context(repo_id):
-        folder = upgrade_map.save(Path(scratch) / "map")
+    with temporary_folder() as scratch, error_context(repo_id):
+        folder = upgrade_map.save(scratch / "map")
         text = card.map_card(repo_id, upgrade_map, pictures=_copy_pictures(picture, folder))
         (folder / README).write_text(text, encoding="utf-8")
         check_secrets(folder, token)
@@ -170,8 +169,7 @@ def _adapter_folder(model_or_dir: Any) -> Iterator[Path]:
             )
         yield Path(model_or_dir).expanduser()
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with temporary_folder() as folder:
         if isinstance(model_or_dir, Upgraded):
             model_or_dir.write(folder)
         else:

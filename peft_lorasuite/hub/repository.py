@@ -19,6 +19,7 @@ from ..errors import LoraSuiteError
 from ..io.checkpoint import open_safetensors
 from ..io.retry import PAUSES, retry_delay, with_retries
 from ..io.source import Source, hub_errors
+from ..io.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -152,8 +153,8 @@ def check_secrets(folder: Path, token: str | bool | None) -> None:
 def verify(pushed: Pushed, folder: Path, token: str | bool | None) -> None:
     """Download what was pushed to an empty cache and compare it; a damaged download is tried a second time."""
     for last in (False, True):
-        with tempfile.TemporaryDirectory() as cache:
-            remote = Source(pushed.repo_id, "repository", pushed.commit, token, cache, hub_only=True)
+        with temporary_folder() as cache:
+            remote = Source(pushed.repo_id, "repository", pushed.commit, token, str(cache), hub_only=True)
             try:
                 for path in sorted(folder.iterdir()):
                     _compare(path, remote.require(path.name), pushed)

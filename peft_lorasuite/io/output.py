@@ -1,26 +1,23 @@
-"""Output folders that are written completely or not at all."""
+"""Output folders and files that are written completely or not at all."""
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ..errors import LoraSuiteError
+from .exchange import exchange
 from .paths import exists, is_folder
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-"""Error codes of a write that failed on an open file; such errors have no file name."""
+from .temporary import TemporaryFolder, remove_leftovers
+from .write_errors import write_errors
 
 
 def check_output(folder: str | Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> Path:
     """Check that a folder can be written to; called before the computation and again before writing.
+
+    What killed runs have left in and next to it is deleted.
 
     Args:
         folder: The output folder; symbolic links are followed.
@@ -36,6 +33,8 @@ def check_output(folder: str | Path, *, overwrite: bool = False, inputs: Iterabl
     """
     path = Path(folder).expanduser()
     resolved = resolve_folder(path)
+    for place in (resolved, resolved.parent):
+        remove_leftovers(place)
     check_not_input(path, inputs)
     if Path.cwd().is_relative_to(resolved) or resolved.is_mount():
         raise LoraSuiteError(
@@ -84,8 +83,8 @@ def check_not_input(folder: str | Path, inputs: Iterable[object]) -> None:
 def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder that replaces the target when the block ends without an error.
 
-    A process that is killed leaves at most a hidden ``.NAME.*.part`` folder next to the target, never an incomplete
-    target.
+    A process that is killed leaves the previous content or the new one, and at most a hidden folder next to it, which
+    the next run deletes. The same holds for a loss of power.
 
     Raises:
         LoraSuiteError: If the target cannot be written; see `check_output`.
@@ -93,73 +92,87 @@ def atomic_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pa
     target = check_output(folder, overwrite=overwrite).resolve()
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    temporary = TemporaryFolder(target.parent)
     try:
-        part.chmod(0o755)
-        try:
-            yield part
-        except (OSError, SafetensorError) as error:
-            if not _is_write_error(error, part):
-                raise
-            raise _write_error(target, error) from error
+        with write_errors(target, within=temporary.path):
+            yield temporary.path
         check_output(target, overwrite=overwrite)  # another process may have written to it meanwhile
         with write_errors(target):
-            _replace(part, target)
+            _replace(temporary, target, overwrite=overwrite)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        temporary.close()
 
 
-@contextmanager
-def write_errors(target: str | Path) -> Iterator[None]:
-    """Turn errors such as a full disk or missing permissions into `LoraSuiteError`; safetensors has its own class."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise _write_error(Path(target), error) from error
+def check_output_file(file: str | Path, *, overwrite: bool = False) -> Path:
+    """Check that a file can be written; called before the computation.
 
+    Args:
+        file: The output file.
+        overwrite: Whether it may exist.
 
-def _replace(part: Path, target: Path) -> None:
-    for file in part.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if not target.is_dir():
-        part.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    backup = old / target.name
-    try:
-        target.rename(backup)
-        part.rename(target)
-    except BaseException:
-        _restore(backup, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    Returns:
+        The file with ``~`` expanded.
 
-
-def _restore(backup: Path, target: Path) -> None:
-    try:
-        if backup.is_dir():
-            backup.rename(target)
-        backup.parent.rmdir()
-    except OSError as error:
+    Raises:
+        LoraSuiteError: If it is a folder, or exists and ``overwrite`` is false.
+    """
+    target = Path(file).expanduser()
+    remove_leftovers(target.resolve().parent)
+    if is_folder(target):
         raise LoraSuiteError(
-            f"nothing was written, and the previous content cannot be restored: {error.strerror}",
-            where=target, do=f"move it back from {backup.parent}",
-        ) from error  # fmt: skip
+            "the output is a folder", where=target, wanted="a file", do="add a file name such as report.html"
+        )
+    if exists(target) and not overwrite:
+        raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
+    return target
 
 
-def _is_write_error(error: Exception, part: Path) -> bool:
-    """Whether an error comes from writing to ``part``, and not from a file that is read or from the network."""
-    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
-    if names:
-        return any(Path(name).is_relative_to(part) for name in names)
-    return isinstance(error, SafetensorError) or getattr(error, "errno", None) in FULL
+def write_file(file: str | Path, text: str) -> None:
+    """Write a text file completely or not at all; an existing one is replaced.
+
+    Raises:
+        LoraSuiteError: If it cannot be written.
+    """
+    target = Path(file).expanduser().resolve()
+    with write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with closing(TemporaryFolder(target.parent)) as temporary:
+            part = temporary.path / target.name
+            part.write_text(text, encoding="utf-8")
+            _sync(part)
+            part.replace(target)
+        _sync(target.parent)
 
 
-def _write_error(target: Path, error: Exception) -> LoraSuiteError:
-    return LoraSuiteError(
-        f"nothing was written: {getattr(error, 'strerror', None) or error}",
-        where=target,
-        do="check the free space and the permissions, then run it again",
-    )
+def _replace(temporary: TemporaryFolder, target: Path, *, overwrite: bool) -> None:
+    """Move the new content to the target in one step; where the system cannot exchange two folders, in two."""
+    for path in (temporary.path, *temporary.path.rglob("*")):
+        _sync(path)
+    try:
+        temporary.path.rename(target)  # onto nothing or an empty folder
+    except OSError:
+        replaceable = target.is_dir() and temporary.path.is_dir() and (overwrite or not any(target.iterdir()))
+        if not replaceable:
+            raise
+        if not exchange(temporary.path, target):
+            temporary.old.mkdir()
+            target.rename(temporary.old / target.name)
+            temporary.path.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Write a file or the entries of a folder to the disk itself, so that a loss of power does not undo a rename."""
+    if path.is_dir():
+        with suppress(OSError):  # not all file systems can do it for a folder
+            _fsync(path)
+    elif path.is_file():
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -161,9 +161,7 @@ class Section:
         else:
             self._open()
             path = self.source.require(self.file)
-            if kept is not None and path.parent.resolve() == kept.resolve():
-                os.link(path, target)
-            else:
+            if kept is None or path.parent.resolve() != kept.resolve() or not _link(path, target):
                 shutil.copyfile(path, target)
         return {**self.describe(), "bytes": target.stat().st_size}
 
@@ -192,6 +190,14 @@ class Section:
                 raise LoraSuiteError("the file belongs to another map", where=self.where, do="fetch or build it again")
             self._handles.append(handle)
         return self._handles[0]
+
+
+def _link(path: Path, target: Path) -> bool:
+    try:
+        os.link(path, target)
+    except OSError:  # the file system has no links
+        return False
+    return True
 
 
 def build_section(spec: SectionSpec, request: SectionRequest, key: str) -> Section:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +12,7 @@ from ..adapters.adapter import Adapter, Key
 from ..adapters.reading import read_adapter
 from ..adapters.writing import write_adapter
 from ..io.source import Source
+from ..io.temporary import temporary_folder
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from ..models.restore import fixed_seed
@@ -81,17 +80,17 @@ def _train(
     start = Adapter(new.arch, even, inputs.adapter.config)
     parts = dict.fromkeys([*options.parts, *(part for _, part in inputs.adapter.updates)])
     names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
-    with tempfile.TemporaryDirectory() as name, fixed_seed(inputs.seed), new.running() as plain:
-        write_adapter(start, Path(name), base=new.name)
-        model = peft.PeftModel.from_pretrained(plain, name, is_trainable=True)
+    with temporary_folder() as folder, fixed_seed(inputs.seed), new.running() as plain:
+        write_adapter(start, folder, base=new.name)
+        model = peft.PeftModel.from_pretrained(plain, str(folder), is_trainable=True)
         add_modules(model, fill=False, modules=names)
         trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
         loss, weights = train(
             model, rows, pad_token_id(new.tokenizer), options.training(inputs.seed), inputs.progress,
             trainer=trainer, collate=target_batch,
         )  # fmt: skip
-        model.save_pretrained(name, save_embedding_layers=False, state_dict=weights)
-        found = read_adapter(Source(name, "adapter"), new.arch)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+        found = read_adapter(Source(str(folder), "adapter"), new.arch)
     return dict(found.updates), loss
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import LoraSuiteError
+from ..io.write_errors import write_errors
 from ..text.vocabulary import align_token_ends
 from .backbone import Backbone
 from .distributed import split_between_processes, sum_across_processes
@@ -104,7 +106,9 @@ def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size <= BUDGET:
         return torch.zeros(*shape, dtype=dtype)
-    with tempfile.TemporaryFile() as file:
+    with write_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here; later it would kill the process
+            os.posix_fallocate(file.fileno(), 0, size)
         mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
     return torch.from_numpy(mapped).view(dtype).view(*shape)
 

@@ -20,7 +20,7 @@ from ..io.source import Source, split_revision
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
 from .loading import check_depth, check_model, load_causal_lm, load_errors
-from .offload import DISK, clean_offload_folder, disk_options
+from .offload import DISK, disk_options, offload_folder
 from .restore import restore_model
 from .stored_names import find_stored
 from .tokenizer import open_tokenizer
@@ -267,10 +267,12 @@ class Backbone:
     def _load_weights(self, options: dict[str, Any]) -> Any:
         config = running_config(self.source, self.arch)
         options |= {"config": config}
-        if options["device_map"] == DISK:
-            options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
-        with clean_offload_folder(options) as keep:
-            return keep(load_causal_lm(self._location(), options | self._access(), where=repr(self)))
+        options |= self._access()
+        if options["device_map"] != DISK:
+            return load_causal_lm(self._location(), options, where=repr(self))
+        options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
+        with offload_folder() as (folder, keep):
+            return keep(load_causal_lm(self._location(), options | {"offload_folder": folder}, where=repr(self)))
 
     def _location(self) -> str:
         return str(self.source.folder) if self.source.folder is not None else self.name

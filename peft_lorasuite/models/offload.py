@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
+from ..io.temporary import TemporaryFolder
 
 DISK = "disk"
 """The ``device_map`` of such a model."""
@@ -34,8 +32,8 @@ def resolve_device_map(device_map: Any, low_memory: bool) -> Any:
 def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return the loading options of transformers for a model whose layers and untied head stay on disk.
 
-    Weights that can be used as stored are read from the checkpoint. Those that must be renamed or converted first are
-    written to a temporary folder, which `clean_offload_folder` deletes.
+    They lack the folder for weights that must be renamed or converted first; see `offload_folder`. Weights that can be
+    used as stored are read from the checkpoint.
 
     Args:
         config: The model's config.
@@ -48,7 +46,7 @@ def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = F
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     offloaded = arch.layer_path, *(() if arch.tied else (arch.head,))  # calibration does not run the head
     devices = {name: DISK if name.startswith(offloaded) else "cpu" for name in _modules(shell, arch.layer_path)}
-    return {"device_map": devices, "offload_folder": tempfile.mkdtemp(prefix="peft-lorasuite-")}
+    return {"device_map": devices}
 
 
 def is_on_disk(model: Any) -> bool:
@@ -57,32 +55,31 @@ def is_on_disk(model: Any) -> bool:
 
 
 @contextmanager
-def clean_offload_folder(options: Mapping[str, Any]) -> Iterator[Callable[[Any], Any]]:
-    """Delete the ``offload_folder`` of some loading options, or bind its lifetime to the model that uses it.
+def offload_folder() -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Create a temporary folder for the weights of one model that are converted before they are used from disk.
 
     Yields:
-        A function to pass the loaded model through. If its weights were written to the folder, the folder is deleted
-        when the model is freed; otherwise it is deleted when the context ends.
+        The ``offload_folder`` of transformers, and a function to pass the loaded model through. If weights were written
+        to the folder, it is deleted when the model is freed; otherwise when the context ends.
     """
-    folder = options.get("offload_folder")
-    in_use = False
+    folder, in_use = TemporaryFolder(), False
     logger = logging.getLogger("accelerate.big_modeling")  # warns that layers are on disk, as was asked for
     level = logger.level
-    logger.setLevel(logging.ERROR if folder is not None else level)
+    logger.setLevel(logging.ERROR)
 
     def keep(model: Any) -> Any:
         nonlocal in_use
-        if folder is not None and any(Path(folder).iterdir()):
-            weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        if any(folder.path.iterdir()):
+            weakref.finalize(model, folder.close)
             in_use = True
         return model
 
     try:
-        yield keep
+        yield str(folder.path), keep
     finally:
         logger.setLevel(level)
-        if folder is not None and not in_use:
-            shutil.rmtree(folder, ignore_errors=True)
+        if not in_use:
+            folder.close()
 
 
 def _modules(module: torch.nn.Module, layer_path: str, prefix: str = "") -> Iterator[str]:

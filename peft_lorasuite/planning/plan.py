@@ -237,13 +237,22 @@ def _side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
 
 def measure_rates() -> Rates:
     """Measure matrix products and the reading of a fresh file; takes about a second."""
-    M, size = torch.ones(1024, 1024), 2**26
+    M = torch.ones(1024, 1024)
     compute = 2 * len(M) ** 3 / min(timeit.repeat(lambda: M @ M, number=1))
+    try:
+        read = _measure_reading(2**26)
+    except OSError:  # no space for the file
+        read = Rates().read * GB
+    return Rates(read / GB, compute / GB)
+
+
+def _measure_reading(size: int) -> float:
+    """Return the bytes per second of reading a file that is not in the page cache."""
     with tempfile.TemporaryFile(buffering=0) as file:
-        file.write(os.urandom(size))
+        if file.write(os.urandom(size)) < size:
+            raise OSError("the disk is full")
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # out of the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
-        read = size / timeit.timeit(file.read, number=1)
-    return Rates(read / GB, compute / GB)
+        return size / timeit.timeit(file.read, number=1)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..adapters.peft_format import CONFIG
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError, error_context
-from ..io.output import write_errors
-from ..io.paths import exists, is_folder
+from ..io.output import check_output_file, write_file
 from ..io.source import Source, split_revision
 from ..mapping.upgrade_map import META, UpgradeMap
 from ..upgrading.report import REPORT_SCHEMA
@@ -59,7 +56,7 @@ def inspect(
         LoraSuiteError: If matplotlib is not installed, ``name`` is neither a map nor an upgraded adapter, or the file
             exists. Nothing is written then.
     """
-    target = check_free_file(output, overwrite=overwrite)
+    target = check_output_file(output, overwrite=overwrite)
     require_matplotlib()
     results = read_results(rows) if rows is not None else []
     source = Source(str(name), "map or adapter", revision)
@@ -159,32 +156,3 @@ def _find_old_adapter(report: dict[str, Any], old_adapter: str | Path | None) ->
     if revisions.get("adapter"):
         return Source(str(report["adapter"]), "adapter", revisions["adapter"], local_files_only=True, hub_only=True)
     return None
-
-
-def check_free_file(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return the file to write, or raise, before any work is done."""
-    target = Path(path).expanduser()
-    if is_folder(target):
-        raise LoraSuiteError(
-            "the output is a folder", where=target, wanted="a file", do="add a file name such as report.html"
-        )
-    if exists(target) and not overwrite:
-        raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
-    return target
-
-
-def write_file(target: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary file beside it first."""
-    with write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.chmod(0o644)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import LoraSuiteError
+from ..io.temporary import temporary_folder
 from ..models.distributed import runs_on_cpu
 from ..models.prefix_cache import reuse_shared_prefix
 from ..models.restore import disable_dropout
@@ -143,10 +143,10 @@ def train(
     Raises:
         LoraSuiteError: If the loss or a weight is not finite.
     """
-    with tempfile.TemporaryDirectory() as scratch, disable_dropout(model):
+    with temporary_folder() as scratch, disable_dropout(model):
         hf_trainer = trainer(
             model,
-            _training_arguments(options, scratch, model.config),
+            _training_arguments(options, str(scratch), model.config),
             data_collator=partial(collate, padding=padding),
             train_dataset=RowDataset(rows),
             callbacks=[ProgressCallback(progress)],

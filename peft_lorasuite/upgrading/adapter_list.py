@@ -40,6 +40,14 @@ class AdapterPlan:
     rank: int | None = None
     problem: str | None = None
 
+    def describe(self, out: str | Path, repo: str | None = None) -> str:
+        """Return on one line what would be done, and the repository that the result would be pushed to."""
+        if self.problem:
+            return f"skip     {self.adapter}: {self.problem}"
+        action = "done   " if self.done else "upgrade"
+        line = f"{action}  {self.adapter} (rank {self.rank}, {self.size / 1e6:.2f} MB) -> {out}/{self.folder}"
+        return f"{line} and {repo}" if repo else line
+
 
 def plan_many(
     adapters: Iterable[Any],

@@ -14,6 +14,7 @@ from ..adapters.reading import adapter_needs_backbones
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
 from ..io.source import LoadOptions, Source, split_revision
+from ..io.temporary import remove_leftovers
 from ..mapping.fingerprint import check_identity
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
@@ -89,6 +90,7 @@ def upgrade_many(
     settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
     index, count = shard or process_index_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
+    remove_leftovers(journal.out)
 
     def convert(name: str) -> dict[str, Any]:
         start, (repo, revision) = time.perf_counter(), split_revision(name)
@@ -147,6 +149,41 @@ def open_collection(
         lambda: Backbone.open(old), Backbone.open(new), upgrade_map=upgrade_map, method=method, needs_old=needs_old,
         progress=progress,
     )  # fmt: skip
+
+
+def upgrade_collection(
+    adapters: Iterable[str],
+    old: BackboneLike,
+    new: BackboneLike,
+    out: str | Path,
+    *,
+    upgrade_map: MapLike | None = None,
+    method: str = "auto",
+    then: Callback | None = None,
+    progress: Progress = no_progress,
+) -> list[Outcome]:
+    """Convert a list of adapters with `upgrade_many`; the old backbone is opened only if it is needed.
+
+    Args:
+        adapters: As in `upgrade_many`.
+        old: The old backbone of all adapters.
+        new: The new backbone.
+        out: As in `upgrade_many`.
+        upgrade_map: As in `upgrade_many`.
+        method: As in `upgrade_many`.
+        then: As in `upgrade_many`.
+        progress: Shows the progress.
+    """
+    adapters = list(adapters)
+    if not adapters:
+        return []
+    new = Backbone.open(new)
+    upgrade_map, old_backbone = open_collection(
+        adapters, old, new, upgrade_map=upgrade_map, method=method, progress=progress
+    )
+    return upgrade_many(
+        adapters, upgrade_map, out, method=method, old=old_backbone, new=new, then=then, progress=progress
+    )
 
 
 def _needs_backbones(name: str) -> bool:

@@ -54,6 +54,8 @@ OUTCOME = record_of(Outcome, adapter=TEXT, error=optional(TEXT), status=one_of("
 class Journal:
     """JSON lines, one per outcome. Every process appends to its own file and reads all of them.
 
+    A journal that cannot be read or written is a warning: what it lacks is done again by the next run.
+
     Args:
         out: Folder of the results.
         index: Index of this process.
@@ -64,20 +66,27 @@ class Journal:
         self.out = out
         self.path = out / (f"{JOURNAL}.jsonl" if count == 1 else f"{JOURNAL}-{index}.jsonl")
         self.known: dict[tuple[str, str], Outcome] = {}
+        self._writable = True
         resolve_folder(out)
         for path in sorted(out.glob(f"{JOURNAL}*.jsonl")):
             if not is_file(path):
                 raise LoraSuiteError("the journal must be a file", where=path, do="move the folder away")
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    values = json.loads(line)
-                    check(values, OUTCOME, where=path.name)
-                    entry = Outcome(**values)
-                    self.known[entry.adapter, entry.settings] = entry
-                except (ValueError, RecursionError):
-                    log.warning(
-                        "ignoring a malformed line of %s, as after a crash: its adapter is done again", path.name
-                    )
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            log.warning("%s: the journal cannot be read, and its adapters are done again: %s", path, error.strerror)
+            return
+        for line in lines:
+            try:
+                values = json.loads(line)
+                check(values, OUTCOME, where=path.name)
+                entry = Outcome(**values)
+                self.known[entry.adapter, entry.settings] = entry
+            except (ValueError, RecursionError):
+                log.warning("ignoring a malformed line of %s, as after a crash: its adapter is done again", path.name)
 
     def done(self, name: str, settings: str | None, folder: str) -> Outcome | None:
         """Return the outcome of an earlier run with the same settings, if its result is still there; None otherwise.
@@ -105,9 +114,19 @@ class Journal:
         return str((report.get("facts") or {}).get(SETTINGS, ""))
 
     def write(self, outcome: Outcome) -> None:
-        """Append a line and flush it to disk."""
+        """Append a line and flush it to disk; the first failure is a warning."""
+        try:
+            self._append(json.dumps(asdict(outcome), ensure_ascii=False, default=str))
+        except OSError as error:
+            if self._writable:
+                log.warning(
+                    "%s: the journal cannot be written, and a new run does these adapters again: %s",
+                    self.path, error.strerror,
+                )  # fmt: skip
+            self._writable = False
+
+    def _append(self, line: str) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(asdict(outcome), ensure_ascii=False)
         broken = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if broken else "") + line + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
+from ..io.temporary import remove_leftovers
 from ..mapping.fingerprint import Identity, find_mismatch
 from ..mapping.storage import read_description
 from ..mapping.upgrade_map import META, MapOptions, UpgradeMap
@@ -43,7 +44,7 @@ def load_or_build_map(
     old: Backbone, new: Backbone, options: MapOptions | None = None, *, methods: Iterable[str] = (),
     low_memory: bool = False, progress: Progress = no_progress,
 ) -> UpgradeMap:  # fmt: skip
-    """Return the cached map of a pair, or build and cache it.
+    """Return the cached map of a pair, or build and cache it; a cache that cannot be read or written is a warning.
 
     Args:
         old: The old backbone.
@@ -65,29 +66,36 @@ def load_or_build_map(
         if section is not None and section.name not in upgrade_map.sections:
             log.info("building the section of the map for %s", name)
             upgrade_map, changed = add_section(upgrade_map, name, old, new, progress=progress), True
-    if changed and is_main_process():
-        upgrade_map.save(folder, overwrite=True)
+    if changed and folder is not None and is_main_process():
+        _save(upgrade_map, folder)
     wait_for_everyone()
     return upgrade_map
 
 
-def _load_cached(folder: Path) -> UpgradeMap | None:
+def _save(upgrade_map: UpgradeMap, folder: Path) -> None:
+    try:
+        upgrade_map.save(folder, overwrite=True)
+    except (LoraSuiteError, OSError) as error:
+        log.warning("the upgrade map is not cached, and the next run builds it again: %s", error)
+
+
+def _load_cached(folder: Path | None) -> UpgradeMap | None:
     """Load a cached map; None if there is none, or if it is broken."""
-    if not (folder / META).is_file():
+    if folder is None or not (folder / META).is_file():
         return None
     try:
         upgrade_map = UpgradeMap.load(folder)
         for section in upgrade_map.sections.values():
             section.check()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.warning("the cached upgrade map is broken and is built again: %s", error)
         return None
     log.info("using the cached upgrade map %s", folder)
     return upgrade_map
 
 
-def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path:
-    """Return the folder of a pair's map, or a free one.
+def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path | None:
+    """Return the folder of a pair's map, or a free one; None if the cache cannot be read.
 
     The name has architectures, configs and vocabularies, which are the same for all fine-tunes of one base, and a
     number.
@@ -95,7 +103,12 @@ def _cache_entry(old: Backbone, new: Backbone, options: MapOptions) -> Path:
     sides = [[one.arch.to_dict(), _computed_values(one.config), tokenizer_hash(one.tokenizer)] for one in (old, new)]
     pair, settings = (hashlib.sha256(text.encode()).hexdigest() for text in (_as_json(sides), repr(options)))
     folders = (cache_folder() / f"{pair[:32]}--{settings[:8]}--{number}" for number in count())
-    return next(folder for folder in folders if not (folder / META).is_file() or _is_usable(folder, old, new))
+    remove_leftovers(cache_folder())
+    try:
+        return next(folder for folder in folders if not (folder / META).is_file() or _is_usable(folder, old, new))
+    except OSError as error:
+        log.warning("%s: the cache of upgrade maps cannot be read: %s", cache_folder(), error.strerror)
+        return None
 
 
 def _computed_values(config: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_a_killed_process_leaves_whole_adapters_or_none(pair: Pair, tmp_path: Pa
     deadline = time.monotonic() + 20
     while len(list(place.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    while not list(place.glob(".*.part")) and time.monotonic() < deadline:
+    while not list(place.glob(".peft-lorasuite-*")) and time.monotonic() < deadline:
         pass  # until it is in the middle of one
     worker.send_signal(signal.SIGKILL)
     worker.wait()
@@ -81,7 +81,7 @@ def test_a_killed_process_leaves_whole_adapters_or_none(pair: Pair, tmp_path: Pa
             pico_model("llama", 1, hidden_size=40, num_hidden_layers=4, intermediate_size=64), str(path)
         )
     rest = [path.name for path in place.iterdir() if path not in whole]
-    assert all(name.endswith(".part") for name in rest)
+    assert all(name.startswith(".peft-lorasuite-") for name in rest)
 
 
 HUB = """

@@ -1,0 +1,42 @@
+"""What the programs in ``hub_scripts`` share: their parser, logging, and errors on one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+from ..errors import LoraSuiteError
+from .common import non_empty
+
+
+def script_parser(name: str, description: str | None) -> ArgumentParser:
+    """Return a parser with the options of every program that pushes."""
+    parser = ArgumentParser(
+        prog=f"{name}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.register("type", None, non_empty)
+    parser.add_argument("--private", action="store_true", help="create a private repository; refuse a public one")
+    parser.add_argument("--overwrite", action="store_true", help="replace other content of the repository")
+    return parser
+
+
+def add_pair(parser: ArgumentParser, *, old: str, required: bool = False) -> None:
+    """Add the options of an upgrade: the backbones, the map and the method; ``old`` is the help of ``--from``."""
+    parser.add_argument("--from", dest="old", required=required, metavar="OLD", help=old)
+    parser.add_argument("--to", required=True, metavar="NEW", help="new backbone")
+    parser.add_argument("--map", metavar="MAP", help="upgrade map: Hub id or folder (default: cached or built)")
+    parser.add_argument("--method", default="auto", help="see `peft-lorasuite upgrade --help` (default: auto)")
+
+
+def run_script(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:
+    """Run a program; return its exit code, 1 for an error."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("peft_lorasuite").setLevel(logging.INFO)
+    try:
+        return run(args)
+    except LoraSuiteError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
