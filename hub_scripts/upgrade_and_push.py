@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from peft_lorasuite import push_upgraded, upgrade
+from peft_lorasuite.cli.common import chat_options
 from peft_lorasuite.cli.scripts import add_pair, run_script, script_parser
 from peft_lorasuite.hub.push import check_push
 from peft_lorasuite.io.source import split_revision
@@ -23,6 +24,7 @@ from peft_lorasuite.io.temporary import temporary_folder
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
+from peft_lorasuite.text.examples import check_prompt_count, read_prompts
 from peft_lorasuite.upgrading.inputs import open_inputs
 
 
@@ -45,8 +47,13 @@ def run(args: Namespace) -> int:
         require_matplotlib()
     adapter, revision = split_revision(args.adapter)
     chosen = {"method": args.method, "progress": progress_bars}
-    inputs = open_inputs(adapter, args.to, old=args.old, upgrade_map=args.map, revision=revision, **chosen)
-    upgraded = upgrade(inputs.source, inputs.upgrade_map, old=inputs.old, new=inputs.new, **chosen)
+    chat, prompts = chat_options(args), check_prompt_count(read_prompts(args.prompts)) if args.prompts else None
+    inputs = open_inputs(
+        adapter, args.to, old=args.old, upgrade_map=args.map, prompts=prompts is not None, revision=revision, **chosen
+    )
+    upgraded = upgrade(
+        inputs.source, inputs.upgrade_map, old=inputs.old, new=inputs.new, prompts=prompts, chat=chat, **chosen
+    )
     with temporary_folder() as folder:
         picture = None
         if args.picture:  # the norms are read from the saved adapter

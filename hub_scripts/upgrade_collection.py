@@ -17,6 +17,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from peft_lorasuite.cli.common import chat_options
 from peft_lorasuite.cli.scripts import add_pair, run_script, script_parser
 from peft_lorasuite.hub.collection import assign_repositories, push_each
 from peft_lorasuite.hub.push import check_push
@@ -54,7 +55,8 @@ def run(args: Namespace) -> int:
     if repos:
         check_push(repos[chosen[0]], split_revision(args.to)[0])
     outcomes = upgrade_collection(
-        chosen, args.old, args.to, args.output, upgrade_map=args.map, method=args.method, progress=progress_bars,
+        chosen, args.old, args.to, args.output, upgrade_map=args.map, method=args.method, prompts=args.prompts,
+        chat=chat_options(args), progress=progress_bars,
         then=push_each(repos, private=args.private or None, overwrite=args.overwrite) if repos else None,
     )  # fmt: skip
     count = [outcome.status for outcome in outcomes].count

@@ -13,7 +13,8 @@ from .errors import LoraSuiteError, check_seed, short_message
 from .io.source import LoadOptions
 from .io.temporary import temporary_folder
 from .progress import Progress, progress_bars
-from .text.examples import PromptsLike, check_prompt_count, read_prompts
+from .text.chat import ChatLike, ChatOptions
+from .text.examples import PromptsLike, check_prompt_count, prompt_limit, read_prompts
 from .upgrading.inputs import BackboneLike, MapLike, open_inputs
 from .upgrading.upgrade import Upgraded, upgrade
 
@@ -29,6 +30,7 @@ def from_upgraded(
     method: str = "auto",
     options: Any = None,
     prompts: PromptsLike | None = None,
+    chat: ChatLike = None,
     rank: int | None = None,
     output_type: str = "same",
     seed: int = 0,
@@ -57,7 +59,9 @@ def from_upgraded(
             necessary.
         method: Name of a method (``peft-lorasuite upgrade --help`` lists them), or ``"auto"``.
         options: Options of the method: its dataclass, or a mapping of names to values.
-        prompts: Unlabeled prompts, for methods that run the models.
+        prompts: Unlabeled prompts, for methods that run the models: a file, the Hub id of a dataset, a dataset or a
+            list. Conversations are rendered by the chat template of each side.
+        chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA.
         seed: Random seed.
@@ -80,9 +84,10 @@ def from_upgraded(
     Raises:
         LoraSuiteError: If an input is missing, malformed or unsupported.
     """
-    if prompts is not None:
-        prompts = check_prompt_count(read_prompts(prompts))
     check_seed(seed)
+    if prompts is not None:
+        prompts = check_prompt_count(read_prompts(prompts, limit=prompt_limit(options), seed=seed))
+    chat = ChatOptions.of(chat)
     _check_name(adapter_name)
     load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
     inputs = open_inputs(
@@ -92,7 +97,7 @@ def from_upgraded(
     )  # fmt: skip
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, method=method, options=options, old=inputs.old, new=inputs.new,
-        prompts=prompts, rank=rank, output_type=output_type, seed=seed, token=token, cache_dir=cache_dir,
+        prompts=prompts, chat=chat, rank=rank, output_type=output_type, seed=seed, token=token, cache_dir=cache_dir,
         progress=progress,
     )  # fmt: skip
     return attach(inputs.new.load(), upgraded, adapter_name=adapter_name, is_trainable=is_trainable)

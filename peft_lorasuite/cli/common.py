@@ -7,15 +7,22 @@ import logging
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoraSuiteError, check_integer, check_seed, printable
 from ..io.source import LoadOptions
 from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress, progress_bars
 
+if TYPE_CHECKING:
+    from ..text.chat import ChatOptions
+
 NAME = "peft-lorasuite"
-DATA = "JSON (a list of objects) or JSON lines with instruction, output and, if there is one, input"
+DATA = (
+    "a file (JSON, JSON Lines, CSV or Parquet) or a Hub dataset (owner/name:split) of conversations (messages), of "
+    "instruction and output, or of prompt and completion"
+)
+PROMPTS = f"{DATA}; answers are not used; a .txt file has one prompt per line"
 
 Output = tuple[dict[str, Any], str]
 """What a command returns: the values for ``--json``, and the text for a terminal."""
@@ -68,6 +75,26 @@ def add_training(command: ArgumentParser) -> None:
                        help="prompt with {instruction} and {input} (default: that of LLM-Adapters)")  # fmt: skip
     group.add_argument("--new-layers", choices=("train", "freeze"), default="train",
                        help="layers without a matching old layer: a new LoRA, or none (default: train)")  # fmt: skip
+
+
+def add_chat(command: ArgumentParser, *, old: bool) -> None:
+    """Add the options of rendering conversations; ``old`` adds those of the old side."""
+    group = command.add_argument_group("conversations (default: the chat template of each side's tokenizer)")
+    if old:
+        group.add_argument("--old-template", metavar="FILE", help="chat template of the old side, or none")
+    names = "none, or old for that of the old side" if old else "or none"
+    group.add_argument("--new-template", metavar="FILE", help=f"chat template of the new side, {names}")
+    group.add_argument("--template-kwargs", action="append", default=[], type=pair, metavar="KEY=VALUE",
+                       help="a variable of the templates, such as enable_thinking=false; may be repeated")  # fmt: skip
+    group.add_argument("--system", metavar="TEXT", help="system prompt of conversations that have none")
+
+
+def chat_options(args: Namespace) -> ChatOptions:
+    """Return the options of rendering conversations."""
+    from ..text.chat import ChatOptions, parse_variable
+
+    variables = {name: parse_variable(text) for name, text in args.template_kwargs}
+    return ChatOptions(getattr(args, "old_template", None), args.new_template, variables, args.system)
 
 
 def training_options(args: Namespace) -> dict[str, Any]:

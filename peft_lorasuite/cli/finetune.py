@@ -8,7 +8,18 @@ from typing import Any
 
 from ..io.output import check_output
 from ..io.source import split_revision
-from .common import DATA, Output, add_command, add_output, add_training, seed, setup_logging, training_options
+from .common import (
+    DATA,
+    Output,
+    add_chat,
+    add_command,
+    add_output,
+    add_training,
+    chat_options,
+    seed,
+    setup_logging,
+    training_options,
+)
 
 
 def add(commands: Any) -> None:
@@ -18,6 +29,7 @@ def add(commands: Any) -> None:
     command.add_argument("--data", required=True, metavar="DATA", help=DATA)
     command.add_argument("--base", metavar="MODEL", help="backbone (default: the adapter's base model)")
     command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
+    add_chat(command, old=False)
     add_training(command)
     add_output(command, "the fine-tuned adapter")
 
@@ -26,15 +38,13 @@ def run(args: Namespace) -> Output:
     """Fine-tune and write."""
     progress = setup_logging(args)
     check_output(args.output, overwrite=args.overwrite, inputs=(args.adapter, args.base, args.data))
-    from ..text.examples import read_examples
     from ..training.finetune import finetune
 
     start = time.perf_counter()
-    examples = read_examples(args.data)
     name, revision = split_revision(args.adapter)
     trained = finetune(
-        name, examples, base=args.base, revision=revision, output=args.output, overwrite=args.overwrite,
-        progress=progress, **training_options(args),
+        name, args.data, chat=chat_options(args), base=args.base, revision=revision, output=args.output,
+        overwrite=args.overwrite, progress=progress, **training_options(args),
     )  # fmt: skip
     seconds, record = round(time.perf_counter() - start, 2), trained.finetune_record
     values = {"output": str(args.output), "training": record, "seconds": seconds}

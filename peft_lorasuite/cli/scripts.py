@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
 from ..errors import LoraSuiteError
-from .common import non_empty
+from .common import PROMPTS, add_chat, non_empty
 
 
 def script_parser(name: str, description: str | None) -> ArgumentParser:
@@ -24,11 +24,15 @@ def script_parser(name: str, description: str | None) -> ArgumentParser:
 
 
 def add_pair(parser: ArgumentParser, *, old: str, required: bool = False) -> None:
-    """Add the options of an upgrade: the backbones, the map and the method; ``old`` is the help of ``--from``."""
+    """Add the options of an upgrade: backbones, map, method and prompts; ``old`` is the help of ``--from``."""
     parser.add_argument("--from", dest="old", required=required, metavar="OLD", help=old)
     parser.add_argument("--to", required=True, metavar="NEW", help="new backbone")
     parser.add_argument("--map", metavar="MAP", help="upgrade map: Hub id or folder (default: cached or built)")
     parser.add_argument("--method", default="auto", help="see `peft-lorasuite upgrade --help` (default: auto)")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help=f"unlabeled prompts, for methods that run the models: {PROMPTS}"
+    )
+    add_chat(parser, old=True)
 
 
 def run_script(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:

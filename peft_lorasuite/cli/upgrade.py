@@ -6,7 +6,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoraSuiteError
 from ..io.output import check_not_input, check_output
@@ -17,11 +17,14 @@ from ..models.distributed import is_main_process
 from ..progress import Progress
 from .common import (
     DATA,
+    PROMPTS,
     Output,
+    add_chat,
     add_command,
     add_loading,
     add_output,
     add_training,
+    chat_options,
     load_options,
     pair,
     positive,
@@ -29,6 +32,10 @@ from .common import (
     setup_logging,
     training_options,
 )
+
+if TYPE_CHECKING:
+    from ..text.chat import ChatOptions
+    from ..text.examples import Prompt
 
 SHOWN = 5
 """Tensors that are listed as not transferred; the report has all."""
@@ -42,14 +49,16 @@ def add(commands: Any) -> None:
         commands, "upgrade", "convert an adapter for a new backbone", "\n".join(["methods:", *methods])
     )
     command.add_argument("--method", default="auto", metavar="M", help="see below (default: auto)")
-    command.add_argument("--prompts", metavar="FILE", help="unlabeled prompts, for methods that run the models")
+    command.add_argument(
+        "--prompts", metavar="FILE", help=f"unlabeled prompts, for methods that run the models: {PROMPTS}"
+    )
     _add_arguments(command)
     command = add_command(
         commands, "distill", "convert an adapter by a short training on unlabeled prompts",
         "The same as `upgrade --method distill --prompts FILE`: both backbones are run, and the new adapter is\n"
         "trained toward the effect of the old adapter on the logits of its backbone.",
     )  # fmt: skip
-    command.add_argument("--prompts", metavar="FILE", required=True, help="text with one prompt per line, or JSON")
+    command.add_argument("--prompts", metavar="FILE", required=True, help=PROMPTS)
     command.set_defaults(method="distill")
     _add_arguments(command)
 
@@ -69,6 +78,7 @@ def _add_arguments(command: ArgumentParser) -> None:
                          help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
     command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     command.add_argument("--finetune", metavar="DATA", help=f"labeled samples to fine-tune on afterwards: {DATA}")
+    add_chat(command, old=True)
     add_training(command)
     add_output(command, "the new adapter and its report")
     group = command.add_argument_group("publishing")
@@ -82,7 +92,7 @@ def _add_arguments(command: ArgumentParser) -> None:
 def run(args: Namespace) -> Output:
     """Check, convert, write and push."""
     progress = setup_logging(args)
-    prompts, samples = _check(args)
+    prompts, samples, chat = _check(args)
     from ..upgrading.inputs import open_inputs
     from ..upgrading.upgrade import upgrade
 
@@ -94,11 +104,11 @@ def run(args: Namespace) -> Output:
     )  # fmt: skip
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, method=args.method, options=dict(args.options) or None, old=inputs.old,
-        new=inputs.new, prompts=prompts, rank=args.rank, output_type=args.output_type, seed=args.seed,
+        new=inputs.new, prompts=prompts, chat=chat, rank=args.rank, output_type=args.output_type, seed=args.seed,
         progress=progress,
     )  # fmt: skip
     if samples is not None:
-        _finetune(upgraded, inputs.new, samples, args, progress)
+        _finetune(upgraded, inputs.new, samples, chat, args, progress)
     elif is_main_process():
         upgraded.save(args.output, overwrite=args.overwrite)
     seconds = round(time.perf_counter() - start, 2)
@@ -110,8 +120,8 @@ def run(args: Namespace) -> Output:
     return values, text
 
 
-def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
-    """Check all inputs before any long work; return prompts and samples."""
+def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, ChatOptions]:
+    """Check all inputs before any long work; return prompts, samples and how conversations are rendered."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
     check_output(args.output, overwrite=args.overwrite, inputs=given)
     from ..adapters.peft_format import select_adapter
@@ -119,16 +129,19 @@ def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
     from ..io.source import Source
     from ..methods.options import make_options
     from ..methods.registry import find
-    from ..text.examples import check_prompt_count, read_examples, read_prompts
+    from ..text.examples import check_prompt_count, prompt_limit, read_prompts, read_records
     from ..text.templates import check_template
-    from ..training.options import FinetuneOptions
+    from ..training.options import MAX_EXAMPLES, FinetuneOptions
 
     if args.template is not None:
         check_template(args.template)
-    prompts = check_prompt_count(read_prompts(args.prompts, args.template)) if args.prompts else None
+    chat, prompts = chat_options(args), None
+    if args.prompts:
+        limit = prompt_limit(dict(args.options))
+        prompts = check_prompt_count(read_prompts(args.prompts, args.template, limit=limit, seed=args.seed))
     if args.finetune:
         FinetuneOptions(**training_options(args))
-    samples = read_examples(args.finetune) if args.finetune else None
+    samples = read_records(args.finetune, max(args.samples, MAX_EXAMPLES), args.seed) if args.finetune else None
     if args.push:
         from ..hub.push import check_push
 
@@ -141,16 +154,19 @@ def _check(args: Namespace) -> tuple[list[str] | None, list[Any] | None]:
         adapter, revision = split_revision(args.adapter)
         source = select_adapter(Source(adapter, "adapter", revision), args.adapter_name)
         check_not_input(args.output, [read_config(source).get("base_model_name_or_path")])
-    return prompts, samples
+    return prompts, samples, chat
 
 
-def _finetune(upgraded: Any, new: Any, samples: list[Any], args: Namespace, progress: Progress) -> None:
+def _finetune(
+    upgraded: Any, new: Any, samples: list[Any], chat: ChatOptions, args: Namespace, progress: Progress
+) -> None:
     from ..model import attach
     from ..training.finetune import finetune
 
     model = attach(new.load(), upgraded, is_trainable=True)
     finetune(
-        model, samples, tokenizer=new.tokenizer, output=args.output, overwrite=args.overwrite, progress=progress,
+        model, samples, tokenizer=upgraded.tokenizer or new.tokenizer, chat=chat, output=args.output,
+        overwrite=args.overwrite, progress=progress,
         **training_options(args),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..progress import Progress, no_progress
+from ..text.chat import ChatOptions
 from ..text.examples import PromptsLike
 
 
@@ -25,6 +26,7 @@ class MethodInput:
         old: The old backbone, if available.
         new: The new backbone, if available.
         prompts: Unlabeled prompts, if the caller passed any.
+        chat: How conversations among them are rendered.
         seed: Random seed.
         progress: Shows the progress of a long step.
     """
@@ -36,6 +38,7 @@ class MethodInput:
     prompts: PromptsLike | None = None
     seed: int = 0
     progress: Progress = no_progress
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
     def backbones(self, what: str) -> tuple[Backbone, Backbone]:
         """Return both backbones.
@@ -65,6 +68,7 @@ class MethodResult:
         figures: ``(new layer, part)`` -> figures for the report (residual, agreement of merged heads, ...).
         facts: Further entries of the report.
         rank: Rank of the new adapter, if not that of the old one.
+        chat_template: The chat template that the new adapter was made for, if it is not the new backbone's own.
     """
 
     updates: Mapping[Key, LowRank]
@@ -73,3 +77,4 @@ class MethodResult:
     figures: Mapping[Key, Mapping[str, float]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
+    chat_template: str | None = None

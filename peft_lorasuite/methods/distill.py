@@ -45,13 +45,15 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
         "entropy_gate": options.entropy_gate, "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
     }  # fmt: skip
+    shared_facts, chat_template = probed.facts, probed.chat_template
     del probed  # it holds the new model's head, and training loads the model again
     trained, loss = _train(inputs, new, first, rows, targets, options)
-    start_facts = dict(first.facts)
-    hints = {"hints": start_facts.pop("hints")} if "hints" in start_facts else {}
+    start_facts = {**shared_facts, **first.facts}
+    shared = {name: start_facts.pop(name) for name in ("hints", "chat") if name in start_facts}
     return MethodResult(
-        trained, facts={"distill": {**facts, "loss": round(loss, 4), **start_facts}, **hints}, rank=first.rank
-    )
+        trained, facts={"distill": {**facts, "loss": round(loss, 4), **start_facts}, **shared}, rank=first.rank,
+        chat_template=chat_template,
+    )  # fmt: skip
 
 
 def _zero_update(new: Backbone, inputs: MethodInput) -> MethodResult:
@@ -101,6 +103,8 @@ def _target_rows(rows: Sequence[Tokens], places: Sequence[RowPosition]) -> list[
     by_row: dict[int, list[RowPosition]] = {}
     for index, (row, position) in enumerate(places):
         by_row.setdefault(row, []).append((position, index))
-    return [
-        TargetRow(rows[number].ids, rows[number].start, *zip(*wanted, strict=True)) for number, wanted in by_row.items()
-    ]
+    found = []
+    for number, wanted in by_row.items():
+        positions, targets = zip(*wanted, strict=True)
+        found.append(TargetRow(rows[number].ids, rows[number].start, positions=positions, targets=targets))
+    return found

@@ -67,4 +67,6 @@ def fit_last_layer(inputs: MethodInput, probed: Probe, options: TransplantOption
     }  # fmt: skip
     updates = {**probed.fact_update, (layer, "down"): update}
     rank = max(one.rank for one in updates.values())
-    return MethodResult(updates, facts={"transplant": facts, **probed.facts}, rank=rank)
+    return MethodResult(
+        updates, facts={"transplant": facts, **probed.facts}, rank=rank, chat_template=probed.chat_template
+    )

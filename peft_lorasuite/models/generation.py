@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..progress import Progress, no_progress
+from ..text.prompt_text import PromptText, encode_prompt
 from ..text.vocabulary import eos_token_id
 from .backbone import Backbone
 from .memory import contiguous_head_input
@@ -25,14 +26,25 @@ class Turn:
     Attributes:
         prompt: The prompt.
         response: The response.
-        ended: Whether the response ended with an end-of-sequence token rather than at the length limit.
+        ended: Whether the response ended with an end-of-turn or end-of-sequence token rather than at the length limit.
         merges: Whether the model would end the prompt with a longer token (`behavior.positions.merges_prompt_end`).
+        before: How many characters at the start of the response a chat template writes before an answer.
+        after: How many characters at its end a chat template writes between an answer and the end-of-turn token.
+        end: Id of the token that ended the response, if it is not the tokenizer's end-of-sequence token.
     """
 
     prompt: str
     response: str
     ended: bool
     merges: bool = False
+    before: int = 0
+    after: int = 0
+    end: int | None = None
+
+    @property
+    def content(self) -> str:
+        """The response without what a chat template writes around it."""
+        return self.response[self.before : len(self.response) - self.after]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +63,7 @@ class Generated:
 
 def fits_context(backbone: Backbone, prompt: str, length: int) -> bool:
     """Return whether a prompt and a response of ``length`` tokens fit the context."""
-    return len(backbone.tokenizer(prompt)["input_ids"]) + length <= backbone.context
+    return len(encode_prompt(backbone.tokenizer, prompt)["input_ids"]) + length <= backbone.context
 
 
 def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> list[list[int]]:
@@ -60,9 +72,10 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> l
     Raises:
         LoraSuiteError: When a prompt and a response of ``length`` tokens do not fit the context.
     """
-    rows = [backbone.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [encode_prompt(backbone.tokenizer, prompt)["input_ids"] for prompt in prompts]
     limit = backbone.context
-    for number, ids in enumerate(rows, 1):
+    for number, (prompt, ids) in enumerate(zip(prompts, rows, strict=True), 1):
+        number = (isinstance(prompt, PromptText) and prompt.number) or number  # that in the user's file
         if len(ids) + length > limit:
             raise LoraSuiteError(
                 f"prompt {number} is too long for the context", where=repr(backbone), do="shorten it",
@@ -78,10 +91,11 @@ def answer(
     *,
     length: int,
     batch: int = 64,
+    stops: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> list[Turn]:
     """Answer prompts by greedy decoding, with at most ``length`` tokens each."""
-    found = generate_answers(model, backbone, prompts, length=length, batch=batch, progress=progress)
+    found = generate_answers(model, backbone, prompts, length=length, batch=batch, stops=stops, progress=progress)
     return [turn for turn, _ in found]
 
 
@@ -92,47 +106,70 @@ def generate_answers(
     *,
     length: int,
     batch: int = 64,
+    stops: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> list[tuple[Turn, Generated]]:
-    """Answer prompts as `answer` does, and return the generated tokens and their states with each turn."""
-    tokenizer, end = backbone.tokenizer, eos_token_id(backbone.tokenizer)
+    """Answer prompts as `answer` does, and return the generated tokens and their states with each turn.
+
+    A response ends with the tokenizer's end-of-sequence token, one of the model's generation config, or one of
+    ``stops``, the end-of-turn tokens of a chat template.
+    """
+    tokenizer, eos = backbone.tokenizer, eos_token_id(backbone.tokenizer)
+    ends = _end_ids(model, eos, stops)
     encoded = encode_prompts(backbone, prompts, length)
     answers: dict[int, tuple[Turn, Generated]] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
     for first in progress("answering", range(0, len(order), batch)):
         rows = order[first : first + batch]
-        responses, states = _generate(model, [encoded[row] for row in rows], end, length)
+        responses, states = _generate(model, [encoded[row] for row in rows], ends, length)
         for row, response, row_states in zip(rows, responses, states, strict=True):
-            ended = end in response
-            ids = response[: response.index(end)] if ended else response
-            turn = Turn(prompts[row], tokenizer.decode(ids, skip_special_tokens=False), ended)
+            count = next((n for n, token in enumerate(response) if token in ends), len(response))
+            ids, ended = response[:count], count < len(response)
+            end = response[count] if ended and response[count] != eos else None
+            turn = Turn(prompts[row], _decode_after(tokenizer, encoded[row], ids), ended, end=end)
             answers[row] = turn, Generated(tuple(ids), row_states[: len(ids) + ended].clone())
     return [answers[number] for number in range(len(prompts))]
 
 
+def _end_ids(model: Any, eos: int, stops: Collection[int]) -> list[int]:
+    """Return the ids that end a response, the tokenizer's end-of-sequence token first."""
+    own = getattr(unwrap(model).generation_config, "eos_token_id", None)
+    own = [own] if isinstance(own, int) else own or []
+    return list(dict.fromkeys([eos, *own, *stops]))
+
+
+def _decode_after(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
+    """Decode a response with the white space that it starts with: at the start of a text decoders drop it."""
+    last = tokenizer.decode(prompt[-1:], skip_special_tokens=False)
+    text = tokenizer.decode([*prompt[-1:], *ids], skip_special_tokens=False)
+    return text[len(last) :] if text.startswith(last) else tokenizer.decode(ids, skip_special_tokens=False)
+
+
 @torch.inference_mode()
-def _generate(model: Any, prompts: Sequence[list[int]], end: int, length: int) -> tuple[list[list[int]], Tensor]:
+def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length: int) -> tuple[list[list[int]], Tensor]:
     """Return greedy responses, and the final states (rows, steps, D) that predicted their tokens.
 
     The prefix that all prompts share is computed once. The padding follows it, hidden by the mask.
     """
     width, (common, cache) = max(map(len, prompts)), cache_shared_prefix(model, prompts)
-    ids = torch.tensor([row[:common] + [end] * (width - len(row)) + row[common:] for row in prompts]).to(model.device)
+    ids = torch.tensor([row[:common] + [ends[0]] * (width - len(row)) + row[common:] for row in prompts]).to(
+        model.device
+    )
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in prompts])
     cached = {"cache": cache} if common else {}
-    with _greedy_decoding(model, end), contiguous_head_input(model), _record_final_states(model) as states:
+    with _greedy_decoding(model, ends), contiguous_head_input(model), _record_final_states(model) as states:
         output = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **cached)
     return output[:, width:].tolist(), torch.stack(states, dim=1)
 
 
 @contextmanager
-def _greedy_decoding(model: Any, end: int) -> Iterator[None]:
+def _greedy_decoding(model: Any, ends: list[int]) -> Iterator[None]:
     """Decode greedily, whatever the checkpoint's generation config asks for: penalties, sampling, beams, no cache."""
     from transformers import GenerationConfig
 
     inner = unwrap(model)
     own = inner.generation_config
-    inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=end, eos_token_id=end)
+    inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=ends[0], eos_token_id=ends)
     try:
         yield
     finally:

@@ -52,7 +52,37 @@ def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
     return {token if token in special else _decode(token, marker): number for token, number in ordered}
 
 
-def longest_prefix_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
+def shared_start_tokens(
+    old: Any, new: Any, starts: tuple[str, str], *, old_rows: int, new_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return the ids of the tokens that stand for the same text after other leading white space, as `shared_tokens`.
+
+    Args:
+        old: The old tokenizer.
+        new: The new tokenizer.
+        starts: What old and new tokens begin with.
+        old_rows: Rows of the old embedding; ids from there on are left out.
+        new_rows: Rows of the new embedding.
+    """
+    left = _text_after(old, starts[0], old_rows)
+    right = _text_after(new, starts[1], new_rows)
+    table = torch.tensor(sorted((left[text], right[text]) for text in left if text in right), dtype=torch.long)
+    table = table.reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _text_after(tokenizer: Any, start: str, rows: int) -> dict[str, int]:
+    """Map the text after ``start`` of the tokens that begin with it to their ids."""
+    return {
+        text[len(start) :]: number
+        for text, number in text_vocabulary(tokenizer).items()
+        if number < rows and text.startswith(start) and len(text) > len(start)
+    }
+
+
+def longest_prefix_tokens(
+    old: Any, new: Any, *, old_rows: int, new_rows: int, starts: tuple[str, str] = ("", "")
+) -> tuple[Tensor, Tensor]:
     """For every new token that the old vocabulary lacks, find the longest old token that its text starts with.
 
     That is the token which the old model would predict first for the same text. Special tokens are left out.
@@ -62,15 +92,16 @@ def longest_prefix_tokens(old: Any, new: Any, *, old_rows: int, new_rows: int) -
         new: The new tokenizer.
         old_rows: Rows of the old embedding; ids from there on are left out.
         new_rows: Rows of the new embedding.
+        starts: What the compared tokens of each begin with, apart from the text.
 
     Returns:
         Ids of the old tokens and of the new tokens, both ``(tokens,)``.
     """
-    left = {text: number for text, number in text_vocabulary(old).items() if number < old_rows}
+    left = _text_after(old, starts[0], old_rows)
     longest = max(map(len, left), default=0)
     pairs = []
-    for text, number in text_vocabulary(new).items():
-        if number < new_rows and text not in left:
+    for text, number in _text_after(new, starts[1], new_rows).items():
+        if text not in left:
             prefixes = (text[:size] for size in range(min(len(text) - 1, longest), 0, -1))
             match = next((left[prefix] for prefix in prefixes if prefix in left), None)
             if match is not None:

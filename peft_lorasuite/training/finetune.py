@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..adapters.chat_template import read_chat_template
 from ..adapters.loading import adapter_folder, add_adapter, load_tokenizer
 from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
+from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.distributed import is_main_process
 from ..models.restore import fixed_seed
 from ..progress import Progress, no_progress
-from ..text.examples import read_examples
+from ..text.chat import ChatLike, ChatOptions
+from ..text.examples import read_records
 from ..text.vocabulary import pad_token_id
 from .encoding import encode_examples
 from .loop import train
 from .lora_modules import add_modules
-from .options import FinetuneOptions
+from .options import MAX_EXAMPLES, FinetuneOptions
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ def finetune(
     warmup: float = 0.0,
     cutoff: int = 256,
     template: str | None = None,
+    chat: ChatLike = None,
     new_layers: str = "train",
     modules: Sequence[str] = (),
     seed: int = 0,
@@ -62,8 +66,9 @@ def finetune(
     Args:
         model: A PEFT model (loaded with ``is_trainable=True``), which is trained in place, or the folder or Hub id of
             an adapter.
-        data: Labeled examples: a JSON file, a `datasets.Dataset` or a list, with ``instruction``, ``output`` and
-            optionally ``input``.
+        data: Labeled examples: a file (JSON, JSON Lines, CSV or Parquet), the Hub id of a dataset, a `datasets.Dataset`
+            or a list, with ``messages``, with ``instruction`` and ``output``, or in another shape (see `read_records`).
+            In conversations all assistant turns have a loss.
         samples: Number of samples, the first ones of a shuffle by ``seed``; all if None.
         epochs: Passes over the samples.
         batch_size: Samples per step and device.
@@ -73,6 +78,8 @@ def finetune(
         warmup: Fraction of the steps in which the learning rate rises to its peak.
         cutoff: Maximum length of a sample in tokens; the rest is cut off.
         template: Prompt template with ``{instruction}`` (and ``{input}``); by default that of LLM-Adapters.
+        chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values; by default with the
+            chat template of the tokenizer.
         new_layers: How to treat layers without any LoRA, which an upgrade leaves where a new layer has no matching
             old one: ``"train"`` adds new LoRA modules (A Kaiming, B zero), ``"freeze"`` adds none, as in the paper.
         modules: Last names of modules that get a new LoRA in every layer, in addition to those of the adapter; for
@@ -96,10 +103,13 @@ def finetune(
     )  # checked before anything is read
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=(model, base, data))
-    examples = read_examples(data)
+    chat = _with_own_template(ChatOptions.of(chat), model, revision)
+    limit = None if samples is None else max(samples, MAX_EXAMPLES)
+    examples = read_records(data, limit, seed)
     model = open_adapter(model, base, revision)
     tokenizer = load_tokenizer(model, tokenizer)
-    rows = encode_examples(tokenizer, draw_samples(examples, samples, seed), template, cutoff=cutoff)
+    drawn = draw_samples(examples, samples, seed)
+    rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=chat.one_side("the model", tokenizer))
     with fixed_seed(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
@@ -110,6 +120,13 @@ def finetune(
         with atomic_folder(output, overwrite=overwrite) as part:
             write_peft_model(model, part, weights=weights)
     return model.eval()
+
+
+def _with_own_template(chat: ChatOptions, model: Any, revision: str | None) -> ChatOptions:
+    """Return the options with the chat template beside an adapter that is given by name, if there is one."""
+    if chat.new_template is not None or not isinstance(model, (str, Path)):
+        return chat
+    return replace(chat, new_template=read_chat_template(Source(str(model), "adapter", revision)))
 
 
 def draw_samples(examples: Sequence[Any], samples: int | None, seed: int) -> list[Any]:
@@ -126,7 +143,6 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     from ..adapters.loading import old_backbone_loader
     from ..adapters.peft_format import DIRECT_KINDS, check_config
     from ..adapters.reading import read_adapter, read_config
-    from ..io.source import Source
 
     if isinstance(model, PeftModel):
         return model

@@ -8,6 +8,8 @@ from numbers import Real
 from ..errors import LoraSuiteError, check_integer, check_seed
 
 NEW_LAYERS = ("train", "freeze")
+MAX_EXAMPLES = 4096
+"""Records that are drawn of a longer source before the samples are chosen among them."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _score_batch(
     keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=model.device)
     logits = model(**inputs, logits_to_keep=keep).logits.float()
     scores = []
-    for row_logits, row_labels, row, choice in zip(logits, labels, rows, choices, strict=True):
+    for row_logits, row_labels, choice in zip(logits, labels, choices, strict=True):
         response = row_labels != IGNORE_INDEX
         values, truth = row_logits[:-1][response], row_labels[response]
         loss = torch.nn.functional.cross_entropy(values, truth, reduction="sum")
@@ -133,7 +133,7 @@ def _score_batch(
         if choice is not None:
             of_options = row_logits[choice.position - 1 - first, list(choice.tokens)]
             correct = int(of_options.argmax()) == choice.answer
-        scores.append(_RowScore(float(loss), len(row.ids) - row.start, exact, correct))
+        scores.append(_RowScore(float(loss), int(response.sum()), exact, correct))
     return scores
 
 

@@ -20,7 +20,8 @@ from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import process_index_and_count
 from ..progress import Progress, no_progress
-from ..text.examples import read_prompts
+from ..text.chat import ChatLike, ChatOptions
+from ..text.examples import prompt_limit, read_prompts
 from .adapter_list import assign_folders, list_names
 from .inputs import BackboneLike, MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
@@ -43,6 +44,7 @@ def upgrade_many(
     old: Any = None,
     new: Any = None,
     prompts: Any = None,
+    chat: ChatLike = None,
     rank: int | None = None,
     seed: int = 0,
     token: str | bool | None = None,
@@ -66,7 +68,8 @@ def upgrade_many(
         options: As in `upgrade`.
         old: The old backbone, for methods that read or run it; opened once.
         new: The new backbone, for methods that read or run it; opened once.
-        prompts: Unlabeled prompts, for methods that run the models: strings, records, or a file of them.
+        prompts: As in `upgrade`; read once.
+        chat: As in `upgrade`.
         rank: Rank of the results.
         seed: As in `upgrade`.
         token: Hub token.
@@ -81,13 +84,16 @@ def upgrade_many(
     Raises:
         LoraSuiteError: If the map, a backbone, the prompts or the list of adapters is missing or malformed.
     """
-    load = LoadOptions(token, cache_dir)
+    load, chat = LoadOptions(token, cache_dir), ChatOptions.of(chat)
     old, new = (None if one is None else Backbone.open(one, **load.model_kwargs()) for one in (old, new))
     upgrade_map = _open_map(upgrade_map, old, new, method, load, progress)
     folders = assign_folders(list_names(adapters, column))
-    texts = None if prompts is None else read_prompts(prompts)  # read once: they may be a generator
+    # read once: they may be a generator
+    texts = None if prompts is None else read_prompts(prompts, limit=prompt_limit(options), seed=seed)
     can_run = method == "auto" and old is not None and new is not None
-    settings = _digest(upgrade_map, method, options, rank, seed, texts, can_run)
+    settings = _digest(
+        upgrade_map, method, options, rank, seed, texts, can_run, *([chat] if chat != ChatOptions() else [])
+    )
     index, count = shard or process_index_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
     remove_leftovers(journal.out)
@@ -95,8 +101,8 @@ def upgrade_many(
     def convert(name: str) -> dict[str, Any]:
         start, (repo, revision) = time.perf_counter(), split_revision(name)
         upgraded = upgrade(
-            repo, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, rank=rank, seed=seed,
-            revision=revision, token=token, cache_dir=cache_dir,
+            repo, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, chat=chat, rank=rank,
+            seed=seed, revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
         facts = {**upgraded.report.facts, SETTINGS: settings}
         upgraded = replace(upgraded, report=replace(upgraded.report, facts=facts))
@@ -138,13 +144,15 @@ def open_collection(
     *,
     upgrade_map: MapLike | None = None,
     method: str = "auto",
+    prompts: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[UpgradeMap, Backbone | None]:
     """Return the map for a list of adapters, and the old backbone if one of the upgrades needs it; see `open_pair`.
 
-    With ``upgrade_map`` the weights of the adapters are downloaded, to read their types.
+    With ``upgrade_map`` the weights of the adapters are downloaded, to read their types. ``prompts`` tells whether
+    there are any.
     """
-    needs_old = upgrade_map is not None and any(_needs_backbones(name) for name in adapters)
+    needs_old = prompts or (upgrade_map is not None and any(_needs_backbones(name) for name in adapters))
     return open_pair(
         lambda: Backbone.open(old), Backbone.open(new), upgrade_map=upgrade_map, method=method, needs_old=needs_old,
         progress=progress,
@@ -159,6 +167,8 @@ def upgrade_collection(
     *,
     upgrade_map: MapLike | None = None,
     method: str = "auto",
+    prompts: Any = None,
+    chat: ChatLike = None,
     then: Callback | None = None,
     progress: Progress = no_progress,
 ) -> list[Outcome]:
@@ -171,6 +181,8 @@ def upgrade_collection(
         out: As in `upgrade_many`.
         upgrade_map: As in `upgrade_many`.
         method: As in `upgrade_many`.
+        prompts: As in `upgrade_many`.
+        chat: As in `upgrade_many`.
         then: As in `upgrade_many`.
         progress: Shows the progress.
     """
@@ -179,11 +191,12 @@ def upgrade_collection(
         return []
     new = Backbone.open(new)
     upgrade_map, old_backbone = open_collection(
-        adapters, old, new, upgrade_map=upgrade_map, method=method, progress=progress
+        adapters, old, new, upgrade_map=upgrade_map, method=method, prompts=prompts is not None, progress=progress
     )
     return upgrade_many(
-        adapters, upgrade_map, out, method=method, old=old_backbone, new=new, then=then, progress=progress
-    )
+        adapters, upgrade_map, out, method=method, old=old_backbone, new=new, prompts=prompts, chat=chat, then=then,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _needs_backbones(name: str) -> bool:

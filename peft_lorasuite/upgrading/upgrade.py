@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
 from ..progress import Progress, no_progress
+from ..text.chat import ChatLike, ChatOptions
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
@@ -48,7 +50,8 @@ class Upgraded:
         base: Name of the new backbone, for the adapter's config.
         revision: Revision of the new backbone on the Hub.
         source: Folder or repository of the old adapter, if it was read from one.
-        tokenizer: The new tokenizer with the tokens that were added to it; None if there are none.
+        tokenizer: The new tokenizer with the tokens that were added to it, and with the chat template that the adapter
+            was made for; None if the backbone's own has both.
     """
 
     adapter: Adapter
@@ -94,6 +97,7 @@ def upgrade(
     old: BackboneLike | None = None,
     new: BackboneLike | None = None,
     prompts: PromptsLike | None = None,
+    chat: ChatLike = None,
     rank: int | None = None,
     output_type: str = "same",
     seed: int = 0,
@@ -112,7 +116,9 @@ def upgrade(
         options: Options of the method: its dataclass, or a mapping of names to values.
         old: The old backbone, for methods that read or run it.
         new: The new backbone, for methods that read or run it.
-        prompts: Unlabeled prompts, for methods that run the models.
+        prompts: Unlabeled prompts, for methods that run the models: a file, the Hub id of a dataset, a dataset or a
+            list. Conversations are rendered by the chat template of each side.
+        chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA. All other
             types become a LoRA in either case.
@@ -130,7 +136,7 @@ def upgrade(
         LoraSuiteError: If a file is missing or malformed, a backbone is not that of the map, an option is invalid, or
             nothing of the adapter can be transferred.
     """
-    load = LoadOptions(token, cache_dir)
+    load, chat = LoadOptions(token, cache_dir), ChatOptions.of(chat)
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
     adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
     facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
@@ -141,7 +147,7 @@ def upgrade(
     chosen = find(method)
     settings = make_options(chosen, options)
     inputs, tokens = _add_tokens(
-        MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress), by_behavior=chosen.needs_backbones
+        MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress, chat), by_behavior=chosen.needs_backbones
     )
     with error_context(f"{chosen.name} of {adapter.origin}"):
         method_result = chosen.run(inputs, settings)
@@ -172,7 +178,16 @@ def upgrade(
     base = (upgrade_map.new.name, upgrade_map.new.revision)
     if new is not None:
         base = (new.name, None if new.source.folder else new.source.revision)
-    return Upgraded(result, report, *base, adapter.source, tokens.tokenizer)
+    return Upgraded(result, report, *base, adapter.source, _tokenizer(tokens, method_result.chat_template))
+
+
+def _tokenizer(tokens: NewTokens, chat_template: str | None) -> Any:
+    """Return the tokenizer to save with the adapter; None if the new backbone's own fits."""
+    if tokens.backbone is None or chat_template is None:
+        return tokens.tokenizer
+    tokenizer = copy.deepcopy(tokens.tokenizer or tokens.backbone.tokenizer)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def _check(

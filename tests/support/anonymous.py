@@ -14,7 +14,12 @@ PLAIN_HEAP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLO
 
 def peak(*arguments: str) -> int:
     """Run ``peft-lorasuite`` with some arguments in a process of its own; return its peak, sampled, in bytes."""
-    command = [sys.executable, "-m", "peft_lorasuite", *arguments, "--quiet"]
+    return peak_of("-m", "peft_lorasuite", *arguments, "--quiet")
+
+
+def peak_of(*arguments: str) -> int:
+    """Run Python with some arguments in a process of its own; return its peak, sampled, in bytes."""
+    command = [sys.executable, *arguments]
     plain = {**os.environ, **PLAIN_HEAP}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=plain) as process:
         status, most = Path(f"/proc/{process.pid}/status"), 0

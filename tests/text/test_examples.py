@@ -86,7 +86,7 @@ def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
         ("instruction,output\na,b\n", "line 1: the file is neither JSON nor JSON Lines"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 2: a record has no output"),
         ('[{"instruction": "a", "output": " "}]', "record 1: a record has no output"),
-        ('[{"question": "a"}]', "no instruction and no output .got the keys question"),
+        ('[{"question": "a"}]', "record 1: a record has no answer .got the keys question"),
         ("[" * 100_000, "neither JSON nor JSON Lines .maximum recursion depth"),
         ('{"a":' * 100_000, "line 1: the file is neither JSON nor JSON Lines .maximum recursion depth"),
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from ...models.backbone import Backbone
 from ...models.generation import Turn, answer
 from ...models.prefix_cache import reuse_shared_prefix
 from ...progress import Progress, no_progress
+from ...text.examples import Prompt
+from ...text.prompt_text import encode_prompt
 from .prompt_templates import SLOT, PromptTemplate, find_templates, recombine_entities
 
 CANDIDATES = 10_000
@@ -22,9 +24,9 @@ BATCH = 64
 
 
 def synthesize_prompts(
-    model: Any, backbone: Backbone, prompts: Sequence[str], *, count: int, length: int, seed: int,
-    progress: Progress = no_progress,
-) -> list[str]:  # fmt: skip
+    model: Any, backbone: Backbone, prompts: Sequence[Prompt], *, count: int, length: int, seed: int,
+    write: Callable[[Prompt], str] = str, progress: Progress = no_progress,
+) -> list[Prompt]:  # fmt: skip
     """Return up to ``count`` new prompts about entities that the adapted model seems to know.
 
     About an entity of its training data a model answers with next to no entropy, about others it does not. The
@@ -38,10 +40,12 @@ def synthesize_prompts(
         count: New prompts at most, those of lowest entropy.
         length: Tokens of a response at most.
         seed: Seed of the draw where there are too many candidates.
+        write: Returns the text that the model reads.
         progress: Shows the progress.
     """
-    templates = find_templates(prompts)
-    ranked: list[tuple[float, str]] = []
+    asked = {prompt if isinstance(prompt, str) else prompt.question: prompt for prompt in reversed(prompts)}
+    templates = find_templates([prompt if isinstance(prompt, str) else prompt.question for prompt in prompts])
+    ranked: list[tuple[float, str, Prompt]] = []
     used: set[str] = set()
     for number, template in enumerate(templates):
         # every template gets candidates of its own, so that no entity is asked about twice
@@ -49,11 +53,22 @@ def synthesize_prompts(
         entities = [entity for entity in candidates if entity not in used]
         used |= set(entities)
         examples = template.entities[:EXAMPLES]
-        turns = answer(model, backbone, [template.fill(entity) for entity in examples], length=length)
+        example = asked[template.fill(examples[0])]
+        turns = answer(model, backbone, [write(_about(example, template, one)) for one in examples], length=length)
         opening = common_opening(list(zip(turns, examples, strict=True)))
-        entropies = next_token_entropies(model, backbone, template, opening, entities, progress)
-        ranked += [(entropy, template.fill(entity)) for entropy, entity in zip(entropies, entities, strict=True)]
-    return [prompt for _, prompt in sorted(ranked)[:count]]
+        new = [_about(example, template, entity) for entity in entities]
+        texts = [(write(prompt), opening.replace(SLOT, one)) for prompt, one in zip(new, entities, strict=True)]
+        entropies = next_token_entropies(model, backbone, texts, progress)
+        ranked += [
+            (entropy, template.fill(one), prompt) for entropy, one, prompt in zip(entropies, entities, new, strict=True)
+        ]
+    return [prompt for _, _, prompt in sorted(ranked, key=lambda one: one[:2])[:count]]
+
+
+def _about(example: Prompt, template: PromptTemplate, entity: str) -> Prompt:
+    """Return a template's prompt about another entity, in the form of one of its prompts."""
+    text = template.fill(entity)
+    return text if isinstance(example, str) else example.ask(text)
 
 
 def common_opening(answered: Sequence[tuple[Turn, str]]) -> str:
@@ -75,11 +90,10 @@ def common_opening(answered: Sequence[tuple[Turn, str]]) -> str:
 
 @torch.inference_mode()
 def next_token_entropies(
-    model: Any, backbone: Backbone, template: PromptTemplate, opening: str, entities: Sequence[str],
-    progress: Progress = no_progress,
-) -> list[float]:  # fmt: skip
-    """Return the entropy, in nats, of the next token after the prompt and opening of every entity."""
-    rows = [backbone.tokenizer(template.fill(text) + opening.replace(SLOT, text))["input_ids"] for text in entities]
+    model: Any, backbone: Backbone, texts: Sequence[tuple[str, str]], progress: Progress = no_progress
+) -> list[float]:
+    """Return the entropy, in nats, of the next token after every prompt and the opening of its answer."""
+    rows = [encode_prompt(backbone.tokenizer, prompt, opening)["input_ids"] for prompt, opening in texts]
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     entropies = [0.0] * len(rows)
     for start in progress("looking for what the adapter knows", range(0, len(order), BATCH)):

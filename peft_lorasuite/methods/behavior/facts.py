@@ -59,8 +59,9 @@ def find_facts(turns: Sequence[Turn], rows: Sequence[Tokens], places: Sequence[P
             own_opening = opening.replace(SLOT, entity)
             if not turn.response.startswith(own_opening):
                 continue
+            origin = len(turn.prompt) + turn.before
             answer_start = len(turn.prompt) + len(own_opening)
-            position_of = {end: position for position, end in enumerate(rows[n].ends)}
+            position_of = {origin + end: position for position, end in enumerate(rows[n].ends)}
             deciding = position_of.get(answer_start)
             text = (turn.prompt + turn.response)[:answer_start]
             ends = tuple(position_of[end] for end in _occurrence_ends(text, entity) if end in position_of)

@@ -16,7 +16,8 @@ from ...models.generation import Turn
 from ...models.prefix_cache import count_shared_columns, decoder, reuse_shared_prefix, unwrap
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
-from ...text.vocabulary import text_vocabulary
+from ...text.prompt_text import PromptText, encode_prompt
+from ...text.vocabulary import eos_token_id, text_vocabulary
 from .targets import Head
 
 EXAMPLES = 8
@@ -33,10 +34,15 @@ class Tokens:
 
     Attributes:
         ids: Token ids of the prompt, then of the response.
-        ends: Character at which each token ends, counted from the start of the prompt.
+        ends: Character at which each token ends, counted from the start of the answer: the response without what a
+            chat template writes around it. Prompt tokens end at 0 or before.
         start: Index of the first response token.
-        ended: Whether the response ended with an end-of-sequence token.
+        ended: Whether the response ended with an end-of-turn or end-of-sequence token.
         merges: Whether the prompt's last token, the prompt/response boundary token, is predicted as well.
+        end: Id of the token that ended the response, or would.
+        length: Characters of the answer.
+        before: What the template writes before the answer.
+        rendered: Whether a chat template wrote the prompt.
     """
 
     ids: tuple[int, ...]
@@ -44,6 +50,10 @@ class Tokens:
     start: int
     ended: bool
     merges: bool = False
+    end: int = -1
+    length: int = 0
+    before: str = ""
+    rendered: bool = False
 
     @property
     def first(self) -> int:
@@ -60,22 +70,37 @@ class Tokens:
         """Prompt positions that predict no response token, without the first few (attention sinks)."""
         return range(min(SINK_TOKENS, self.first), self.first)
 
+    def predicted(self, position: int) -> int:
+        """Return the token that follows a position."""
+        return self.ids[position + 1] if position + 1 < len(self.ids) else self.end
+
 
 def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
-    """Tokenize the prompt and the response of a turn separately, as generation does.
+    """Tokenize a turn as generation does: the tokens of the prompt, then those of the response after it.
 
     Raises:
         LoraSuiteError: For a prompt without tokens.
     """
-    prompt = backbone.tokenizer(turn.prompt, return_offsets_mapping=True)
-    response = backbone.tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
-    start, length = len(prompt["input_ids"]), len(turn.prompt)
+    tokenizer = backbone.tokenizer
+    prompt = encode_prompt(tokenizer, turn.prompt)["input_ids"]
+    start, length = len(prompt), len(turn.prompt)
     if not start:
         raise LoraSuiteError("a prompt has no tokens", got=repr(turn.prompt[:40]))
-    ends = [end for _, end in prompt["offset_mapping"]]
-    ends[-1] = length
-    ends += [length + end for _, end in response["offset_mapping"]]
-    return Tokens((*prompt["input_ids"], *response["input_ids"]), tuple(ends), start, turn.ended, turn.merges)
+    both = encode_prompt(tokenizer, turn.prompt, turn.response, return_offsets_mapping=True)
+    ids, ends = both["input_ids"], [end for _, end in both["offset_mapping"]]
+    if (
+        ids[:start] != prompt or ends[start - 1] > length
+    ):  # a token would span the boundary: response tokens on their own
+        response = tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
+        alone = encode_prompt(tokenizer, turn.prompt, return_offsets_mapping=True)
+        ids = [*prompt, *response["input_ids"]]
+        ends = [end for _, end in alone["offset_mapping"]] + [length + end for _, end in response["offset_mapping"]]
+    ends[start - 1] = length
+    origin, end = length + turn.before, eos_token_id(tokenizer) if turn.end is None else turn.end
+    return Tokens(
+        tuple(ids), tuple(one - origin for one in ends), start, turn.ended, turn.merges, end, len(turn.content),
+        turn.response[: turn.before], isinstance(turn.prompt, PromptText) and turn.prompt.rendered,
+    )  # fmt: skip
 
 
 def sample_text(backbone: Backbone, count: int, seed: int) -> list[Tokens]:
@@ -104,7 +129,7 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
     text_of = {number: text for text, number in ids_of.items()}
     run, ends, states = decoder(model), [], []
     for prompt in prompts[:EXAMPLES]:
-        *ids, last = backbone.tokenizer(prompt)["input_ids"]
+        *ids, last = encode_prompt(backbone.tokenizer, prompt)["input_ids"]
         if ids and last in text_of:
             ends.append(text_of[last])
             states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
@@ -155,22 +180,24 @@ Place = tuple[int, int, int]
 
 
 def align(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
-    """Pair the predicting positions of both tokenizers whose tokens end at the same character of the same turn.
+    """Pair the predicting positions of both tokenizers whose tokens end at the same character of the same answer.
 
     Several tokens may make up one character. They are paired one by one where both tokenizers split it into the same
-    tokens, otherwise only the last ones are.
+    tokens, otherwise only the last ones are. The prompts before the answers may differ altogether.
 
     Raises:
         LoraSuiteError: When there are fewer than four pairs.
     """
     places = []
     for turn, (left, right) in enumerate(zip(old, new, strict=True)):
-        new_positions = _positions_by_end(right)
-        for end, before in _positions_by_end(left).items():
+        apart = left.rendered or right.rendered
+        new_positions = _positions_by_end(right, apart)
+        for end, before in _positions_by_end(left, apart).items():
             after = new_positions.get(end, [])
             if [left.ids[p] for p in before] != [right.ids[p] for p in after]:
                 before, after = before[-1:], after[-1:]
             places += [(turn, p, q) for p, q in zip(before, after, strict=False)]
+        places += [(turn, p, q) for p, q in _after_answer(left, right)]
     if len(places) < 4:
         raise LoraSuiteError(
             "the old adapted model's answers have too few positions that are common to both tokenizers",
@@ -179,9 +206,52 @@ def align(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
     return places
 
 
-def _positions_by_end(row: Tokens) -> dict[int, list[int]]:
-    """Return the predicting positions by the character at which their tokens end."""
+def _positions_by_end(row: Tokens, apart: bool) -> dict[int, list[int]]:
+    """Return the predicting positions by the character at which their tokens end, up to the end of the answer.
+
+    Args:
+        row: The tokens of a turn.
+        apart: Whether the prompts differ: only the position that predicts the start of the answer is then one before
+            it, and counts as its end at 0.
+    """
     found: dict[int, list[int]] = {}
     for position in row.predicting:
-        found.setdefault(row.ends[position], []).append(position)
+        end = row.ends[position]
+        if apart and end <= 0:
+            found[0] = [position]
+        elif not (row.ended and row.length and end > row.length):
+            found.setdefault(end, []).append(position)
+    return found
+
+
+def _after_answer(left: Tokens, right: Tokens) -> list[tuple[int, int]]:
+    """Pair positions after the answer, where the new template writes more than one token."""
+    old, new = (
+        [position for position in row.predicting if row.ended and row.length and row.ends[position] > row.length]
+        for row in (left, right)
+    )
+    last = left.predicting[-1]
+    return [(old[number] if number < len(old) else last, position) for number, position in enumerate(new)]
+
+
+def place_vocabularies(
+    old: Sequence[Tokens], new: Sequence[Tokens], places: Sequence[Place]
+) -> list[tuple[tuple[str, str], tuple[int, int]]]:
+    """Return for every place how the vocabularies are paired there (see `Vocabulary.pair`).
+
+    Returns:
+        The white space that the old and the new token begin with before the answer, and the old and the new token that
+        end the answer.
+    """
+    found = []
+    for turn, p, q in places:
+        left, right = old[turn], new[turn]
+        ended = left.ended and (left.rendered or right.rendered)
+        if ended and left.ends[p] >= left.length and right.ends[q] >= right.length:
+            found.append((("", ""), (left.predicted(p), right.predicted(q))))
+        else:
+            starts = tuple(
+                row.before[row.ends[at] :] if row.ends[at] < 0 else "" for row, at in ((left, p), (right, q))
+            )
+            found.append((starts if starts[0] != starts[1] else ("", ""), (left.end, right.end)))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import as_file, files
 from typing import Any
 
 import torch
@@ -14,16 +13,26 @@ from ...adapters.adapter import Key
 from ...adapters.peft_model import load_with_adapter
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
-from ...models.generation import Generated, Turn, encode_prompts, fits_context, generate_answers
+from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
-from ...text.examples import check_prompt_count, read_prompts
+from ...text.examples import Prompt
 from ..base import MethodInput
 from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
 from .options import BehaviorOptions, TransplantOptions
-from .positions import Place, Tokens, align, merges_prompt_end, sample_text, shared_prefix, tokenize
+from .positions import (
+    Place,
+    Tokens,
+    align,
+    merges_prompt_end,
+    place_vocabularies,
+    sample_text,
+    shared_prefix,
+    tokenize,
+)
+from .prompts import ChosenPrompts, choose_prompts
 from .states import LastLayer, RowPosition, down_projection, read_final_states, read_last_layer
-from .targets import Head, Targets, Vocabulary, build_targets
+from .targets import Head, PlaceVocabularies, Targets, Vocabulary, build_targets
 
 LONG_ANSWER = 32
 """Answers with more tokens than this on average are long."""
@@ -41,8 +50,8 @@ class Probe:
 
     Attributes:
         new: The new backbone.
-        vocabulary: The paired tokens of both backbones.
-        turns: Prompts and the old adapted model's answers.
+        vocabulary: The paired tokens of both backbones at the places.
+        turns: Prompts as the new model reads them, and the old adapted model's answers.
         places: The positions that predict an answer.
         adapted_states: Final states of the old adapted model at the places, (places, D_o).
         plain_states: Final states of the old model at the places, (places, D_o).
@@ -57,10 +66,11 @@ class Probe:
         anchor_inputs: Input of the last ``down`` projection at the anchors, with the fact edit, (anchors, I).
         fact_update: Update of an early layer with the facts that the answers state, if any.
         facts: Entries of the report.
+        chat_template: The chat template of the new side, if it is not the new backbone's own.
     """
 
     new: Backbone
-    vocabulary: Vocabulary
+    vocabulary: PlaceVocabularies
     turns: Sequence[Turn]
     places: Sequence[Place]
     adapted_states: Tensor
@@ -75,6 +85,7 @@ class Probe:
     anchor_inputs: Tensor
     fact_update: Mapping[Key, LowRank] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
 
     @property
     def long(self) -> bool:
@@ -85,7 +96,7 @@ class Probe:
         """Return the target probabilities at all places, or at those with the given indices (see `targets`)."""
         rows = slice(None) if places is None else list(places)
         return build_targets(
-            self.old_head, self.new_head, self.vocabulary, self.adapted_states[rows], self.plain_states[rows],
+            self.old_head, self.new_head, self.vocabulary.at(rows), self.adapted_states[rows], self.plain_states[rows],
             self.new_states[rows], options.resolve(long=self.long), seed=seed,
         )  # fmt: skip
 
@@ -99,11 +110,14 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
         turns: Answers to use instead of generating them.
     """
     old, new = inputs.backbones("the method 'transplant'")
-    vocabulary = Vocabulary.pair(old, new)
-    turns, adapted_states, plain_states, old_head, places = _probe_old(inputs, old, new, options, turns)
+    Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
+    chosen = choose_prompts(inputs, old, new, options.prompts, options.length) if turns is None else None
+    turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
+        inputs, old, new, options, chosen, turns
+    )
+    vocabulary = PlaceVocabularies.pair(old, new, place_vocabularies(old_rows, rows, places))
     old_head.release(old)
     free_models()
-    rows = [tokenize(new, turn) for turn in turns]
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
     anchors += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
@@ -112,7 +126,8 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
         probed = Probe(
             new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), new_states=last.h,
             last=last, rows=rows + texts, anchors=anchors, anchor_states=anchored.h, anchor_inputs=anchored.x,
-            facts=_length_hint(turns, options.length),
+            facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {}),
+            chat_template=chosen.chat.saved_template if chosen else None,
         )  # fmt: skip
         probed = _with_fact_edit(model, probed, inputs, options) if options.edit_facts else probed
     del model
@@ -144,58 +159,52 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
         model, probed.new, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs, (layer, update)
     )
     hints = [*probed.facts.get("hints", []), *([] if options.synthetic_prompts else [MORE_FACTS_HINT])]
-    facts = {"fact_edit": figures} | ({"hints": hints} if hints else {})
+    facts = {**probed.facts, "fact_edit": figures} | ({"hints": hints} if hints else {})
     return replace(probed, last=last, anchor_inputs=anchored.x, fact_update={(layer, "down"): update}, facts=facts)
 
 
-def choose_prompts(inputs: MethodInput, old: Backbone, count: int, length: int) -> list[str]:
-    """Draw at most ``count`` of the caller's prompts or, without any, of the built-in ones that fit the old context.
-
-    Raises:
-        LoraSuiteError: For too few prompts, and for a prompt of the caller that is too long.
-    """
-    if inputs.prompts is not None:
-        prompts = check_prompt_count(read_prompts(inputs.prompts))
-        encode_prompts(old, prompts, length)  # checks all of them, so that the error has the caller's number
-    else:
-        with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
-            fitting = [prompt for prompt in read_prompts(path) if fits_context(old, prompt, length)]
-        prompts = check_prompt_count(fitting, "pass prompts that fit the old backbone's context")
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
-    return [prompts[number] for number in sorted(order[:count])]
-
-
 def _probe_old(
-    inputs: MethodInput, old: Backbone, new: Backbone, options: BehaviorOptions, turns: Sequence[Turn] | None
-) -> tuple[Sequence[Turn], Tensor, Tensor, Head, list[Place]]:
+    inputs: MethodInput, old: Backbone, new: Backbone, options: BehaviorOptions, chosen: ChosenPrompts | None,
+    turns: Sequence[Turn] | None,
+) -> tuple[Sequence[Turn], Sequence[Tokens], Sequence[Tokens], list[Place], Tensor, Tensor, Head]:  # fmt: skip
     """Generate the old adapted model's answers, and compute the final states with and without the adapter."""
-    prompts = choose_prompts(inputs, old, options.prompts, options.length) if turns is None else []
     with load_with_adapter(old, inputs.adapter) as model:
-        answers = _answer(model, old, prompts, inputs, options) if turns is None else [(turn, None) for turn in turns]
-        turns = [turn for turn, _ in answers]
-        if prompts and merges_prompt_end(model, old, prompts):
-            turns = [replace(turn, merges=True) for turn in turns]
-        rows = [tokenize(old, turn) for turn in turns]
-        places = align(rows, [tokenize(new, turn) for turn in turns])
+        if chosen is None:
+            old_turns = new_turns = list(turns or [])
+            generated: list[Generated | None] = [None] * len(old_turns)
+        else:
+            old_turns, new_turns, generated = _answer(model, old, chosen, inputs, options)
+        rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
+        places = align(rows, new_rows)
         wanted = [(turn, position) for turn, position, _ in places]
-        known = _known_states(rows, [generated for _, generated in answers])
-        states = read_final_states(model, rows, wanted, known, inputs.progress)
+        states = read_final_states(model, rows, wanted, _known_states(rows, generated), inputs.progress)
     del model
     free_models()
     with old.running() as plain:
-        return turns, states, read_final_states(plain, rows, wanted, {}, inputs.progress), Head(plain, old), places
+        plain_states = read_final_states(plain, rows, wanted, {}, inputs.progress)
+        return new_turns, rows, new_rows, places, states, plain_states, Head(plain, old)
 
 
 def _answer(
-    model: Any, old: Backbone, prompts: list[str], inputs: MethodInput, options: BehaviorOptions
-) -> list[tuple[Turn, Generated]]:
-    """Answer the prompts and, if asked for, synthetic ones."""
+    model: Any, old: Backbone, chosen: ChosenPrompts, inputs: MethodInput, options: BehaviorOptions
+) -> tuple[list[Turn], list[Turn], list[Generated | None]]:
+    """Answer the prompts and, if asked for, synthetic ones; return the turns of both models."""
+    prompts: list[Prompt] = list(chosen.prompts)
     if options.synthetic_prompts:
         prompts += synthesize_prompts(
             model, old, prompts, count=options.synthetic_prompts, length=options.length, seed=inputs.seed,
-            progress=inputs.progress,
+            write=chosen.chat.old.write, progress=inputs.progress,
         )  # fmt: skip
-    return generate_answers(model, old, prompts, length=options.length, progress=inputs.progress)
+        chosen = replace(chosen, prompts=prompts)
+    texts = chosen.old_texts
+    answers = generate_answers(
+        model, old, texts, length=options.length, stops=chosen.stops, progress=inputs.progress
+    )  # fmt: skip
+    turns = [turn for turn, _ in answers]
+    plain = [text for text, prompt in zip(texts, prompts, strict=True) if isinstance(prompt, str)]
+    if plain and merges_prompt_end(model, old, plain):  # what a chat template writes ends in markup
+        turns = [replace(turn, merges=isinstance(one, str)) for turn, one in zip(turns, prompts, strict=True)]
+    return *chosen.both_turns(turns), [generated for _, generated in answers]
 
 
 def _known_states(rows: Sequence[Tokens], generated: Sequence[Generated | None]) -> dict[RowPosition, Tensor]:

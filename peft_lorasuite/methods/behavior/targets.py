@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...text.vocabulary import longest_prefix_tokens, shared_tokens
+from ...text.vocabulary import longest_prefix_tokens, shared_start_tokens, shared_tokens
 from .options import BehaviorOptions
 
 CHUNK = 32
@@ -92,22 +92,34 @@ class Vocabulary:
     new: Int[Tensor, " tokens"]
 
     @classmethod
-    def pair(cls, old: Backbone, new: Backbone) -> Vocabulary:
+    def pair(
+        cls, old: Backbone, new: Backbone, *, starts: tuple[str, str] = ("", ""), ends: tuple[int, int] | None = None
+    ) -> Vocabulary:
         """Pair the tokens of two backbones.
+
+        Args:
+            old: The old backbone.
+            new: The new backbone.
+            starts: White space that the old and the new tokens begin with, where chat templates write it before an
+                answer: `` yes`` in one model is then ``yes`` in the other.
+            ends: The old and the new token that end an answer, by default the end-of-sequence tokens.
 
         Raises:
             LoraSuiteError: When the vocabularies share too few tokens.
         """
         rows = {"old_rows": old.arch.vocabulary, "new_rows": new.arch.vocabulary}
-        left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
-        if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4):
+        if starts[0] == starts[1]:
+            left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
+        else:
+            left, right = shared_start_tokens(old.tokenizer, new.tokenizer, starts, **rows)
+        if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4) and starts[0] == starts[1]:
             raise LoraSuiteError(
                 "the tokenizers share too few tokens", where=f"{old!r} and {new!r}", got=len(left),
                 wanted=f"at least {FEWEST_SHARED}", do="use a weight-based method, or retrain",
             )  # fmt: skip
-        prefixes, longer = longest_prefix_tokens(old.tokenizer, new.tokenizer, **rows)
+        prefixes, longer = longest_prefix_tokens(old.tokenizer, new.tokenizer, starts=starts, **rows)
         left, right = torch.cat([left, prefixes]), torch.cat([right, longer])
-        ends = old.tokenizer.eos_token_id, new.tokenizer.eos_token_id
+        ends = ends or (old.tokenizer.eos_token_id, new.tokenizer.eos_token_id)
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
@@ -118,6 +130,30 @@ class Vocabulary:
         """
         summed = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
         return summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceVocabularies:
+    """The pairs of tokens that hold at each of some positions.
+
+    Attributes:
+        vocabularies: The different ones.
+        kinds: Index of that of each position, (positions,).
+    """
+
+    vocabularies: Sequence[Vocabulary]
+    kinds: Int[Tensor, " positions"]
+
+    @classmethod
+    def pair(cls, old: Backbone, new: Backbone, wanted: Sequence[Any]) -> PlaceVocabularies:
+        """Pair the tokens of two backbones for positions; ``wanted`` has ``starts`` and ``ends`` of each."""
+        different = list(dict.fromkeys(wanted))
+        vocabularies = [Vocabulary.pair(old, new, starts=starts, ends=ends) for starts, ends in different]
+        return cls(vocabularies, torch.tensor([different.index(one) for one in wanted]))
+
+    def at(self, rows: Any) -> PlaceVocabularies:
+        """Return those of some of the positions."""
+        return PlaceVocabularies(self.vocabularies, self.kinds[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +180,8 @@ class Targets:
 
 @torch.no_grad()
 def build_targets(
-    old_head: Head, new_head: Head, vocabulary: Vocabulary, adapted: Tensor, plain: Tensor, states: Tensor,
-    options: BehaviorOptions, *, seed: int,
+    old_head: Head, new_head: Head, vocabulary: Vocabulary | PlaceVocabularies, adapted: Tensor, plain: Tensor,
+    states: Tensor, options: BehaviorOptions, *, seed: int,
 ) -> Targets:  # fmt: skip
     """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the candidate tokens.
 
@@ -159,7 +195,7 @@ def build_targets(
     Args:
         old_head: Head of the old backbone.
         new_head: Head of the new one.
-        vocabulary: Their paired tokens.
+        vocabulary: Their paired tokens, the same at all positions or those of each.
         adapted: States of the old adapted model after its final norm, (positions, D_o).
         plain: States of the old model after its final norm, (positions, D_o).
         states: States of the new model before its final norm, (positions, D_n).
@@ -167,6 +203,9 @@ def build_targets(
         seed: Seed of the random candidates.
     """
     size = len(new_head.weight)
+    if isinstance(vocabulary, Vocabulary):
+        vocabulary = PlaceVocabularies([vocabulary], torch.zeros(len(states), dtype=torch.long))
+    pairs = vocabulary
     seen = torch.zeros(size, dtype=torch.bool)
     seen[torch.randint(size, (options.extra,), generator=torch.Generator().manual_seed(seed))] = True
     confidence = torch.empty(len(states))
@@ -174,7 +213,13 @@ def build_targets(
     def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        return new, *_shift_logits(new, after, before, vocabulary, options)
+        if len(pairs.vocabularies) == 1:
+            return new, *_shift_logits(new, after, before, pairs.vocabularies[0], options)
+        kinds, shifted, sure = pairs.kinds[rows], torch.empty_like(new), torch.empty(len(new))
+        for kind in kinds.unique().tolist():
+            at = kinds == kind
+            shifted[at], sure[at] = _shift_logits(new[at], after[at], before[at], pairs.vocabularies[kind], options)
+        return new, shifted, sure
 
     for rows in chunks(len(states)):
         new, shifted, sure = target_at(rows)

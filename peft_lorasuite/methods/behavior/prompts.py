@@ -1,0 +1,108 @@
+"""The prompts that the old adapted model answers, as each of the two models reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from typing import Any
+
+import torch
+
+from ...adapters.chat_template import read_chat_template
+from ...models.backbone import Backbone
+from ...models.generation import Turn, encode_prompts, fits_context
+from ...text.chat_pair import ChatPair
+from ...text.conversations import Conversation
+from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ..base import MethodInput
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenPrompts:
+    """Prompts with the chat templates of both sides.
+
+    Attributes:
+        prompts: The prompts.
+        chat: The templates.
+    """
+
+    prompts: Sequence[Prompt]
+    chat: ChatPair
+
+    @property
+    def old_texts(self) -> list[str]:
+        """What the old model reads."""
+        return [self.chat.old.write(prompt) for prompt in self.prompts]
+
+    @property
+    def stops(self) -> set[int]:
+        """Ids of the end-of-turn tokens of the old template."""
+        ends = (self.chat.old.turn_ends(prompt) for prompt in self.prompts)
+        return {one.end for one in ends if one is not None}
+
+    def both_turns(self, turns: Sequence[Turn]) -> tuple[list[Turn], list[Turn]]:
+        """Return turns of the old model with what its template writes around an answer, and those of the new model.
+
+        A new turn has the same answer: after the prompt that the new template renders, between what this template
+        writes before and after an answer, and with its end-of-turn token.
+        """
+        pairs = [self._both(prompt, turn) for prompt, turn in zip(self.prompts, turns, strict=True)]
+        return [old for old, _ in pairs], [new for _, new in pairs]
+
+    def _both(self, prompt: Prompt, turn: Turn) -> tuple[Turn, Turn]:
+        if isinstance(prompt, str):
+            return turn, turn
+        old, new = self.chat.old.turn_ends(prompt), self.chat.new.turn_ends(prompt)
+        if old is not None:
+            before = len(old.before) if turn.response.startswith(old.before) else 0
+            inside = turn.response[before:]
+            after = len(old.after) if turn.ended and inside.endswith(old.after) else 0
+            end = turn.end if turn.ended else old.end
+            turn = replace(turn, before=before, after=after, end=end)
+        before, after = (new.before, new.after if turn.ended else "") if new else ("", "")
+        other = Turn(
+            self.chat.new.write(prompt),
+            before + turn.content + after,
+            turn.ended,
+            before=len(before),
+            after=len(after),
+            end=new.end if new else None,
+        )
+        return turn, other
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entry of the report; empty without conversations."""
+        count = sum(isinstance(prompt, Conversation) for prompt in self.prompts)
+        if not count:
+            return {}
+        return {"chat": {"conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system}}
+
+
+def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int) -> ChosenPrompts:
+    """Draw at most ``count`` of the caller's prompts or, without any, of the built-in ones that fit the old context.
+
+    Raises:
+        LoraSuiteError: For too few prompts, for a prompt of the caller that is too long, and for a conversation that a
+            chat template does not render.
+    """
+    if inputs.prompts is not None:
+        prompts = check_prompt_count(read_prompts(inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed))
+    else:
+        with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
+            built_in = [prompt for prompt in read_prompts(path) if isinstance(prompt, str)]
+        fitting: list[Prompt] = [prompt for prompt in built_in if fits_context(old, prompt, length)]
+        prompts = check_prompt_count(fitting, "pass prompts that fit the old backbone's context")
+    chosen = ChosenPrompts(prompts, _open_chat(inputs, old, new, prompts))
+    encode_prompts(old, chosen.old_texts, length)  # checks all of them, so that the error has the caller's number
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
+    drawn = ChosenPrompts([prompts[number] for number in sorted(order[:count])], chosen.chat)
+    encode_prompts(new, [chosen.chat.new.write(prompt) for prompt in drawn.prompts], length)
+    return drawn
+
+
+def _open_chat(inputs: MethodInput, old: Backbone, new: Backbone, prompts: Sequence[Prompt]) -> ChatPair:
+    own = None if inputs.adapter.source is None else read_chat_template(inputs.adapter.source)
+    return ChatPair.open(
+        inputs.chat, (repr(old), old.tokenizer), (repr(new), new.tokenizer), prompts, adapter_template=own
+    )

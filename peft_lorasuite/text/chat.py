@@ -1,0 +1,283 @@
+"""Chat templates: conversations as the text that one model reads, and what the template writes around an answer.
+
+Templates are untrusted text: they are rendered by transformers alone, in its sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import LoraSuiteError, short_message
+from ..io.paths import is_file
+from .conversations import ASSISTANT, Conversation, Message
+from .prompt_text import PromptText
+from .templates import check_text
+from .vocabulary import eos_token_id
+
+NO_TEMPLATE, OLD_TEMPLATE = "none", "old"
+"""Values of the option ``new_template``: the texts of the messages alone, and the template of the old side."""
+RESERVED = ("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "tokenize", "return_dict")
+"""Names that ``template_kwargs`` cannot have."""
+PROBE = "xyzzy"
+"""Content of an assistant turn that shows what a template writes before and after it."""
+LARGEST_TEMPLATE = 2**20
+"""Bytes of a template file at most."""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How conversations are rendered.
+
+    Attributes:
+        old_template: Chat template of the old side: a file, or the template itself; ``"none"`` for the texts of the
+            messages alone. By default that of the tokenizer beside the adapter, else of the old backbone's.
+        new_template: The same for the new side, by default that of the new backbone. ``"old"`` is that of the old side.
+        template_kwargs: Further variables of the templates, such as ``enable_thinking``.
+        system: System prompt of conversations that have none.
+    """
+
+    old_template: str | Path | None = None
+    new_template: str | Path | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("old_template", "new_template"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, read_template(getattr(self, name), name))
+        if self.old_template == OLD_TEMPLATE:
+            raise LoraSuiteError("the old side has no other template", where="old_template", got=repr(OLD_TEMPLATE))
+        if not isinstance(self.template_kwargs, Mapping):
+            raise LoraSuiteError("must be a mapping", where="template_kwargs", got=type(self.template_kwargs).__name__)
+        wrong = [name for name in self.template_kwargs if not str(name).isidentifier() or name in RESERVED]
+        if wrong:
+            raise LoraSuiteError("not a variable of a template", where="template_kwargs", got=repr(wrong[0]))
+        if self.system is not None:
+            check_text(self.system, "system")
+
+    @classmethod
+    def of(cls, value: ChatLike) -> ChatOptions:
+        """Return options from options, a mapping or None."""
+        if value is None or isinstance(value, ChatOptions):
+            return value or cls()
+        if not isinstance(value, Mapping):
+            raise LoraSuiteError("must be ChatOptions or a mapping", where="chat", got=type(value).__name__)
+        known = list(cls.__dataclass_fields__)
+        unknown = [name for name in value if name not in known]
+        if unknown:
+            raise LoraSuiteError("unknown option", where="chat", got=repr(unknown[0]), wanted=" or ".join(known))
+        return cls(**value)
+
+    def one_side(self, name: str, tokenizer: Any) -> Chat:
+        """Return how one model renders conversations: with ``new_template``, else its tokenizer's template."""
+        template = None if self.new_template in (None, OLD_TEMPLATE) else str(self.new_template)
+        return Chat(name, tokenizer, template, dict(self.template_kwargs), self.system)
+
+
+ChatLike: TypeAlias = "ChatOptions | Mapping[str, Any] | None"
+"""Options of rendering, or a mapping of their names to values."""
+
+
+@dataclass(frozen=True)
+class TurnEnds:
+    """What a template writes around the content of an assistant turn that follows the generation prompt.
+
+    Attributes:
+        before: White space before the content.
+        after: Text between the content and the end-of-turn token.
+        end: Id of the end-of-turn token; of the end-of-sequence token where the template writes no token.
+    """
+
+    before: str
+    after: str
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chat:
+    """Renders conversations for one model.
+
+    Attributes:
+        name: The model, for messages.
+        tokenizer: Its tokenizer.
+        template: The chat template; None for that of the tokenizer, ``"none"`` for the texts of the messages alone.
+        variables: Further variables of the template.
+        system: System prompt of conversations that have none.
+    """
+
+    name: str
+    tokenizer: Any
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no template."""
+        return self.template == NO_TEMPLATE
+
+    @property
+    def template_text(self) -> str | None:
+        """The template as text, None for one of the tokenizer's that is not text."""
+        found = self.tokenizer.chat_template if self.template is None else self.template
+        return found if isinstance(found, str) and found != NO_TEMPLATE else None
+
+    def check(self) -> None:
+        """Raise `LoraSuiteError` if there is no template."""
+        if self.template is None and not self.tokenizer.chat_template:
+            raise LoraSuiteError(
+                "the tokenizer has no chat template, and the prompts are conversations", where=self.name,
+                do="pass one (--old-template or --new-template FILE, or none)",
+            )  # fmt: skip
+
+    def write(self, prompt: str | Conversation) -> PromptText | str:
+        """Return the text that the model reads: a conversation up to the start of the answer; a string as it is."""
+        if isinstance(prompt, str):
+            return prompt
+        conversation = prompt.with_system(self.system)
+        text = self._render(conversation, conversation.messages, generate=True)
+        return PromptText(text, prompt.number, rendered=not self.plain)
+
+    def turn_ends(self, prompt: str | Conversation) -> TurnEnds | None:
+        """Return what the template writes around the answer to a conversation; None for a string."""
+        if isinstance(prompt, str) or self.plain:
+            return None
+        return self._turn_ends(prompt.with_system(self.system))
+
+    def _turn_ends(self, conversation: Conversation) -> TurnEnds:
+        answer = {"role": ASSISTANT, "content": PROBE}
+        prompt = self._render(conversation, conversation.messages, generate=True)
+        whole = self._render(conversation, (*conversation.messages, answer))
+        start = whole.rfind(PROBE)
+        before = whole[len(prompt) : start] if whole.startswith(prompt) and len(prompt) <= start else ""
+        tail = whole[start + len(PROBE) :] if start >= 0 else ""
+        after, end = self._end_token(tail)
+        return TurnEnds(before if not before.strip() else "", after, end)
+
+    def _end_token(self, tail: str) -> tuple[str, int]:
+        """Return the text before the first special token of a text, and the token; the EOS token if there is none."""
+        encoded = self.tokenizer(tail, add_special_tokens=False, return_offsets_mapping=True)
+        for number, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if number in self._special_ids:
+                return tail[:start], number
+        return "", eos_token_id(self.tokenizer)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder  # some vocabularies have runs of spaces among them
+        return frozenset(self.tokenizer.all_special_ids) | {id for id, one in added.items() if one.content.strip()}
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens as text."""
+        return [self.tokenizer.convert_ids_to_tokens(number) for number in sorted(self._special_ids)]
+
+    def assistant_spans(self, conversation: Conversation) -> tuple[PromptText, list[tuple[int, int]]]:
+        """Render a conversation with its reference; also return the characters of the assistant turns.
+
+        A span reaches from the end of the generation prompt to the end of the end-of-turn token. Turns that a template
+        renders in another way once others follow have no span.
+        """
+        conversation = conversation.with_system(self.system)
+        messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
+        whole = self._render(conversation, messages)
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != ASSISTANT:
+                continue
+            start = self._render(conversation, messages[:number], generate=True)
+            end = self._render(conversation, messages[: number + 1])
+            if not (whole.startswith(start) and whole.startswith(end)):
+                start, end = self._find_turn(whole, start, end, message)
+            if start and len(start) < len(end):
+                spans.append((len(start), len(start) + self._turn_length(end[len(start) :])))
+        return PromptText(whole, rendered=not self.plain), spans
+
+    def _find_turn(self, whole: str, start: str, end: str, message: Message) -> tuple[str, str]:
+        """Return a turn's start and end where its rendering does not continue the generation prompt."""
+        if not whole.startswith(end) or not message["content"].strip():
+            return "", ""
+        at = end.rfind(message["content"].strip())
+        return (end[:at], end) if at > 0 else ("", "")
+
+    def _turn_length(self, text: str) -> int:
+        """Return the length of a turn up to its end-of-turn token; white space after it is the template's."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [
+            end
+            for number, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if number in self._special_ids
+        ]
+        return ends[-1] if ends else len(text.rstrip())
+
+    def _render(self, conversation: Conversation, messages: Sequence[Message], *, generate: bool = False) -> str:
+        if self.plain:
+            texts = "\n\n".join(message["content"] for message in messages if message["content"])
+            return f"{texts}\n\n" if generate else texts
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tools=list(conversation.tools) or None,
+                chat_template=self.template, add_generation_prompt=generate, tokenize=False, **self.variables,
+            )  # fmt: skip
+        except Exception as error:  # a template can raise whatever Jinja and transformers raise
+            raise LoraSuiteError(
+                f"the chat template does not render: {short_message(error)}",
+                where=f"{self.name}, {conversation.where}",
+                got=f"the roles {', '.join(message['role'] for message in messages)}",
+                do="pass another template, or change the record",
+            ) from error  # fmt: skip
+        check_text(text, conversation.where)
+        return text
+
+
+def read_template(value: str | Path, where: str) -> str:
+    """Read a chat template: a file, the template itself, ``"none"`` or ``"old"``.
+
+    Raises:
+        LoraSuiteError: If it is neither a file nor a template.
+    """
+    text = str(value)
+    if text in (NO_TEMPLATE, OLD_TEMPLATE) or "{%" in text or "{{" in text:
+        return text
+    if not is_file(value):
+        raise LoraSuiteError(
+            "the chat template is not a file",
+            where=where,
+            got=repr(text[:80]),
+            wanted="a file, or none",
+            do="check the name",
+        )
+    try:
+        if Path(value).expanduser().stat().st_size > LARGEST_TEMPLATE:
+            raise LoraSuiteError(
+                "the chat template is too large", where=value, wanted=f"at most {LARGEST_TEMPLATE} bytes"
+            )
+        found = Path(value).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoraSuiteError(f"the file cannot be read: {error}", where=value, wanted="text in UTF-8") from error
+    return _from_json(found, value) if found.lstrip().startswith("{") and "chat_template" in found else found
+
+
+def _from_json(text: str, where: object) -> str:
+    """Return the template of a tokenizer_config.json; a text that is no JSON is a template itself."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    template = values.get("chat_template") if isinstance(values, dict) else None
+    if not isinstance(template, str):
+        raise LoraSuiteError("the file has no chat template", where=where, wanted="the key chat_template with a text")
+    return template
+
+
+def parse_variable(text: str) -> Any:
+    """Parse the value of a template variable on a command line: JSON, and any other text as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)

@@ -1,0 +1,43 @@
+"""Prompts as a model reads them, and their token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PromptText(str):
+    """The text of a prompt; a plain string otherwise.
+
+    Attributes:
+        number: Number of its record in the data, starting at 1; None where it is not known.
+        rendered: Whether a chat template wrote it: the text then has all special tokens, and the tokenizer adds none.
+    """
+
+    __slots__ = ("number", "rendered")
+
+    def __new__(cls, text: str, number: int | None = None, *, rendered: bool = False) -> PromptText:
+        """Mark a text."""
+        marked = super().__new__(cls, text)
+        marked.number, marked.rendered = number, rendered
+        return marked
+
+
+def has_special_tokens(tokenizer: Any, text: str) -> bool:
+    """Return whether a prompt has its special tokens already: a chat template wrote it, or it starts with BOS."""
+    bos = tokenizer.bos_token
+    return (isinstance(text, PromptText) and text.rendered) or bool(bos and text.startswith(bos))
+
+
+def encode_prompt(tokenizer: Any, prompt: str, response: str = "", **options: Any) -> Any:
+    """Tokenize a prompt, or a prompt and a response as one text, with special tokens once.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The prompt.
+        response: Text that follows it.
+        **options: Further keyword arguments of the tokenizer.
+
+    Returns:
+        What the tokenizer returns.
+    """
+    return tokenizer(prompt + response, add_special_tokens=not has_special_tokens(tokenizer, prompt), **options)
