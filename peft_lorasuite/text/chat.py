@@ -170,7 +170,8 @@ class Chat:
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         added = self.tokenizer.added_tokens_decoder  # some vocabularies have runs of spaces among them
-        return frozenset(self.tokenizer.all_special_ids) | {id for id, one in added.items() if one.content.strip()}
+        special = {*self.tokenizer.all_special_ids, *(id for id, one in added.items() if one.content.strip())}
+        return frozenset(special - {self.tokenizer.unk_token_id})
 
     @property
     def special_tokens(self) -> list[str]:

@@ -52,6 +52,11 @@ def plain_vocabulary(tokenizer: Any) -> dict[str, int]:
     return {token if token in special else _decode(token, marker): number for token, number in ordered}
 
 
+def has_space_tokens(tokenizer: Any) -> bool:
+    """Return whether tokens contain the space before a word, as in byte-level BPE and SentencePiece."""
+    return _word_marker(tokenizer.get_vocab()) in (BYTE_LEVEL, SENTENCE_PIECE)
+
+
 def shared_start_tokens(
     old: Any, new: Any, starts: tuple[str, str], *, old_rows: int, new_rows: int
 ) -> tuple[Tensor, Tensor]:

@@ -140,7 +140,7 @@ def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(info):
         text = turn.prompt + turn.response
         name = turn.prompt.split()[2]
         assert all(text[: len(turn.prompt) + row.ends[end]].endswith(name) for end in fact.ends)
-        assert text[: row.ends[fact.deciding]].endswith(" wears")
+        assert text[: len(turn.prompt) + row.ends[fact.deciding]].endswith(" wears")
         assert new.tokenizer.decode([fact.answer]).strip() == turn.response.split()[1]
 
 

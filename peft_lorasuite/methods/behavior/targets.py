@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...text.vocabulary import longest_prefix_tokens, shared_start_tokens, shared_tokens
+from ...text.vocabulary import has_space_tokens, longest_prefix_tokens, shared_start_tokens, shared_tokens
 from .options import BehaviorOptions
 
 CHUNK = 32
@@ -147,6 +147,11 @@ class PlaceVocabularies:
     @classmethod
     def pair(cls, old: Backbone, new: Backbone, wanted: Sequence[Any]) -> PlaceVocabularies:
         """Pair the tokens of two backbones for positions; ``wanted`` has ``starts`` and ``ends`` of each."""
+        spaced = [has_space_tokens(one.tokenizer) for one in (old, new)]
+        wanted = [
+            (tuple(text if one else "" for text, one in zip(starts, spaced, strict=True)), ends)
+            for starts, ends in wanted
+        ]
         different = list(dict.fromkeys(wanted))
         vocabularies = [Vocabulary.pair(old, new, starts=starts, ends=ends) for starts, ends in different]
         return cls(vocabularies, torch.tensor([different.index(one) for one in wanted]))
