@@ -2,8 +2,8 @@
 
     python benchmarks/chat_demo.py [--seeds 0,1,2] [--rows ROW,...] [--out DIR]
 
-The old tokenizer gets a template like that of Llama 2, the new one ChatML. The adapter is trained on ``messages`` with a
-loss on the assistant turns, and saved with its tokenizer, as TRL does. Every model answers 300 test questions through
+The old tokenizer gets a template like that of Llama 2, the new one ChatML. The adapter is trained on ``messages`` with
+a loss on the assistant turns, and saved with its tokenizer, as TRL does. Every model answers 300 test questions through
 its own template; an answer is right if it is the expected one and stops there. About ten minutes a seed on one core.
 """
 
