@@ -133,8 +133,7 @@ def table(paths: list[Path]) -> str:
         pair = f"{found['old']} ({found['layers'][0]}) to {found['new']} ({found['layers'][1]})"
         for name, run in found["runs"].items():
             planned, bound = run.get("forecast"), f"{run['bound_gb']:.2f} GB" if "bound_gb" in run else "-"
-            libraries = found.get("libraries_gb", 0.0)  # forecasts of older files are without the libraries
-            memory = f"{planned['memory_gb'] + libraries:.2f} GB" if planned else "-"
+            memory = f"{planned['memory_gb']:.2f} GB" if planned else "-"
             seconds = f"{planned['seconds']:.0f} s" if planned else "-"
             cells = [pair, name, f"{run['peak_gb']:.2f} GB", bound, memory, f"{run['seconds']:.0f} s", seconds]
             lines.append(f"| {' | '.join(cells)} |")
