@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import LoraSuiteError
 from .exchange import exchange
-from .paths import exists, is_folder
+from .paths import exists, is_file, is_folder
 from .temporary import TemporaryFolder, remove_leftovers
 from .write_errors import write_errors
 
@@ -114,7 +114,7 @@ def check_output_file(file: str | Path, *, overwrite: bool = False) -> Path:
         The file with ``~`` expanded.
 
     Raises:
-        LoraSuiteError: If it is a folder, or exists and ``overwrite`` is false.
+        LoraSuiteError: If it is a folder or a device, or exists and ``overwrite`` is false.
     """
     target = Path(file).expanduser()
     remove_leftovers(target.resolve().parent)
@@ -122,6 +122,7 @@ def check_output_file(file: str | Path, *, overwrite: bool = False) -> Path:
         raise LoraSuiteError(
             "the output is a folder", where=target, wanted="a file", do="add a file name such as report.html"
         )
+    _check_replaceable(target)
     if exists(target) and not overwrite:
         raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
     return target
@@ -134,6 +135,7 @@ def write_file(file: str | Path, text: str) -> None:
         LoraSuiteError: If it cannot be written.
     """
     target = Path(file).expanduser().resolve()
+    _check_replaceable(target)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with closing(TemporaryFolder(target.parent)) as temporary:
@@ -142,6 +144,12 @@ def write_file(file: str | Path, text: str) -> None:
             _sync(part)
             part.replace(target)
         _sync(target.parent)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse a device or a pipe, such as ``/dev/null``: it would be replaced by a file."""
+    if exists(target) and not is_file(target):
+        raise LoraSuiteError("the output is not a regular file", where=target, do="choose another name")
 
 
 def _replace(temporary: TemporaryFolder, target: Path, *, overwrite: bool) -> None:

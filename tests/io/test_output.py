@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.io.output import atomic_folder
+from peft_lorasuite.io.output import atomic_folder, check_output_file, write_file
 
 
 def filled(target: Path, text: str) -> Path:
@@ -57,3 +58,22 @@ def test_a_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(LoraSuiteError, match=info), atomic_folder(tmp_path / "out") as part:
         (part / ("long" * 100)).write_text("")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_as_a_whole_and_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("before")
+    (tmp_path / "link.html").symlink_to("page.html")
+    with pytest.raises(LoraSuiteError, match="the output file exists"):
+        check_output_file(tmp_path / "link.html")
+    write_file(check_output_file(tmp_path / "link.html", overwrite=True), "after")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "page.html").read_text() == "after"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for write in (check_output_file, lambda path: write_file(path, "text")):
+        with pytest.raises(LoraSuiteError, match="the output is not a regular file"):
+            write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
