@@ -23,7 +23,7 @@ from ..models.backbone import Backbone
 from .adapter import Adapter
 from .key_names import KeyName, group_by_module, parse_names
 from .modules import scaling
-from .peft_format import CONFIG, OTHER_FORMULAS, WEIGHTS
+from .peft_format import CONFIG, LORA_DEFAULTS, OTHER_FORMULAS, WEIGHTS
 from .token_tables import DELTA, find_table, tied_copies, trained_tokens
 from .writing import write_adapter
 
@@ -53,7 +53,8 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
             tensors = read_tensors(adapter.source.require(WEIGHTS), where=f"{adapter.origin}/{WEIGHTS}")
             own = [name for update in adapter.tables.values() for name in update.names
                    if update.form == "full" and not len(update.ids)]  # fmt: skip
-            folder = normalized_folder(adapter.source, adapter.config, tensors, backbone.arch, folder, own)
+            config = LORA_DEFAULTS | adapter.source.read_json(CONFIG)  # not that of a converted adapter
+            folder = normalized_folder(adapter.source, config, tensors, backbone.arch, folder, own)
         with torch.random.fork_rng():  # PEFT initializes factors randomly before it loads them
             adapted = add_adapter_strict(model, folder, adapter.origin).eval()
         yield adapted if backbone.in_memory else adapted.merge_and_unload().eval()

@@ -32,6 +32,7 @@ class TableUpdate:
         rows: ``(tokens, rank)``.
         shared: ``(rank, hidden)``.
         names: Names of the tensors that it was read from.
+        bias: Change of the head's bias, ``(tokens,)``, if it was trained.
     """
 
     form: str
@@ -39,6 +40,7 @@ class TableUpdate:
     rows: Float[Tensor, "tokens rank"]
     shared: Float[Tensor, "rank hidden"]
     names: tuple[str, ...]
+    bias: Float[Tensor, " tokens"] | None = None
 
 
 def find_table(module: str, arch: Architecture) -> str | None:
@@ -89,9 +91,14 @@ def read_table(
         ids, order = torch.tensor(tokens).sort()
         saved = used[DELTA][order]
     changed = (saved != weight[ids].to(saved.dtype)).any(dim=1)  # compared in the dtype in which they were saved
+    bias = None
+    if form == "full" and "bias" in tensors:
+        bias = tensors["bias"] - old.tensor(f"{arch.head}.bias")
+        changed |= bias != 0
+        bias = bias[changed]
     ids, delta = ids[changed], saved[changed].float() - weight[ids[changed]]
     check_values(delta, where=where)
-    return TableUpdate(form, ids, delta, torch.eye(arch.hidden), names)
+    return TableUpdate(form, ids, delta, torch.eye(arch.hidden), names, bias)
 
 
 def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: str) -> str:
@@ -101,7 +108,7 @@ def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: s
     forms = (
         ("lora", dict(zip(EMBEDDING, ((rank, -1), (hidden, rank)), strict=True))),
         ("lora", dict(zip(LINEAR, ((rank, hidden), (-1, rank)), strict=True))),
-        ("full", {"weight": (-1, hidden)}), ("tokens", {DELTA: (count, hidden)}),
+        ("full", {"weight": (-1, hidden), **{end: (-1,) for end in tensors if end == "bias"}}), ("tokens", {DELTA: (count, hidden)}),
     )  # fmt: skip
     form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(tensors)), ("", {}))
     for end in sorted({*wanted, *tensors}):
@@ -197,6 +204,8 @@ def table_tensors(
         return {f"{module}.{end}": tensor for end, tensor in factors.items()} | copy, {"target_modules": [path]}
     weight[update.ids] += update.rows @ update.shared
     bias = _head_bias(new) if table == "head" else None
+    if bias is not None and update.bias is not None:
+        bias[update.ids] += update.bias
     if update.form == "full" or bias is not None:  # PEFT's token adapter leaves out the head's bias
         tensors = {f"{module}.weight": weight} | ({} if bias is None else {f"{module}.bias": bias})
         return tensors, {"modules_to_save": [short]}
@@ -210,4 +219,4 @@ def _head_bias(new: Backbone) -> Tensor | None:
         new.locate(path)
     except LoraSuiteError:
         return None
-    return new.tensor(path)
+    return new.tensor(path).clone()

@@ -39,7 +39,8 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     tensors = get_peft_model_state_dict(
         model, weights, adapter_name=name, save_embedding_layers=tokenizer is not None and _has_lora_table(model)
     )
-    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    tensors = separate_storage({key: tensor.cpu() for key, tensor in tensors.items()})
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = copy.copy(model.peft_config[name])
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -116,7 +116,8 @@ def transfer_table(
         under ``refused`` then.
     """
     if not len(update.ids):
-        return replace(update, shared=torch.zeros(1, new.arch.hidden), rows=torch.zeros(0, 1)), {"rows": 0, "of": 0}
+        none = {"shared": torch.zeros(1, new.arch.hidden), "rows": torch.zeros(0, 1), "bias": None}
+        return replace(update, **none), {"rows": 0, "of": 0}
     reason = _refusal(table, update, old.arch, new.arch)
     if reason:
         return None, {"refused": reason}
@@ -135,7 +136,8 @@ def transfer_table(
     if not bool(kept.any()):
         return None, {**facts, "refused": "the new vocabulary has none of its tokens: train them on the new backbone"}
     shared = map_rows(table, update.shared, old, new, hidden, inverse)
-    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared), facts
+    bias = None if update.bias is None else update.bias[kept]
+    return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared, bias=bias), facts
 
 
 def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architecture) -> str:

@@ -64,17 +64,22 @@ def grown(tokenizer: Any, tokens: list[str] = TOKENS) -> tuple[Any, list[int]]:
 
 
 def train(folder: Path, old: Base, layout: str, *, rows: int | None = None, **values: Any) -> Any:
-    """Train an adapter with two more tokens for some steps and save it with PEFT, the tokenizer beside it."""
-    tokenizer, ids = grown(old.tokenizer)
+    """Train a LoRA with two more tokens in one of the layouts; see `train_with`."""
+    ids = grown(old.tokenizer)[1]
     settings = dict(LAYOUTS[layout])
     indices = settings.get("trainable_token_indices")
     if indices is not None:
         settings["trainable_token_indices"] = ids if indices is True else dict.fromkeys(indices, ids)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | settings
+    saved = {"save_embedding_layers": True} if layout == "save_embedding_layers" else {}
+    return train_with(folder, old, peft.LoraConfig(**settings | values), rows=rows, **saved)
+
+
+def train_with(folder: Path, old: Base, config: Any, *, rows: int | None = None, **saved: Any) -> Any:
+    """Train an adapter with two more tokens for some steps and save it with PEFT, the tokenizer beside it."""
+    tokenizer, _ = grown(old.tokenizer)
     torch.manual_seed(0)
-    model = peft.get_peft_model(
-        old.model(len(tokenizer) if rows is None else rows), peft.LoraConfig(**settings | values)
-    )
+    model = peft.get_peft_model(old.model(len(tokenizer) if rows is None else rows), config)
     model.peft_config["default"].base_model_name_or_path = str(old.folder)
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=3e-2)
@@ -82,7 +87,6 @@ def train(folder: Path, old: Base, layout: str, *, rows: int | None = None, **va
         optimizer.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()
         optimizer.step()
-    saved = {"save_embedding_layers": True} if layout == "save_embedding_layers" else {}
     model.save_pretrained(folder, **saved)
     tokenizer.save_pretrained(folder)
     return model.eval()
