@@ -74,9 +74,9 @@ class ParsedAdapter:
             and (kind == "lora" or set(owned) & {"weight", DELTA})
             and owned.keys() - {*UNUSED_TABLE_ENDINGS}
         ):
-            left_out = {ending: why for ending, why in UNUSED_TABLE_ENDINGS.items()
-                        if ending in owned and not (ending == "bias" and "weight" in owned and table == "head")}  # fmt: skip
-            self.unused |= {owned.pop(ending): why for ending, why in left_out.items()}
+            kept = "bias" if table == "head" and "weight" in owned else ""
+            left_out = {end: why for end, why in UNUSED_TABLE_ENDINGS.items() if end in owned and end != kept}
+            self.unused |= {owned.pop(end): why for end, why in left_out.items()}
             self._parse_table(path, owned, table)
         elif table is not None and kind != "lora":
             self._skip(owned.values(), f"a {kind} of a token table is not transferred; train it as LoRA instead")

@@ -108,7 +108,8 @@ def _check_form(tensors: Mapping[str, Tensor], hidden: int, count: int, where: s
     forms = (
         ("lora", dict(zip(EMBEDDING, ((rank, -1), (hidden, rank)), strict=True))),
         ("lora", dict(zip(LINEAR, ((rank, hidden), (-1, rank)), strict=True))),
-        ("full", {"weight": (-1, hidden), **{end: (-1,) for end in tensors if end == "bias"}}), ("tokens", {DELTA: (count, hidden)}),
+        ("full", {"weight": (-1, hidden), **{end: (-1,) for end in tensors if end == "bias"}}),
+        ("tokens", {DELTA: (count, hidden)}),
     )  # fmt: skip
     form, wanted = next(((form, wanted) for form, wanted in forms if set(wanted) & set(tensors)), ("", {}))
     for end in sorted({*wanted, *tensors}):
