@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
-from .reading import base_model_of, read_config
+from .reading import PASS_OLD, base_model_of, read_config
 from .tokenizer import fetch_tokenizer
 
 
@@ -106,7 +107,9 @@ def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
     return open_tokenizer(source, name, do="pass tokenizer=", revision=revision or "main")
 
 
-def old_backbone_loader(adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any]) -> Any:
+def old_backbone_loader(
+    adapter: Source, source_model: Any, revision: str | None, access: dict[str, Any], *, do: str = PASS_OLD
+) -> Callable[[], Backbone]:
     """Return a function that opens the old backbone, which may not be needed if there is an upgrade map.
 
     Args:
@@ -114,9 +117,22 @@ def old_backbone_loader(adapter: Source, source_model: Any, revision: str | None
         source_model: The old backbone, or None.
         revision: Revision of the old backbone; overrides the one in the adapter's config.
         access: Keyword arguments of `Backbone.open`.
+        do: What the error advises if the base model of the config cannot be opened.
     """
     if source_model is not None:
         return lambda: Backbone.open(source_model, revision=revision, **access)
-    name, own = base_model_of(adapter)
+    name, own = base_model_of(adapter, do=do)
     untrusted = adapter.folder is None
-    return lambda: Backbone.open(name, revision=revision or own, hub_only=untrusted, **access)
+
+    def open_base_model() -> Backbone:
+        try:
+            backbone = Backbone.open(name, revision=revision or own, hub_only=untrusted, **access)
+            _ = backbone.source.commit  # looks the name up
+        except LoraSuiteError as error:
+            raise LoraSuiteError(
+                f"{error.what}; it is the base model in the config of {adapter.name}", where=error.where,
+                got=error.got, wanted=error.wanted, do=f"{error.do or 'check the name'}, or {do}",
+            ) from error  # fmt: skip
+        return backbone
+
+    return open_base_model

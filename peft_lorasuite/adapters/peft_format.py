@@ -17,6 +17,8 @@ LORA_DEFAULTS = {"r": 8, "lora_alpha": 8}
 """What PEFT takes for entries that a LoRA's config does not have."""
 MIXED_KINDS = ("XLORA",)
 """Types whose config names other adapters, which PEFT would load."""
+SHOWN_NAMES = 5
+"""Names of adapters that an error message lists."""
 PROMPT_KINDS = (
     "ADAPTION_PROMPT",
     "CARTRIDGE",
@@ -82,26 +84,35 @@ def select_adapter(source: Source, adapter_name: str | None, *, names_result: bo
     Raises:
         LoraSuiteError: If there is no adapter of that name, or there are several and none was selected.
     """
-    if source.fetch(CONFIG) is not None:
-        own = (None, "default", source.name.rstrip("/").rpartition("/")[2])
-        if adapter_name not in own and not names_result and adapter_name not in _subfolders(source):
+    names = _subfolders(source) if adapter_name not in (None, "default") else set()
+    if source.fetch(CONFIG) is not None and adapter_name not in names:
+        if adapter_name not in (None, "default", source.name.rstrip("/").rpartition("/")[2]) and not names_result:
             raise LoraSuiteError(
-                "has a single adapter, which has no name", where=source.name, got=adapter_name,
-                do="leave adapter_name out",
+                "has no adapter of that name" if names else "has a single adapter, which has no name",
+                where=source.name, got=adapter_name, wanted=_list_names(names), do="leave adapter_name out",
             )  # fmt: skip
         return source
-    names = _subfolders(source)
+    names = names or _subfolders(source)
     if not names:
         return source
     if adapter_name not in names:
         raise LoraSuiteError(
             "has adapters in subfolders, and none was selected" if adapter_name in (None, "default")
             else "has no adapter of that name",
-            where=source.name, got=adapter_name, wanted=" or ".join(sorted(names)), do="select one with adapter_name",
+            where=source.name, got=adapter_name, wanted=_list_names(names),
+            do="select one (--adapter-name, adapter_name=)",
         )  # fmt: skip
     if source.folder is not None:
         return Source(str(source.folder / adapter_name), source.kind)
     return Subfolder(**{field.name: getattr(source, field.name) for field in fields(Source)}, subfolder=adapter_name)
+
+
+def _list_names(names: set[str]) -> str | None:
+    """Return the names of subfolders in words, checkpoints of a training from the last one."""
+    last = sorted(names, key=lambda name: [int(piece) if piece.isdigit() else 0 for piece in name.split("-")[1:]])
+    ordered = last[::-1] if all(name.startswith("checkpoint-") for name in names) else sorted(names)
+    more = f" or {len(ordered) - SHOWN_NAMES} more" if len(ordered) > SHOWN_NAMES else ""
+    return " or ".join(ordered[:SHOWN_NAMES]) + more if ordered else None
 
 
 def _subfolders(source: Source) -> set[str]:

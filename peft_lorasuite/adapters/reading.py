@@ -16,6 +16,9 @@ from .parsing import from_tensors
 from .peft_format import CONFIG, DIRECT_KINDS, LORA_DEFAULTS, WEIGHTS, check_config, needs_backbones
 from .token_tables import needs_backbone_error
 
+PASS_OLD = "pass the old backbone (--from, source_model=)"
+"""What to do if the base model in an adapter's config cannot be used."""
+
 
 def read_config(source: Source) -> dict[str, Any]:
     """Read an adapter's config, with PEFT's default rank and alpha where it has none.
@@ -74,9 +77,7 @@ def read_adapter(
     return replace(from_tensors(tensors, config, arch, source=source, old=old), added=added)
 
 
-def base_model_of(
-    adapter: Source, *, do: str = "pass the old backbone (--from, source_model=)"
-) -> tuple[str, str | None]:
+def base_model_of(adapter: Source, *, do: str = PASS_OLD) -> tuple[str, str | None]:
     """Return the name and the revision of the base model in an adapter's config.
 
     Args:

@@ -154,9 +154,10 @@ def _converter(model_type: str) -> Converter:
             _load(points[0])
         else:
             raise LoraSuiteError(
-                f"no converter for model type {model_type!r}",
+                f"no converter for model type {model_type!r}, which every method needs",
                 wanted=f"one of {', '.join(families())}",
-                do="to add one with peft_lorasuite.register, see docs/add-a-family.md",
+                do="keep the model_type in config.json: the layers of another type have other names and layouts; to add"
+                " a converter with peft_lorasuite.register, see docs/add-a-family.md",
             )
     return _registered[model_type].converter
 

@@ -15,6 +15,7 @@ from ..models.activations import Sampling, paired_activations
 from ..models.backbone import Backbone
 from ..models.distributed import gather_items, split_between_processes
 from ..models.offload import resolve_device_map
+from ..models.quantized import quantization, quantized_error
 from ..progress import Progress, no_progress
 from ..text.calibration import calibration_texts
 from .fingerprint import read_identity
@@ -53,6 +54,9 @@ def build_map(
     calibration = None if calibration is None else calibration_texts(calibration)  # checked before the long work
     old, new = Backbone.open(old), Backbone.open(new)
     for backbone in (old, new):
+        method = None if backbone.in_memory else quantization(backbone.config)
+        if method is not None:  # before its weights are downloaded
+            raise quantized_error(backbone.name, repr(backbone), method)
         resolve_device_map(backbone.device_map, low_memory)  # it may have been opened with a device map of its own
     device_map = resolve_device_map(device_map, low_memory)
     start = time.perf_counter()

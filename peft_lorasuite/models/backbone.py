@@ -21,6 +21,7 @@ from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
 from .loading import check_depth, check_model, load_causal_lm, load_errors
 from .offload import DISK, disk_options, offload_folder
+from .quantized import loading_advice, quantization, quantized_error
 from .restore import restore_model
 from .stored_names import find_stored
 from .tokenizer import open_tokenizer
@@ -145,6 +146,8 @@ class Backbone:
         """
         name = find_stored(path, self.weights, self.arch)
         if name is None:
+            if method := quantization(self.config):
+                raise quantized_error(self.name, repr(self), method)
             raise LoraSuiteError("the checkpoint lacks a tensor", where=repr(self), wanted=path, do="fetch it again")
         return name
 
@@ -163,10 +166,7 @@ class Backbone:
     def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
         """Return a tensor of plain, finite numbers; the sum is cheap and is not finite if one of them is not."""
         if tensor.dtype not in DTYPES.values():  # integers, and fp8, which means nothing without its scales
-            raise LoraSuiteError(
-                "the weights are quantized", where=f"{self!r}, {path}", got=tensor.dtype,
-                do="build the map from the dequantized checkpoint; the adapter then fits the quantized one too",
-            )  # fmt: skip
+            raise quantized_error(self.name, f"{self!r}, {path}", tensor.dtype)
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise LoraSuiteError("values are not finite", where=f"{self!r}, {path}", do="train or fetch it again")
         return tensor
@@ -237,7 +237,7 @@ class Backbone:
         device_map = self.device_map if device_map is None else device_map
         running = self.running_dtype(dtype, device_map)
         running.log(repr(self))
-        with load_errors(repr(self)):
+        with load_errors(repr(self), do=loading_advice(self.name, self.config)):
             model = self._load_weights({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
         if running.upcast:
             compute_in_float32(model)

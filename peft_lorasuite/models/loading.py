@@ -12,14 +12,19 @@ from ..errors import LoraSuiteError, short_message
 
 
 @contextmanager
-def load_errors(where: str) -> Iterator[None]:
-    """Turn what transformers raises for a config, a file, a dtype or a device into a `LoraSuiteError`."""
+def load_errors(where: str, do: str | None = None) -> Iterator[None]:
+    """Turn what transformers raises for a config, a file, a dtype or a device into a `LoraSuiteError`.
+
+    Args:
+        where: Name of the model.
+        do: What the user can do.
+    """
     try:
         yield
     except LoraSuiteError:
         raise
     except Exception as error:  # families and quantizers raise exceptions of any type
-        raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where) from error
+        raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where, do=do) from error
 
 
 def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any:

@@ -151,7 +151,7 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     source = Source(str(model), "adapter", revision)
     config, folder = read_config(source), adapter_folder(source)
     check_config(config, source.name)
-    backbone: Backbone = old_backbone_loader(source, base, None, {})()
+    backbone: Backbone = old_backbone_loader(source, base, None, {}, do="pass the backbone (--base, base=)")()
     if config["peft_type"] in DIRECT_KINDS:
         read_adapter(
             source, backbone.arch, old=backbone

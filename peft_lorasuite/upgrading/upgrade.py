@@ -25,6 +25,7 @@ from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
+from ..models.quantized import unquantized_name
 from ..progress import Progress, no_progress
 from ..text.chat import ChatLike, ChatOptions
 from ..text.examples import PromptsLike
@@ -271,6 +272,7 @@ def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, st
     if not isinstance(base, str) or not base:
         return {}
     names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (base, upgrade_map.old.name)]
+    names = [unquantized_name(name) or name for name in names]
     compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
     if compared[0] == compared[1]:
         return {}

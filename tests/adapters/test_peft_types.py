@@ -107,7 +107,7 @@ def test_several_adapters_in_one_folder_are_chosen_by_name(llama, tmp_path):
     new = upgraded(tmp_path, llama, adapter_name="second")
     assert error(llama, tuned, new) < TOLERANCE
     assert list(new.peft_config) == ["second"]
-    with pytest.raises(LoraSuiteError, match=r"wanted first or second\); select one with adapter_name"):
+    with pytest.raises(LoraSuiteError, match=r"wanted first or second\); select one \(--adapter-name, adapter_name=\)"):
         upgraded(tmp_path, llama)
 
 

@@ -119,13 +119,14 @@ def test_a_built_in_type_cannot_be_taken(registered: dict[str, Any]) -> None:
 
 
 def test_the_error_for_a_type_without_a_converter_lists_the_supported_ones(registered: dict[str, Any]) -> None:
-    """It proposes no similar type: editing ``model_type`` in the config would only make the upgrade wrong."""
+    """D15. It proposes no similar type: editing ``model_type`` in the config would only make the upgrade wrong."""
     registry.register("owl")(owl)
-    with pytest.raises(ValueError, match="no converter for model type 'lama'") as caught:
+    with pytest.raises(ValueError, match="no converter for model type 'lama', which every method needs") as caught:
         registry.architecture(SimpleNamespace(model_type="lama"))
     assert f"(wanted one of {', '.join(sorted({*registry.BUILT_IN, 'owl'}))})" in str(caught.value)
     assert "did you mean" not in str(caught.value)
-    assert str(caught.value).endswith("to add one with peft_lorasuite.register, see docs/add-a-family.md")
+    assert "keep the model_type in config.json" in str(caught.value)
+    assert str(caught.value).endswith("to add a converter with peft_lorasuite.register, see docs/add-a-family.md")
 
 
 def test_the_built_in_types_have_the_converters_in_the_folder() -> None:

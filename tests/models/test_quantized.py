@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +103,25 @@ def test_from_upgraded_takes_a_backbone_in_few_bits(bits: str, folders: Path) ->
 def test_no_map_is_built_from_few_bits(bits: str, folders: Path) -> None:
     with pytest.raises(LoraSuiteError, match=r"the weights are quantized .*dequantized checkpoint"):
         UpgradeMap.build(folders / "old", in_bits(folders / "new", bits), OPTIONS)
+
+
+@needs_bitsandbytes
+@pytest.mark.usefixtures("loose")
+def test_d14_an_old_backbone_in_few_bits_is_run_as_it_was_trained(folders: Path, tmp_path: Path) -> None:
+    base = tmp_path / "old-bnb-4bit"
+    save_backbone(base, in_bits(folders / "old", "4 bits"), pico_tokenizer(WORDS))
+    adapter = shutil.copytree(folders / "adapter", tmp_path / "adapter")
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": str(base)}))
+    modules = {type(module).__name__ for module in Backbone.open(base).load().modules()}
+    assert "Linear4bit" in modules
+    with pytest.raises(LoraSuiteError, match=rf"the weights are quantized .*probably {tmp_path}/old "):
+        PeftModel.from_upgraded(folders / "new", adapter)
+    upgraded = PeftModel.from_upgraded(
+        folders / "new", adapter, upgrade_map=folders / "map", method="transplant",
+        prompts=[f"the {one} {two}" for one in WORDS for two in WORDS], options={"prompts": 16, "length": 4},
+    )  # fmt: skip
+    assert upgraded.upgrade_report.method["name"] == "transplant"
 
 
 @needs_gguf
