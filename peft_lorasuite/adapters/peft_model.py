@@ -20,6 +20,7 @@ from ..io.checkpoint import read_tensors
 from ..io.source import Source
 from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
+from ..models.quantized import quantization
 from .adapter import Adapter
 from .key_names import KeyName, group_by_module, parse_names
 from .modules import scaling
@@ -41,7 +42,7 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
     """Load a backbone with its adapter, of any PEFT type, under normalized tensor names.
 
     A model that is loaded only for this is merged with the adapter, which makes it two to three times faster. A model
-    that the caller has loaded is not merged.
+    that the caller has loaded is not merged, nor is a quantized one, whose weights cannot hold the update.
 
     Raises:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
@@ -57,7 +58,8 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
             folder = normalized_folder(adapter.source, config, tensors, backbone.arch, folder, own)
         with torch.random.fork_rng():  # PEFT initializes factors randomly before it loads them
             adapted = add_adapter_strict(model, folder, adapter.origin).eval()
-        yield adapted if backbone.in_memory else adapted.merge_and_unload().eval()
+        keep = backbone.in_memory or quantization(backbone.config) is not None
+        yield adapted if keep else adapted.merge_and_unload().eval()
 
 
 def add_adapter_strict(model: Any, folder: Path, where: str) -> Any:

@@ -15,7 +15,7 @@ from hub_pair import WORDS, make_lora
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
-from peft_lorasuite.arch.registry import register
+from peft_lorasuite.arch import registry
 from peft_lorasuite.arch.spec import Architecture
 from peft_lorasuite.mapping.samples import EMPTY, KINDS
 from peft_lorasuite.models.backbone import Backbone
@@ -242,11 +242,12 @@ def test_a_map_of_an_older_format_is_refused_and_says_what_to_do(place: Path, tm
         UpgradeMap.load(tmp_path / "map")
 
 
-def test_a_converter_that_calls_its_config_needs_the_backbone(tmp_path: Path) -> None:
+def test_a_converter_that_calls_its_config_needs_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The values of such a config are not stored, so that the map alone cannot be checked."""
     from peft_lorasuite.converters.llama import llama
 
-    register("mistral-with-method")(lambda config: llama(config.get_text_config()))
+    entry = registry.Entry(lambda config: llama(config.get_text_config()), "here")
+    monkeypatch.setitem(registry._registered, "mistral-with-method", entry)
     model = pico_model("llama", seed=1)
     model.config.model_type = "mistral-with-method"
     model.config._name_or_path = str(
