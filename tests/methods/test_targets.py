@@ -179,3 +179,11 @@ def test_parts_of_a_character_are_paired_where_both_sides_have_the_same():
     assert align([left], [left]) == [(0, position, position) for position in range(7)]
     right = row((5, 2), (6, 2), (7, 2), (8, 3), (3, 4), (2, 4), (1, 4))  # cuts the last character otherwise
     assert align([left], [right]) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (0, 6, 7)]
+
+
+def test_a_turn_without_an_answer_of_the_old_model_is_left_out():
+    """The end of a turn can be longer in the new template than in the old one."""
+    answered = Tokens((0, 5, 6, 7, 8), (1, 2, 3, 4, 5), 1, True)
+    empty = Tokens((0,), (1,), 1, False, length=1)
+    ended = Tokens((0, 5, 6), (1, 2, 3), 1, True, length=1)
+    assert align([answered, empty], [answered, ended]) == align([answered], [answered])

@@ -230,6 +230,8 @@ def _after_answer(left: Tokens, right: Tokens) -> list[tuple[int, int]]:
         [position for position in row.predicting if row.ended and row.length and row.ends[position] > row.length]
         for row in (left, right)
     )
+    if not left.predicting:  # the old model has not answered
+        return []
     last = left.predicting[-1]
     return [(old[number] if number < len(old) else last, position) for number, position in enumerate(new)]
 
