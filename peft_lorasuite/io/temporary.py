@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import LoraSuiteError
 from .write_errors import write_errors
@@ -128,7 +128,7 @@ def _is_ours(root: Path) -> bool:
     return time.time() - changed > OTHER_HOST_DAYS * 24 * 3600
 
 
-def _create(prefix: str, place: Path) -> tuple[Path, FileLock | None]:
+def _create(prefix: str, place: Path) -> tuple[Path, BaseFileLock | None]:
     """Create a folder and lock it; the lock is None on a file system without locks."""
     while True:
         root = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
@@ -141,7 +141,7 @@ def _create(prefix: str, place: Path) -> tuple[Path, FileLock | None]:
             return root, lock
 
 
-def _acquire(root: Path) -> FileLock | None:
+def _acquire(root: Path) -> BaseFileLock | None:
     """Lock a folder; None if another process has locked or deleted it.
 
     Raises:

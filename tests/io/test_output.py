@@ -77,3 +77,24 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(LoraSuiteError, match="the output is not a regular file"):
             write(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_files_and_folders_are_on_the_disk_before_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of power then leaves the old content or the new one, as a kill does."""
+    target = filled(tmp_path / "out", "before")
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        fsync(handle)
+        done = (target / "new.txt").exists()
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, done))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with atomic_folder(target, overwrite=True) as part:
+        (part / "below").mkdir()
+        for path in (part / "new.txt", part / "below" / "other.txt"):
+            path.write_text("after")
+    before = {name for name, done in synced if not done}
+    assert before == {"new", "below", "new.txt", "other.txt"}
+    assert [name for name, done in synced if done] == [tmp_path.name]
