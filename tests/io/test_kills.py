@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -76,7 +77,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from peft_lorasuite.io.temporary import TemporaryFolder
-folders = [TemporaryFolder(Path(place)) for place in sys.argv[1:]]
+folders = [TemporaryFolder(), *(TemporaryFolder(Path(place)) for place in sys.argv[1:])]
 for folder in folders:
     (folder.path / "weights").write_text("half")
 print("ready", flush=True)
@@ -84,20 +85,31 @@ sys.stdin.read()
 """
 
 
-def test_e_temporary_folders_of_killed_runs_are_deleted_and_of_live_ones_kept(tmp_path: Path) -> None:
-    """Next to the output and in it, as after a run whose output was a folder inside this one."""
-    (tmp_path / "out").mkdir()
-    words = [sys.executable, "-c", HOLD, str(tmp_path), str(tmp_path / "out")]
-    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_e_temporary_folders_of_killed_runs_are_deleted_and_of_live_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next to the output; in it, as after a run whose output was a folder inside this one; among temporary files."""
+    out, scratch = tmp_path / "place" / "out", tmp_path / "scratch"
+    out.mkdir(parents=True)
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    words = [sys.executable, "-c", HOLD, str(out.parent), str(out)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     with pytest.raises(LoraSuiteError, match="the output folder is not empty"):
-        check_output(tmp_path / "out")
-    assert [len(list(place.glob(".peft-lorasuite-*/new/weights"))) for place in (tmp_path, tmp_path / "out")] == [1, 1]
+        check_output(out)
+    with temporary_folder():
+        pass
+    left = [len(list(place.glob("*peft-lorasuite-*/new/weights"))) for place in (out.parent, out, scratch)]
+    assert left == [1, 1, 1]
     holder.kill()
     holder.communicate()
-    check_output(tmp_path / "out")
-    assert sorted(tmp_path.rglob("*")) == [tmp_path / "out"]
+    check_output(out)
+    with temporary_folder():
+        pass
+    assert sorted(tmp_path.rglob("*")) == [out.parent, out, scratch]
 
 
 def leftover(place: Path, name: str = f".peft-lorasuite-{HOST}-abcdefgh") -> Path:
