@@ -30,13 +30,11 @@ class AddedTokens:
         backbone: The old backbone with their rows, and the tokenizer with the tokens.
         saved: Token -> id, of the tokens whose rows were saved with the adapter.
         lost: Token -> why it has no row.
-        resized: Whether the tables have another size than those of the old backbone.
     """
 
     backbone: ExtendedBackbone
     saved: Mapping[str, int]
     lost: Mapping[str, str] = field(default_factory=dict)
-    resized: bool = False
 
 
 @dataclass
@@ -92,7 +90,7 @@ def read_added_tokens(
         rows = f"rows {old.arch.vocabulary} to {size - 1}"
         lost[rows] = "the adapter's folder has no tokenizer that names their tokens"
     backbone = ExtendedBackbone(old, tokenizer or old.tokenizer, TableRows(size, values))
-    return AddedTokens(backbone, saved, lost, size != old.arch.vocabulary)
+    return AddedTokens(backbone, saved, lost)
 
 
 def _read_tables(tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: Architecture) -> dict[str, _Table]:

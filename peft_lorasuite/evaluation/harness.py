@@ -21,6 +21,7 @@ from ..io.source import Source, split_revision
 from ..io.temporary import temporary_folder
 from ..models.memory import contiguous_head_input
 from ..text.templates import check_template, format_prompt
+from ..text.vocabulary import check_token_rows, pad_token_id
 from . import answers
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
@@ -213,7 +214,10 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
         raise LoraSuiteError("adapter needs a folder or Hub id as model", do="load the adapter on the model yourself")
     else:
         loaded, revision = model, None
-    return loaded, copy.deepcopy(load_tokenizer(loaded, tokenizer, revision))
+    own = copy.deepcopy(load_tokenizer(loaded, tokenizer, revision))
+    if own.pad_token_id is not None:
+        own.pad_token_id = pad_token_id(own, loaded.config.get_text_config().vocab_size)
+    return loaded, own
 
 
 def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
@@ -245,7 +249,10 @@ def _run_harness(
     from lm_eval.evaluator import evaluate as run
     from lm_eval.models.huggingface import HFLM
 
-    was_training = model.training
+    was_training, rows = model.training, model.config.get_text_config().vocab_size
+    check = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: check_token_rows(tokenizer, [int(args[0].max())], rows, _model_name(model))
+    )
     try:
         harness_model: Any = HFLM  # its decorator hides the constructor's signature from the type checker
         wrapped = harness_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
@@ -254,6 +261,7 @@ def _run_harness(
         with contiguous_head_input(model):
             results = run(lm=wrapped, task_dict=task_dict, samples=samples, bootstrap_iters=0)
     finally:
+        check.remove()
         model.train(was_training)
     if results is None:
         raise LoraSuiteError("no results on this process", do="run the evaluation in a single process")

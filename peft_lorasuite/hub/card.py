@@ -105,6 +105,7 @@ def adapter_card(
         verdict=code(report["verdict"]) if report.get("verdict") else "",
         coverage=None if report["coverage"] is None else f"{float(report['coverage']):.1%}",
         energy_kept=f"{float(report['energy_kept']):.1%}",
+        **_added_tokens(report),
         lost=lost[:MAX_LISTED],
         more_lost=len(lost[MAX_LISTED:]),
         scores=_score_rows(evaluation) if evaluation else [],
@@ -113,6 +114,19 @@ def adapter_card(
         license_text=code(", ".join(license_fields.values())) if license_fields else "",
         license_inherited=license_inherited,
     )
+
+
+def _added_tokens(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokens that were added to the new tokenizer, the rows for them, and tokens that were lost."""
+    facts = (report.get("facts") or {}).get("added_tokens") or {}
+    added, lost = list(facts.get("added") or []), list(facts.get("lost") or {})
+    return {
+        "tokens": [code(token) for token in added[:MAX_LISTED]],
+        "more_tokens": len(added[MAX_LISTED:]),
+        "rows": int(facts.get("rows") or 0),
+        "lost_tokens": [code(token) for token in lost[:MAX_LISTED]],
+        "more_lost_tokens": len(lost[MAX_LISTED:]),
+    }
 
 
 def map_card(repo_id: str, upgrade_map: UpgradeMap, *, pictures: Iterable[str] = ()) -> str:

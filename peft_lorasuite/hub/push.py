@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft_format import CONFIG, WEIGHTS
+from ..adapters.tokenizer import OTHERS, TOKENIZER
 from ..adapters.writing import RECORD, REPORT, write_peft_model
 from ..errors import LoraSuiteError, error_context
 from ..io.checkpoint import no_safetensors_error, read_tensors
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 README = "README.md"
-STALE = ("adapter_model.bin", REPORT, RECORD, *card.PICTURES)
+STALE = ("adapter_model.bin", REPORT, RECORD, TOKENIZER, *OTHERS, *card.PICTURES)
 """Files of a replaced adapter that would not match the new one."""
 
 __all__ = ["Pushed", "check_push", "push_map", "push_upgraded"]
@@ -208,7 +209,7 @@ def _copy_adapter(source_folder: Path, folder: Path, base_model: str | None) -> 
     if isinstance(config.get("target_modules"), list):  # PEFT writes a set, in an order that changes between runs
         config["target_modules"] = sorted(config["target_modules"])
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    for name in (WEIGHTS, REPORT, RECORD):
+    for name in (WEIGHTS, REPORT, RECORD, TOKENIZER, *OTHERS):
         if (source_folder / name).is_file():
             (folder / name).write_bytes((source_folder / name).read_bytes())
     return base

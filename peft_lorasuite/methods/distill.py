@@ -88,8 +88,8 @@ def _train(
         add_modules(model, fill=False, modules=names)
         trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
         loss, weights = train(
-            model, rows, pad_token_id(new.tokenizer), options.training(inputs.seed), inputs.progress,
-            trainer=trainer, collate=target_batch,
+            model, rows, pad_token_id(new.tokenizer, new.arch.vocabulary), options.training(inputs.seed),
+            inputs.progress, trainer=trainer, collate=target_batch,
         )  # fmt: skip
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         found = read_adapter(Source(str(folder), "adapter"), new.arch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..io.write_errors import write_errors
-from ..text.vocabulary import align_token_ends
+from ..text.vocabulary import align_token_ends, check_token_rows
 from .backbone import Backbone
 from .distributed import split_between_processes, sum_across_processes
 from .memory import free_models, release_memory
@@ -149,6 +149,7 @@ def pad_batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 def encode_text(backbone: Backbone, text: str) -> dict[str, Any]:
     """Tokenize a text with special tokens and character offsets, truncated to the backbone's context."""
     encoded = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
+    check_token_rows(backbone.tokenizer, encoded["input_ids"], backbone.arch.vocabulary, repr(backbone))
     return {name: encoded[name][: backbone.context] for name in ("input_ids", "offset_mapping")}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import LoraSuiteError
 from ..progress import Progress, no_progress
 from ..text.prompt_text import PromptText, encode_prompt
-from ..text.vocabulary import eos_token_id
+from ..text.vocabulary import check_token_rows, eos_token_id
 from .backbone import Backbone
 from .memory import contiguous_head_input
 from .prefix_cache import cache_shared_prefix, decoder, unwrap
@@ -70,9 +70,13 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[str], length: int) -> l
     """Return the token ids of prompts.
 
     Raises:
-        LoraSuiteError: When a prompt and a response of ``length`` tokens do not fit the context.
+        LoraSuiteError: When a prompt and a response of ``length`` tokens do not fit the context, or a token has no row
+            in the embedding.
     """
-    rows = [encode_prompt(backbone.tokenizer, prompt)["input_ids"] for prompt in prompts]
+    tokenizer = backbone.tokenizer
+    rows = [encode_prompt(tokenizer, prompt)["input_ids"] for prompt in prompts]
+    used = {eos_token_id(tokenizer), *(number for row in rows for number in row)}
+    check_token_rows(tokenizer, used, backbone.arch.vocabulary, repr(backbone))
     limit = backbone.context
     for number, (prompt, ids) in enumerate(zip(prompts, rows, strict=True), 1):
         number = (isinstance(prompt, PromptText) and prompt.number) or number  # that in the user's file

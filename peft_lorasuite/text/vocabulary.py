@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -193,6 +193,30 @@ def eos_token_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """Return the id of the padding token, else of the end-of-sequence token: padded positions are masked anyway."""
-    return eos_token_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+def pad_token_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return the id of the padding token, else of the end-of-sequence token: padded positions are masked anyway.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: Rows of the embedding; a padding token without a row, as after ``add_special_tokens`` alone, is not used.
+    """
+    pad = tokenizer.pad_token_id
+    return eos_token_id(tokenizer) if pad is None or (rows is not None and pad >= rows) else pad
+
+
+def check_token_rows(tokenizer: Any, ids: Iterable[int], rows: int, where: object) -> None:
+    """Raise `LoraSuiteError` for a token without a row in the embedding.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Token ids.
+        rows: Rows of the embedding.
+        where: The model, for the error message.
+    """
+    last = max(ids, default=0)
+    if last >= rows:
+        token = tokenizer.convert_ids_to_tokens(last)
+        raise LoraSuiteError(
+            f"the token {token!r} has no row in the embedding", where=where, got=f"id {last}", wanted=f"below {rows}",
+            do="resize the model with resize_token_embeddings(len(tokenizer)) and save it, or leave the token out",
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from ..text.conversations import Conversation
 from ..text.examples import format_example
 from ..text.prompt_text import encode_prompt
 from ..text.records import Completion, Record
-from ..text.vocabulary import eos_token_id
+from ..text.vocabulary import check_token_rows, eos_token_id
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def encode_conversation(chat: Chat, conversation: Conversation, *, cutoff: int |
 
 def encode_examples(
     tokenizer: Any, examples: Sequence[Record], template: str | None, *, cutoff: int | None = None,
-    chat: Chat | None = None,
+    chat: Chat | None = None, rows: int | None = None,
 ) -> list[Encoded]:  # fmt: skip
     """Tokenize examples. Those without a response token within the cutoff are left out, with a warning.
 
@@ -101,12 +101,15 @@ def encode_examples(
         template: Prompt template of instructions and questions.
         cutoff: Maximum length in tokens.
         chat: Renders conversations; by default with the tokenizer's own template.
+        rows: Rows of the model's embedding.
 
     Raises:
-        LoraSuiteError: If no example is left, or a conversation does not render.
+        LoraSuiteError: If no example is left, a conversation does not render, or a token has no row.
     """
     chat = chat or Chat("the model", tokenizer)
     encoded = [_encode_record(one, tokenizer, template, cutoff, chat) for one in examples]
+    if rows is not None:
+        check_token_rows(tokenizer, (number for one in encoded for number in one.ids), rows, "the model")
     kept = [one for one in encoded if one.start < len(one.ids)]
     if not kept:
         raise LoraSuiteError(

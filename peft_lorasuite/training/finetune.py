@@ -109,11 +109,13 @@ def finetune(
     model = open_adapter(model, base, revision)
     tokenizer = load_tokenizer(model, tokenizer)
     drawn = draw_samples(examples, samples, seed)
-    rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=chat.one_side("the model", tokenizer))
+    size = model.config.get_text_config().vocab_size
+    side = chat.one_side("the model", tokenizer)
+    rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=side, rows=size)
     with fixed_seed(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
-        loss, weights = train(model, rows, pad_token_id(tokenizer), options, progress)
+        loss, weights = train(model, rows, pad_token_id(tokenizer, size), options, progress)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
     model.finetune_record = record
     if output is not None and is_main_process():

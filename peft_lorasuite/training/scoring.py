@@ -94,7 +94,8 @@ def score(
     """
     if not examples:
         raise LoraSuiteError("no examples to score")
-    rows = encode_examples(tokenizer, examples, template)
+    size = model.config.get_text_config().vocab_size
+    rows = encode_examples(tokenizer, examples, template, rows=size)
     choices = _find_choices(tokenizer, examples, template, options) if options is not None else [None] * len(rows)
     scores: dict[int, _RowScore] = {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
@@ -103,7 +104,7 @@ def score(
         for start in progress("scoring", range(0, len(rows), batch_size)):
             chosen = order[start : start + batch_size]
             found = _score_batch(
-                model, [rows[i] for i in chosen], [choices[i] for i in chosen], pad_token_id(tokenizer)
+                model, [rows[i] for i in chosen], [choices[i] for i in chosen], pad_token_id(tokenizer, size)
             )
             scores |= zip(chosen, found, strict=True)
     nll = sum(scores[i].loss for i in order) / sum(scores[i].tokens for i in order)

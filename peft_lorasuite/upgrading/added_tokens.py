@@ -61,10 +61,15 @@ def add_tokens(adapter: Adapter, upgrade_map: UpgradeMap, new: Backbone, *, by_b
     tokenizer = _grow(added, new, missing) if missing else new.tokenizer
     placed = matched | {token: tokenizer.convert_tokens_to_ids(token) for token in missing}
     moved = {added.saved[token]: number for token, number in placed.items() if token in missing or not by_behavior}
-    size = _size(placed, tokenizer, new, resized=added.resized and bool(missing))
+    size = max([new.arch.vocabulary, *(number + 1 for number in placed.values())])  # as PEFT resizes: never smaller
     values = _new_rows(adapter, upgrade_map, new, moved, whole=by_behavior)
     backbone = ExtendedBackbone(new, tokenizer, TableRows(size, values)) if values else new
-    facts = {"matched": sorted(matched), "added": missing, "lost": lost, "rows": size if missing else None}
+    facts = {
+        "matched": sorted(matched),
+        "added": missing,
+        "lost": lost,
+        "rows": size if size > new.arch.vocabulary else None,
+    }
     return NewTokens(
         backbone, {table: ids for table, (ids, _) in values.items()}, tokenizer if missing else None, facts
     )
@@ -78,9 +83,10 @@ def describe(facts: Mapping[str, Any]) -> list[str]:
     """Return sentences about the added tokens for the terminal and the card."""
     lines = []
     if facts["added"]:
+        resize = f"; resize_token_embeddings({facts['rows']}) comes before PeftModel.from_pretrained"
         lines.append(
-            f"added to the new tokenizer, which is saved with the adapter: {_names(facts['added'])}; without "
-            f"peft-lorasuite, call model.resize_token_embeddings({facts['rows']}) before PeftModel.from_pretrained"
+            f"added to the new tokenizer, which is saved with the adapter: {_names(facts['added'])}"
+            f"{resize if facts['rows'] else ''}"
         )
     if facts["lost"]:
         reasons = "; ".join(dict.fromkeys(facts["lost"].values()))
@@ -112,14 +118,6 @@ def _grow(added: AddedTokens, new: Backbone, missing: list[str]) -> Any:
         if token in missing:
             setattr(tokenizer, role, token)
     return tokenizer
-
-
-def _size(placed: Mapping[str, int], tokenizer: Any, new: Backbone, *, resized: bool) -> int:
-    """Return the rows of the new tables: as for ``resize_token_embeddings(len(tokenizer))`` if the old were resized."""
-    needed = max(placed.values(), default=-1) + 1
-    if resized:
-        return max(needed, *(number + 1 for number in tokenizer.get_vocab().values()))
-    return max(needed, new.arch.vocabulary)
 
 
 def _new_rows(

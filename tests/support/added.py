@@ -75,12 +75,29 @@ def train(folder: Path, old: Base, layout: str, *, rows: int | None = None, **va
     return train_with(folder, old, peft.LoraConfig(**settings | values), rows=rows, **saved)
 
 
-def train_with(folder: Path, old: Base, config: Any, *, rows: int | None = None, **saved: Any) -> Any:
-    """Train an adapter with two more tokens for some steps and save it with PEFT, the tokenizer beside it."""
-    tokenizer, _ = grown(old.tokenizer)
+def plain_lora() -> Any:
+    """Return the config of a LoRA that trains no token."""
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def train_with(
+    folder: Path, old: Base, config: Any, *, rows: int | None = None, base: str = "", grow: bool = True, **saved: Any
+) -> Any:
+    """Train an adapter with two more tokens for some steps and save it with PEFT, the tokenizer beside it.
+
+    Args:
+        folder: Where it is saved.
+        old: The backbone.
+        config: The PEFT config.
+        rows: Rows that the tables are resized to; by default the tokens.
+        base: Name of the backbone in the config.
+        grow: Whether tokens are added.
+        **saved: Keyword arguments of ``save_pretrained``.
+    """
+    tokenizer = grown(old.tokenizer)[0] if grow and not base else old.tokenizer
     torch.manual_seed(0)
     model = peft.get_peft_model(old.model(len(tokenizer) if rows is None else rows), config)
-    model.peft_config["default"].base_model_name_or_path = str(old.folder)
+    model.peft_config["default"].base_model_name_or_path = base or str(old.folder)
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=3e-2)
     for _ in range(4):

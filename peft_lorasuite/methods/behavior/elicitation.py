@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ...models.prefix_cache import reuse_shared_prefix
 from ...progress import Progress, no_progress
 from ...text.examples import Prompt
 from ...text.prompt_text import encode_prompt
+from ...text.vocabulary import check_token_rows
 from .prompt_templates import SLOT, PromptTemplate, find_templates, recombine_entities
 
 CANDIDATES = 10_000
@@ -94,6 +96,7 @@ def next_token_entropies(
 ) -> list[float]:
     """Return the entropy, in nats, of the next token after every prompt and the opening of its answer."""
     rows = [encode_prompt(backbone.tokenizer, prompt, opening)["input_ids"] for prompt, opening in texts]
+    check_token_rows(backbone.tokenizer, chain.from_iterable(rows), backbone.arch.vocabulary, repr(backbone))
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     entropies = [0.0] * len(rows)
     for start in progress("looking for what the adapter knows", range(0, len(order), BATCH)):

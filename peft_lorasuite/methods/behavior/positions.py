@@ -17,7 +17,7 @@ from ...models.prefix_cache import count_shared_columns, decoder, reuse_shared_p
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
 from ...text.prompt_text import PromptText, encode_prompt
-from ...text.vocabulary import eos_token_id, text_vocabulary
+from ...text.vocabulary import check_token_rows, eos_token_id, text_vocabulary
 from .targets import Head
 
 EXAMPLES = 8
@@ -88,6 +88,7 @@ def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
         raise LoraSuiteError("a prompt has no tokens", got=repr(turn.prompt[:40]))
     both = encode_prompt(tokenizer, turn.prompt, turn.response, return_offsets_mapping=True)
     ids, ends = both["input_ids"], [end for _, end in both["offset_mapping"]]
+    check_token_rows(tokenizer, ids, backbone.arch.vocabulary, repr(backbone))
     if (
         ids[:start] != prompt or ends[start - 1] > length
     ):  # a token would span the boundary: response tokens on their own

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...text.vocabulary import has_space_tokens, longest_prefix_tokens, shared_start_tokens, shared_tokens
+from ...text.vocabulary import (
+    check_token_rows,
+    eos_token_id,
+    has_space_tokens,
+    longest_prefix_tokens,
+    shared_start_tokens,
+    shared_tokens,
+)
 from .options import BehaviorOptions
 
 CHUNK = 32
@@ -119,7 +126,9 @@ class Vocabulary:
             )  # fmt: skip
         prefixes, longer = longest_prefix_tokens(old.tokenizer, new.tokenizer, starts=starts, **rows)
         left, right = torch.cat([left, prefixes]), torch.cat([right, longer])
-        ends = ends or (old.tokenizer.eos_token_id, new.tokenizer.eos_token_id)
+        ends = ends or (eos_token_id(old.tokenizer), eos_token_id(new.tokenizer))
+        for end, backbone in zip(ends, (old, new), strict=True):
+            check_token_rows(backbone.tokenizer, [end], backbone.arch.vocabulary, repr(backbone))
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
