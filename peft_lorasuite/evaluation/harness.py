@@ -21,7 +21,6 @@ from ..io.source import Source, split_revision
 from ..io.temporary import temporary_folder
 from ..models.memory import contiguous_head_input
 from ..text.templates import check_template, format_prompt
-from ..text.vocabulary import check_token_rows, pad_token_id
 from . import answers
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
@@ -207,6 +206,7 @@ def _draw_samples(
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load model and tokenizer if they are given by name. The tokenizer is copied: the harness sets its padding."""
     from ..adapters.loading import load_tokenizer
+    from ..text.vocabulary import pad_token_id
 
     if isinstance(model, str | Path):
         loaded, revision = _load_by_name(str(model), adapter)
@@ -248,6 +248,8 @@ def _run_harness(
 ) -> Mapping[str, Any]:
     from lm_eval.evaluator import evaluate as run
     from lm_eval.models.huggingface import HFLM
+
+    from ..text.vocabulary import check_token_rows
 
     was_training, rows = model.training, model.config.get_text_config().vocab_size
     check = model.get_input_embeddings().register_forward_pre_hook(
