@@ -14,8 +14,12 @@ from typing import NamedTuple
 from ..arch.spec import Architecture
 from .peft_format import PREFIX, split_ending
 
-WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param"}
-"""Path components that wrappers insert."""
+WRAPPERS = {
+    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param", "module",
+}  # fmt: skip
+"""Path components that wrappers insert anywhere."""
+CONTAINERS = {"model", "base_model", "pretrained_model", "auto_model", "0"}
+"""Path components that can come before those of the backbone, such as in wrappers of TRL and sentence-transformers."""
 TEXT_TOWERS = {"language_model", "text_model", "llm", "thinker"}
 """Path components between a multimodal model and its text model."""
 OTHER_TOWERS = re.compile(
@@ -58,19 +62,27 @@ class KeyName(NamedTuple):
 
 def parse_name(name: str, arch: Architecture) -> KeyName:
     """Parse the name of a saved tensor; see `KeyName`."""
-    path = name
-    while path.startswith(PREFIX):
-        path = path.removeprefix(PREFIX)
+    while name.startswith(PREFIX):
+        name = name.removeprefix(PREFIX)
+    path = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     copy = COPIES.search(path)
     for pattern, short in ENDINGS:
         path = pattern.sub(short, path)
-    saved, ending = (path[: copy.start()], copy[1]) if copy else split_ending(path)
-    parts = [part for part in saved.removeprefix("module.").split(".") if part not in WRAPPERS]
-    tower = next((part for part in parts if OTHER_TOWERS.fullmatch(part)), None)
-    if tower is not None and "layers" not in parts[: parts.index(tower)]:
-        return KeyName(".".join(parts), ending, saved, f"it belongs to {tower}, not to the text model")
-    module = _backbone_path([part for part in parts if part not in TEXT_TOWERS], parts, arch)
-    return KeyName(module, ending, saved, COPY if copy else "")
+    own, ending = (path[: copy.start()], copy[1]) if copy else split_ending(path)
+    parts = own.split(".")
+    module, other = _backbone_path(parts, arch)
+    reason = f"it belongs to {other}, not to the text model" if other else COPY if copy else ""
+    return KeyName(module, ending, _saved_path(name.split("."), parts), reason)
+
+
+def _saved_path(saved: list[str], parts: list[str]) -> str:
+    """Return the beginning of a saved name up to its module, whose components are ``parts`` without wrappers."""
+    found = 0
+    for index, part in enumerate(saved):
+        found += part == parts[found]
+        if found == len(parts):
+            return ".".join(saved[: index + 1])
+    return ".".join(parts)
 
 
 def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:
@@ -100,24 +112,28 @@ def group_by_module(parsed: Mapping[str, KeyName]) -> tuple[dict[str, dict[str, 
     return groups, unused
 
 
-def _backbone_path(text: list[str], parts: list[str], arch: Architecture) -> str:
+def _backbone_path(parts: list[str], arch: Architecture) -> tuple[str, str]:
     """Return the path as the backbone spells it, for modules of decoder layers, the embedding and the head.
 
-    Args:
-        text: Path components without those of `TEXT_TOWERS`.
-        parts: All path components, returned for other modules.
-        arch: Architecture of the backbone.
+    A path belongs to the text model only if every component before the layers is known: many multimodal models have
+    other stacks of layers, some of them with names and sizes of the text model's.
+
+    Returns:
+        The path, and the component that shows that it belongs to another part of the model; empty if there is none.
     """
-    stack = [part for part in arch.layer_path.split(".") if part not in TEXT_TOWERS]
-    for wanted in (stack, stack[1:]):
-        for start in range(len(text) - len(wanted)) if wanted else ():
-            end = start + len(wanted)
-            if text[start:end] == wanted and text[end].isdigit():
-                return ".".join([arch.layer_path, *text[end:]])
-    tables = [(arch.embedding, arch.embedding), (arch.head, arch.head)]
+    stack = arch.layer_path.split(".")
+    for end in range(1, len(parts)):
+        if parts[end - 1] == stack[-1] and parts[end].isdigit():
+            return ".".join([arch.layer_path, *parts[end:]]), _foreign(parts[: end - 1], stack[:-1])
+    tables = [(path, path) for path in (arch.embedding, arch.head)]
     tables += [(disk, memory) for memory, disk in arch.disk if memory in (arch.embedding, arch.head)]
     for spelling, path in tables:
-        short = [part for part in spelling.split(".") if part not in TEXT_TOWERS]
-        if text in (short, short[1:]) or text[-len(short) :] == short:
-            return path
-    return ".".join(parts)
+        own = spelling.split(".")
+        if parts[-1:] == own[-1:]:
+            return path, _foreign(parts[:-1], own[:-1])
+    return ".".join(parts), next((part for part in parts if OTHER_TOWERS.fullmatch(part)), "")
+
+
+def _foreign(before: list[str], own: list[str]) -> str:
+    """Return the first component that cannot come before the text model's modules; empty if there is none."""
+    return next((part for part in before if part not in {*own, *CONTAINERS, *TEXT_TOWERS}), "")

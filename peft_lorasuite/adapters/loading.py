@@ -20,7 +20,7 @@ from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
-from .reading import PASS_OLD, base_model_of, read_config
+from .reading import PASS_OLD, base_model_of, check_gathered, read_config
 from .tokenizer import fetch_tokenizer
 
 
@@ -49,8 +49,11 @@ def adapter_folder(source: Source) -> Path:
     path = source.fetch(WEIGHTS)
     if path is None:
         raise no_safetensors_error(source, WEIGHTS)
-    if not read_tensors(path, where=f"{source.name}/{WEIGHTS}"):  # PEFT would load a newly initialized adapter
-        raise LoraSuiteError("the adapter has no tensors", where=f"{source.name}/{WEIGHTS}", do="fetch it again")
+    where = f"{source.name}/{WEIGHTS}"
+    tensors = read_tensors(path, where=where)
+    if not tensors:  # PEFT would load a newly initialized adapter
+        raise LoraSuiteError("the adapter has no tensors", where=where, do="fetch it again")
+    check_gathered(tensors, where=where)
     fetch_tokenizer(source)
     return source.require(CONFIG).parent
 

@@ -19,9 +19,8 @@ from .token_tables import needs_backbone_error
 
 
 def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
-    """Return the layer and the site of a module path, or None; the path can lack the first component."""
-    short = arch.layer_path.partition(".")[2] or arch.layer_path
-    match = re.fullmatch(rf"(?:.*\.)?(?:{re.escape(arch.layer_path)}|{re.escape(short)})\.(\d+)\.(.+)", module)
+    """Return the layer and the site of a module path, as the backbone spells it; None for other modules."""
+    match = re.fullmatch(rf"{re.escape(arch.layer_path)}\.(\d{{1,9}})\.(.+)", module)
     if match is None:
         return None
     site = next((site for site in arch.sites if site.path == match[2]), None)

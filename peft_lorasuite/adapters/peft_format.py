@@ -59,6 +59,9 @@ OTHER_FORMULAS = (
 )  # fmt: skip
 """Options with which a LoRA computes something else than ``W + scaling * B A``."""
 
+MEANING = {"target_parameters": ": it trains parameters, such as the 3-D weights of experts"}
+"""What an option of `OTHER_FORMULAS` means, where the name says too little."""
+
 
 @dataclass(frozen=True)
 class Subfolder(Source):
@@ -147,7 +150,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     for option in OTHER_FORMULAS:
         if _has_effect(option, config.get(option)):
             raise LoraSuiteError(
-                f"adapters with {option} are not transferred", where=where, got=config[option],
+                f"adapters with {option} are not transferred{MEANING.get(option, '')}", where=where, got=config[option],
                 do="train the adapter again without that option",
             )  # fmt: skip
     _check_adalora(config, where)
@@ -219,6 +222,8 @@ def skip_reason(owned: Mapping[str, str], family: str) -> str:
     """
     if set(owned) <= {*TRAINED_BIAS}:
         return "a LoRA has no biases outside of the layers' linear modules, such as a norm's or the head's"
+    if any(".experts." in name for name in owned.values()):
+        return "experts of a mixture of experts are not transferred"
     if "weight" in owned:
         return "only token tables are transferred from modules_to_save; train it as LoRA instead"
     return f"{family} has no such module in its layers"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
@@ -65,6 +68,7 @@ def read_adapter(
         raise no_safetensors_error(source, WEIGHTS)
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_tensors(path, where=where)
+    check_gathered(tensors, where=where)
     added = None if old is None else read_added_tokens(source, tensors, config, old)
     if added is not None:
         old, arch = added.backbone, added.backbone.arch
@@ -75,6 +79,18 @@ def read_adapter(
             raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
         return replace(convert_to_lora(source, config, tensors, old, rank, from_tensors), added=added)
     return replace(from_tensors(tensors, config, arch, source=source, old=old), added=added)
+
+
+def check_gathered(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise `LoraSuiteError` for tensors of shape (0,): DeepSpeed ZeRO-3 leaves them where nothing is gathered."""
+    empty = [name for name, tensor in tensors.items() if tuple(tensor.shape) == (0,)]
+    if empty:
+        raise LoraSuiteError(
+            "tensors are empty: the adapter was saved under DeepSpeed ZeRO-3 without gathering its weights",
+            where=where, got=f"{len(empty)} of {len(tensors)} of shape (0,), such as {empty[0]}",
+            do="save it again with stage3_gather_16bit_weights_on_model_save and trainer.save_model(), or convert the"
+            " training's checkpoint with zero_to_fp32.py",
+        )  # fmt: skip
 
 
 def base_model_of(adapter: Source, *, do: str = PASS_OLD) -> tuple[str, str | None]:

@@ -9,14 +9,16 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import Pair
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import pico_config, pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 
 from peft_lorasuite import Backbone, LoraSuiteError, upgrade
 from peft_lorasuite.adapters.adapter import Adapter
 from peft_lorasuite.adapters.key_names import parse_name
+from peft_lorasuite.adapters.loading import adapter_folder
 from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.io.source import Source
 
 pair = command_fixtures.pair
@@ -56,6 +58,23 @@ NAMES = {
     ),
     "trained head": (f"{PREFIX}lm_head.modules_to_save.default.weight", f"{PREFIX}lm_head.weight"),
     "trained head, no name": (f"{PREFIX}lm_head.modules_to_save.weight", f"{PREFIX}lm_head.weight"),
+    "DDP inside": (f"{PREFIX}module.model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "Fabric": (f"_forward_module.{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "FSDP outside, on each level": (
+        f"_fsdp_wrapped_module.{PREFIX}model._fsdp_wrapped_module.layers.1._checkpoint_wrapped_module.self_attn."
+        "_fsdp_wrapped_module.q_proj._orig_mod.lora_A._fsdp_wrapped_module.default.weight",
+        f"{PREFIX}model.{Q}.lora_A.weight",
+    ),
+    "TRL's value head": (f"pretrained_model.{PREFIX}model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "sentence-transformers": (f"0.auto_model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "adapter name with spaces and signs": (
+        f"{PREFIX}model.{Q}.lora_A.v2 (final)_[x].weight", f"{PREFIX}model.{Q}.lora_A.weight"
+    ),
+    "adapter named weight": (f"{PREFIX}model.{Q}.lora_A.weight.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "adapter name of a bias": (f"{PREFIX}model.{Q}.lora_B.default.bias", f"{PREFIX}model.{Q}.lora_B.bias"),
+    "thinker of an Omni model": (f"{PREFIX}thinker.model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "text tower of Idefics": (f"{PREFIX}model.text_model.{Q}.lora_A.weight", f"{PREFIX}model.{Q}.lora_A.weight"),
+    "head of the old class": (f"{PREFIX}language_model.lm_head.lora_A.weight", f"{PREFIX}lm_head.lora_A.weight"),
     "text tower's embedding": (
         f"{PREFIX}model.language_model.embed_tokens.modules_to_save.weight", f"{PREFIX}model.embed_tokens.weight"
     ),
@@ -66,6 +85,19 @@ LEFT_OUT = {
     "vision model": f"{PREFIX}vision_model.layers.1.self_attn.q_proj.lora_A.weight",
     "visual": f"{PREFIX}model.visual.blocks.1.attn.qkv.lora_A.weight",
     "audio tower": f"{PREFIX}audio_tower.layers.1.self_attn.q_proj.lora_A.weight",
+    "encoder of another model": f"{PREFIX}model.encoder.layers.1.self_attn.q_proj.lora_A.weight",
+    "decoder of another model": f"{PREFIX}model.decoder.layers.1.self_attn.q_proj.lora_A.weight",
+    "text tower of CLIP": f"{PREFIX}text_model.encoder.layers.1.self_attn.q_proj.lora_A.weight",
+    "resampler": f"{PREFIX}model.resampler.layers.1.self_attn.q_proj.lora_A.weight",
+    "vision tower of MiniCPM-V": f"{PREFIX}vpm.encoder.layers.1.self_attn.q_proj.lora_A.weight",
+    "vision tower of LLaVA": (
+        f"{PREFIX}model.vision_tower.vision_tower.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
+    ),
+    "talker of an Omni model": f"{PREFIX}talker.model.layers.1.self_attn.q_proj.lora_A.weight",
+    "head of a talker": f"{PREFIX}talker.lm_head.lora_A.weight",
+    "embedding of a talker": f"{PREFIX}talker.model.embed_tokens.lora_embedding_A",
+    "depth decoder": f"{PREFIX}depth_decoder.model.layers.1.self_attn.q_proj.lora_A.weight",
+    "draft layers": f"{PREFIX}model.mtp.layers.1.self_attn.q_proj.lora_A.weight",
     "projector": f"{PREFIX}model.multi_modal_projector.linear_1.lora_A.weight",
     "copy of a trained module": f"{PREFIX}lm_head.original_module.weight",
     "copy under a token adapter": f"{PREFIX}model.embed_tokens.token_adapter.base_layer.weight",
@@ -89,6 +121,39 @@ def test_a_saved_name_is_resolved_to_pefts_own(kind, arch):
 def test_what_is_not_the_text_model_or_only_a_copy_says_so(kind, arch):
     found = parse_name(LEFT_OUT[kind], arch)
     assert found.reason.startswith(("it belongs to ", "a copy of "))
+
+
+GEMMA3 = {
+    "since transformers 4.52": "model.language_model.layers.1.self_attn.q_proj",
+    "before transformers 4.52": "language_model.model.layers.1.self_attn.q_proj",
+    "text class": "model.layers.1.self_attn.q_proj",
+    "AutoModel of the text class": "layers.1.self_attn.q_proj",
+    "AutoModel": "language_model.layers.1.self_attn.q_proj",
+}
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma3_text"])
+@pytest.mark.parametrize("spelling", GEMMA3)
+def test_c10_every_spelling_of_gemma_3_is_that_of_the_backbone(spelling, family):
+    arch = architecture(pico_config(family))
+    found = parse_name(f"{PREFIX}{GEMMA3[spelling]}.lora_A.weight", arch)
+    assert (found.module, found.reason) == (f"{arch.layer_path}.1.self_attn.q_proj", "")
+
+
+TABLES = {
+    "since transformers 4.52": ("model.language_model.embed_tokens", "lm_head"),
+    "before transformers 4.52": ("language_model.model.embed_tokens", "language_model.lm_head"),
+    "text class": ("model.embed_tokens", "lm_head"),
+    "AutoModel": ("language_model.embed_tokens", "lm_head"),
+}
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma3_text"])
+@pytest.mark.parametrize("spelling", TABLES)
+def test_c10_the_token_tables_of_gemma_3_are_found(spelling, family):
+    arch = architecture(pico_config(family))
+    modules = [parse_name(f"{PREFIX}{path}.modules_to_save.weight", arch).module for path in TABLES[spelling]]
+    assert modules == [arch.embedding, arch.head]
 
 
 def renamed(pair: Pair, folder, change):
@@ -144,6 +209,38 @@ def test_a_pattern_of_the_config_matches_the_names_that_were_saved(pair, tmp_pat
     assert (logits(pair, plain) - logits(pair, pair.adapter)).abs().max() > 1e-4
 
 
+def test_c12_tensors_that_were_not_gathered_say_how_to_save_again(pair, tmp_path):
+    folder = renamed(pair, tmp_path / "adapter", lambda name, _: name)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensor if "layers.0" in name else torch.empty(0) for name, tensor in tensors.items()},
+              folder / WEIGHTS)  # fmt: skip
+    wanted = (
+        r"saved under DeepSpeed ZeRO-3 without gathering .*\(got 12 of 18 of shape \(0,\).*; save it again with stage3"
+    )
+    with pytest.raises(LoraSuiteError, match=wanted):
+        upgrade(folder, pair.map, method="lorasuite")
+    with pytest.raises(LoraSuiteError, match=wanted):
+        adapter_folder(Source(str(folder), "adapter"))
+
+
+def test_c13_experts_say_that_they_are_not_transferred(pair, tmp_path):
+    def expert(name: str, _: int) -> str:
+        return name.replace("mlp.down_proj", "mlp.experts.3.down_proj")
+
+    fates = upgrade(renamed(pair, tmp_path / "adapter", expert), pair.map, method="lorasuite").report.tensors
+    lost = {fate for name, fate in fates.items() if "experts" in name}
+    assert lost == {"not transferred: experts of a mixture of experts are not transferred"}
+    folder = renamed(pair, tmp_path / "parameters", lambda name, _: name)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"target_parameters": ["mlp.experts.gate_up_proj"]})
+    )
+    with pytest.raises(
+        LoraSuiteError, match=r"target_parameters are not transferred: .* 3-D weights of experts"
+    ):
+        upgrade(folder, pair.map)
+
+
 def test_a_tensor_that_peft_would_leave_out_is_an_error(pair, tmp_path):
     folder = renamed(pair, tmp_path / "adapter", lambda name, number: name if number else f"{name}.unknown")
     old = Backbone.open(pair.old, dtype="float32")
@@ -152,3 +249,9 @@ def test_a_tensor_that_peft_would_leave_out_is_an_error(pair, tmp_path):
     broken = Adapter(**{**vars(adapter), "source": Source(str(folder), "adapter")})
     with pytest.raises(LoraSuiteError, match="the tensors do not match those of LORA"), load_with_adapter(old, broken):
         pass
+
+
+def test_the_saved_path_keeps_the_wrappers_that_patterns_match(arch):
+    name = f"{PREFIX}model._orig_mod.layers.1.self_attn._orig_mod.q_proj._orig_mod.lora_A.default.weight"
+    assert parse_name(name, arch).saved_module == "model._orig_mod.layers.1.self_attn._orig_mod.q_proj"
+    assert parse_name("module", arch).module == ""
