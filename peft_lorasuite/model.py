@@ -12,6 +12,7 @@ from .adapters.fit_vocabulary import fit_vocabulary
 from .errors import LoraSuiteError, check_seed, short_message
 from .io.source import LoadOptions
 from .io.temporary import temporary_folder
+from .models.task import LabelsLike
 from .progress import Progress, progress_bars
 from .text.chat import ChatLike, ChatOptions
 from .text.examples import PromptsLike, check_prompt_count, prompt_limit, read_prompts
@@ -33,6 +34,8 @@ def from_upgraded(
     chat: ChatLike = None,
     rank: int | None = None,
     output_type: str = "same",
+    labels: LabelsLike | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     model_revision: str | None = None,
@@ -64,6 +67,8 @@ def from_upgraded(
         chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA.
+        labels: Names of a classifier's labels by index, or ``id2label``; by default those of files beside the adapter.
+        problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.
         seed: Random seed.
         revision: Revision of the adapter on the Hub.
         model_revision: Revision of the new backbone on the Hub.
@@ -97,10 +102,11 @@ def from_upgraded(
     )  # fmt: skip
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, method=method, options=options, old=inputs.old, new=inputs.new,
-        prompts=prompts, chat=chat, rank=rank, output_type=output_type, seed=seed, token=token, cache_dir=cache_dir,
-        progress=progress,
+        prompts=prompts, chat=chat, rank=rank, output_type=output_type, labels=labels, problem_type=problem_type,
+        seed=seed, token=token, cache_dir=cache_dir, progress=progress,
     )  # fmt: skip
-    return attach(inputs.new.load(), upgraded, adapter_name=adapter_name, is_trainable=is_trainable)
+    loaded = inputs.new.load(task=upgraded.adapter.task)
+    return attach(loaded, upgraded, adapter_name=adapter_name, is_trainable=is_trainable)
 
 
 def _check_name(adapter_name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from ..arch.layout import head_rows
 from ..arch.spec import Architecture, Site
+from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, stack
+from ..models.task import CAUSAL, HEADS, HeadPlace, LabelsLike, Task
 from .added_tokens import AddedTokens
+from .class_head import ClassHead
 from .token_tables import TableUpdate
 
 Key = tuple[int, str]
@@ -38,6 +41,8 @@ class Adapter:
         settings: Additional entries of the written config.
         facts: Measurements while it was read, for the report.
         added: Tokens that were added to its backbone, if any.
+        task: What it was trained for.
+        head: Its classification head, if it has one.
     """
 
     arch: Architecture
@@ -53,6 +58,14 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     added: AddedTokens | None = None
+    task: Task = CAUSAL
+    head: ClassHead | None = None
+
+    def with_head(self, head: ClassHead, place: HeadPlace) -> Adapter:
+        """Return the adapter with a classification head, at its place in the model."""
+        extras = {**self.extras, **head.tensors(place)}
+        settings = {**self.settings, "modules_to_save": [*self.settings.get("modules_to_save", []), *sorted(HEADS)]}
+        return replace(self, extras=extras, settings=settings, head=head)
 
     @property
     def origin(self) -> str:
@@ -69,6 +82,22 @@ class Adapter:
     def parts(self) -> tuple[str, ...]:
         """The parts that have an update in at least one layer."""
         return tuple(part for part in self.arch.parts if any(key[1] == part for key in self.updates))
+
+    def with_labels(self, labels: LabelsLike | None, problem_type: str | None) -> Adapter:
+        """Return the adapter with other names of its labels, or another problem type, unless both are None.
+
+        Raises:
+            LoraSuiteError: If it is no classifier, or the labels do not fit its head.
+        """
+        if labels is None and problem_type is None:
+            return self
+        if self.head is None:
+            raise LoraSuiteError(
+                "only classifiers have labels and a problem type", where=self.origin, got=self.task.kind,
+                do="leave them out",
+            )  # fmt: skip
+        task = self.task.with_labels(labels, problem_type, len(self.head.weight), "labels")
+        return replace(self, task=task)
 
 
 def separate_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

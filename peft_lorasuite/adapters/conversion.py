@@ -17,6 +17,7 @@ from ..io.temporary import temporary_folder
 from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
+from .class_head import adapter_task, saved_head
 from .key_names import parse_names
 from .peft_format import PREFIX
 from .peft_model import add_adapter_strict, normalized_folder
@@ -40,8 +41,10 @@ def convert_to_lora(
         rank: Rank of the LoRA; by default the adapter's ``r`` or `RANK`, whichever is larger.
         from_tensors: The function of `parsing` that returns an `Adapter`.
     """
+    head = saved_head(tensors, old.arch, where=source.name)
+    task = adapter_task(config, head, where=source.name).running
     # random state forked, because PEFT initializes factors randomly before it loads them
-    running = old.running(dtype=torch.float32, device_map="cpu")
+    running = old.running(task=task, dtype=torch.float32, device_map="cpu")
     with running as backbone, torch.random.fork_rng(), temporary_folder() as written:
         folder = normalized_folder(source, config, tensors, old.arch, written)
         model = add_adapter_strict(backbone, folder, source.name)
@@ -55,6 +58,7 @@ def convert_to_lora(
     lora |= {f"{PREFIX}{name}.lora_B.bias": bias for name, bias in biases.items()}
     saved = {name: key for name, key in parse_names(tensors, old.arch).items() if find_table(key.module, old.arch)}
     lora |= {name: tensors[name] for name, key in saved.items() if key.ending in ("weight", DELTA)}
+    lora |= {name: tensors[name] for name in (head.names if head else ())}
     adapter = from_tensors(lora, plain, old.arch, source=source, old=old)
     facts = {"converted": {"from": config["peft_type"], "rank": rank, "energy_kept": round(kept, 6)}}
     return replace(adapter, **_source_names(adapter, tensors, set(factors)), facts=facts)
@@ -147,6 +151,7 @@ def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[
     paths = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
     common = [name for name, owner in owners.items() if owner is None and "." not in name.removeprefix("base_model.")]
     names = {key: (*(name for name, owner in owners.items() if owner == path), *common) for key, path in paths.items()}
-    used = {name for owned in [*names.values(), *(table.names for table in adapter.tables.values())] for name in owned}
+    kept = [*(table.names for table in adapter.tables.values()), adapter.head.names if adapter.head else ()]
+    used = {name for owned in [*names.values(), *kept] for name in owned}
     reason = "it is not in a linear module of a decoder layer"
     return {"names": names, "unused": {name: reason for name in tensors if name not in used}}

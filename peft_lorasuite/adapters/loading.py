@@ -15,7 +15,8 @@ from ..io.source import Source, split_revision
 from ..models.backbone import Backbone
 from ..models.config import load_config
 from ..models.dtype import choose_dtype
-from ..models.loading import check_depth, load_causal_lm, load_errors
+from ..models.loading import check_depth, load_errors
+from ..models.loading import load_model as load_checkpoint
 from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
@@ -39,7 +40,7 @@ def load_model(source: Source) -> Any:
     running.log(source.name)
     options = {"revision": source.commit, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
     with load_errors(source.name):
-        model = load_causal_lm(where, options, where=source.name)
+        model = load_checkpoint(where, options, where=source.name)
     return compute_in_float32(model) if running.upcast else model
 
 

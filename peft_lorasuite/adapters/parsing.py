@@ -15,6 +15,7 @@ from ..io.source import Source
 from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
+from .class_head import ClassHead, adapter_task, is_head, read_head
 from .key_names import COPY, group_by_module, parse_names
 from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
 from .peft_format import LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
@@ -31,7 +32,7 @@ class ParsedAdapter:
         arch: Architecture of the backbone.
         old: The backbone, if it is given.
         where: Place for error messages.
-        updates: As in `Adapter`, like ``names``, ``unused``, ``magnitudes`` and ``tables``.
+        updates: As in `Adapter`, like ``names``, ``unused``, ``magnitudes``, ``tables`` and ``head``.
         saved: Module in the backbone -> the path under which it was saved.
     """
 
@@ -46,6 +47,7 @@ class ParsedAdapter:
     magnitudes: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     tables: dict[str, TableUpdate] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
+    head: ClassHead | None = None
 
     def parse(self) -> ParsedAdapter:
         """Parse every module, by the names that `key_names` resolves; returns itself."""
@@ -80,6 +82,9 @@ class ParsedAdapter:
             self._parse_table(path, owned, table)
         elif table is not None and kind != "lora":
             self._skip(owned.values(), f"a {kind} of a token table is not transferred; train it as LoRA instead")
+        elif is_head(path) and self.head is None:
+            used = {ending: self.tensors[name] for ending, name in owned.items()}
+            self.head = read_head(used, tuple(owned.values()), self.arch, where=f"{self.where}, {path}")
         else:
             self._skip(owned.values(), skip_reason(owned, self.arch.family))
 
@@ -137,7 +142,7 @@ def from_tensors(
     """
     where = f"{source.name}/{WEIGHTS}"
     parsed = ParsedAdapter(tensors, config, arch, old, where).parse()
-    if not parsed.updates and not parsed.tables:
+    if not parsed.updates and not parsed.tables and not parsed.head:
         raise LoraSuiteError(
             f"none of the adapter's tensors belongs to a module of the old backbone ({arch.family})",
             where=where,
@@ -154,4 +159,6 @@ def from_tensors(
         adapter_kind(config),
         parsed.magnitudes,
         parsed.tables,
+        task=adapter_task(config, parsed.head, where=where),
+        head=parsed.head,
     )

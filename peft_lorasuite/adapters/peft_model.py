@@ -47,7 +47,7 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
     Raises:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
     """
-    with backbone.running() as model, temporary_folder() as folder:
+    with backbone.running(task=adapter.task.running) as model, temporary_folder() as folder:
         if adapter.source is None:
             write_adapter(adapter, folder, base=backbone.name)
         else:

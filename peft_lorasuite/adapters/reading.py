@@ -15,6 +15,7 @@ from ..io.source import Source
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .added_tokens import read_added_tokens
+from .class_head import stored_labels
 from .parsing import from_tensors
 from .peft_format import CONFIG, DIRECT_KINDS, LORA_DEFAULTS, WEIGHTS, check_config, needs_backbones
 from .token_tables import needs_backbone_error
@@ -77,8 +78,11 @@ def read_adapter(
 
         if old is None:
             raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
-        return replace(convert_to_lora(source, config, tensors, old, rank, from_tensors), added=added)
-    return replace(from_tensors(tensors, config, arch, source=source, old=old), added=added)
+        adapter = convert_to_lora(source, config, tensors, old, rank, from_tensors)
+    else:
+        adapter = from_tensors(tensors, config, arch, source=source, old=old)
+    task = stored_labels(adapter.task, source, old) if adapter.head else adapter.task
+    return replace(adapter, added=added, task=task)
 
 
 def check_gathered(tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -16,10 +16,8 @@ from torch import Tensor
 from ..arch.layout import join
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
-from .peft_format import CONFIG, PREFIX, WEIGHTS
+from .peft_format import CONFIG, PREFIX, REPORT, WEIGHTS
 
-REPORT = "lorasuite_report.json"
-"""File next to the weights: the upgrade report."""
 RECORD = "lorasuite_finetune.json"
 """File next to the weights: how they were trained."""
 
@@ -75,7 +73,14 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
             tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch)
+    if adapter.task.kind == "FEATURE_EXTRACTION":
+        tensors = {f"{PREFIX}{_headless(name.removeprefix(PREFIX))}": tensor for name, tensor in tensors.items()}
     return separate_storage(tensors)
+
+
+def _headless(path: str) -> str:
+    """Return a module's path in a model without a head (`AutoModel`), which lacks the first component."""
+    return path.partition(".")[2]
 
 
 def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> dict[str, Any]:
@@ -91,13 +96,16 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
     sites = join_sites(adapter.updates, adapter.arch)
     names = {f"{adapter.arch.layer_path}.{layer}.{site.path}": update for (layer, site), update in sites.items()}
     settings = dict(adapter.settings)
+    targets = [*names, *settings.pop("target_modules", [])]
+    if adapter.task.kind == "FEATURE_EXTRACTION":
+        names, targets = {_headless(path): update for path, update in names.items()}, list(map(_headless, targets))
     rank = int(settings.pop("r", 0) or adapter.rank)
     common = {
         "peft_type": "ADALORA" if adapter.kind == "adalora" else "LORA",
         "peft_version": version("peft"),
-        "target_modules": sorted([*names, *settings.pop("target_modules", [])]),
+        "target_modules": sorted(targets),
         "fan_in_fan_out": any(site.conv1d for _, site in sites),
-        "task_type": adapter.config.get("task_type") or "CAUSAL_LM",
+        "task_type": adapter.task.kind,
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,

@@ -59,6 +59,13 @@ def add_loading(command: ArgumentParser) -> None:
     command.add_argument("--trust-remote-code", action="store_true", help="let repositories run their own code")
 
 
+def add_labels(command: ArgumentParser) -> None:
+    """Add the options of classifiers."""
+    command.add_argument("--labels", type=names, metavar="A,B,...",
+                         help="names of a classifier's labels (default: those beside the adapter)")  # fmt: skip
+    command.add_argument("--problem-type", metavar="P", help="problem_type of a classifier, as in transformers")
+
+
 def add_training(command: ArgumentParser) -> None:
     """Add the options of light fine-tuning."""
     group = command.add_argument_group("fine-tuning (defaults: those of the paper)")

@@ -21,6 +21,7 @@ from .common import (
     Output,
     add_chat,
     add_command,
+    add_labels,
     add_loading,
     add_output,
     add_training,
@@ -76,6 +77,7 @@ def _add_arguments(command: ArgumentParser) -> None:
     command.add_argument("--rank", type=positive, metavar="R", help="rank of the result (default: the adapter's)")
     command.add_argument("--output-type", choices=("same", "lora"), default="same",
                          help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
+    add_labels(command)
     command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     command.add_argument("--finetune", metavar="DATA", help=f"labeled samples to fine-tune on afterwards: {DATA}")
     add_chat(command, old=True)
@@ -104,8 +106,8 @@ def run(args: Namespace) -> Output:
     )  # fmt: skip
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, method=args.method, options=dict(args.options) or None, old=inputs.old,
-        new=inputs.new, prompts=prompts, chat=chat, rank=args.rank, output_type=args.output_type, seed=args.seed,
-        progress=progress,
+        new=inputs.new, prompts=prompts, chat=chat, rank=args.rank, output_type=args.output_type, labels=args.labels,
+        problem_type=args.problem_type, seed=args.seed, progress=progress,
     )  # fmt: skip
     if samples is not None:
         _finetune(upgraded, inputs.new, samples, chat, args, progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.adapter import Adapter, Key
+from ..adapters.class_head import ClassHead
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
@@ -69,6 +70,7 @@ class MethodResult:
         facts: Further entries of the report.
         rank: Rank of the new adapter, if not that of the old one.
         chat_template: The chat template that the new adapter was made for, if it is not the new backbone's own.
+        head: Classification head of the new adapter, if the method fitted one.
     """
 
     updates: Mapping[Key, LowRank]
@@ -78,3 +80,4 @@ class MethodResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
     chat_template: str | None = None
+    head: ClassHead | None = None

@@ -16,6 +16,7 @@ from ..errors import LoraSuiteError
 from ..linalg.basis import clamp_gain
 from ..linalg.lowrank import reduced_rank_ridge
 from .base import MethodInput, MethodResult
+from .behavior.classification import check_task, transplant_classifier
 from .behavior.last_layer import divergence, refine, solve_shift
 from .behavior.options import TransplantOptions
 from .behavior.probe import Probe, probe
@@ -26,6 +27,9 @@ from .registry import method
 def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     """Fit the new model's last layer to the adapter's effect on the logits; training-free."""
     _, new = inputs.backbones("the method 'transplant'")
+    check_task(inputs.adapter.task, "transplant")
+    if inputs.adapter.task.classifies:
+        return transplant_classifier(inputs, options)
     most = min(new.arch.shape("down"))
     if options.rank is not None and options.rank > most:
         raise LoraSuiteError(

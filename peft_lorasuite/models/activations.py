@@ -20,8 +20,10 @@ from ..io.write_errors import write_errors
 from ..text.vocabulary import align_token_ends, check_token_rows
 from .backbone import Backbone
 from .distributed import split_between_processes, sum_across_processes
+from .loading import decoder_layers
 from .memory import free_models, release_memory
 from .offload import is_on_disk
+from .task import DECODER
 
 SINK_TOKENS = 4
 """Leading positions of a sequence that are never sampled: attention sinks have activations hundreds of times larger."""
@@ -67,7 +69,7 @@ def paired_activations(
     chosen = choose_tokens(old, new, texts, sampling)
     sides = []
     for backbone, side in ((old, 1), (new, 2)):
-        with backbone.running(dtype=dtype, device_map=device_map) as model:
+        with backbone.running(task=DECODER, dtype=dtype, device_map=device_map) as model:
             sides.append(layer_outputs(model, backbone, texts, [(pair[0], pair[side]) for pair in chosen]))
         del model
         free_models()
@@ -146,6 +148,17 @@ def pad_batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def length_batches(rows: Sequence[Any]) -> list[list[int]]:
+    """Group rows of similar length, by the number of their ``ids``, into batches of at most `BATCH_TOKENS` tokens."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda number: len(rows[number].ids)):
+        if groups and len(rows[number].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
 def encode_text(backbone: Backbone, text: str) -> dict[str, Any]:
     """Tokenize a text with special tokens and character offsets, truncated to the backbone's context."""
     encoded = backbone.tokenizer(text, return_offsets_mapping=True, truncation=False)
@@ -176,7 +189,7 @@ def record_layer_outputs(
         if offloaded:  # otherwise the next layer reuses the same memory
             release_memory()
 
-    handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(layer_path)]
+    handles = [layer.register_forward_hook(keep) for layer in decoder_layers(model, layer_path)]
     try:
         yield outputs
     finally:

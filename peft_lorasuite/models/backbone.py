@@ -17,13 +17,15 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
+from ..text.vocabulary import pad_token_id
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
-from .loading import check_depth, check_model, load_causal_lm, load_errors
+from .loading import check_depth, check_model, load_errors, load_model, set_activation_floor
 from .offload import DISK, disk_options, offload_folder
 from .quantized import loading_advice, quantization, quantized_error
 from .restore import restore_model
 from .stored_names import find_stored
+from .task import CAUSAL, Task, adapt_model
 from .tokenizer import open_tokenizer
 from .upcast import compute_in_float32
 
@@ -221,16 +223,17 @@ class Backbone:
         self._check_shape(table, (self.arch.vocabulary, self.arch.hidden), path)
         return self._check_finite(table, path)
 
-    def load(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
-        """Load the whole model in evaluation mode; a model in memory is returned unchanged.
+    def load(self, *, task: Task = CAUSAL, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Any:
+        """Load the whole model in evaluation mode; the weights of a model in memory are used unchanged.
 
         Args:
+            task: What the model is used for; by default a causal language model.
             dtype: Dtype of the weights; ``"auto"`` is what the backbone was opened with.
             device_map: As in transformers; None is what the backbone was opened with. ``"disk"`` leaves the decoder
                 layers on disk, where each is read when it runs: slower, in little more memory than the embeddings.
         """
         if self._model is not None:
-            return self._model
+            return adapt_model(self._model, task, self._padding(task))
         self.check_depth()
         if self.source.folder is None and isinstance(self.weights, Checkpoint):
             self.weights.fetch()
@@ -238,14 +241,10 @@ class Backbone:
         running = self.running_dtype(dtype, device_map)
         running.log(repr(self))
         with load_errors(repr(self), do=loading_advice(self.name, self.config)):
-            model = self._load_weights({"dtype": running.dtype, "device_map": device_map, "use_safetensors": True})
+            model = self._load_weights({"dtype": running.dtype, "device_map": device_map}, task)
         if running.upcast:
             compute_in_float32(model)
-        if self.arch.activation_floor:
-            for layer in range(self.arch.layers):
-                mlp = model.get_submodule(f"{self.arch.layer_path}.{layer}.mlp")
-                mlp.act_fn = torch.nn.Threshold(self.arch.activation_floor, 0.0)
-        return model.eval()
+        return set_activation_floor(model, self.arch).eval()
 
     def running_dtype(self, dtype: torch.dtype | str = "auto", device_map: Any = None) -> RunningDtype:
         """Return the dtype in which `load` runs the model."""
@@ -258,21 +257,27 @@ class Backbone:
         return choose_dtype(dtype, stored, parameters=self.arch.parameter_count(), device_map=device_map)
 
     @contextmanager
-    def running(self, *, dtype: torch.dtype | str = "auto", device_map: Any = None) -> Iterator[Any]:
+    def running(self, **options: Any) -> Iterator[Any]:
         """Load the model as `load` does; a model in memory is restored when the context ends."""
-        model = self.load(dtype=dtype, device_map=device_map)
+        model = self.load(**options)
         with restore_model(model) if self.in_memory else nullcontext():
             yield model.eval()
 
-    def _load_weights(self, options: dict[str, Any]) -> Any:
+    def _padding(self, task: Task) -> int | None:
+        """Return the padding token of a classifier, which its config may lack."""
+        return pad_token_id(self.tokenizer) if task.classifies else None
+
+    def _load_weights(self, options: dict[str, Any], task: Task) -> Any:
         config = running_config(self.source, self.arch)
-        options |= {"config": config}
-        options |= self._access()
+        if task.classifies:
+            config = task.config(config or self.config, self._padding(task))
+        options |= {"config": config, "use_safetensors": True, **self._access()}
         if options["device_map"] != DISK:
-            return load_causal_lm(self._location(), options, where=repr(self))
+            return load_model(self._location(), options, where=repr(self), task=task)
         options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
         with offload_folder() as (folder, keep):
-            return keep(load_causal_lm(self._location(), options | {"offload_folder": folder}, where=repr(self)))
+            options |= {"offload_folder": folder}
+            return keep(load_model(self._location(), options, where=repr(self), task=task))
 
     def _location(self) -> str:
         return str(self.source.folder) if self.source.folder is not None else self.name

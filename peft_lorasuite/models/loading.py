@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
+from .task import CAUSAL, Task
 
 
 @contextmanager
@@ -27,23 +30,30 @@ def load_errors(where: str, do: str | None = None) -> Iterator[None]:
         raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where, do=do) from error
 
 
-def load_causal_lm(location: str, options: dict[str, Any], *, where: str) -> Any:
-    """Load a causal language model.
+def load_model(location: str, options: dict[str, Any], *, where: str, task: Task = CAUSAL) -> Any:
+    """Load a model of the task's class.
+
+    The head of a classifier, which comes with the adapter, and a language-model head that is not read may be missing
+    from the checkpoint.
 
     Raises:
-        LoraSuiteError: When the checkpoint has no or another shape of a weight: transformers would initialize it at
-            random.
+        LoraSuiteError: When the checkpoint has no or another shape of another weight: transformers would initialize it
+            at random.
     """
-    from transformers import AutoModelForCausalLM
-
     lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the errors below name the weight
-    loaded: Any = AutoModelForCausalLM.from_pretrained(location, **options, **lenient)
+    optional = task.classifies or not task.reads_head
+    with _no_load_report() if optional else nullcontext():
+        loaded: Any = task.auto_class.from_pretrained(location, **options, **lenient)
     model, info = loaded
-    for name, got, wanted in sorted(info["mismatched_keys"]):
+
+    def needed(name: str) -> bool:
+        return not optional or name.startswith(f"{model.base_model_prefix}.")
+
+    for name, got, wanted in sorted(one for one in info["mismatched_keys"] if needed(one[0])):
         raise LoraSuiteError(
             "a weight does not fit the config", where=f"{where}, {name}", got=tuple(got), wanted=tuple(wanted)
         )
-    missing = sorted(info["missing_keys"])
+    missing = sorted(filter(needed, info["missing_keys"]))
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise LoraSuiteError(
@@ -68,11 +78,23 @@ def check_depth(names: Iterable[str], layers: int, *, where: str) -> None:
         )  # fmt: skip
 
 
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Keep transformers from reporting a head that is missing, as it is expected to be."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def check_model(model: Any) -> nn.Module:
     """Return a model in memory, checked.
 
     Raises:
-        LoraSuiteError: For anything but a causal language model without adapters.
+        LoraSuiteError: For anything but a transformers model without adapters.
     """
     if not isinstance(model, nn.Module):
         raise LoraSuiteError("the backbone must be a folder, a Hub id or a loaded model", got=type(model).__name__)
@@ -81,10 +103,22 @@ def check_model(model: Any) -> nn.Module:
             "the model already has an adapter", got=type(model).__name__, wanted="a backbone without adapters",
             do="pass its base model (unload() or merge_and_unload()), or load the backbone again",
         )  # fmt: skip
-    head = getattr(model, "get_output_embeddings", lambda: None)
-    if getattr(model, "config", None) is None or head() is None:
+    if getattr(model, "config", None) is None or not hasattr(model, "base_model"):
         raise LoraSuiteError(
-            "the model must be a causal language model", got=type(model).__name__,
-            wanted="a transformers model with its head", do="load it with AutoModelForCausalLM",
+            "the backbone must be a transformers model", got=type(model).__name__,
+            do="load it with AutoModelForCausalLM",
         )  # fmt: skip
+    return model
+
+
+def decoder_layers(model: Any, layer_path: str) -> Any:
+    """Return the list of decoder layers; the path lacks its first component in a model without a head."""
+    inner = layer_path if hasattr(model, layer_path.partition(".")[0]) else layer_path.partition(".")[2]
+    return model.get_submodule(inner)
+
+
+def set_activation_floor(model: Any, arch: Architecture) -> Any:
+    """Set the threshold of a model's activation functions, if its architecture has one (FATReLU), and return it."""
+    for layer in decoder_layers(model, arch.layer_path) if arch.activation_floor else ():
+        layer.mlp.act_fn = nn.Threshold(arch.activation_floor, 0.0)
     return model

@@ -13,6 +13,7 @@ from .prompt_text import PromptText
 from .records import Completion, Example, Record, read_record
 from .sources import open_stream
 from .templates import check_template, format_prompt
+from .texts import LABELS, Text, has_text, parse_text
 
 __all__ = [
     "Example",
@@ -24,12 +25,14 @@ __all__ = [
     "read_examples",
     "read_prompts",
     "read_records",
+    "read_texts",
 ]
 
 PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
 """Unlabeled prompts: a file, the Hub id of a dataset, a `datasets.Dataset`, or a list; see `read_prompts`."""
-Prompt: TypeAlias = "str | Conversation"
-"""A formatted prompt, or a conversation, which every model gets through its own chat template."""
+Prompt: TypeAlias = "str | Conversation | Text"
+"""A formatted prompt; a conversation, which every model gets through its own chat template; or what a classifier reads
+that is more than a string."""
 MIN_PROMPTS = 2
 """Methods need at least this many prompts."""
 MAX_PROMPTS = 2048
@@ -109,7 +112,8 @@ def read_prompts(
         seed: Seed of the draw.
 
     Returns:
-        Formatted prompts as strings, and conversations.
+        Formatted prompts as strings, conversations and, for classifiers, pairs of texts and texts that are split into
+        words (see `texts.parse_text`).
 
     Raises:
         LoraSuiteError: As in `read_records`.
@@ -117,8 +121,12 @@ def read_prompts(
     stream = open_stream(source, text_lines=True, limit=limit, seed=seed)
     prompts: list[Prompt] = []
     for number, record in stream.draw(limit, seed):
-        if isinstance(record, PromptText):  # read before
+        if isinstance(record, (PromptText, Text)):  # read before
             prompts.append(record)
+            continue
+        if has_text(record):
+            text = parse_text(record, f"{stream.name}, record {number}")
+            prompts.append(PromptText(text.text, number) if text.pair is None and not text.words else text)
             continue
         found = read_record(record, f"{stream.name}, record {number}", labeled=False)
         if isinstance(found, Conversation):
@@ -127,6 +135,38 @@ def read_prompts(
             text = found.prompt if isinstance(found, Completion) else format_example(found, template)
             prompts.append(PromptText(text, number))
     return prompts
+
+
+def read_texts(source: Any, template: str | None = None, limit: int | None = None, seed: int = 0) -> list[Text]:
+    """Read labeled texts for a classifier.
+
+    Args:
+        source: As for `read_records`; every record has the fields of `texts.parse_text` and a label (see
+            `texts.LABELS`), or an ``instruction`` and an ``answer`` or ``output``.
+        template: Prompt template for records with an ``instruction``.
+        limit: How many records to draw; all if None.
+        seed: Seed of the draw.
+
+    Raises:
+        LoraSuiteError: As in `read_records`, and for a record without a label.
+    """
+    stream = open_stream(source, limit=limit, seed=seed)
+    drawn = stream.draw(limit, seed)
+    return [_read_labeled(record, f"{stream.name}, record {number}", template) for number, record in drawn]
+
+
+def _read_labeled(record: Any, where: str, template: str | None) -> Text:
+    if isinstance(record, Text):
+        text = record
+    elif isinstance(record, Mapping) and record.get("instruction") is not None:
+        example = read_record({**record, "output": record.get("output") or "-"}, where, labeled=True)
+        label = record.get("label", record.get("answer", record.get("output")))
+        text = Text(format_example(example, template) if isinstance(example, Example) else "", label=label)
+    else:
+        text = parse_text(record if isinstance(record, Mapping) else {}, where)
+    if text.label is None or text.label == "":
+        raise LoraSuiteError("a record has no label", where=where, wanted=" or ".join(LABELS))
+    return text
 
 
 def prompt_limit(options: Any) -> int:

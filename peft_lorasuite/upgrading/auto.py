@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..mapping.upgrade_map import UpgradeMap
+from ..models.task import CAUSAL, Task
 from .prediction import MAX_DISTANCE, MIN_EXPLAINED, embedding_similarity, explained_share
 
 
@@ -33,12 +34,14 @@ def is_continued_training(upgrade_map: UpgradeMap) -> bool:
     return all(distance <= MAX_DISTANCE for distance in distances)
 
 
-def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
+def pick(upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL, texts: bool = False) -> Choice:
     """Pick a method for a pair of backbones.
 
     Args:
         upgrade_map: The map of the pair.
         can_run: Whether both backbones can be run without a download that the upgrade does not need anyway.
+        task: Task of the adapter; a classifier is fitted to unlabeled texts or transferred by weights.
+        texts: Whether unlabeled texts were given.
     """
     share = explained_share(upgrade_map)
     if is_continued_training(upgrade_map):
@@ -47,13 +50,16 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool) -> Choice:
         return Choice(
             "lorasuite", f"the maps explain {share:.0%} of the new heads' weights, so weights can be transferred"
         )
+    low = f"the maps explain only {share:.0%} of the new heads' weights"
+    if task.classifies and not texts:
+        return Choice("lorasuite", f"no texts were given (prompts=, --prompts), which 'transplant' needs; {low}")
+    if task.kind == "FEATURE_EXTRACTION":
+        return Choice("lorasuite", f"embedding models are transferred by weights; {low}")
     if can_run:
-        return Choice(
-            "transplant", f"the maps explain only {share:.0%} of the new heads' weights, and both backbones can be run"
-        )
+        return Choice("transplant", f"{low}, and both backbones can be run")
     return Choice(
         "lorasuite",
-        f"the old backbone was not passed; the maps explain only {share:.0%} of the new heads' weights, and "
+        f"the old backbone was not passed; {low}, and "
         f"method='transplant' would recover more, at the cost of {_transplant_cost(upgrade_map)}",
     )
 

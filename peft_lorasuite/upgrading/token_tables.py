@@ -153,16 +153,18 @@ def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architectu
 def map_rows(table: str, rows: Tensor, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor) -> Tensor:
     """Map rows of a token table, (rows, old hidden size), to the new hidden space; see `transfer_table`.
 
-    Rows of the head are scaled to the norm of the new head's own rows.
+    Rows of the head are scaled to the norm of the new head's own rows, if both checkpoints have one.
     """
     if table == "embedding":
         return rows @ hidden * (old.arch.embedding_scale / new.arch.embedding_scale)
     old, new = (one.base if isinstance(one, ExtendedBackbone) else one for one in (old, new))
+    gains = [one.tensor(f"{one.arch.final_norm}.weight") + one.arch.gain_offset for one in (old, new)]
+    basis = Basis(hidden, inverse, gains[0], gains[1])
+    if not (_has_head(old) and _has_head(new)):
+        return basis.map_inputs(rows)
     left, right = shared_tokens(
         old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
     )
-    gains = [one.tensor(f"{one.arch.final_norm}.weight") + one.arch.gain_offset for one in (old, new)]
-    basis = Basis(hidden, inverse, gains[0], gains[1])
     mapped = basis.map_inputs(old.unembedding()[left].float()).norm()
     return basis.map_inputs(rows) * (float(new.unembedding()[right].float().norm()) / float(mapped.clamp(min=1e-30)))
 
@@ -180,3 +182,9 @@ def _tables_to_transfer(inputs: MethodInput) -> dict[str, TableUpdate]:
 def _merge(first: Any, second: Any) -> Any:
     """Merge a setting of the embedding with that of the head: both are dicts or lists."""
     return second if first is None else ({**first, **second} if isinstance(second, dict) else [*first, *second])
+
+
+def _has_head(backbone: Backbone) -> bool:
+    """Return whether a checkpoint has a language-model head."""
+    spellings = [backbone.arch.head, *(disk for memory, disk in backbone.arch.disk if memory == backbone.arch.head)]
+    return backbone.arch.tied or any(f"{name}.weight" in backbone.weights for name in spellings)

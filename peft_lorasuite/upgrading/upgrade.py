@@ -26,11 +26,13 @@ from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
 from ..models.quantized import unquantized_name
+from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
 from ..text.chat import ChatLike, ChatOptions
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
+from .class_heads import add_task
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
 from .report import Report, tensor_fates
@@ -101,6 +103,8 @@ def upgrade(
     chat: ChatLike = None,
     rank: int | None = None,
     output_type: str = "same",
+    labels: LabelsLike | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     adapter_name: str | None = None,
     revision: str | None = None,
@@ -123,6 +127,9 @@ def upgrade(
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA. All other
             types become a LoRA in either case.
+        labels: Names of a classifier's labels by index, a sequence or ``id2label``; by default those of files beside
+            the adapter.
+        problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.
         seed: Seed of the padding and of the method.
         adapter_name: Name of the adapter, if the folder has several in subfolders.
         revision: Revision of the adapter on the Hub.
@@ -140,9 +147,11 @@ def upgrade(
     load, chat = LoadOptions(token, cache_dir), ChatOptions.of(chat)
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
     adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
+    adapter = adapter.with_labels(labels, problem_type)
     facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
     if method == "auto":
-        choice = auto.pick(upgrade_map, can_run=old is not None and new is not None)
+        runs = old is not None and new is not None
+        choice = auto.pick(upgrade_map, can_run=runs, task=adapter.task, texts=prompts is not None)
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
@@ -154,7 +163,8 @@ def upgrade(
         method_result = chosen.run(inputs, settings)
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)
-    facts |= {**method_result.facts, **type_facts}
+        result, task_facts, head_fates = add_task(result, inputs, method_result, by_index=method == "copy")
+    facts |= {**method_result.facts, **type_facts, **task_facts}
     if tokens.facts:
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
@@ -172,7 +182,7 @@ def upgrade(
         method={"name": chosen.name, "options": asdict(settings)},
         rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates}.items())),
+        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates, **head_fates}.items())),
         facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
@@ -237,7 +247,7 @@ def _convert(
 ) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any], dict[str, str]]:
     """Return the adapter of a method's result; its modules, facts and fates of tensors for the report."""
     adapter, arch = inputs.adapter, inputs.map.new.arch
-    if not (method_result.updates or adapter.tables or tokens.ids):
+    if not (method_result.updates or adapter.tables or tokens.ids or adapter.head):
         raise LoraSuiteError(
             "nothing of the adapter can be transferred to the new backbone", got=dict(method_result.dropped)
         )
@@ -257,7 +267,7 @@ def _zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
         ("the result changes nothing", result),
     ):
         sizes = [update.norm() / math.prod(update.shape) ** 0.5 for update in one.updates.values()]
-        if sizes and max(sizes) < NEARLY_ZERO and not (one.tables or one.magnitudes or one.extras):
+        if sizes and max(sizes) < NEARLY_ZERO and not (one.tables or one.magnitudes or one.extras or one.head):
             warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
     return warnings
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models.activations import batches, pad_batch
+from ...models.activations import batches, length_batches, pad_batch
 from ...models.backbone import Backbone
 from ...models.prefix_cache import decoder, reuse_shared_prefix
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
-from .positions import Tokens, length_batches, shared_prefix
+from .positions import Tokens, shared_prefix
 
 ANCHORS_PER_ROW = 4
 """Positions read in each row at which no entity ends."""

@@ -30,7 +30,7 @@ class BehaviorOptions:
     `BY_LENGTH`.
 
     Attributes:
-        prompts: Prompts used at most, drawn at random.
+        prompts: Prompts used at most, drawn at random; by default 128, and 2,000 texts for a classifier.
         length: Tokens of a response at most.
         entropy_gate: Entropy, in nats, of the old adapted model's next-token distribution at and above which the target
             is the new model's own distribution; at half of it and below, the adapter's whole change is the target. 0
@@ -47,7 +47,7 @@ class BehaviorOptions:
             old adapted model is most certain of; see `elicitation`.
     """
 
-    prompts: int = 128
+    prompts: int | None = None
     length: int = 48
     entropy_gate: float | None = None
     top: int | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import LoraSuiteError
-from ...models.activations import BATCH_TOKENS, SINK_TOKENS, encode_text, pad_batch
+from ...models.activations import SINK_TOKENS, encode_text, length_batches, pad_batch
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.prefix_cache import count_shared_columns, decoder, reuse_shared_prefix, unwrap
@@ -163,17 +163,6 @@ def forward_batches(
         with torch.inference_mode():
             rest, skipped = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
             yield numbers, run(**rest).last_hidden_state, skipped
-
-
-def length_batches(rows: Sequence[Tokens]) -> list[list[int]]:
-    """Group turns of similar length into batches of at most `BATCH_TOKENS` padded tokens."""
-    groups: list[list[int]] = []
-    for number in sorted(range(len(rows)), key=lambda number: len(rows[number].ids)):
-        if groups and len(rows[number].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    return groups
 
 
 Place = tuple[int, int, int]

@@ -34,6 +34,8 @@ from .prompts import ChosenPrompts, choose_prompts
 from .states import LastLayer, RowPosition, down_projection, read_final_states, read_last_layer
 from .targets import Head, PlaceVocabularies, Targets, Vocabulary, build_targets
 
+PROMPTS = 128
+"""Prompts used at most, unless the option ``prompts`` says otherwise."""
 LONG_ANSWER = 32
 """Answers with more tokens than this on average are long."""
 MORE_FACTS_HINT = (
@@ -111,7 +113,8 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     """
     old, new = inputs.backbones("the method 'transplant'")
     Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
-    chosen = choose_prompts(inputs, old, new, options.prompts, options.length) if turns is None else None
+    count = options.prompts or PROMPTS
+    chosen = choose_prompts(inputs, old, new, count, options.length) if turns is None else None
     turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
         inputs, old, new, options, chosen, turns
     )

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from ...adapters.chat_template import read_chat_template
+from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
 from ...models.generation import Turn, encode_prompts, fits_context
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ...text.texts import Text
 from ..base import MethodInput
 
 
@@ -93,12 +95,23 @@ def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int
             built_in = [prompt for prompt in read_prompts(path) if isinstance(prompt, str)]
         fitting: list[Prompt] = [prompt for prompt in built_in if fits_context(old, prompt, length)]
         prompts = check_prompt_count(fitting, "pass prompts that fit the old backbone's context")
+    check_single(prompts)
     chosen = ChosenPrompts(prompts, _open_chat(inputs, old, new, prompts))
     encode_prompts(old, chosen.old_texts, length)  # checks all of them, so that the error has the caller's number
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
     drawn = ChosenPrompts([prompts[number] for number in sorted(order[:count])], chosen.chat)
     encode_prompts(new, [chosen.chat.new.write(prompt) for prompt in drawn.prompts], length)
     return drawn
+
+
+def check_single(prompts: Sequence[Prompt]) -> None:
+    """Raise `LoraSuiteError` for a prompt that is a pair of texts or a list of words, which only a classifier reads."""
+    number = next((number for number, prompt in enumerate(prompts, 1) if isinstance(prompt, Text)), None)
+    if number is not None:
+        raise LoraSuiteError(
+            "a causal language model reads single texts", where=f"prompt {number}", got="a pair of texts, or words",
+            wanted="a string, or an object with instruction, prompt or messages",
+        )  # fmt: skip
 
 
 def _open_chat(inputs: MethodInput, old: Backbone, new: Backbone, prompts: Sequence[Prompt]) -> ChatPair:

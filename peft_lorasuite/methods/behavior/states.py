@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...models.backbone import Backbone
+from ...models.loading import decoder_layers
+from ...models.prefix_cache import unwrap
 from ...progress import Progress
 from .positions import Tokens, forward_batches
 
@@ -37,7 +39,8 @@ class LastLayer(NamedTuple):
 
 def down_projection(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:
     """Return a layer's ``down`` projection."""
-    return model.get_submodule(backbone.arch.layer_path)[layer].get_submodule(backbone.arch.site("down").path)
+    layers = decoder_layers(unwrap(model), backbone.arch.layer_path)
+    return layers[layer].get_submodule(backbone.arch.site("down").path)
 
 
 def read_final_states(
@@ -72,7 +75,7 @@ def read_last_layer(
     last = new.arch.layers - 1
     hooks = [
         down_projection(model, new, last).register_forward_hook(keep),
-        model.get_submodule(new.arch.layer_path)[last].register_forward_hook(keep_state),
+        decoder_layers(unwrap(model), new.arch.layer_path)[last].register_forward_hook(keep_state),
     ]
     kept: dict[str, dict[RowPosition, Tensor]] = {"x": {}, "h": {}, "y": {}}
     positions: dict[int, list[int]] = {}

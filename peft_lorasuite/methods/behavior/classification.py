@@ -1,0 +1,241 @@
+"""What the old adapted classifier puts out for unlabeled texts, and a head of the new backbone fitted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...adapters.adapter import Key
+from ...adapters.class_head import ClassHead
+from ...adapters.peft_model import load_with_adapter
+from ...errors import LoraSuiteError
+from ...linalg.lowrank import LowRank
+from ...linalg.ridge import RidgePath
+from ...models.backbone import Backbone
+from ...models.classification import Row, class_logits, covering_places, encode_texts, final_states, padding_of
+from ...models.memory import free_models
+from ...models.task import DECODER, MULTI_LABEL, REGRESSION, Task, find_head
+from ...text.conversations import Conversation
+from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ...text.texts import Text
+from ...training.class_loss import agreement, teacher_losses
+from ..base import MethodInput, MethodResult
+from .options import BehaviorOptions
+
+RIDGES = tuple(10.0**power for power in range(-6, 3))
+"""Candidate ridges, relative to the mean squared length of the states."""
+FEW_TEXTS = 40
+"""Texts below which none are held out."""
+TEXTS = 2000
+"""Texts used at most, unless the option ``prompts`` says otherwise."""
+PLACES = 4000
+"""Tokens, or texts, that the head is fitted on at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTargets:
+    """Logits of the old adapted classifier for the tokens of the new backbone.
+
+    Attributes:
+        rows: The texts in new tokens.
+        places: Index of a row and position in it, for each target.
+        logits: Target logits, (places, labels).
+    """
+
+    rows: Sequence[Row]
+    places: Sequence[tuple[int, int]]
+    logits: Float[Tensor, "places labels"]
+
+
+def needs_texts_error(method: str) -> LoraSuiteError:
+    """Build the error for a classifier without unlabeled texts."""
+    return LoraSuiteError(
+        f"the method {method!r} needs unlabeled texts of the task to transfer a classifier", got="none",
+        do="pass them (prompts=, --prompts FILE), or use a method that transfers weights (lorasuite)",
+    )  # fmt: skip
+
+
+def check_task(task: Task, method: str) -> None:
+    """Raise `LoraSuiteError` for an embedding model, whose outputs have another size in the new backbone."""
+    if task.kind == "FEATURE_EXTRACTION":
+        raise LoraSuiteError(
+            f"the method {method!r} does not transfer embedding models", got=f"task_type {task.kind}",
+            do="use a method that transfers weights (lorasuite, cross-lora)",
+        )  # fmt: skip
+
+
+def choose_texts(inputs: MethodInput, method: str, count: int) -> list[Text]:
+    """Draw at most ``count`` of the caller's texts.
+
+    Raises:
+        LoraSuiteError: If there are none or too few, or a reward model is given pairs.
+    """
+    if inputs.prompts is None:
+        raise needs_texts_error(method)
+    read = read_prompts(inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed)
+    texts = [_as_text(one) for one in check_prompt_count(read, "give more texts")]
+    check_pairs(inputs.adapter.task, texts)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
+    return [texts[number] for number in sorted(order[:count])]
+
+
+def _as_text(prompt: Prompt) -> Text:
+    if isinstance(prompt, Conversation):
+        raise LoraSuiteError(
+            "a classifier reads texts", where=prompt.where, got="a conversation",
+            do="render it with the chat template that the classifier was trained with",
+        )  # fmt: skip
+    return prompt if isinstance(prompt, Text) else Text(prompt)
+
+
+def check_pairs(task: Task, texts: Sequence[Text]) -> None:
+    """Raise `LoraSuiteError` for a pair of texts that a reward model is to read."""
+    number = next((number for number, text in enumerate(texts, 1) if text.pair is not None), None)
+    if number is not None and task.rewards:
+        raise LoraSuiteError(
+            "a reward model (one output, no problem_type) reads single texts", where=f"text {number}", got="a pair",
+            do='pass problem_type="regression" (--problem-type) if it rates pairs',
+        )  # fmt: skip
+
+
+def read_targets(inputs: MethodInput, texts: Sequence[Text]) -> ClassTargets:
+    """Run the old adapted classifier on texts, and assign its logits to the tokens of the new backbone.
+
+    A token of the new backbone gets the logits of the old token that has its first character.
+    """
+    old, new = inputs.backbones("a classifier")
+    task = inputs.adapter.task
+    before, after = (encode_texts(one, texts, per_token=task.per_token) for one in (old, new))
+    with load_with_adapter(old, inputs.adapter) as model:
+        found = class_logits(model, before, padding_of(old), inputs.progress)
+    del model
+    free_models()
+    places, logits = [], []
+    for number, (left, right, values) in enumerate(zip(before, after, found, strict=True)):
+        pairs = zip(right.places, covering_places(left, right) if task.per_token else [0], strict=True)
+        kept = [(position, index) for position, index in pairs if index >= 0]
+        places += [(number, position) for position, _ in kept]
+        logits.append(values[[index for _, index in kept]])
+    if len(places) < 4:
+        raise LoraSuiteError(
+            "the texts have too few tokens to fit a classifier on", got=len(places), wanted="at least 4",
+            do="pass more texts",
+        )  # fmt: skip
+    return ClassTargets(after, places, torch.cat(logits))
+
+
+def states_at(new: Backbone, targets: ClassTargets, inputs: MethodInput) -> Float[Tensor, "places hidden"]:
+    """Return the new model's states after its final norm at the places of targets."""
+    with new.running(task=DECODER) as model:
+        states = final_states(model, targets.rows, padding_of(new), inputs.progress)
+    del model
+    free_models()
+    index = [{position: line for line, position in enumerate(row.places)} for row in targets.rows]
+    return torch.stack([states[row][index[row][position]] for row, position in targets.places])
+
+
+def fit_head(
+    states: Float[Tensor, "places hidden"], logits: Float[Tensor, "places labels"], task: Task, *, bias: bool
+) -> tuple[ClassHead, dict[str, Any]]:
+    """Fit a head by ridge regression; the ridge is chosen by the leave-one-out divergence from the targets.
+
+    Args:
+        states: States after the final norm.
+        logits: Target logits.
+        task: The task; it decides how outputs are compared.
+        bias: Whether the head has a bias.
+
+    Returns:
+        The head, and facts for the report.
+    """
+    wanted = logits.double()
+    if task.objective not in (REGRESSION, MULTI_LABEL):
+        wanted = wanted - wanted.mean(dim=1, keepdim=True)  # a softmax ignores what all logits have in common
+    path = RidgePath(states.double(), wanted, intercept=bias)
+    objective = task.objective
+    losses = {ridge: float(teacher_losses(path.left_out(ridge), wanted, objective).mean()) for ridge in RIDGES}
+    best = min(losses, key=lambda ridge: losses[ridge])
+    weight, offset = path.solve(best)
+    facts = {"ridge": best, **compare_logits(path.left_out(best), wanted, task)}
+    return ClassHead(weight.float(), offset.float() if bias else None), facts
+
+
+def transplant_classifier(inputs: MethodInput, options: BehaviorOptions) -> MethodResult:
+    """Fit a head on the new backbone's states to the old adapted classifier's logits; training-free.
+
+    The result has a LoRA of zeros in the last layer, since PEFT needs a LoRA and further training can use it.
+    """
+    texts = choose_texts(inputs, "transplant", options.prompts or TEXTS)
+    fitted = start_classifier(inputs, read_targets(inputs, texts), fit=True)
+    facts = {"texts": len(texts), **fitted.facts}
+    return replace(fitted, facts={"transplant": facts})
+
+
+def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -> MethodResult:
+    """Return a fitted head, or one of zeros, and an update of zeros."""
+    _, new = inputs.backbones("a classifier")
+    task = inputs.adapter.task
+    bias = find_head(new.config, task).bias
+    update = zero_update(new, inputs)
+    rank = next(iter(update.values())).rank
+    if not fit:
+        zeros = torch.zeros(len(task.labels), new.arch.hidden)
+        return MethodResult(update, rank=rank, head=ClassHead(zeros, zeros[:, 0] if bias else None))
+    targets = thin_out(targets, PLACES, inputs.seed)
+    head, facts = fit_head(states_at(new, targets, inputs), targets.logits, task, bias=bias)
+    return MethodResult(update, facts={"positions": len(targets.places), **facts}, rank=rank, head=head)
+
+
+def split_rows(targets: ClassTargets, seed: int) -> tuple[ClassTargets, ClassTargets]:
+    """Split targets by their rows into nine tenths and one tenth; both are all of them where there are few rows."""
+    count = len(targets.rows)
+    if count < FEW_TEXTS:
+        return targets, targets
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = set(order[: count // 10])
+
+    def part(inside: bool) -> ClassTargets:
+        kept = [index for index, (row, _) in enumerate(targets.places) if (row in held_out) == inside]
+        return ClassTargets(targets.rows, [targets.places[index] for index in kept], targets.logits[kept])
+
+    return part(False), part(True)
+
+
+def logits_at(model: Any, targets: ClassTargets, padding: int) -> Float[Tensor, "places labels"]:
+    """Return a classifier's logits at the places of targets."""
+    wanted = sorted({row for row, _ in targets.places})
+    found = dict(zip(wanted, class_logits(model, [targets.rows[row] for row in wanted], padding), strict=True))
+    index = [{position: line for line, position in enumerate(row.places)} for row in targets.rows]
+    return torch.stack([found[row][index[row][position]] for row, position in targets.places])
+
+
+def compare_logits(logits: Tensor, wanted: Tensor, task: Task) -> dict[str, float]:
+    """Return the divergence of logits from target logits, that of a constant, and how often they agree."""
+    logits, wanted, objective = logits.double(), wanted.double(), task.objective
+    constant = wanted.mean(dim=0).expand_as(wanted)
+    return {
+        "divergence": round(float(teacher_losses(constant, wanted, objective).mean()), 4),
+        "divergence_left": round(float(teacher_losses(logits, wanted, objective).mean()), 4),
+        "agreement": round(agreement(logits, wanted, objective), 4),
+    }
+
+
+def thin_out(targets: ClassTargets, most: int, seed: int) -> ClassTargets:
+    """Return at most ``most`` of the targets, drawn at random."""
+    order = torch.randperm(len(targets.places), generator=torch.Generator().manual_seed(seed))
+    kept = order[:most].sort().values.tolist()
+    return ClassTargets(targets.rows, [targets.places[index] for index in kept], targets.logits[kept])
+
+
+def zero_update(new: Backbone, inputs: MethodInput) -> dict[Key, LowRank]:
+    """Return an update of the last layer that is zero; A is Kaiming-uniform, so that it can learn."""
+    rows, columns = new.arch.shape("down")
+    rank = min(max(inputs.adapter.rank, 1), rows, columns)
+    bound = columns**-0.5
+    A = torch.empty(rank, columns).uniform_(-bound, bound, generator=torch.Generator().manual_seed(inputs.seed))
+    return {(new.arch.layers - 1, "down"): LowRank(A, torch.zeros(rows, rank))}

@@ -1,0 +1,129 @@
+"""Texts in tokens, and what a classifier or a decoder puts out at the tokens that are classified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraSuiteError
+from ..progress import Progress, no_progress
+from ..text.texts import Text
+from ..text.vocabulary import pad_token_id
+from .activations import length_batches
+from .backbone import Backbone
+from .prefix_cache import decoder
+from .task import padding_token
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text in the tokens of one tokenizer.
+
+    Attributes:
+        ids: Token ids.
+        spans: Character span of each token without leading spaces; empty for special tokens.
+        places: Positions whose output counts: the last token that is not padding, or every token with characters.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    places: tuple[int, ...]
+
+
+def padding_of(backbone: Backbone) -> int:
+    """Return the padding token of a backbone's classifiers: that of its config, else of its tokenizer."""
+    own = padding_token(backbone.config)
+    return pad_token_id(backbone.tokenizer) if own is None else own
+
+
+def encode_texts(backbone: Backbone, texts: Sequence[Text], *, per_token: bool, limit: int | None = None) -> list[Row]:
+    """Tokenize texts and pairs of texts as transformers does for a classifier; what exceeds the limit is cut off.
+
+    Args:
+        backbone: The backbone whose tokenizer is used.
+        texts: The texts.
+        per_token: Whether every token is classified.
+        limit: Tokens at most; by default the backbone's context.
+
+    Raises:
+        LoraSuiteError: For a text without tokens, and for a pair whose tokens are classified.
+    """
+    padding, rows = padding_of(backbone), []
+    for number, text in enumerate(texts, 1):
+        if per_token and text.pair is not None:
+            raise LoraSuiteError("token classification reads single texts", where=f"text {number}", got="a pair")
+        pair = {} if text.pair is None else {"text_pair": text.pair}
+        encoded = backbone.tokenizer(text.text, **pair, return_offsets_mapping=True)
+        most = min(limit or backbone.context, backbone.context)
+        ids = tuple(encoded["input_ids"][:most])
+        spans = tuple(_trimmed(text.text, *span) for span in encoded["offset_mapping"][:most])
+        if per_token:
+            places = [position for position, (start, end) in enumerate(spans) if end > start]
+        else:
+            places = [position for position, token in enumerate(ids) if token != padding][-1:] or [0] * bool(ids)
+        if not places:
+            raise LoraSuiteError(f"text {number} has no tokens", where=repr(backbone), got=repr(text.text[:40]))
+        rows.append(Row(ids, spans, tuple(places)))
+    return rows
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span without leading spaces, which tokenizers put into the token of the word or before it."""
+    return end - len(text[start:end].lstrip()), end
+
+
+def pad_rows(rows: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """Pad rows of token ids on the right with the padding token; return ids and mask, (rows, length)."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[padding] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def class_logits(model: Any, rows: Sequence[Row], padding: int, progress: Progress = no_progress) -> list[Tensor]:
+    """Return a classifier's logits at the places of every row, (places, labels), in float32."""
+    found: dict[int, Tensor] = {}
+    for numbers, inputs in _batches(rows, padding, progress):
+        with torch.inference_mode():
+            logits = model(**_to(inputs, model)).logits.float().cpu()
+        for line, number in enumerate(numbers):
+            values = logits[line]
+            found[number] = (values[None] if logits.ndim == 2 else values[list(rows[number].places)]).clone()
+    return [found[number] for number in range(len(rows))]
+
+
+def final_states(model: Any, rows: Sequence[Row], padding: int, progress: Progress = no_progress) -> list[Tensor]:
+    """Return the states after the final norm at the places of every row, (places, D), in float32."""
+    found: dict[int, Tensor] = {}
+    for numbers, inputs in _batches(rows, padding, progress):
+        with torch.inference_mode():
+            states = decoder(model)(**_to(inputs, model)).last_hidden_state
+        for line, number in enumerate(numbers):
+            found[number] = states[line, list(rows[number].places)].float().cpu()
+    return [found[number] for number in range(len(rows))]
+
+
+def _to(inputs: dict[str, Tensor], model: Any) -> dict[str, Any]:
+    return {name: values.to(model.device) for name, values in inputs.items()} | {"use_cache": False}
+
+
+def _batches(rows: Sequence[Row], padding: int, progress: Progress) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield the indices of rows of similar length, and the model's inputs."""
+    for numbers in progress("reading texts", length_batches(rows)):
+        yield numbers, pad_rows([rows[number].ids for number in numbers], padding)
+
+
+def covering_places(old: Row, new: Row) -> list[int]:
+    """Return, for each place of a new row, the old place whose token has its first character; -1 where none does.
+
+    Both rows are the same text.
+    """
+    owner: dict[int, int] = {}
+    for index, place in enumerate(old.places):
+        for character in range(*old.spans[place]):
+            owner.setdefault(character, index)
+    return [owner.get(new.spans[place][0], -1) for place in new.places]

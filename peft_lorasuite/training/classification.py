@@ -1,0 +1,85 @@
+"""Training of classifiers, toward labels or toward the logits of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.classification import Row, pad_rows
+from .encoding import Encoded
+from .loop import ResponseTrainer
+
+Losses = Callable[[Tensor, Tensor, str], Tensor]
+"""``(logits, targets, objective) -> losses``, as in `class_loss`."""
+
+
+@dataclass(frozen=True)
+class ClassRow(Encoded):
+    """A tokenized text with the positions that have a target.
+
+    Attributes:
+        positions: These positions.
+        targets: Index of the target of each of them.
+    """
+
+    positions: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+
+
+def class_rows(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> list[ClassRow]:
+    """Return the rows that have targets; ``places`` are the row and the position of each target."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for index, (row, position) in enumerate(places):
+        found.setdefault(row, []).append((position, index))
+    return [ClassRow(rows[row].ids, 0, *zip(*pairs, strict=True)) for row, pairs in found.items()]
+
+
+class ClassTrainer(ResponseTrainer):
+    """A Trainer of a classifier of texts or of tokens.
+
+    Args:
+        *args: Arguments of the Trainer.
+        targets: Targets, (targets, columns).
+        losses: Loss of each logits and target.
+        objective: transformers' ``problem_type``.
+        **settings: Keyword arguments of the Trainer.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, targets: Tensor, losses: Losses, objective: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.targets, self.losses, self.objective = targets, losses, objective
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the batches of a step and the number of their targets; with several processes its mean over them."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(float(sum(len(sample["target"]) for sample in samples)), device=device)
+        return samples, self.accelerator.reduce(count, "mean")
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return this batch's part of the step's mean loss."""
+        row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
+        outputs = model(**inputs, use_cache=False)
+        logits = outputs.logits[row] if outputs.logits.ndim == 2 else outputs.logits[row, position]
+        wanted = self.targets[target.cpu()].to(logits.device)
+        loss = self.losses(logits.float(), wanted.float(), self.objective).sum() / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+def class_batch(rows: Sequence[ClassRow], *, padding: int) -> dict[str, Tensor]:
+    """Pad rows with the padding token, and add ``row``, ``position`` and ``target``, each (targets of the batch,)."""
+    triples = [
+        (number, position, target)
+        for number, row in enumerate(rows)
+        for position, target in zip(row.positions, row.targets, strict=True)
+    ]
+    table = torch.tensor(triples, dtype=torch.long).reshape(-1, 3)
+    columns = {"row": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
+    return pad_rows([row.ids for row in rows], padding) | columns

@@ -1,0 +1,62 @@
+"""The classification head of the result: fitted by the method, or mapped from that of the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..adapters.class_head import ClassHead
+from ..methods.base import MethodInput, MethodResult
+from ..models.backbone import Backbone
+from ..models.task import find_head
+from .report import TRANSFERRED
+from .token_tables import map_rows
+
+
+def add_task(
+    result: Adapter, inputs: MethodInput, method_result: MethodResult, *, by_index: bool
+) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
+    """Add the adapter's task to the result and, for a classifier, a head.
+
+    Args:
+        result: The new adapter.
+        inputs: What the method was given.
+        method_result: What the method returned.
+        by_index: Whether the head is cropped or padded rather than mapped, as the baseline does with all updates.
+
+    Returns:
+        The result; facts for the report; and the fates of the head's tensors.
+    """
+    source = inputs.adapter
+    result = replace(result, task=source.task)
+    if source.head is None:
+        return result, {}, {}
+    old, new = inputs.backbones("an adapter with a classification head")
+    place, head = find_head(new.config, source.task), method_result.head
+    if head is None:
+        head = _resized(source.head, new.arch.hidden) if by_index else _mapped(source.head, old, new, inputs)
+    facts = {"type": source.task.kind, "labels": list(source.task.labels), "problem_type": source.task.problem or None}
+    return result.with_head(head, place), {"task": facts}, dict.fromkeys(source.head.names, TRANSFERRED)
+
+
+def _mapped(head: ClassHead, old: Backbone, new: Backbone, inputs: MethodInput) -> ClassHead:
+    """Map a head to the new final state; the bias takes up the difference of the final norms' biases."""
+    weight = map_rows("head", head.weight, old, new, inputs.map.hidden, inputs.map.inverse)
+    if head.bias is None:
+        return ClassHead(weight)
+    bias = head.bias.clone()
+    if old.arch.norm == new.arch.norm == "layer":
+        shifts = [one.tensor(f"{one.arch.final_norm}.bias") for one in (old, new)]
+        bias += head.weight @ shifts[0] - weight @ shifts[1]
+    return ClassHead(weight, bias)
+
+
+def _resized(head: ClassHead, hidden: int) -> ClassHead:
+    """Crop the head, or pad it with zeros, to the new hidden size."""
+    weight: Tensor = head.weight.new_zeros(len(head.weight), hidden)
+    width = min(hidden, head.weight.shape[1])
+    weight[:, :width] = head.weight[:, :width]
+    return ClassHead(weight, head.bias)

@@ -1,0 +1,205 @@
+"""Classifiers, reward models and token classifiers (B4): by weights exact, by behavior to the same labels."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from canon import read, write
+from classifiers import WORDS, encode, random_classifier, right, texts, trained_classifier
+from pico import pico_model, pico_tokenizer, save_backbone
+from planted import CHANGES
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt_neox", "bloom", "phi", "phi3", "mistral", "gemma2", "gpt2"]
+TEXTS = texts(200, seed=1000)
+TEST = texts(100, seed=2000)
+MAPPED = MapOptions(layer_map="first")
+
+
+def planted_pair(root, name):
+    """Write a backbone, and one that computes the same with other layers, units and hidden size."""
+    old = read(name, 0)
+    new, generator = old.copy(), torch.Generator().manual_seed(0)
+    for change in ("permuted hidden", "widened hidden", "depth"):
+        CHANGES[change](new, generator)
+    tokenizer = pico_tokenizer(WORDS)
+    return [save_backbone(root / side, write(one), tokenizer) for side, one in (("old", old), ("new", new))]
+
+
+@pytest.mark.parametrize("kind", ["SEQ_CLS", "TOKEN_CLS"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_b4_by_weights_the_upgrade_of_a_planted_backbone_gives_the_old_logits(name, kind, tmp_path):
+    old, new = planted_pair(tmp_path, name)
+    tuned = random_classifier(tmp_path / "adapter", old, kind)
+    upgrade_map = UpgradeMap.build(old, new, calibration=TEXTS[:8])
+    model = PeftModel.from_upgraded(new, tmp_path / "adapter", upgrade_map=upgrade_map, method="lorasuite")
+    wanted, got = (one(**encode(TEST[:16])).logits for one in (tuned, model))
+    assert (got - wanted).norm() < 1e-4 * wanted.norm()
+    assert model.upgrade_report.facts["task"]["labels"] == [f"LABEL_{number}" for number in range(5)]
+    assert all(fate == "transferred" for fate in model.upgrade_report.tensors.values())
+
+
+CASES = {
+    "classes": ("SEQ_CLS", None),
+    "several labels": ("SEQ_CLS", "multi_label_classification"),
+    "regression": ("SEQ_CLS", "regression"),
+    "tokens": ("TOKEN_CLS", None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_b4_transplant_and_distill_reach_the_labels_of_the_old_classifier(case, tmp_path):
+    kind, problem = CASES[case]
+    tuned = trained_classifier(tmp_path, kind, problem)
+    assert right(tuned, TEST, kind, problem) > 0.95
+    old, new = tmp_path / "old", tmp_path / "new"
+    upgrade_map = UpgradeMap.build(old, new, MAPPED)
+    for method, options in (("transplant", {}), ("distill", {"learning_rate": 5e-3})):
+        model = PeftModel.from_upgraded(
+            new, tmp_path / "adapter", source_model=old, upgrade_map=upgrade_map, method=method, prompts=TEXTS,
+            options=options, problem_type=problem,
+        )  # fmt: skip
+        assert right(model, TEST, kind, problem) > 0.9, method
+        assert model.upgrade_report.facts[method]["agreement"] > 0.8
+        assert model.upgrade_report.verdict.startswith("likely to hold")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A trained classifier, its map, and its folder."""
+    root = tmp_path_factory.mktemp("classifier")
+    tuned = trained_classifier(root)
+    return root, tuned, UpgradeMap.build(root / "old", root / "new", MAPPED)
+
+
+def carry(classifier, **settings):
+    root, _, upgrade_map = classifier
+    given = {"old": root / "old", "new": root / "new", "prompts": TEXTS, "method": "transplant"} | settings
+    return upgrade(given.pop("adapter", root / "adapter"), upgrade_map, **given)
+
+
+def test_b4_the_result_loads_with_peft_alone_and_keeps_its_labels(classifier, tmp_path):
+    root, _, _ = classifier
+    labels = ["color", "plant", "size"]
+    out = carry(classifier, labels=labels).save(tmp_path / "out")
+    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+        out, num_labels=3, pad_token_id=2, id2label=dict(enumerate(labels))
+    )
+    assert right(model, TEST) > 0.9
+    base = AutoModelForSequenceClassification.from_pretrained(root / "new", num_labels=3, pad_token_id=2)
+    assert right(peft.PeftModel.from_pretrained(base, out), TEST) > 0.9
+    assert json.loads((out / "lorasuite_report.json").read_text())["facts"]["task"]["labels"] == labels
+    back = UpgradeMap.build(root / "new", root / "old", MAPPED)
+    again = PeftModel.from_upgraded(root / "old", out, upgrade_map=back, prompts=TEXTS, method="transplant")
+    assert again.config.id2label == dict(enumerate(labels))
+    assert right(again, TEST) > 0.9
+
+
+def test_b4_from_upgraded_returns_a_classifier_for_a_name_a_causal_model_and_a_classifier(classifier):
+    root, _, upgrade_map = classifier
+    settings = {"upgrade_map": upgrade_map, "source_model": root / "old", "prompts": TEXTS, "method": "transplant"}
+    loaded = AutoModelForCausalLM.from_pretrained(root / "new")
+    other = AutoModelForSequenceClassification.from_pretrained(root / "new", num_labels=2)
+    for new in (root / "new", loaded, other):
+        model = PeftModel.from_upgraded(new, root / "adapter", **settings)
+        assert isinstance(model, peft.PeftModelForSequenceClassification)
+        assert type(model.get_base_model()).__name__ == "Qwen2ForSequenceClassification"
+        assert right(model, TEST) > 0.9
+
+
+def test_b4_padding_does_not_change_the_class(classifier):
+    root, _, upgrade_map = classifier
+    model = PeftModel.from_upgraded(
+        root / "new", root / "adapter", source_model=root / "old", upgrade_map=upgrade_map, prompts=TEXTS,
+        method="transplant",
+    )  # fmt: skip
+    short, long = texts(1, seed=7, length=3)[0], texts(1, seed=8, length=12)[0]
+    batch = pico_tokenizer(WORDS)([short, long], return_tensors="pt", padding=True)
+    together = model(**batch).logits
+    torch.testing.assert_close(together[0], model(**encode([short])).logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_b4_auto_takes_texts_where_they_are_given_and_weights_otherwise(classifier):
+    chosen = [carry(classifier, method="auto", prompts=given).report.method["name"] for given in (TEXTS, None)]
+    assert chosen == ["transplant", "lorasuite"]
+
+
+def test_b4_a_classifier_of_another_type_is_converted_with_its_head(classifier, tmp_path):
+    root, _, _ = classifier
+    model = AutoModelForSequenceClassification.from_pretrained(root / "old", num_labels=3)
+    config = peft.LoHaConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS", init_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "loha")
+    moved = carry(classifier, adapter=tmp_path / "loha", method="lorasuite", prompts=None)
+    assert moved.report.facts["converted"]["from"] == "LOHA"
+    assert "base_model.model.score.weight" in moved.adapter.extras
+
+
+def test_b4_without_a_task_type_the_head_decides(classifier, tmp_path):
+    root, _, _ = classifier
+    folder = tmp_path / "untyped"
+    folder.mkdir()
+    for file in (root / "adapter").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"task_type": None}))
+    assert carry(classifier, adapter=folder).adapter.task.kind == "SEQ_CLS"
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"prompts": None}, "needs unlabeled texts .* --prompts"),
+        ({"labels": ["a", "b"]}, "labels differs from the rows .*got 2 labels, wanted 3"),
+        ({"labels": ["a", "a", "b"]}, "malformed labels"),
+        ({"problem_type": "ranking"}, "unknown problem type"),
+        ({"prompts": [{"text": ""}, {"text": "a"}]}, "record 1, text: a text is empty"),
+        ({"prompts": [{"sentence1": " red", "sentence2": " "}, {"text": "a"}]}, "record 1, sentence2: a text is empty"),
+        ({"prompts": [{"tokens": []}, {"text": "a"}]}, "record 1, tokens: a text has no tokens"),
+    ],
+)
+def test_b4_bad_input_of_a_classifier_is_one_clear_line(settings, wanted, classifier):
+    with pytest.raises(LoraSuiteError, match=wanted) as caught:
+        carry(classifier, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_b4_pairs_are_read_as_the_tokenizer_joins_them_but_not_by_a_reward_model(tmp_path):
+    trained_classifier(tmp_path, problem="regression", steps=1)
+    pairs = [{"premise": one, "hypothesis": other} for one, other in zip(TEXTS[:20], TEXTS[20:40], strict=True)]
+    upgrade_map = UpgradeMap.build(tmp_path / "old", tmp_path / "new", MAPPED)
+    settings = {"old": tmp_path / "old", "new": tmp_path / "new", "prompts": pairs, "method": "transplant"}
+    with pytest.raises(LoraSuiteError, match="a reward model .* reads single texts"):
+        upgrade(tmp_path / "adapter", upgrade_map, **settings)
+    moved = upgrade(tmp_path / "adapter", upgrade_map, problem_type="regression", **settings)
+    assert moved.report.facts["transplant"]["texts"] == 20
+
+
+def test_b4_a_head_that_does_not_fit_is_refused(classifier, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    root, _, _ = classifier
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for file in (root / "adapter").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.score.weight"
+    save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, folder / "adapter_model.safetensors")
+    with pytest.raises(LoraSuiteError, match="the classification head does not fit the old backbone"):
+        carry(classifier, adapter=folder)
+    save_file({key: value for key, value in tensors.items() if key != name}, folder / "adapter_model.safetensors")
+    with pytest.raises(LoraSuiteError, match="for SEQ_CLS and has no classification head"):
+        carry(classifier, adapter=folder)
+
+
+def test_b4_a_family_without_a_classifier_is_refused(classifier, tmp_path):
+    root, _, _ = classifier
+    new = save_backbone(tmp_path / "granite", pico_model("granite"), pico_tokenizer(WORDS))
+    upgrade_map = UpgradeMap.build(root / "old", new, MAPPED)
+    with pytest.raises(LoraSuiteError, match="no AutoModelForSequenceClassification for 'granite'"):
+        upgrade(root / "adapter", upgrade_map, old=root / "old", new=new, method="lorasuite")
