@@ -15,7 +15,6 @@ from ..text.texts import Text
 from ..text.vocabulary import pad_token_id
 from .activations import length_batches
 from .backbone import Backbone
-from .prefix_cache import decoder
 from .task import padding_token
 
 
@@ -84,37 +83,25 @@ def pad_rows(rows: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def forward_rows(
+    run: Any, rows: Sequence[Row], padding: int, progress: Progress = no_progress
+) -> Iterator[tuple[list[int], Any]]:
+    """Run a model on batches of rows of similar length; yield the indices of the rows, and the output."""
+    for numbers in progress("reading texts", length_batches(rows)):
+        inputs = pad_rows([rows[number].ids for number in numbers], padding)
+        with torch.inference_mode():
+            yield numbers, run(**{name: values.to(run.device) for name, values in inputs.items()}, use_cache=False)
+
+
 def class_logits(model: Any, rows: Sequence[Row], padding: int, progress: Progress = no_progress) -> list[Tensor]:
     """Return a classifier's logits at the places of every row, (places, labels), in float32."""
     found: dict[int, Tensor] = {}
-    for numbers, inputs in _batches(rows, padding, progress):
-        with torch.inference_mode():
-            logits = model(**_to(inputs, model)).logits.float().cpu()
+    for numbers, output in forward_rows(model, rows, padding, progress):
+        logits = output.logits.float().cpu()
         for line, number in enumerate(numbers):
             values = logits[line]
             found[number] = (values[None] if logits.ndim == 2 else values[list(rows[number].places)]).clone()
     return [found[number] for number in range(len(rows))]
-
-
-def final_states(model: Any, rows: Sequence[Row], padding: int, progress: Progress = no_progress) -> list[Tensor]:
-    """Return the states after the final norm at the places of every row, (places, D), in float32."""
-    found: dict[int, Tensor] = {}
-    for numbers, inputs in _batches(rows, padding, progress):
-        with torch.inference_mode():
-            states = decoder(model)(**_to(inputs, model)).last_hidden_state
-        for line, number in enumerate(numbers):
-            found[number] = states[line, list(rows[number].places)].float().cpu()
-    return [found[number] for number in range(len(rows))]
-
-
-def _to(inputs: dict[str, Tensor], model: Any) -> dict[str, Any]:
-    return {name: values.to(model.device) for name, values in inputs.items()} | {"use_cache": False}
-
-
-def _batches(rows: Sequence[Row], padding: int, progress: Progress) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield the indices of rows of similar length, and the model's inputs."""
-    for numbers in progress("reading texts", length_batches(rows)):
-        yield numbers, pad_rows([rows[number].ids for number in numbers], padding)
 
 
 def covering_places(old: Row, new: Row) -> list[int]:

@@ -134,6 +134,9 @@ def predict(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | No
 
 def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
     """Predict from the scores of a map; see `predict`."""
+    measured = (fitted or {}).get(method, {})
+    if "agreement" in measured:
+        return _judge_classifier(measured)
     because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
     because += f", new heads' weights explained {map_scores.explained:.0%}"
     because += (
@@ -146,7 +149,7 @@ def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = No
     gap, confidence = map_scores.near if method == "copy" else map_scores.explained, 1.0
     because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
     if method in EXPECTED_GAP:
-        gap, measured = EXPECTED_GAP[method], (fitted or {}).get(method, {})
+        gap = EXPECTED_GAP[method]
         if "divergence" in measured:
             before, left = float(measured["divergence"]), float(measured["divergence_left"])
             gap = max(1 - left / before, 0.0) if before > 0 else 0.0
@@ -159,6 +162,15 @@ def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = No
             because += "; method='distill' can recover more from the same prompts"
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
     return Prediction(verdict, round(gap, 3), because)
+
+
+def _judge_classifier(measured: Mapping[str, Any]) -> Prediction:
+    """Predict from how a classifier agrees with the old one on texts that its fit left out; the map plays no part."""
+    before, left = float(measured["divergence"]), float(measured["divergence_left"])
+    gap = max(1 - left / before, 0.0) if before > 0 else 0.0
+    because = f"agreement with the old classifier on texts left out of the fit {float(measured['agreement']):.0%}"
+    because += f", its outputs reached {gap:.0%}"
+    return Prediction("holds" if gap >= MIN_EXPLAINED else "retrain", round(gap, 3), because)
 
 
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import peft
 import torch
-from pico import pico_tokenizer, unrelated_pair
+from pico import pico_model, pico_tokenizer, save_backbone
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from peft_lorasuite.arch.registry import architecture
@@ -18,7 +18,7 @@ LABELS = ("color", "plant", "size")
 CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}
 
 
-def texts(count: int, seed: int = 0, length: int = 6) -> list[str]:
+def texts(count: int, seed: int = 0, length: int = 4) -> list[str]:
     """Return random texts of the words, each of which is one token."""
     source = random.Random(seed)
     return [" " + " ".join(source.choices(WORDS, k=length)) for _ in range(count)]
@@ -68,9 +68,12 @@ def random_classifier(folder: Path, backbone: Path, kind: str, labels: int = 5) 
     return tuned.eval()
 
 
-def trained_classifier(root: Path, kind: str = "SEQ_CLS", problem: str | None = None, steps: int = 150) -> Any:
+def trained_classifier(root: Path, kind: str = "SEQ_CLS", problem: str | None = None, steps: int = 80) -> Any:
     """Write two unrelated backbones and an adapter of the old one that knows the rule; return the adapted model."""
-    old, _ = unrelated_pair(root, WORDS)
+    tokenizer = pico_tokenizer(WORDS)
+    old = save_backbone(root / "old", pico_model("llama", seed=1, num_hidden_layers=2), tokenizer)
+    new = pico_model("qwen2", seed=2, hidden_size=48, intermediate_size=64, num_hidden_layers=2)
+    save_backbone(root / "new", new, tokenizer)
     tuned = add_adapter(old, kind, 1 if problem == "regression" else 3)
     tuned.config.problem_type = problem
     optimizer = torch.optim.AdamW((weight for weight in tuned.parameters() if weight.requires_grad), lr=1e-2)

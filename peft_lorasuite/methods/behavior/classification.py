@@ -15,25 +15,25 @@ from ...adapters.class_head import ClassHead
 from ...adapters.peft_model import load_with_adapter
 from ...errors import LoraSuiteError
 from ...linalg.lowrank import LowRank
-from ...linalg.ridge import RidgePath
 from ...models.backbone import Backbone
-from ...models.classification import Row, class_logits, covering_places, encode_texts, final_states, padding_of
+from ...models.classification import Row, class_logits, covering_places, encode_texts, padding_of
 from ...models.memory import free_models
-from ...models.task import DECODER, MULTI_LABEL, REGRESSION, Task, find_head
+from ...models.task import DECODER, Task, find_head
 from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
+from .class_features import fit_classifier
 from .options import BehaviorOptions
 
-RIDGES = tuple(10.0**power for power in range(-6, 3))
-"""Candidate ridges, relative to the mean squared length of the states."""
+MAX_RANK = 64
+"""Largest rank of an update that writes features for many labels."""
 FEW_TEXTS = 40
 """Texts below which none are held out."""
 TEXTS = 2000
 """Texts used at most, unless the option ``prompts`` says otherwise."""
-PLACES = 4000
+PLACES = 2000
 """Tokens, or texts, that the head is fitted on at most."""
 
 
@@ -129,42 +129,6 @@ def read_targets(inputs: MethodInput, texts: Sequence[Text]) -> ClassTargets:
     return ClassTargets(after, places, torch.cat(logits))
 
 
-def states_at(new: Backbone, targets: ClassTargets, inputs: MethodInput) -> Float[Tensor, "places hidden"]:
-    """Return the new model's states after its final norm at the places of targets."""
-    with new.running(task=DECODER) as model:
-        states = final_states(model, targets.rows, padding_of(new), inputs.progress)
-    del model
-    free_models()
-    index = [{position: line for line, position in enumerate(row.places)} for row in targets.rows]
-    return torch.stack([states[row][index[row][position]] for row, position in targets.places])
-
-
-def fit_head(
-    states: Float[Tensor, "places hidden"], logits: Float[Tensor, "places labels"], task: Task, *, bias: bool
-) -> tuple[ClassHead, dict[str, Any]]:
-    """Fit a head by ridge regression; the ridge is chosen by the leave-one-out divergence from the targets.
-
-    Args:
-        states: States after the final norm.
-        logits: Target logits.
-        task: The task; it decides how outputs are compared.
-        bias: Whether the head has a bias.
-
-    Returns:
-        The head, and facts for the report.
-    """
-    wanted = logits.double()
-    if task.objective not in (REGRESSION, MULTI_LABEL):
-        wanted = wanted - wanted.mean(dim=1, keepdim=True)  # a softmax ignores what all logits have in common
-    path = RidgePath(states.double(), wanted, intercept=bias)
-    objective = task.objective
-    losses = {ridge: float(teacher_losses(path.left_out(ridge), wanted, objective).mean()) for ridge in RIDGES}
-    best = min(losses, key=lambda ridge: losses[ridge])
-    weight, offset = path.solve(best)
-    facts = {"ridge": best, **compare_logits(path.left_out(best), wanted, task)}
-    return ClassHead(weight.float(), offset.float() if bias else None), facts
-
-
 def transplant_classifier(inputs: MethodInput, options: BehaviorOptions) -> MethodResult:
     """Fit a head on the new backbone's states to the old adapted classifier's logits; training-free.
 
@@ -177,7 +141,7 @@ def transplant_classifier(inputs: MethodInput, options: BehaviorOptions) -> Meth
 
 
 def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -> MethodResult:
-    """Return a fitted head, or one of zeros, and an update of zeros."""
+    """Return a fitted head with an update of one layer, or a head and an update of zeros."""
     _, new = inputs.backbones("a classifier")
     task = inputs.adapter.task
     bias = find_head(new.config, task).bias
@@ -187,8 +151,18 @@ def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -
         zeros = torch.zeros(len(task.labels), new.arch.hidden)
         return MethodResult(update, rank=rank, head=ClassHead(zeros, zeros[:, 0] if bias else None))
     targets = thin_out(targets, PLACES, inputs.seed)
-    head, facts = fit_head(states_at(new, targets, inputs), targets.logits, task, bias=bias)
-    return MethodResult(update, facts={"positions": len(targets.places), **facts}, rank=rank, head=head)
+    rank = max(rank, min(len(task.labels), MAX_RANK))
+    with new.running(task=DECODER) as model:
+        found = fit_classifier(
+            model, new, targets.rows, targets.places, targets.logits, task, bias=bias, rank=rank,
+            padding=padding_of(new), seed=inputs.seed, progress=inputs.progress,
+        )  # fmt: skip
+    del model
+    free_models()
+    if found.update is not None:
+        update = {(found.update[0], "down"): found.update[1]}
+    facts = {"positions": len(targets.places), **found.facts, **compare_logits(found.left_out, targets.logits, task)}
+    return MethodResult(update, facts=facts, rank=rank, head=found.head)
 
 
 def split_rows(targets: ClassTargets, seed: int) -> tuple[ClassTargets, ClassTargets]:
