@@ -265,7 +265,7 @@ class Backbone:
 
     def _padding(self, task: Task) -> int | None:
         """Return the padding token of a classifier, which its config may lack."""
-        return pad_token_id(self.tokenizer) if task.classifies else None
+        return pad_token_id(self.tokenizer, self.arch.vocabulary) if task.classifies else None
 
     def _load_weights(self, options: dict[str, Any], task: Task) -> Any:
         config = running_config(self.source, self.arch)

@@ -36,36 +36,47 @@ class Row:
 def padding_of(backbone: Backbone) -> int:
     """Return the padding token of a backbone's classifiers: that of its config, else of its tokenizer."""
     own = padding_token(backbone.config)
-    return pad_token_id(backbone.tokenizer) if own is None else own
+    return pad_token_id(backbone.tokenizer, backbone.arch.vocabulary) if own is None else own
 
 
-def encode_texts(backbone: Backbone, texts: Sequence[Text], *, per_token: bool, limit: int | None = None) -> list[Row]:
-    """Tokenize texts and pairs of texts as transformers does for a classifier; what exceeds the limit is cut off.
+def encode_for(backbone: Backbone, texts: Sequence[Text], *, per_token: bool) -> list[Row]:
+    """Tokenize texts for a backbone; see `encode_texts`."""
+    padding, limit = padding_of(backbone), backbone.context
+    return encode_texts(
+        backbone.tokenizer, texts, per_token=per_token, padding=padding, limit=limit, where=repr(backbone)
+    )
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[Text], *, per_token: bool, padding: int | None, limit: int, where: str
+) -> list[Row]:
+    """Tokenize texts and pairs of texts as transformers does for a classifier.
 
     Args:
-        backbone: The backbone whose tokenizer is used.
+        tokenizer: The tokenizer.
         texts: The texts.
         per_token: Whether every token is classified.
-        limit: Tokens at most; by default the backbone's context.
+        padding: Padding token of the model, after which a text is not classified.
+        limit: Tokens at most; the rest is cut off.
+        where: The model, for messages.
 
     Raises:
         LoraSuiteError: For a text without tokens, and for a pair whose tokens are classified.
     """
-    padding, rows = padding_of(backbone), []
+    rows = []
     for number, text in enumerate(texts, 1):
         if per_token and text.pair is not None:
             raise LoraSuiteError("token classification reads single texts", where=f"text {number}", got="a pair")
         pair = {} if text.pair is None else {"text_pair": text.pair}
-        encoded = backbone.tokenizer(text.text, **pair, return_offsets_mapping=True)
-        most = min(limit or backbone.context, backbone.context)
-        ids = tuple(encoded["input_ids"][:most])
-        spans = tuple(_trimmed(text.text, *span) for span in encoded["offset_mapping"][:most])
+        encoded = tokenizer(text.text, **pair, return_offsets_mapping=True)
+        ids = tuple(encoded["input_ids"][:limit])
+        spans = tuple(_trimmed(text.text, *span) for span in encoded["offset_mapping"][:limit])
         if per_token:
             places = [position for position, (start, end) in enumerate(spans) if end > start]
         else:
             places = [position for position, token in enumerate(ids) if token != padding][-1:] or [0] * bool(ids)
         if not places:
-            raise LoraSuiteError(f"text {number} has no tokens", where=repr(backbone), got=repr(text.text[:40]))
+            raise LoraSuiteError(f"text {number} has no tokens", where=where, got=repr(text.text[:40]))
         rows.append(Row(ids, spans, tuple(places)))
     return rows
 

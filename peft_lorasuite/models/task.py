@@ -22,6 +22,8 @@ CLASSES = {
 REGRESSION, MULTI_LABEL, SINGLE_LABEL = "regression", "multi_label_classification", "single_label_classification"
 PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 """Values of transformers' ``problem_type``."""
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+"""Task types with a classification head."""
 HEADS = ("score", "classifier")
 """Names of classification heads in transformers, as PEFT knows them."""
 
@@ -48,7 +50,7 @@ class Task:
     @property
     def classifies(self) -> bool:
         """Whether the model has a classification head."""
-        return self.kind in ("SEQ_CLS", "TOKEN_CLS")
+        return self.kind in CLASSIFIERS
 
     @property
     def per_token(self) -> bool:
@@ -138,6 +140,13 @@ class HeadPlace(NamedTuple):
 
     name: str
     bias: bool
+
+
+def model_task(model: Any, kind: str) -> Task:
+    """Return the task of a loaded classifier, by its config."""
+    names = getattr(model.config, "id2label", None) or {}
+    labels = tuple(str(names[number]) for number in sorted(names))
+    return Task(kind, labels, getattr(model.config, "problem_type", None) or "")
 
 
 def numbered_labels(count: int) -> tuple[str, ...]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.classification import Row, pad_rows
+from ..models.classification import Row, encode_texts, pad_rows
+from ..models.task import model_task
+from ..text.texts import Text
+from .class_labels import infer_problem, place_labels
+from .class_loss import label_losses
 from .encoding import Encoded
 from .loop import ResponseTrainer
 
@@ -35,7 +40,30 @@ def class_rows(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> list[C
     found: dict[int, list[tuple[int, int]]] = {}
     for index, (row, position) in enumerate(places):
         found.setdefault(row, []).append((position, index))
-    return [ClassRow(rows[row].ids, 0, *zip(*pairs, strict=True)) for row, pairs in found.items()]
+    return [
+        ClassRow(rows[row].ids, 0, positions=positions, targets=targets)
+        for row, (positions, targets) in ((row, zip(*pairs, strict=True)) for row, pairs in found.items())
+    ]
+
+
+def class_examples(
+    model: Any, tokenizer: Any, texts: Sequence[Text], *, padding: int, cutoff: int
+) -> tuple[list[ClassRow], dict[str, Any]]:
+    """Tokenize labeled texts for a classifier.
+
+    Returns:
+        The rows, and the arguments of `loop.train` that belong to them.
+
+    Raises:
+        LoraSuiteError: For a text without tokens, and for a malformed label or one out of range.
+    """
+    task = infer_problem(model_task(model, model.active_peft_config.task_type), texts)
+    rows = encode_texts(
+        tokenizer, texts, per_token=task.per_token, padding=padding, limit=cutoff, where="the model"
+    )  # fmt: skip
+    places, labels = place_labels(texts, rows, task)
+    trainer = partial(ClassTrainer, targets=labels, losses=label_losses, objective=task.objective)
+    return class_rows(rows, places), {"trainer": trainer, "collate": class_batch}
 
 
 class ClassTrainer(ResponseTrainer):

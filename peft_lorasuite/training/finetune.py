@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.chat_template import read_chat_template
-from ..adapters.loading import adapter_folder, add_adapter, load_tokenizer
+from ..adapters.loading import adapter_folder, add_adapter, load_tokenizer, old_backbone_loader
+from ..adapters.peft_format import DIRECT_KINDS, check_config
+from ..adapters.reading import read_adapter, read_config
 from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
@@ -18,10 +20,12 @@ from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.distributed import is_main_process
 from ..models.restore import fixed_seed
+from ..models.task import CAUSAL, CLASSIFIERS, padding_token
 from ..progress import Progress, no_progress
 from ..text.chat import ChatLike, ChatOptions
-from ..text.examples import read_records
+from ..text.examples import read_records, read_texts
 from ..text.vocabulary import pad_token_id
+from .classification import class_examples
 from .encoding import encode_examples
 from .loop import train
 from .lora_modules import add_modules
@@ -63,12 +67,15 @@ def finetune(
 
     Under ``accelerate launch`` every process trains on its share of each batch; the main process writes the output.
 
+    A classifier is trained on texts with labels, with transformers' loss of its ``problem_type``.
+
     Args:
         model: A PEFT model (loaded with ``is_trainable=True``), which is trained in place, or the folder or Hub id of
             an adapter.
         data: Labeled examples: a file (JSON, JSON Lines, CSV or Parquet), the Hub id of a dataset, a `datasets.Dataset`
             or a list, with ``messages``, with ``instruction`` and ``output``, or in another shape (see `read_records`).
-            In conversations all assistant turns have a loss.
+            In conversations all assistant turns have a loss. For a classifier ``text`` and ``label``, or another
+            shape (see `read_texts`).
         samples: Number of samples, the first ones of a shuffle by ``seed``; all if None.
         epochs: Passes over the samples.
         batch_size: Samples per step and device.
@@ -105,17 +112,24 @@ def finetune(
         check_output(output, overwrite=overwrite, inputs=(model, base, data))
     chat = _with_own_template(ChatOptions.of(chat), model, revision)
     limit = None if samples is None else max(samples, MAX_EXAMPLES)
-    examples = read_records(data, limit, seed)
+    classifies = adapter_kind_of(model, revision) in CLASSIFIERS
+    examples: Any = read_texts(data, template, limit, seed) if classifies else read_records(data, limit, seed)
     model = open_adapter(model, base, revision)
     tokenizer = load_tokenizer(model, tokenizer)
-    drawn = draw_samples(examples, samples, seed)
+    drawn, settings = draw_samples(examples, samples, seed), {}
     size = model.config.get_text_config().vocab_size
-    side = chat.one_side("the model", tokenizer)
-    rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=side, rows=size)
+    padding = pad_token_id(tokenizer, size)
+    if classifies:
+        own = padding_token(model.config)
+        padding = padding if own is None else own
+        rows, settings = class_examples(model, tokenizer, drawn, padding=padding, cutoff=cutoff)
+    else:
+        side = chat.one_side("the model", tokenizer)
+        rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=side, rows=size)
     with fixed_seed(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
         _check_trainable(model)
-        loss, weights = train(model, rows, pad_token_id(tokenizer, size), options, progress)
+        loss, weights = train(model, rows, padding, options, progress, **settings)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
     model.finetune_record = record
     if output is not None and is_main_process():
@@ -142,10 +156,6 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     """Return a PEFT model as it is; load an adapter by name onto its backbone, ready for training."""
     from peft import PeftModel
 
-    from ..adapters.loading import old_backbone_loader
-    from ..adapters.peft_format import DIRECT_KINDS, check_config
-    from ..adapters.reading import read_adapter, read_config
-
     if isinstance(model, PeftModel):
         return model
     if not isinstance(model, (str, Path)):
@@ -154,11 +164,15 @@ def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> A
     config, folder = read_config(source), adapter_folder(source)
     check_config(config, source.name)
     backbone: Backbone = old_backbone_loader(source, base, None, {}, do="pass the backbone (--base, base=)")()
-    if config["peft_type"] in DIRECT_KINDS:
-        read_adapter(
-            source, backbone.arch, old=backbone
-        )  # refuses what `upgrade` refuses: PEFT would initialize missing tensors
-    return add_adapter(backbone.load(), folder, source, base=repr(backbone), is_trainable=True)
+    task = CAUSAL
+    if config["peft_type"] in DIRECT_KINDS or config.get("task_type") in CLASSIFIERS:
+        # refuses what `upgrade` refuses: PEFT would initialize missing tensors
+        task = read_adapter(source, backbone.arch, old=backbone).task
+    return add_adapter(backbone.load(task=task), folder, source, base=repr(backbone), is_trainable=True)
+
+
+def adapter_kind_of(model: Any, revision: str | None = None) -> str | None:
+    """Return the task type of a PEFT model, or of an adapter by name; None for anything else."""
 
 
 def _check_trainable(model: Any) -> None:

@@ -235,9 +235,7 @@ def test_c13_experts_say_that_they_are_not_transferred(pair, tmp_path):
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"target_parameters": ["mlp.experts.gate_up_proj"]})
     )
-    with pytest.raises(
-        LoraSuiteError, match=r"target_parameters are not transferred: .* 3-D weights of experts"
-    ):
+    with pytest.raises(LoraSuiteError, match=r"target_parameters are not transferred: .* 3-D weights of experts"):
         upgrade(folder, pair.map)
 
 

@@ -125,8 +125,7 @@ def adapted() -> Any:
 IN_MEMORY: dict[str, tuple[Callable[[], Any], str]] = {
     "a PEFT model": (adapted, "the model already has an adapter"),
     "its insides": (lambda: adapted().get_base_model(), "the model already has an adapter"),
-    "no head": (lambda: pico_model("llama").model, "must be a causal language model"),
-    "one layer": (lambda: torch.nn.Linear(3, 4), "must be a causal language model"),
+    "one layer": (lambda: torch.nn.Linear(3, 4), "must be a transformers model"),
     "no model": (lambda: 5, "the backbone must be a folder, a Hub id or a loaded model"),
 }
 
@@ -136,6 +135,12 @@ def test_a_model_in_memory_that_is_no_backbone(kind: str) -> None:
     make, message = IN_MEMORY[kind]
     with pytest.raises(LoraSuiteError, match=message):
         Backbone.open(make())
+
+
+def test_a_model_in_memory_without_a_head_is_no_causal_language_model() -> None:
+    headless = Backbone.open(pico_model("llama").model)
+    with pytest.raises(LoraSuiteError, match="must be a causal language model"):
+        headless.load()
 
 
 def test_a_model_on_the_meta_device_has_no_values() -> None:

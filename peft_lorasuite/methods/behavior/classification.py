@@ -16,7 +16,7 @@ from ...adapters.peft_model import load_with_adapter
 from ...errors import LoraSuiteError
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
-from ...models.classification import Row, class_logits, covering_places, encode_texts, padding_of
+from ...models.classification import Row, class_logits, covering_places, encode_for, padding_of
 from ...models.memory import free_models
 from ...models.task import DECODER, Task, find_head
 from ...text.conversations import Conversation
@@ -110,7 +110,7 @@ def read_targets(inputs: MethodInput, texts: Sequence[Text]) -> ClassTargets:
     """
     old, new = inputs.backbones("a classifier")
     task = inputs.adapter.task
-    before, after = (encode_texts(one, texts, per_token=task.per_token) for one in (old, new))
+    before, after = (encode_for(one, texts, per_token=task.per_token) for one in (old, new))
     with load_with_adapter(old, inputs.adapter) as model:
         found = class_logits(model, before, padding_of(old), inputs.progress)
     del model

@@ -8,8 +8,8 @@ import peft
 import pytest
 import torch
 from canon import read, write
-from classifiers import WORDS, encode, random_classifier, right, texts, trained_classifier
 from pico import pico_model, pico_tokenizer, save_backbone
+from pico_classifiers import WORDS, encode, random_classifier, right, texts, trained_classifier
 from planted import CHANGES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
