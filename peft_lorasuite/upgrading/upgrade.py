@@ -127,8 +127,7 @@ def upgrade(
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA. All other
             types become a LoRA in either case.
-        labels: Names of a classifier's labels by index, a sequence or ``id2label``; by default those of files beside
-            the adapter.
+        labels: Names of a classifier's labels by index, or ``id2label``; by default those of files beside the adapter.
         problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.
         seed: Seed of the padding and of the method.
         adapter_name: Name of the adapter, if the folder has several in subfolders.
@@ -150,8 +149,7 @@ def upgrade(
     adapter = adapter.with_labels(labels, problem_type)
     facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
     if method == "auto":
-        runs = old is not None and new is not None
-        choice = auto.pick(upgrade_map, can_run=runs, task=adapter.task, texts=prompts is not None)
+        choice = auto.pick(upgrade_map, can_run=bool(old and new), task=adapter.task, texts=prompts is not None)
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
@@ -163,8 +161,7 @@ def upgrade(
         method_result = chosen.run(inputs, settings)
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)
-        result, task_facts, head_fates = add_task(result, inputs, method_result, by_index=method == "copy")
-    facts |= {**method_result.facts, **type_facts, **task_facts}
+    facts |= {**method_result.facts, **type_facts}
     if tokens.facts:
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
@@ -182,7 +179,7 @@ def upgrade(
         method={"name": chosen.name, "options": asdict(settings)},
         rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates, **head_fates}.items())),
+        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates}.items())),
         facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
@@ -256,7 +253,8 @@ def _convert(
     result, facts, fates = variants.complete(
         result, inputs, method_result, output_type=output_type, method=method, rank=final, added=tokens.ids
     )
-    return result, modules, facts, fates
+    result, task_facts, head_fates = add_task(result, inputs, method_result, by_index=method == "copy")
+    return result, modules, {**facts, **task_facts}, {**fates, **head_fates}
 
 
 def _zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
