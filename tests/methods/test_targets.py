@@ -11,8 +11,9 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.methods.behavior.options import TransplantOptions
-from peft_lorasuite.methods.behavior.positions import Tokens, align, tokenize
-from peft_lorasuite.methods.behavior.targets import Head, Vocabulary, build_targets
+from peft_lorasuite.methods.behavior.positions import Tokens, align, pair_places, tokenize
+from peft_lorasuite.methods.behavior.targets import Head, build_targets
+from peft_lorasuite.methods.behavior.token_pairs import Vocabulary
 from peft_lorasuite.models.generation import Turn
 
 
@@ -167,8 +168,15 @@ def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
     assert len(rows[0].ids) < len(rows[1].ids)
     places = align(rows[:1], rows[1:])
     assert places[0][1:] == (rows[0].start - 1, rows[1].start - 1)
-    assert [rows[0].ends[a] for _, a, _ in places] == [rows[1].ends[b] for _, _, b in places]
-    assert places[-1][1:] == (len(rows[0].ids) - 1, len(rows[1].ids) - 1)
+    inside = [place.inside for place in pair_places(rows[:1], rows[1:], places)]
+    matched, within = (
+        [one for one, off in zip(places, inside, strict=True) if off is value] for value in (False, True)
+    )
+    assert [rows[0].ends[a] for _, a, _ in matched] == [rows[1].ends[b] for _, _, b in matched]
+    assert within
+    for _, a, b in within:  # inside a token that the old model predicts as a whole
+        assert rows[0].ends[a] < rows[1].ends[b] < rows[0].ends[a + 1]
+    assert matched[-1][1:] == (len(rows[0].ids) - 1, len(rows[1].ids) - 1)
 
 
 def test_parts_of_a_character_are_paired_where_both_sides_have_the_same():

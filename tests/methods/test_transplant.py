@@ -17,7 +17,7 @@ from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.methods.behavior.positions import tokenize
 from peft_lorasuite.methods.behavior.probe import CUT_ANSWERS_HINT, probe
-from peft_lorasuite.methods.behavior.targets import Vocabulary
+from peft_lorasuite.methods.behavior.token_pairs import Vocabulary
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
@@ -52,7 +52,7 @@ def carry(pair, **settings):
 def divergence(pair, model, *, shared=False):
     """Mean KL of a new model from ``new + (old adapted - old)`` where the old adapted model's answers are predicted.
 
-    With ``shared`` the difference counts for tokens that both sides have alone, and not for special ones.
+    With ``shared`` the tokens that only one side has, special ones too, share the change of their probability.
     """
     root, _ = pair
     old = Backbone.open(root / "old")
@@ -61,14 +61,16 @@ def divergence(pair, model, *, shared=False):
         rows = [tokenize(old, turn) for turn in turns]
         after = [upgraded(torch.tensor([row.ids])).logits[0] for row in rows]
     plain, new = old.load(), Backbone.open(root / "new").load()
-    info, counts = [], torch.ones(new.config.vocab_size)
-    if shared:
-        both = Vocabulary.pair(old, Backbone.open(root / "new")).new
-        counts = torch.zeros_like(counts).index_fill(0, both, 1.0)
+    info, both = [], Vocabulary.pair(old, Backbone.open(root / "new")).new
     for row, moved in zip(rows, after, strict=True):
         ids = torch.tensor([row.ids])
-        change = moved.log_softmax(-1) - plain(ids).logits[0].log_softmax(-1)
-        teacher = (new(ids).logits[0] + counts * change).log_softmax(-1)
+        sides = [one.log_softmax(-1) for one in (moved, plain(ids).logits[0])]
+        change = sides[0] - sides[1]
+        if shared:
+            rest = [torch.log1p(-one.exp()[:, both].sum(-1)) for one in sides]
+            apart = torch.ones(change.shape[1], dtype=torch.bool).index_fill(0, both, False)
+            change[:, apart] = (rest[0] - rest[1])[:, None]
+        teacher = (new(ids).logits[0] + change).log_softmax(-1)
         got = model(ids).logits[0].log_softmax(-1)
         info.append((teacher.exp() * (teacher - got)).sum(-1)[list(row.predicting)])
     return float(torch.cat(info).mean())

@@ -19,6 +19,7 @@ from ...text.calibration import built_in_text
 from ...text.prompt_text import PromptText, encode_prompt
 from ...text.vocabulary import check_token_rows, eos_token_id, text_vocabulary
 from .targets import Head
+from .token_pairs import PairedPlace
 
 EXAMPLES = 8
 """Prompts on which `merges_prompt_end` decides."""
@@ -187,7 +188,7 @@ def align(old: Sequence[Tokens], new: Sequence[Tokens]) -> list[Place]:
             if [left.ids[p] for p in before] != [right.ids[p] for p in after]:
                 before, after = before[-1:], after[-1:]
             places += [(turn, p, q) for p, q in zip(before, after, strict=False)]
-        places += [(turn, p, q) for p, q in _after_answer(left, right)]
+        places += [(turn, p, q) for p, q in (*_inside_tokens(left, right, apart), *_after_answer(left, right))]
     if len(places) < 4:
         raise LoraSuiteError(
             "the old adapted model's answers have too few positions that are common to both tokenizers",
@@ -226,24 +227,31 @@ def _after_answer(left: Tokens, right: Tokens) -> list[tuple[int, int]]:
     return [(old[number] if number < len(old) else last, position) for number, position in enumerate(new)]
 
 
-def place_vocabularies(
-    old: Sequence[Tokens], new: Sequence[Tokens], places: Sequence[Place]
-) -> list[tuple[tuple[str, str], tuple[int, int]]]:
-    """Return for every place how the vocabularies are paired there (see `Vocabulary.pair`).
+def _inside_tokens(left: Tokens, right: Tokens, apart: bool) -> list[tuple[int, int]]:
+    """Pair the new positions inside an old token of the answer with the old position that predicts this token."""
+    pairs = []
+    old = [(left.ends[p], p) for p in left.predicting if p + 1 < len(left.ids)]
+    starts = {max(end, 0) if apart else end: p for end, p in old}
+    for q in right.predicting:
+        if q + 1 >= len(right.ids) or right.ends[q] <= 0 or right.ends[q] in starts:
+            continue
+        p = max((p for start, p in starts.items() if 0 <= start < right.ends[q]), default=None)
+        if p is not None and right.ends[q + 1] <= left.ends[p + 1] and right.ends[q] < left.ends[p + 1]:
+            pairs.append((p, q))
+    return pairs
 
-    Returns:
-        The white space that the old and the new token begin with before the answer, and the old and the new token that
-        end the answer.
-    """
+
+def pair_places(old: Sequence[Tokens], new: Sequence[Tokens], places: Sequence[Place]) -> list[PairedPlace]:
+    """Return how tokens are paired at every place."""
     found = []
     for turn, p, q in places:
         left, right = old[turn], new[turn]
-        ended = left.ended and (left.rendered or right.rendered)
-        if ended and left.ends[p] >= left.length and right.ends[q] >= right.length:
-            found.append((("", ""), (left.predicted(p), right.predicted(q))))
-        else:
-            starts = tuple(
-                row.before[row.ends[at] :] if row.ends[at] < 0 else "" for row, at in ((left, p), (right, q))
+        starts = [row.before[row.ends[at] :] if row.ends[at] < 0 else "" for row, at in ((left, p), (right, q))]
+        inside = max(left.ends[p], 0) < right.ends[q] <= right.length and left.ends[p] != right.ends[q]
+        found.append(
+            PairedPlace(
+                (starts[0], starts[1]), (left.end, right.end), (left.predicted(p), right.predicted(q)),
+                inside and p + 1 < len(left.ids),
             )
-            found.append((starts if starts[0] != starts[1] else ("", ""), (left.end, right.end)))
+        )  # fmt: skip
     return found

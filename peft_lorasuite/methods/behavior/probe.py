@@ -25,14 +25,15 @@ from .positions import (
     Tokens,
     align,
     merges_prompt_end,
-    place_vocabularies,
+    pair_places,
     sample_text,
     shared_prefix,
     tokenize,
 )
 from .prompts import ChosenPrompts, choose_prompts
 from .states import LastLayer, RowPosition, down_projection, read_final_states, read_last_layer
-from .targets import Head, PlaceVocabularies, Targets, Vocabulary, build_targets
+from .targets import Head, Targets, build_targets
+from .token_pairs import PlaceVocabularies, Vocabulary
 
 PROMPTS = 128
 """Prompts used at most, unless the option ``prompts`` says otherwise."""
@@ -118,7 +119,7 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
         inputs, old, new, options, chosen, turns
     )
-    vocabulary = PlaceVocabularies.pair(old, new, place_vocabularies(old_rows, rows, places))
+    vocabulary = PlaceVocabularies.pair(old, new, pair_places(old_rows, rows, places))
     old_head.release(old)
     free_models()
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)

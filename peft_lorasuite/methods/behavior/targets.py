@@ -13,28 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...text.vocabulary import (
-    check_token_rows,
-    eos_token_id,
-    has_space_tokens,
-    longest_prefix_tokens,
-    shared_start_tokens,
-    shared_tokens,
-)
 from .options import BehaviorOptions
+from .token_pairs import PlaceVocabularies, Vocabulary
 
 CHUNK = 32
 """Positions whose logits over the whole vocabulary are computed at once. With 150,000 tokens they stay below 32 MB,
 above which glibc requests every tensor from the system, which takes as long as the arithmetic."""
 CHANGED = 0.1
 """KL divergence, in nats, at which the adapter counts as having changed a position, for ``teacher_weight``."""
-FEWEST_SHARED = 100
-"""Fewer shared tokens than this give no useful targets."""
+SMALLEST = 1e-6
+"""Smallest probability of all tokens without a partner together."""
+LIKELY = 0.5
+"""Probability of an old token from which on the new tokens inside it are taught."""
 
 
 class Head:
@@ -80,94 +74,6 @@ class Head:
         values = (states.to(self.weight.dtype) @ self.weight.T).float()
         values = (values if self.bias is None else values + self.bias) / self.scaling
         return values if self.cap is None else self.cap * torch.tanh(values / self.cap)
-
-
-@dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """Pairs of a new token and the old token whose change of probability it follows; every new token at most once.
-
-    Shared tokens follow themselves, and the end-of-sequence token follows that of the old tokenizer. A token of the new
-    tokenizer alone (``://``) follows the longest old token that it begins with (``:``): otherwise it would keep its
-    probability while those of similar tokens fall.
-
-    Attributes:
-        old: Old token ids, (pairs,).
-        new: New token ids, (pairs,).
-    """
-
-    old: Int[Tensor, " tokens"]
-    new: Int[Tensor, " tokens"]
-
-    @classmethod
-    def pair(
-        cls, old: Backbone, new: Backbone, *, starts: tuple[str, str] = ("", ""), ends: tuple[int, int] | None = None
-    ) -> Vocabulary:
-        """Pair the tokens of two backbones.
-
-        Args:
-            old: The old backbone.
-            new: The new backbone.
-            starts: White space that the old and the new tokens begin with, where chat templates write it before an
-                answer: `` yes`` in one model is then ``yes`` in the other.
-            ends: The old and the new token that end an answer, by default the end-of-sequence tokens.
-
-        Raises:
-            LoraSuiteError: When the vocabularies share too few tokens.
-        """
-        rows = {"old_rows": old.arch.vocabulary, "new_rows": new.arch.vocabulary}
-        if starts[0] == starts[1]:
-            left, right = shared_tokens(old.tokenizer, new.tokenizer, **rows)
-        else:
-            left, right = shared_start_tokens(old.tokenizer, new.tokenizer, starts, **rows)
-        if len(left) < min(FEWEST_SHARED, new.arch.vocabulary // 4) and starts[0] == starts[1]:
-            raise LoraSuiteError(
-                "the tokenizers share too few tokens", where=f"{old!r} and {new!r}", got=len(left),
-                wanted=f"at least {FEWEST_SHARED}", do="use a weight-based method, or retrain",
-            )  # fmt: skip
-        prefixes, longer = longest_prefix_tokens(old.tokenizer, new.tokenizer, starts=starts, **rows)
-        left, right = torch.cat([left, prefixes]), torch.cat([right, longer])
-        ends = ends or (eos_token_id(old.tokenizer), eos_token_id(new.tokenizer))
-        for end, backbone in zip(ends, (old, new), strict=True):
-            check_token_rows(backbone.tokenizer, [end], backbone.arch.vocabulary, repr(backbone))
-        keep = (left != ends[0]) & (right != ends[1])
-        return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
-
-    def to_old_tokens(self, new: Tensor, *, like: Tensor) -> Tensor:
-        """Return log-probabilities over the old tokens, shaped ``like`` given ones.
-
-        The probability of an old token is the sum over the new tokens that follow it; ``new`` are log-probabilities.
-        """
-        summed = torch.zeros_like(like).index_add_(1, self.old, new.exp()[:, self.new])
-        return summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
-
-
-@dataclass(frozen=True, eq=False)
-class PlaceVocabularies:
-    """The pairs of tokens that hold at each of some positions.
-
-    Attributes:
-        vocabularies: The different ones.
-        kinds: Index of that of each position, (positions,).
-    """
-
-    vocabularies: Sequence[Vocabulary]
-    kinds: Int[Tensor, " positions"]
-
-    @classmethod
-    def pair(cls, old: Backbone, new: Backbone, wanted: Sequence[Any]) -> PlaceVocabularies:
-        """Pair the tokens of two backbones for positions; ``wanted`` has ``starts`` and ``ends`` of each."""
-        spaced = [has_space_tokens(one.tokenizer) for one in (old, new)]
-        wanted = [
-            (tuple(text if one else "" for text, one in zip(starts, spaced, strict=True)), ends)
-            for starts, ends in wanted
-        ]
-        different = list(dict.fromkeys(wanted))
-        vocabularies = [Vocabulary.pair(old, new, starts=starts, ends=ends) for starts, ends in different]
-        return cls(vocabularies, torch.tensor([different.index(one) for one in wanted]))
-
-    def at(self, rows: Any) -> PlaceVocabularies:
-        """Return those of some of the positions."""
-        return PlaceVocabularies(self.vocabularies, self.kinds[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +123,7 @@ def build_targets(
         seed: Seed of the random candidates.
     """
     size = len(new_head.weight)
-    if isinstance(vocabulary, Vocabulary):
-        vocabulary = PlaceVocabularies([vocabulary], torch.zeros(len(states), dtype=torch.long))
-    pairs = vocabulary
+    pairs = PlaceVocabularies.same(vocabulary, len(states)) if isinstance(vocabulary, Vocabulary) else vocabulary
     seen = torch.zeros(size, dtype=torch.bool)
     seen[torch.randint(size, (options.extra,), generator=torch.Generator().manual_seed(seed))] = True
     confidence = torch.empty(len(states))
@@ -227,13 +131,7 @@ def build_targets(
     def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        if len(pairs.vocabularies) == 1:
-            return new, *_shift_logits(new, after, before, pairs.vocabularies[0], options)
-        kinds, shifted, sure = pairs.kinds[rows], torch.empty_like(new), torch.empty(len(new))
-        for kind in kinds.unique().tolist():
-            at = kinds == kind
-            shifted[at], sure[at] = _shift_logits(new[at], after[at], before[at], pairs.vocabularies[kind], options)
-        return new, shifted, sure
+        return new, *_shift_chunk(new, after, before, pairs.at(rows), options)
 
     for rows in chunks(len(states)):
         new, shifted, sure = target_at(rows)
@@ -247,24 +145,67 @@ def build_targets(
     return Targets(ids, log_probs, confidence)
 
 
-def _shift_logits(
-    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, options: BehaviorOptions
+def _shift_chunk(
+    new: Tensor, after: Tensor, before: Tensor, pairs: PlaceVocabularies, options: BehaviorOptions
 ) -> tuple[Tensor, Tensor]:
+    """Shift the log-probabilities of some positions, each with its own pairs of tokens."""
+    groups = torch.where(pairs.inside, -1, pairs.kinds)
+    shifted, sure = torch.empty_like(new), torch.empty(len(new))
+    for group in groups.unique().tolist():
+        at = (groups == group).nonzero()[:, 0]
+        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(*torch.empty(2, 0, dtype=torch.long))
+        parts = (new, after, before) if len(at) == len(new) else (new[at], after[at], before[at])
+        shifted[at], sure[at] = _shift_logits(*parts, vocabulary, pairs.following[at], options, inside=group < 0)
+    return shifted, sure
+
+
+def _shift_logits(
+    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, following: Tensor, options: BehaviorOptions, *,
+    inside: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Shift the new log-probabilities by the adapter's change; also return the value of the entropy gate.
 
-    New tokens that follow no old token keep their log-probability.
+    All new tokens that follow no old token share the change of the probability of all old tokens that none follows.
+    Where the text goes on with tokens that are no pair elsewhere, no other new token follows the old one there.
     """
-    entropy = -(after.exp() * after).sum(dim=-1)
-    reference = before
+    after_p, before_p, new_p = after.exp(), before.exp(), new.exp()
+    entropy = -(after_p * after).sum(dim=-1)
+    rows = (following[:, 0] >= 0).nonzero()[:, 0]
+    rows = rows[vocabulary.partners(new.shape[1])[following[rows, 1]] != following[rows, 0]]
+    a, b = following[rows].T
+    known, rest = vocabulary.known, torch.ones(len(new), new.shape[1], dtype=torch.bool)
+    rest[:, vocabulary.new] = False
+    replaced = vocabulary.old == a[:, None]
+    for row, off in zip(rows, replaced, strict=True):
+        rest[row, vocabulary.new[off]] = True
+    rest[rows, b] = False
+    summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * ~rest)[:, vocabulary.new])
+    summed[rows, a] = new_p[rows, b]
+    other = [
+        1 - one[:, known].sum(dim=-1).index_add(0, rows, one[rows, a] * ~torch.isin(a, known))
+        for one in (after_p, before_p)
+    ]
+    other_after, other_before, other_new = (
+        one.clamp_min(SMALLEST).log() for one in (*other, (new_p * rest).sum(dim=-1))
+    )
+    reference, other_reference = before, other_before
     if options.teacher_weight or options.confidence_entropy:
         bound = CHANGED if options.teacher_weight else options.confidence_entropy
         weight = options.teacher_weight or _confidence(entropy, bound)
-        changed = ((after.exp() * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
-        reference = torch.lerp(before, vocabulary.to_old_tokens(new, like=after), (weight * changed)[:, None])
+        changed = ((after_p * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
+        share = weight * changed
+        summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
+        reference = torch.lerp(before, summed, share[:, None])
+        other_reference = torch.lerp(other_before, other_new, share)
     gate = options.entropy_gate
     sure = _confidence(entropy, gate) if gate else torch.ones_like(entropy)
+    if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
+        sure = sure * (after_p[torch.arange(len(new)), following[:, 0]] >= LIKELY)
+    change = sure[:, None] * (after - reference)
     shifted = new.clone()
-    shifted[:, vocabulary.new] += sure[:, None] * (after - reference)[:, vocabulary.old]
+    shifted[:, vocabulary.new] += change[:, vocabulary.old]
+    shifted = torch.where(rest, new + (sure * (other_after - other_reference))[:, None], shifted)
+    shifted[rows, b] = new[rows, b] + change[rows, a]
     return shifted, sure
 
 
