@@ -106,6 +106,7 @@ def adapter_card(
         coverage=None if report["coverage"] is None else f"{float(report['coverage']):.1%}",
         energy_kept=f"{float(report['energy_kept']):.1%}",
         **_added_tokens(report),
+        **_chat(report),
         lost=lost[:MAX_LISTED],
         more_lost=len(lost[MAX_LISTED:]),
         scores=_score_rows(evaluation) if evaluation else [],
@@ -127,6 +128,19 @@ def _added_tokens(report: Mapping[str, Any]) -> dict[str, Any]:
         "lost_tokens": [code(token) for token in lost[:MAX_LISTED]],
         "more_lost_tokens": len(lost[MAX_LISTED:]),
     }
+
+
+TEMPLATES = {
+    "old side": "The backbone has no chat template: the tokenizer of this repository has the template of the old side.",
+    "option": "The tokenizer of this repository has the chat template that the adapter was made for.",
+}
+"""Origin of a chat template that is not the backbone's own -> sentence of the card."""
+
+
+def _chat(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether the adapter was made from conversations, and a sentence about another chat template."""
+    facts = (report.get("facts") or {}).get("chat") or {}
+    return {"chat": bool(facts), "chat_template": TEMPLATES.get(str(facts.get("new_template")), "")}
 
 
 def map_card(repo_id: str, upgrade_map: UpgradeMap, *, pictures: Iterable[str] = ()) -> str:

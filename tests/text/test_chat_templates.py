@@ -62,7 +62,7 @@ def test_what_a_template_writes_around_an_answer() -> None:
     without = chat("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}").turn_ends(ASKED)
     assert without is not None
     assert (without.after, without.end) == ("", 2)  # no token of its own: the end of sequence
-    assert chat("none").turn_ends("a string") is None
+    assert chat(CHATML).turn_ends("a string") is None
 
 
 def test_the_loss_is_on_assistant_turns_alone() -> None:
@@ -106,7 +106,9 @@ def test_a_template_is_a_file_its_text_or_none(tmp_path: Path) -> None:
     assert read_template(tmp_path / "a.jinja", "x") == CHATML
     assert read_template(tmp_path / "tokenizer_config.json", "x") == "{{ 1 }}"
     assert read_template(CHATML, "x") == CHATML
-    assert chat("none").write(Conversation((*TALK.messages,))) == "red cat\n\nblue\n\nsun dog\n\n"
+    plain = Chat("the model", tokenizer_with(CHATML), "none")
+    assert plain.turn_ends(ASKED) is None
+    assert plain.write(Conversation((*TALK.messages,))) == "red cat\n\nblue\n\nsun dog\n\n"
     with pytest.raises(LoraSuiteError, match="old_template: the old side has no other template"):
         ChatOptions(old_template="old")
 
