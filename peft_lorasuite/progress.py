@@ -1,11 +1,11 @@
-"""Progress bars: library code is passed a function and never prints itself."""
+"""Progress bars: library code is passed a function and never prints itself. Text that is lost stops no work."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -27,17 +27,32 @@ def no_progress(title: str, items: Collection[Item], /) -> Iterable[Item]:
 def progress_bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
     """Show a bar on standard error for loops that take longer than two seconds."""
     from tqdm.auto import tqdm
-    from tqdm.utils import ObjectWrapper
 
-    class Lenient(ObjectWrapper):
-        """A stream whose failures, such as those of a closed pipe or a full disk, do not stop the work."""
+    yield from tqdm(items, desc=title, delay=2.0, leave=False, file=_LenientStream(sys.stderr))
 
-        def write(self, text: str) -> None:
-            with suppress(OSError):
-                self._wrapped.write(text)
 
-        def flush(self) -> None:
-            with suppress(OSError):
-                self._wrapped.flush()
+@contextmanager
+def lenient_stderr() -> Iterator[None]:
+    """Ignore failures of standard error, such as those of a closed pipe or a full disk: they must not stop the work."""
+    stream: Any = _LenientStream(sys.stderr)
+    with redirect_stderr(stream):
+        yield
 
-    yield from tqdm(items, desc=title, delay=2.0, leave=False, file=Lenient(sys.stderr))
+
+class _LenientStream:
+    """A text stream that ignores what cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()

@@ -14,6 +14,7 @@ from types import ModuleType
 from .._version import __version__
 from ..errors import LoraSuiteError, printable
 from ..models.distributed import is_main_process
+from ..progress import lenient_stderr
 from . import chat, demo, evaluate, families, finetune, inspect, map, upgrade
 from .common import NAME
 
@@ -49,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show must not fail
-    args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    with lenient_stderr():
+        return _run(_parser().parse_args(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         values, text = COMMANDS[args.command].run(args)
     except LoraSuiteError as error:

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
 from ..errors import LoraSuiteError
+from ..progress import lenient_stderr
 from .common import PROMPTS, add_chat, non_empty
 
 
@@ -39,8 +40,9 @@ def run_script(name: str, run: Callable[[Namespace], int], args: Namespace) -> i
     """Run a program; return its exit code, 1 for an error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO)
-    try:
-        return run(args)
-    except LoraSuiteError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
+    with lenient_stderr():
+        try:
+            return run(args)
+        except LoraSuiteError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1

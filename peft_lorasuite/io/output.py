@@ -117,12 +117,12 @@ def check_output_file(file: str | Path, *, overwrite: bool = False) -> Path:
         LoraSuiteError: If it is a folder or a device, or exists and ``overwrite`` is false.
     """
     target = Path(file).expanduser()
-    remove_leftovers(target.resolve().parent)
     if is_folder(target):
         raise LoraSuiteError(
             "the output is a folder", where=target, wanted="a file", do="add a file name such as report.html"
         )
     _check_replaceable(target)
+    remove_leftovers(target.resolve().parent)
     if exists(target) and not overwrite:
         raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
     return target
@@ -134,8 +134,9 @@ def write_file(file: str | Path, text: str) -> None:
     Raises:
         LoraSuiteError: If it cannot be written.
     """
-    target = Path(file).expanduser().resolve()
+    target = Path(file).expanduser()
     _check_replaceable(target)
+    target = target.resolve()
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with closing(TemporaryFolder(target.parent)) as temporary:

@@ -76,6 +76,8 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     for write in (check_output_file, lambda path: write_file(path, "text")):
         with pytest.raises(LoraSuiteError, match="the output is not a regular file"):
             write(tmp_path / "pipe")
+        with pytest.raises(LoraSuiteError, match=r"the path cannot be accessed: .*null"):
+            write(tmp_path / "a\0b")
     assert (tmp_path / "pipe").is_fifo()
 
 

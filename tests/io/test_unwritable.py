@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -112,6 +113,18 @@ def test_progress_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", full)
         steps = [time.sleep(1.1) for _ in progress_bars("waiting", range(3))]
     assert len(steps) == 3
+
+
+def test_standard_error_that_cannot_be_written(pair: Pair, tmp_path: Path) -> None:
+    """As with a full disk for the log: bars of transformers, messages and warnings are lost, the result is not."""
+    call = ["upgrade", str(pair.adapter), "--to", str(pair.new), "--method", "lorasuite", "-o", str(tmp_path / "out")]
+    full = os.open("/dev/full", os.O_WRONLY)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-m", "peft_lorasuite", *call]
+    done = subprocess.run(words, stderr=full, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(full)
+    assert done.returncode == 0
+    assert "wrote" in done.stdout
 
 
 def test_text_that_cannot_be_printed(
