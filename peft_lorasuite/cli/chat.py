@@ -10,22 +10,33 @@ from typing import Any
 
 from ..errors import LoraSuiteError
 from ..io.source import split_revision
-from .common import Output, add_command, add_loading, load_options, positive, setup_logging
+from .common import (
+    Output,
+    add_chat,
+    add_command,
+    add_loading,
+    chat_options,
+    load_options,
+    positive,
+    setup_logging,
+)
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
         commands, "chat", "ask the new backbone, the upgraded adapter and the old adapter the same question",
-        "Without --prompt every line of the standard input is a question, until the end of the input.",
+        "Without --prompt every line of the standard input is a question, until the end of the input. A model with a\n"
+        "chat template gets the conversation so far.",
     )  # fmt: skip
     command.add_argument("--base", required=True, metavar="NEW", help="new backbone")
     command.add_argument("--adapter", required=True, metavar="UPGRADED", help="the upgraded adapter")
     command.add_argument("--old", metavar="ADAPTER", help="the old adapter, for a third column of answers")
     command.add_argument("--old-base", metavar="OLD", help="old backbone (default: the old adapter's base model)")
     command.add_argument("--prompt", metavar="TEXT", help="ask this question only")
-    command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: the question itself)")
+    command.add_argument("--template", metavar="TEXT", help="prompt with {instruction}, instead of a chat template")
     command.add_argument("--length", type=positive, default=128, help="maximum tokens of an answer (default: 128)")
+    add_chat(command, old=True)
     add_loading(command)
 
 
@@ -35,6 +46,7 @@ def run(args: Namespace) -> Output:
     from ..models.backbone import Backbone
     from . import chat_session
 
+    chat = chat_options(args)
     chat_session.check_chat(args.template, args.length, args.prompt)
     adapter, revision = split_revision(args.adapter)
     old, old_revision = split_revision(args.old) if args.old else (None, None)
@@ -44,7 +56,7 @@ def run(args: Namespace) -> Output:
     ]
     models = chat_session.load_models(
         bases[0], adapter, revision=revision, old_base=bases[1], old_adapter=old, old_revision=old_revision,
-        dtype=args.dtype, device_map=args.device_map,
+        dtype=args.dtype, device_map=args.device_map, chat=chat,
     )  # fmt: skip
     turns: list[dict[str, Any]] = []
     for prompt in [args.prompt] if args.prompt is not None else _read_lines(shown=not (args.quiet or args.json)):

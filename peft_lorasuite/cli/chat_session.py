@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..adapters.chat_template import read_chat_template
 from ..adapters.loading import adapter_folder, add_adapter
 from ..adapters.reading import base_model_of
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.extended import ExtendedBackbone, TableRows
-from ..models.generation import answer
+from ..models.generation import Turn, answer, fits_context
+from ..text.chat import NO_TEMPLATE, OLD_TEMPLATE, Chat, ChatOptions
+from ..text.conversations import ASSISTANT, USER, Conversation, Message
 from ..text.examples import Example, format_example
 from ..text.templates import check_template, check_text
 
@@ -34,20 +37,45 @@ class ChatModel:
         model: The PEFT model.
         backbone: Its backbone, for the tokenizer.
         disable_adapter: Whether it answers without its adapter.
+        chat: Renders the conversation by a chat template; without one a question is the whole prompt.
+        history: The earlier turns of the conversation with this model.
     """
 
     name: str
     model: Any
     backbone: Backbone
     disable_adapter: bool = False
+    chat: Chat | None = None
+    history: list[Message] = field(default_factory=list)
 
     @torch.inference_mode()
     def answer(self, prompt: str, length: int) -> str:
-        """Answer by greedy decoding, with at most ``length`` tokens."""
+        """Answer by greedy decoding, with at most ``length`` tokens, without regard to earlier turns."""
+        return self._generate(prompt, length, ()).response.strip()
+
+    @torch.inference_mode()
+    def reply(self, question: str, length: int) -> str:
+        """Answer a user turn of the conversation with this model; the oldest turns that do not fit are left out."""
+        if self.chat is None:
+            return self.answer(question, length)
+        user = {"role": USER, "content": question}
+        while True:
+            talk = Conversation((*self.history, user), where="the question")
+            prompt = self.chat.write(talk)
+            if not self.history or fits_context(self.backbone, prompt, length):
+                break
+            del self.history[:2]
+        ends = self.chat.turn_ends(talk)
+        turn = self._generate(prompt, length, () if ends is None else (ends.end,))
+        text = turn.response.strip()
+        self.history.extend([user, {"role": ASSISTANT, "content": text}])
+        return text
+
+    def _generate(self, prompt: str, length: int, stops: Collection[int]) -> Turn:
         context: AbstractContextManager[Any] = self.model.disable_adapter() if self.disable_adapter else nullcontext()
         with context:
-            (turn,) = answer(self.model, self.backbone, [prompt], length=length)
-        return turn.response.strip()
+            (turn,) = answer(self.model, self.backbone, [prompt], length=length, stops=stops)
+        return turn
 
 
 def load_models(
@@ -60,6 +88,7 @@ def load_models(
     old_revision: str | None = None,
     dtype: Any = "auto",
     device_map: Any = None,
+    chat: ChatOptions | None = None,
 ) -> list[ChatModel]:
     """Load the new backbone with the upgraded adapter, for two columns, and the old backbone with the old adapter.
 
@@ -72,6 +101,7 @@ def load_models(
         old_revision: Revision of the old adapter on the Hub.
         dtype: Dtype of the models.
         device_map: As in transformers.
+        chat: How conversations are rendered; by default each adapter's own template is used, else its backbone's.
 
     Raises:
         LoraSuiteError: If a folder or repository has no adapter, or a model cannot be loaded.
@@ -80,12 +110,32 @@ def load_models(
         raise LoraSuiteError("the old backbone is of no use without its adapter", where="--old-base", do="add --old")
     new = Backbone.open(base)
     model, extended = _load_with_adapter(new, adapter, revision, dtype, device_map)
-    models = [ChatModel("base", model, new, disable_adapter=True), ChatModel("upgraded", model, extended)]
+    options = chat or ChatOptions()
+    own = _template(options.new_template, adapter, revision)
+    models = [
+        ChatModel("base", model, new, disable_adapter=True, chat=_chat(new, own, options)),
+        ChatModel("upgraded", model, extended, chat=_chat(extended, own, options)),
+    ]
     if old_adapter is not None:
         old = Backbone.open(old_base) if old_base is not None else _open_base_of(old_adapter, old_revision)
         old_model, old = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
-        models.append(ChatModel("old + adapter", old_model, old))
+        own = _template(options.old_template, old_adapter, old_revision)
+        models.append(ChatModel("old + adapter", old_model, old, chat=_chat(old, own, options)))
     return models
+
+
+def _template(given: Any, adapter: str, revision: str | None) -> str | None:
+    """Return the template that was given, else that beside the adapter; None for the backbone's own."""
+    if given not in (None, OLD_TEMPLATE):
+        return str(given)
+    return read_chat_template(Source(str(adapter), "adapter", revision))
+
+
+def _chat(backbone: Any, template: str | None, options: ChatOptions) -> Chat | None:
+    """Return how a model's conversations are rendered; None where there is no template."""
+    if template == NO_TEMPLATE or (template is None and not backbone.tokenizer.chat_template):
+        return None
+    return Chat(repr(backbone), backbone.tokenizer, template, dict(options.template_kwargs), options.system)
 
 
 def ask(models: Sequence[ChatModel], text: str, *, template: str | None = None, length: int = 128) -> dict[str, str]:
@@ -94,14 +144,17 @@ def ask(models: Sequence[ChatModel], text: str, *, template: str | None = None, 
     Args:
         models: The models.
         text: The question.
-        template: Prompt template with ``{instruction}``; without one the question is the prompt.
+        template: Prompt template with ``{instruction}``; without one the question is the next turn of a conversation,
+            or the prompt of a model without a chat template.
         length: Maximum number of tokens of an answer.
 
     Returns:
         Heading of the column -> answer.
     """
     check_text(text, "the question")
-    prompt = text if template is None else format_example(Example(text), template)
+    if template is None:
+        return {model.name: model.reply(text, length) for model in models}
+    prompt = format_example(Example(text), template)
     return {model.name: model.answer(prompt, length) for model in models}
 
 

@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
     command.add_argument("--scoring", choices=("generate", "likelihood"), default="generate", help="default: generate")
     command.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     command.add_argument("--template", metavar="TEXT", help="prompt with {instruction} (default: LLM-Adapters)")
+    command.add_argument("--apply-chat-template", action="store_true", help="ask through the tokenizer's chat template")
+    command.add_argument("--system-instruction", metavar="TEXT", help="system prompt")
+    command.add_argument("--fewshot-as-multiturn", action="store_true", help="few-shot examples as turns")
     command.add_argument("--seed", type=seed, default=0, help="random seed of --limit (default: 0)")
     command.add_argument("-o", "--output", metavar="DIR", help="folder for the table and the scores as JSON")
     add_overwrite(command)
@@ -47,7 +50,10 @@ def run(args: Namespace) -> Output:
     from ..evaluation.harness import compare, comparison_table, evaluate, markdown_table, published_rows
 
     published = published_rows(args.published, args.suite) if args.published else None
-    names = ("suite", "data", "limit", "scoring", "batch_size", "template", "seed")
+    names = (
+        "suite", "data", "limit", "scoring", "batch_size", "template", "apply_chat_template", "system_instruction",
+        "fewshot_as_multiturn", "seed",
+    )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     first = args.model if args.against else "base"
     _check_distinct([first, *args.adapter, *args.against])

@@ -16,12 +16,13 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError, check_integer, check_seed
+from ..errors import LoraSuiteError, check_seed
 from ..io.source import Source, split_revision
 from ..io.temporary import temporary_folder
 from ..models.memory import contiguous_head_input
-from ..text.templates import check_template, format_prompt
+from ..text.templates import format_prompt
 from . import answers
+from .options import check_chat, check_options
 from .published import published, published_pairs, published_rows
 from .scores import Comparison, Difference, Evaluation, TaskScore, compare
 from .tables import comparison_table, markdown_table
@@ -41,8 +42,6 @@ __all__ = [
     "published_rows",
 ]
 
-SCORINGS = ("generate", "likelihood")
-
 
 def evaluate(
     model: Any,
@@ -56,6 +55,9 @@ def evaluate(
     batch_size: int | str = 8,
     max_new_tokens: int | None = None,
     template: str | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    fewshot_as_multiturn: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate a model on the paper's benchmarks.
@@ -76,6 +78,9 @@ def evaluate(
         batch_size: Prompts per batch, or ``"auto"`` of the harness.
         max_new_tokens: Maximum length of a response; by default 256 for math and 32 for commonsense, as in the papers.
         template: Prompt template with ``{instruction}`` (and ``{input}``); by default that of LLM-Adapters.
+        apply_chat_template: Whether the harness renders the prompt as a user turn by the tokenizer's chat template.
+        system_instruction: System prompt, as in the harness.
+        fewshot_as_multiturn: Whether few-shot examples are turns of the conversation, as in the harness.
         seed: Seed of the items of ``limit``.
 
     Returns:
@@ -86,8 +91,13 @@ def evaluate(
             or lm-evaluation-harness is not installed.
     """
     benchmarks = select(suite)
-    _check_options(benchmarks, scoring, limit, template, max_new_tokens)
+    check_options(benchmarks, scoring, limit, template, max_new_tokens)
     check_seed(seed)
+    chat = {
+        "apply_chat_template": apply_chat_template, "system_instruction": system_instruction,
+        "fewshot_as_multiturn": fewshot_as_multiturn,
+    }  # fmt: skip
+    check_chat(chat)
     local = None if data is None else _read_local_items(Path(data), benchmarks)
     _require_harness()
     overrides = _task_overrides(scoring, template)
@@ -95,7 +105,7 @@ def evaluate(
     with temporary_folder() as scratch:
         tasks = _load_tasks(benchmarks, overrides, max_new_tokens, local, scratch)
         samples = _draw_samples(benchmarks, tasks, limit, seed)
-        results = _run_harness(loaded_model, loaded_tokenizer, tasks, samples, batch_size)
+        results = _run_harness(loaded_model, loaded_tokenizer, tasks, samples, batch_size, chat)
         scores = tuple(_score_task(b, results["samples"][b.task]) for b in benchmarks)
     settings = {
         "limit": limit,
@@ -104,24 +114,9 @@ def evaluate(
         "template": template,
         "data": "Hub" if data is None else "local",
         "lm_eval": metadata.version("lm_eval"),
+        **{name: value for name, value in chat.items() if value},
     }
     return Evaluation(scores, _model_name(model), scoring, None if adapter is None else str(adapter), settings)
-
-
-def _check_options(
-    benchmarks: tuple[Benchmark, ...], scoring: str, limit: int | None, template: str | None, max_new_tokens: int | None
-) -> None:
-    if scoring not in SCORINGS:
-        raise LoraSuiteError("unknown scoring", got=repr(scoring), wanted=" or ".join(SCORINGS))
-    math = [b.name for b in benchmarks if b.suite == "math"]
-    if scoring == "likelihood" and math:
-        what = "the math benchmarks have no options whose likelihood could be compared"
-        raise LoraSuiteError(what, where=", ".join(math), do="use scoring='generate'")
-    for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
-        if value is not None:
-            check_integer(name, value)
-    if template is not None:
-        check_template(template)
 
 
 def _read_local_items(folder: Path, benchmarks: tuple[Benchmark, ...]) -> dict[Benchmark, list[Item]]:
@@ -205,6 +200,7 @@ def _draw_samples(
 
 def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
     """Load model and tokenizer if they are given by name. The tokenizer is copied: the harness sets its padding."""
+    from ..adapters.chat_template import read_chat_template
     from ..adapters.loading import load_tokenizer
     from ..text.vocabulary import pad_token_id
 
@@ -215,6 +211,8 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
     else:
         loaded, revision = model, None
     own = copy.deepcopy(load_tokenizer(loaded, tokenizer, revision))
+    if isinstance(model, str | Path):
+        own.chat_template = read_chat_template(_source(adapter or model, "adapter")) or own.chat_template
     if own.pad_token_id is not None:
         own.pad_token_id = pad_token_id(own, loaded.config.get_text_config().vocab_size)
     return loaded, own
@@ -244,11 +242,16 @@ def _source(text: str | Path, kind: str) -> Source:
 
 
 def _run_harness(
-    model: Any, tokenizer: Any, tasks: Mapping[str, Any], samples: dict[str, list[int]] | None, batch_size: int | str
-) -> Mapping[str, Any]:
+    model: Any, tokenizer: Any, tasks: Mapping[str, Any], samples: dict[str, list[int]] | None,
+    batch_size: int | str, chat: Mapping[str, Any],
+) -> Mapping[str, Any]:  # fmt: skip
     from lm_eval.evaluator import evaluate as run
     from lm_eval.models.huggingface import HFLM
 
+    if chat["apply_chat_template"] and not tokenizer.chat_template:
+        raise LoraSuiteError(
+            "the tokenizer has no chat template", where=_model_name(model), do="leave out apply_chat_template"
+        )
     from ..text.vocabulary import check_token_rows
 
     was_training, rows = model.training, model.config.get_text_config().vocab_size
@@ -261,7 +264,7 @@ def _run_harness(
         task_dict: Any = {"tasks": tasks}
         # bootstrap_iters=0: the intervals are computed from the outcomes
         with contiguous_head_input(model):
-            results = run(lm=wrapped, task_dict=task_dict, samples=samples, bootstrap_iters=0)
+            results = run(lm=wrapped, task_dict=task_dict, samples=samples, bootstrap_iters=0, **chat)
     finally:
         check.remove()
         model.train(was_training)

@@ -88,7 +88,7 @@ class TurnEnds:
     """What a template writes around the content of an assistant turn that follows the generation prompt.
 
     Attributes:
-        before: White space before the content.
+        before: Text between the generation prompt and the content.
         after: Text between the content and the end-of-turn token.
         end: Id of the end-of-turn token; of the end-of-sequence token where the template writes no token.
     """
@@ -157,7 +157,7 @@ class Chat:
         before = whole[len(prompt) : start] if whole.startswith(prompt) and len(prompt) <= start else ""
         tail = whole[start + len(PROBE) :] if start >= 0 else ""
         after, end = self._end_token(tail)
-        return TurnEnds(before if not before.strip() else "", after, end)
+        return TurnEnds(before, after, end)
 
     def _end_token(self, tail: str) -> tuple[str, int]:
         """Return the text before the first special token of a text, and the token; the EOS token if there is none."""

@@ -6,6 +6,7 @@ head leads from each word to the next. So every outcome is known beforehand.
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -117,6 +118,26 @@ def test_an_answer_that_is_cut_off_does_not_count(speaker: Any, tokenizer: Any, 
     model = speaker("Response: so 3 + 4 = 7.")
     found = evaluate(model, tokenizer=tokenizer, suite="gsm8k", data=data, max_new_tokens=4)
     assert (found["gsm8k"].outcomes, found.settings["max_new_tokens"]) == ((0, 0), 4)
+
+
+def test_the_harness_asks_through_the_chat_template(speaker: Any, tokenizer: Any, data: Path) -> None:
+    """The prompt then ends as the template ends it, and the system prompt is what the template gets."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{{ 'answer' if messages[0]['role'] == 'system' else 'A:' }}"
+    kwargs = {"tokenizer": chatty, "suite": "boolq", "data": data}
+    assert evaluate(speaker("A: true"), **kwargs).average == 0
+    found = evaluate(speaker("A: true"), **kwargs, apply_chat_template=True)
+    assert found.average == pytest.approx(0.6)
+    assert found.settings["apply_chat_template"] is True
+    asked = {"apply_chat_template": True, "system_instruction": "the"}
+    assert evaluate(speaker("A: true"), **kwargs, **asked).average == 0
+    assert evaluate(speaker("answer true"), **kwargs, **asked).average == pytest.approx(0.6)
+    with pytest.raises(LoraSuiteError, match="the tokenizer has no chat template"):
+        evaluate(speaker("A: true"), tokenizer=tokenizer, suite="boolq", data=data, apply_chat_template=True)
+    with pytest.raises(
+        LoraSuiteError, match="fewshot_as_multiturn: few-shot examples are turns only with a chat template"
+    ):
+        evaluate(speaker("A: true"), **kwargs, fewshot_as_multiturn=True)
 
 
 def test_a_template_of_ones_own_replaces_the_prompt(speaker: Any, tokenizer: Any, data: Path) -> None:

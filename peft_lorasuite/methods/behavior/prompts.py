@@ -57,12 +57,14 @@ class ChosenPrompts:
             return turn, turn
         old, new = self.chat.old.turn_ends(prompt), self.chat.new.turn_ends(prompt)
         if old is not None:
-            before = len(old.before) if turn.response.startswith(old.before) else 0
+            shared = new is not None and old.before.strip() and old.before == new.before  # a part of the answer
+            before = 0 if shared else len(old.before) if turn.response.startswith(old.before) else 0
             inside = turn.response[before:]
             after = len(old.after) if turn.ended and inside.endswith(old.after) else 0
             end = turn.end if turn.ended else old.end
             turn = replace(turn, before=before, after=after, end=end)
         before, after = (new.before, new.after if turn.ended else "") if new else ("", "")
+        before = "" if before.strip() else before  # an empty block of thoughts: answers follow the generation prompt
         other = Turn(
             self.chat.new.write(prompt),
             before + turn.content + after,
