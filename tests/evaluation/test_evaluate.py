@@ -123,7 +123,8 @@ def test_an_answer_that_is_cut_off_does_not_count(speaker: Any, tokenizer: Any, 
 def test_the_harness_asks_through_the_chat_template(speaker: Any, tokenizer: Any, data: Path) -> None:
     """The prompt then ends as the template ends it, and the system prompt is what the template gets."""
     chatty = copy.deepcopy(tokenizer)
-    chatty.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{{ 'answer' if messages[0]['role'] == 'system' else 'A:' }}"
+    end = "{{ 'answer' if messages[0]['role'] == 'system' else 'A:' }}"
+    chatty.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}" + end
     kwargs = {"tokenizer": chatty, "suite": "boolq", "data": data}
     assert evaluate(speaker("A: true"), **kwargs).average == 0
     found = evaluate(speaker("A: true"), **kwargs, apply_chat_template=True)
