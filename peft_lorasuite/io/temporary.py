@@ -152,7 +152,7 @@ def _acquire(root: Path) -> BaseFileLock | None:
         warnings.simplefilter("ignore")  # filelock warns where it replaces a lock of the system by a file
         try:
             lock.acquire()
-        except (Timeout, FileNotFoundError):
+        except (Timeout, FileNotFoundError, FileExistsError):  # the last: deleted while filelock looked for it
             return None
     if (root / LOCK).exists():
         return lock

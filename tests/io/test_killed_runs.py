@@ -151,3 +151,34 @@ def test_a_folder_is_locked_by_the_process_that_uses_it(tmp_path: Path) -> None:
             assert folder.is_dir()
             assert folder != other
     assert list(tmp_path.iterdir()) == []
+
+
+SIDE_BY_SIDE = """
+import os, sys, time
+from pathlib import Path
+from peft_lorasuite.io import output
+os.fsync = lambda handle: None  # more outputs a second
+target, end, number = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
+while time.monotonic() < end:
+    number += 1
+    with output.atomic_folder(target, overwrite=True) as part:
+        (part / "number").write_text(str(number))
+    assert (target / "number").read_text() == str(number)
+"""
+
+
+def test_outputs_that_are_written_side_by_side_while_others_are_killed(tmp_path: Path) -> None:
+    """A folder that is being created is not taken for a leftover of the runs that are killed."""
+    words = [sys.executable, "-c", SIDE_BY_SIDE]
+    steady = [
+        subprocess.Popen([*words, str(tmp_path / name), "5"], stderr=subprocess.PIPE, text=True) for name in "abc"
+    ]
+    while any(worker.poll() is None for worker in steady):
+        killed = subprocess.Popen([*words, str(tmp_path / "killed"), "60"])
+        time.sleep(0.4)
+        killed.kill()
+        killed.wait()
+    assert [worker.communicate()[1] for worker in steady] == [""] * 3
+    with temporary_folder(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "killed"]
