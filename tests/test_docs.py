@@ -13,6 +13,7 @@ from pathlib import Path
 
 import doc_blocks
 import pytest
+from chat_pair import CHATML, LLAMA2
 from hub_fixtures import client_env
 from hub_server import HubServer
 from huggingface_hub import constants
@@ -32,7 +33,10 @@ ON_THE_HUB = [
     path for path in PAGES if re.search(r'["\s](me|org)/[a-z]', "".join(b.code for b in doc_blocks.blocks(path)))
 ]
 """Pages with repositories run in a process of their own, with the loopback server as Hub."""
-LINKS = {"old-backbone": "old", "new-backbone": "new", "samples.json": "train.json", "text.txt": "calibration.txt"}
+PLAIN_CHATML = CHATML.replace("<|im_end|>", "{{ eos_token }}")
+"""ChatML for a vocabulary without its end of turn."""
+LINKS = {"samples.json": "train.json", "text.txt": "calibration.txt"}
+BACKBONES = {"old-backbone": ("old", LLAMA2), "new-backbone": ("new", PLAIN_CHATML)}
 OLD, NEW, LORA = "org/old-backbone", "org/new-backbone", "me/my-lora"
 
 
@@ -52,12 +56,18 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     for name, target in LINKS.items():
         (folder / name).symlink_to(DEMO / target)
+    for name, (target, template) in BACKBONES.items():
+        shutil.copytree(DEMO / target, folder / name)
+        (folder / name / "chat_template.jinja").write_text(template)
+    (folder / "template.jinja").write_text(LLAMA2)
     lora(folder / "my-lora", "old-backbone")
     lora(folder / "my-other-lora", "old-backbone")
     (folder / "hub_scripts").symlink_to(ROOT / "hub_scripts")
     items = json.loads((DEMO / "prompts.json").read_text(encoding="utf-8"))[:8]
     prompts = [{"prompt": f"Question: {item['instruction']}\nAnswer: "} for item in items]
     (folder / "prompts.json").write_text(json.dumps(prompts))
+    talks = [{"messages": [{"role": "user", "content": item["instruction"]}]} for item in items]
+    (folder / "conversations.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     monkeypatch.chdir(folder)
     known = set(registry._registered) | set(registry.BUILT_IN), set(methods._methods) | set(methods.BUILT_IN)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
