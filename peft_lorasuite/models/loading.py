@@ -13,6 +13,9 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
 from .task import CAUSAL, Task
 
+ACCESS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+"""Options of loading that say how files are found."""
+
 
 @contextmanager
 def load_errors(where: str, do: str | None = None) -> Iterator[None]:
@@ -30,6 +33,17 @@ def load_errors(where: str, do: str | None = None) -> Iterator[None]:
         raise LoraSuiteError(f"the model cannot be loaded: {short_message(error)}", where=where, do=do) from error
 
 
+def auto_class(config: Any, task: Task = CAUSAL) -> Any:
+    """Return the class of transformers that loads a backbone: some multimodal types have no causal language model."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    multimodal = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    only = config.model_type in multimodal and config.model_type not in causal
+    return AutoModelForImageTextToText if only and task.causal else task.auto_class
+
+
 def load_model(location: str, options: dict[str, Any], *, where: str, task: Task = CAUSAL) -> Any:
     """Load a model of the task's class.
 
@@ -40,10 +54,14 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
         LoraSuiteError: When the checkpoint has no or another shape of another weight: transformers would initialize it
             at random.
     """
+    from transformers import AutoConfig
+
+    access = {name: options[name] for name in ACCESS if name in options}
+    config = options.get("config") or AutoConfig.from_pretrained(location, **access)
     lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the errors below name the weight
     optional = task.classifies or not task.reads_head
     with _no_load_report() if optional else nullcontext():
-        loaded: Any = task.auto_class.from_pretrained(location, **options, **lenient)
+        loaded: Any = auto_class(config, task).from_pretrained(location, **options, **lenient)
     model, info = loaded
 
     def needed(name: str) -> bool:

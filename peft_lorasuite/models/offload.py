@@ -13,6 +13,7 @@ import torch
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.temporary import TemporaryFolder
+from .loading import auto_class
 
 DISK = "disk"
 """The ``device_map`` of such a model."""
@@ -40,10 +41,8 @@ def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = F
         arch: Its architecture.
         trust_remote_code: As in transformers.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        shell = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     offloaded = arch.layer_path, *(() if arch.tied else (arch.head,))  # calibration does not run the head
     devices = {name: DISK if name.startswith(offloaded) else "cpu" for name in _modules(shell, arch.layer_path)}
     return {"device_map": devices}

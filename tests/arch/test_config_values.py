@@ -6,14 +6,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from pico import PICO, pico_config
+from pico import MULTIMODAL, PICO, pico_config
 
 from peft_lorasuite import LoraSuiteError
 from peft_lorasuite.arch.config_values import check_architecture, first_difference, read_config_values
 from peft_lorasuite.arch.registry import architecture
 
 
-@pytest.mark.parametrize("family", PICO)
+@pytest.mark.parametrize("family", PICO | MULTIMODAL)
 def test_the_values_of_every_family_give_its_architecture(family: str) -> None:
     config = pico_config(family)
     values = json.loads(json.dumps(read_config_values(config)))
@@ -21,7 +21,7 @@ def test_the_values_of_every_family_give_its_architecture(family: str) -> None:
     check_architecture(architecture(config), values)
 
 
-@pytest.mark.parametrize("family", PICO)
+@pytest.mark.parametrize("family", PICO | MULTIMODAL)
 def test_another_architecture_is_named_by_its_first_field(family: str) -> None:
     config = pico_config(family)
     arch = architecture(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import PICO, pico_config, pico_model, pico_tokenizer, save_backbone
+from pico import MULTIMODAL, PICO, pico_config, pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
@@ -43,7 +43,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"attention_bias": True}),
     ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True, "qk_layernorm": True}),
 ]
-CASES = [(name, {}) for name in PICO] + VARIANTS
+CASES = [(name, {}) for name in PICO | MULTIMODAL] + VARIANTS
 FAMILIES = pytest.mark.parametrize(
     "case", range(len(CASES)), ids=[f"{n}{'+' * bool(o)}{'+'.join(o)}" for n, o in CASES]
 )

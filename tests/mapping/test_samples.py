@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import PICO, VOCABULARY, pico_model, pico_tokenizer, save_backbone
+from pico import MULTIMODAL, PICO, VOCABULARY, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.mapping.samples import EMPTY, KINDS, hash_weights
 from peft_lorasuite.models.backbone import Backbone
 
 
-@pytest.mark.parametrize("family", PICO)
+@pytest.mark.parametrize("family", PICO | MULTIMODAL)
 def test_a3_every_tensor_of_the_text_model_is_in_the_sample(family: str) -> None:
     model = pico_model(family)
     arch = architecture(model.config)
@@ -22,7 +22,7 @@ def test_a3_every_tensor_of_the_text_model_is_in_the_sample(family: str) -> None
     assert None not in kept.values()
     assert (kept["head"] == EMPTY) == arch.tied
     for name, weight in model.named_parameters():
-        if "vision" in name or "multi_modal" in name:
+        if any(other in name for other in ("vision", "visual", "multi_modal")):
             continue
         before = weight.detach().clone()
         with torch.no_grad():

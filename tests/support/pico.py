@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.models.loading import auto_class
 
 VOCABULARY = 120
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
@@ -87,16 +88,47 @@ PICO: dict[str, dict[str, Any]] = {
     "stablelm": GROUPED,
 }
 """Config values by ``model_type``."""
+TEXT_MODEL = {name: value for name, value in GROUPED.items() if name not in IDS}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 4}
+QWEN_VISION = {"depth": 3, "hidden_size": 32, "num_heads": 4}
+QWEN_VL: dict[str, Any] = {
+    "text_config": TEXT_MODEL
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+    "image_token_id": VOCABULARY - 1,
+    "video_token_id": VOCABULARY - 2,
+    "vision_start_token_id": VOCABULARY - 3,
+    "vision_end_token_id": VOCABULARY - 4,
+}
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "llava": {
+        "text_config": TEXT_MODEL | {"model_type": "llama"},
+        "vision_config": VISION | {"model_type": "clip_vision_model", "image_size": 8, "projection_dim": 16},
+        "image_token_index": VOCABULARY - 1,
+    },
+    "mistral3": {
+        "text_config": TEXT_MODEL | {"model_type": "mistral"},
+        "vision_config": VISION | {"model_type": "pixtral", "image_size": 8, "head_dim": 8},
+        "image_token_index": VOCABULARY - 1,
+    },
+    "qwen2_vl": QWEN_VL
+    | {"vision_config": {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}},
+    "qwen2_5_vl": QWEN_VL
+    | {
+        "vision_config": {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32}
+    },
+}
+"""Config values of multimodal types, whose vision towers have the sizes of the text model."""
 
 
 def pico_config(model_type: str, **overrides: Any) -> Any:
     """Return a transformers config of about 20,000 weights; ``overrides`` replace its values."""
-    values = PICO[model_type] | overrides
+    values = (PICO | MULTIMODAL)[model_type] | overrides
     if model_type == "minicpm":
         return PreTrainedConfig.from_dict({name: value for name, value in values.items() if value is not None})
-    if model_type == "gemma3":
-        text = {name: overrides.pop(name) for name in list(overrides) if name in values["text_config"]}
-        values = PICO[model_type] | overrides | {"text_config": PICO[model_type]["text_config"] | text}
+    if model_type == "gemma3" or model_type in MULTIMODAL:
+        own = (PICO | MULTIMODAL)[model_type]
+        text = {name: overrides.pop(name) for name in list(overrides) if name in own["text_config"]}
+        values = own | overrides | {"text_config": own["text_config"] | text}
     return AutoConfig.for_model(**(values | {"model_type": model_type}))
 
 
@@ -110,7 +142,7 @@ def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
     if arch.runs_as:
         values = {name: value for name, value in config.to_dict().items() if name != "auto_map"}
         config = AutoConfig.for_model(**(values | dict(arch.runs_as)))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = auto_class(config).from_config(config, dtype=torch.float32).eval()
     randomize(model, seed, gain_offset=arch.gain_offset)
     return model
 
