@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LoraSuiteError
 from ..io.checkpoint import open_safetensors
-from ..io.source import read_json
+from ..io.json_file import read_json
 from ..models.extended import TableRows, resize_tables
 from .peft_format import CONFIG, WEIGHTS
 from .tokenizer import added_tokens, load_tokenizer_folder

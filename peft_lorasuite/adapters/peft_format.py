@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -182,13 +183,26 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
 
 
 def _check_adalora(config: Mapping[str, Any], where: str) -> None:
-    """Raise `LoraSuiteError` for an AdaLoRA without the two numbers that its scaling is computed from."""
-    for name in ("lora_alpha", "init_r") if config["peft_type"] == "ADALORA" else ():
+    """Raise `LoraSuiteError` for an AdaLoRA without its scaling, or with a schedule that PEFT refuses."""
+    if config["peft_type"] != "ADALORA":
+        return
+    for name in ("lora_alpha", "init_r"):
         if not (config.get(name) or 0) > 0:
             raise LoraSuiteError(
                 "malformed value" if name in config else "missing value", where=f"{where}/{CONFIG}, {name}",
                 got=config.get(name), wanted="a number above 0", do="fix the config, or fetch the adapter again",
             )  # fmt: skip
+    from peft import AdaLoraConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of entries that it does not know
+            AdaLoraConfig.from_peft_type(**AdaLoraConfig.check_kwargs(**config))
+    except (ValueError, TypeError) as error:
+        raise LoraSuiteError(
+            f"PEFT refuses the config: {short_message(error)}", where=f"{where}/{CONFIG}",
+            do="fix the config, or fetch the adapter again",
+        ) from error  # fmt: skip
 
 
 def adapter_kind(config: Mapping[str, Any]) -> str:

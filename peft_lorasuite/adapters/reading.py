@@ -12,6 +12,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import no_safetensors_error, open_safetensors, read_tensors
 from ..io.source import Source
+from ..linalg.lowrank import check_values
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .added_tokens import read_added_tokens
@@ -78,6 +79,7 @@ def read_adapter(
 
         if old is None:
             raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
+        check_values(*(tensor.float() for tensor in tensors.values()), where=where)
         adapter = convert_to_lora(source, config, tensors, old, rank, from_tensors)
     else:
         adapter = from_tensors(tensors, config, arch, source=source, old=old)

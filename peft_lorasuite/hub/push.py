@@ -14,9 +14,10 @@ from ..adapters.tokenizer import OTHERS, TOKENIZER
 from ..adapters.writing import RECORD, REPORT, write_peft_model
 from ..errors import LoraSuiteError, error_context
 from ..io.checkpoint import no_safetensors_error, read_tensors
+from ..io.json_file import read_json
 from ..io.paths import exists, is_folder
 from ..io.retry import with_retries
-from ..io.source import Source, hub_errors, read_json
+from ..io.source import Source, hub_errors
 from ..io.temporary import temporary_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading.report import REPORT_SCHEMA

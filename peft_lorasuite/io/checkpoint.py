@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import CONTROL, LoraSuiteError
 from .file_kinds import INDEX
-from .source import Source, read_json
+from .json_file import read_json
+from .source import Source
 
 SINGLE = "model.safetensors"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}

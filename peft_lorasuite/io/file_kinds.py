@@ -15,12 +15,12 @@ from .schema import (
     ListOf,
     Pattern,
     Record,
-    TableOf,
     either,
     integer,
     number,
     one_of,
     optional,
+    table_of,
 )
 
 INDEX = "model.safetensors.index.json"
@@ -30,22 +30,25 @@ _modules = optional(either(Pattern(), ListOf(item=NAME)))
 _inner = Pattern(inside=r"(^|.*\.){}($|\..*)")
 _layers = optional(either(_inner, ListOf(item=_inner, most=100)))
 _flag, _name = optional(FLAG), optional(NAME)
-_by_module = optional(TableOf(value=number(), patterns=True))
+_by_module = optional(table_of(number(), patterns=True))
 
 ADAPTER_CONFIG = Record(
     fields={
         "peft_type": _name, "task_type": _name, "base_model_name_or_path": _name, "revision": _name, "bias": _name,
         "r": optional(integer(0, MAX_RANK)), "lora_alpha": number(), "alpha": optional(number()),
-        "init_r": optional(number()), "lora_dropout": optional(number(0.0, high=1.0)),
+        **dict.fromkeys(("init_r", "target_r"), optional(integer(1, MAX_RANK))),
+        **dict.fromkeys(("tinit", "tfinal", "deltaT", "total_step"), optional(integer(0))),
+        **dict.fromkeys(("beta1", "beta2", "orth_reg_weight"), number()),
+        "lora_dropout": optional(number(0.0, high=1.0)),
         "rank_pattern": optional(
-            TableOf(value=either(integer(1, MAX_RANK), ListOf(item=FLAG)), patterns=True)
+            table_of(either(integer(1, MAX_RANK), ListOf(item=FLAG)), patterns=True)
         ),
         "alpha_pattern": _by_module, "lambda_pattern": _by_module, "n_frequency_pattern": _by_module,
         "block_size_pattern": _by_module,
         "target_modules": _modules, "exclude_modules": _modules, "feedforward_modules": _modules,
         "modules_to_save": _layers, "layers_pattern": _layers,
         "layers_to_transform": optional(either(integer(0), ListOf(item=integer(0)))),
-        "trainable_token_indices": optional(either(ListOf(item=integer(0)), TableOf(value=ListOf(item=integer(0))))),
+        "trainable_token_indices": optional(either(ListOf(item=integer(0)), table_of(ListOf(item=integer(0))))),
         **dict.fromkeys(("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode"), _flag),
         "megatron_core": optional(one_of("megatron.core")),  # PEFT imports the module of this name
     },
@@ -67,7 +70,7 @@ _backbone: dict[str, Kind] = {
     "rope_theta": optional(number(above=0.0)),
     "model_type": _name, "architectures": _names, "hidden_act": _name,
     "rope_scaling": optional(Record(others=PLAIN)), "rope_parameters": optional(Record(others=PLAIN)),
-    "quantization_config": optional(Record(others=ANY)), "auto_map": optional(TableOf(value=ANY)),
+    "quantization_config": optional(Record(others=ANY)), "auto_map": optional(table_of(ANY)),
 }  # fmt: skip
 BACKBONE_CONFIG = Record(
     fields={**_backbone, "text_config": optional(Record(fields=_backbone, others=ANY))}, others=ANY
@@ -77,8 +80,8 @@ _token = optional(either(TEXT, Record(fields={"content": TEXT}, others=ANY)))
 TOKENIZER_CONFIG = Record(
     fields={
         "model_max_length": optional(number(1.0)), "tokenizer_class": _name,
-        "chat_template": optional(either(TEXT, ListOf(item=TableOf(value=TEXT)), TableOf(value=TEXT))),
-        "model_input_names": _names, "added_tokens_decoder": optional(TableOf(value=Record(others=ANY))),
+        "chat_template": optional(either(TEXT, ListOf(item=table_of(TEXT)), table_of(TEXT))),
+        "model_input_names": _names, "added_tokens_decoder": optional(table_of(Record(others=ANY))),
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _token),
         **dict.fromkeys(("padding_side", "truncation_side"), optional(one_of("left", "right"))),
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"), _flag),
@@ -90,7 +93,7 @@ SCHEMAS: dict[str, Kind] = {
     "adapter_config.json": ADAPTER_CONFIG,
     "config.json": BACKBONE_CONFIG,
     "tokenizer_config.json": TOKENIZER_CONFIG,
-    INDEX: Record(fields={"weight_map": TableOf(value=NAME)}, required=["weight_map"], others=ANY),
-    "lorasuite_finetune.json": TableOf(value=PLAIN),
+    INDEX: Record(fields={"weight_map": table_of(NAME)}, required=["weight_map"], others=ANY),
+    "lorasuite_finetune.json": table_of(PLAIN),
 }
 """File name -> schema."""

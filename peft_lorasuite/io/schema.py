@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import CONTROL, LoraSuiteError
 from .patterns import find_fault
@@ -20,8 +19,6 @@ LARGEST = 2**53
 """Largest integer that all JSON readers can represent."""
 MAX_DEPTH = 64
 """Largest nesting of lists and objects in a file."""
-MAX_ITEMS = 10**6
-"""Most items of a list or entries of an object."""
 
 
 class MismatchError(Exception):
@@ -157,7 +154,7 @@ class ListOf(Kind):
     wanted: str = "a list"
     item: Kind = ANY
     fewest: int = 0
-    most: int = MAX_ITEMS
+    most: int = LARGEST
 
     def check(self, value: Any, path: str) -> None:
         """Raise `MismatchError` for the first item that does not fit."""
@@ -169,40 +166,21 @@ class ListOf(Kind):
 
 
 @dataclass(frozen=True)
-class TableOf(Kind):
-    """An object with any keys, whose values are of one kind; ``patterns`` if the keys are regular expressions."""
-
-    wanted: str = "an object"
-    value: Kind = ANY
-    patterns: bool = False
-
-    def check(self, value: Any, path: str) -> None:
-        """Raise `MismatchError` for the first entry that does not fit."""
-        if not isinstance(value, Mapping) or len(value) > MAX_ITEMS:
-            raise MismatchError(path, value, self.wanted)
-        for key, item in value.items():
-            NAME.check(key, path)
-            self.value.check(item, f"{path}.{key}")
-        around = [*value, *(rf"(.*\.)?({key})$" for key in value)]  # as PEFT matches them
-        fault = find_fault(around) if self.patterns else None
-        if fault:
-            raise MismatchError(path, value, "the names of modules, or simpler patterns", fault)
-
-
-@dataclass(frozen=True)
 class Record(Kind):
-    """An object with known fields.
+    """An object.
 
     Attributes:
         fields: Name -> kind.
         required: The fields that cannot be absent.
         others: Kind of all other fields; None if there can be none.
+        patterns: Whether the names are regular expressions, which PEFT matches.
     """
 
     wanted: str = "an object"
     fields: Mapping[str, Kind] = field(default_factory=dict)
     required: Sequence[str] = ()
     others: Kind | None = None
+    patterns: bool = False
 
     def check(self, value: Any, path: str) -> None:
         """Raise `MismatchError` for the first field that does not fit."""
@@ -218,6 +196,14 @@ class Record(Kind):
             if kind is None:
                 raise MismatchError(f"{here}{name}", item, f"one of {', '.join(self.fields)}", "unknown field")
             kind.check(item, f"{here}{name}")
+        fault = find_fault([*value, *(rf"(.*\.)?({name})$" for name in value)]) if self.patterns else None
+        if fault:
+            raise MismatchError(path, value, "the names of modules, or simpler patterns", fault)
+
+
+def table_of(kind: Kind, *, patterns: bool = False) -> Record:
+    """Return the kind of objects with any names, whose values are of one kind."""
+    return Record(others=kind, patterns=patterns)
 
 
 @dataclass(frozen=True)
@@ -229,7 +215,7 @@ class Plain(Kind):
     def check(self, value: Any, path: str) -> None:
         """Raise `MismatchError` for the first value that does not fit."""
         if isinstance(value, Mapping):
-            TableOf(value=self).check(value, path)
+            table_of(self).check(value, path)
         elif isinstance(value, (list, tuple)):
             ListOf(item=self).check(value, path)
         elif isinstance(value, str):
@@ -239,35 +225,6 @@ class Plain(Kind):
 
 
 PLAIN = Plain()
-
-
-def record_of(cls: Any, **overrides: Kind) -> Record:
-    """Return the schema of a dataclass, by the annotations of its fields.
-
-    Args:
-        cls: The dataclass; a field without a default is required.
-        overrides: Field -> kind, where the annotation says too little.
-    """
-    hints = get_type_hints(cls)
-    kinds = {one.name: overrides.get(one.name) or _kind_of(hints[one.name]) for one in fields(cls)}
-    required = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
-    return Record(fields=kinds, required=required)
-
-
-def _kind_of(hint: Any) -> Kind:
-    simple = {int: integer(), float: number(), str: NAME, bool: FLAG, type(None): NULL, Any: PLAIN}
-    if hint in simple:
-        return simple[hint]
-    if is_dataclass(hint):
-        return record_of(hint)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return either(*map(_kind_of, arguments))
-    if origin is not None and issubclass(origin, Mapping):
-        return TableOf(value=_kind_of(arguments[1]))
-    if origin is tuple and arguments[-1] is not ...:  # values of one type each, such as a pair
-        return ListOf(item=either(*map(_kind_of, arguments)), fewest=len(arguments), most=len(arguments))
-    return ListOf(item=_kind_of(arguments[0]))
 
 
 def check(values: Any, schema: Kind, *, where: str, do: str = "fix the file, or fetch it again") -> None:
@@ -293,9 +250,9 @@ def check(values: Any, schema: Kind, *, where: str, do: str = "fix the file, or 
 
 def _check_depth(values: Any) -> None:
     """Raise `MismatchError` for nesting that code which visits values recursively may not survive."""
-    level = [values]
+    level = [values] if isinstance(values, (Mapping, list)) else []
     for _ in range(MAX_DEPTH):
-        inner = [one.values() if isinstance(one, Mapping) else one for one in level]
+        inner: list[Iterable[Any]] = [one.values() if isinstance(one, Mapping) else one for one in level]
         level = [value for items in inner for value in items if isinstance(value, (Mapping, list))]
         if not level:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -15,15 +14,13 @@ from typing import Any
 
 from ..errors import CONTROL, LoraSuiteError
 from .file_kinds import SCHEMAS
+from .json_file import read_json
 from .paths import exists, is_file, is_folder
 from .retry import transport_error_type, with_retries
-from .schema import ANY, Kind, check
+from .schema import Kind
 
 LARGE_DOWNLOAD = 50 * 10**6
 """Downloads of at least this many bytes are announced."""
-MAX_JSON = 10**8
-"""Bytes of a JSON file; the largest known, a tokenizer, has a third of it."""
-
 HTTP_ERRORS: dict[object, tuple[str, str]] = {
     401: ("the Hub does not accept the token", "log in again (hf auth login), or pass another token"),
     403: ("the token has no permission for this", "use a token with write access to it"),
@@ -236,29 +233,6 @@ def split_revision(text: str | Path) -> tuple[str, str | None]:
     if is_folder(name):
         raise LoraSuiteError("a folder has no revisions", where=text, got=revision, do="leave the revision out")
     return name, revision
-
-
-def read_json(path: Path, *, where: str, schema: Kind | None = None) -> dict[str, Any]:
-    """Read a JSON object from a file and check it.
-
-    Args:
-        path: The file.
-        where: Its name for error messages.
-        schema: Its schema; by default, that of its file name, if it has one.
-
-    Raises:
-        LoraSuiteError: For a file that is too large, nested too deeply, or does not fit the schema.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it has over {MAX_JSON // 10**6} MB")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise LoraSuiteError(f"the file cannot be read as JSON: {error}", where=where, do="fetch it again") from error
-    if not isinstance(values, dict):
-        raise LoraSuiteError("the file must contain a JSON object", where=where, got=type(values).__name__)
-    check(values, schema or SCHEMAS.get(path.name) or ANY, where=where)
-    return values
 
 
 def _check_file_name(filename: str, source: Source) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import LoraSuiteError
+from ..errors import LoraSuiteError, short_message
 
 MAX_VALUE = 1e8
 """Largest absolute value of a factor, with its scaling."""
@@ -88,18 +89,28 @@ class LowRank:
         return Qb @ U, s, Vt @ Qa.T
 
 
-def check_values(*factors: Tensor, where: str) -> tuple[Tensor, ...]:
+def check_values(*factors: Tensor, where: str, whose: str = "adapter") -> tuple[Tensor, ...]:
     """Return the factors; raise `LoraSuiteError` for values so large that products would overflow float32."""
-    largest = max((float(factor.abs().max()) for factor in factors if factor.numel()), default=0.0)
-    if not largest <= MAX_VALUE:
+    sizes = [float(factor.abs().max()) for factor in factors if factor.numel()]
+    largest = next((size for size in sizes if not size <= MAX_VALUE), None)  # also NaN, which max() can miss
+    if largest is not None:
         raise LoraSuiteError(
-            "the adapter's values are out of range",
-            where=where,
-            got=f"{largest:.3g}",
-            wanted=f"at most {MAX_VALUE:.0e}",
-            do="train or fetch it again",
-        )
+            f"the {whose}'s values are out of range", where=where, got=f"{largest:.3g}",
+            wanted=f"at most {MAX_VALUE:.0e}", do="train or fetch the inputs again",
+        )  # fmt: skip
     return factors
+
+
+@contextmanager
+def decomposition_errors() -> Iterator[None]:
+    """Turn the error of a matrix that cannot be decomposed, as its values are too large, into a `LoraSuiteError`."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise LoraSuiteError(
+            "the values of an input are out of range: a matrix cannot be decomposed", got=short_message(error, 80),
+            do="train or fetch the inputs again",
+        ) from error  # fmt: skip
 
 
 def share_input_factor(updates: Sequence[LowRank]) -> bool:

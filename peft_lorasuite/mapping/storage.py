@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..arch.spec import ATTENTION, PARTS, Architecture, Heads
 from ..errors import LoraSuiteError
-from ..io.schema import NAME, PLAIN, Kind, ListOf, Record, TableOf, check, integer, number, one_of, optional, record_of
-from ..io.source import read_json
+from ..io.dataclass_schema import record_of
+from ..io.json_file import read_json
+from ..io.schema import NAME, PLAIN, Kind, ListOf, Record, check, integer, number, one_of, optional, table_of
 from ..linalg.basis import HeadFit, UnitFit, pseudo_inverse
 from .fingerprint import Identity
 from .layer_pair import LayerPair, MapParts
@@ -34,18 +35,18 @@ _hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch(
 _samples = Record(fields=dict.fromkeys(KINDS, _hash), required=list(KINDS))
 _identity = record_of(Identity, arch=ARCHITECTURE, tokenizer=_hash, samples=_samples)
 _section = {
-    "file": NAME, "bytes": integer(0), "parts": ListOf(item=one_of(*PARTS)), "settings": TableOf(value=PLAIN),
+    "file": NAME, "bytes": integer(0), "parts": ListOf(item=one_of(*PARTS)), "settings": table_of(PLAIN),
     "map": NAME,
 }  # fmt: skip
 _facts = {
-    "shared_tokens": integer(0), "seconds": TableOf(value=number(0.0)),
+    "shared_tokens": integer(0), "seconds": table_of(number(0.0)),
     "hidden": Record(fields=dict.fromkeys(("error", "agreement", "held_out", "distance"), _share), others=PLAIN),
 }  # fmt: skip
 _fields = {
     "format": integer(), "version": NAME, "old": _identity, "new": _identity, "options": record_of(MapOptions),
     "layers": ListOf(item=ListOf(item=integer(0, 10**5), fewest=2, most=2), fewest=1),
     "facts": Record(fields=_facts, others=PLAIN),
-    "sections": TableOf(value=Record(fields=_section, required=list(_section))),
+    "sections": table_of(Record(fields=_section, required=list(_section))),
 }  # fmt: skip
 MAP = Record(fields=_fields, required=[name for name in _fields if name not in ("version", "sections")])
 """Schema of ``map.json``."""

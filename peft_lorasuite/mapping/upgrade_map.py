@@ -19,6 +19,7 @@ from ..io.checkpoint import read_tensors
 from ..io.output import atomic_folder
 from ..io.source import Source, split_revision
 from ..linalg.basis import Basis, part_basis
+from ..linalg.lowrank import decomposition_errors
 from .fingerprint import Identity
 from .layer_pair import LayerPair
 from .options import MapOptions
@@ -62,7 +63,8 @@ class UpgradeMap:
         from .build import build_map
 
         options = options or MapOptions()
-        return cls(options=options, **build_map(old, new, options, **settings)._asdict())
+        with decomposition_errors():
+            return cls(options=options, **build_map(old, new, options, **settings)._asdict())
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -17,6 +18,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
+from ..linalg.lowrank import MAX_VALUE
 from ..text.vocabulary import pad_token_id
 from .config import load_config, running_config
 from .dtype import RunningDtype, choose_dtype
@@ -166,11 +168,13 @@ class Backbone:
         return self._check_finite(self.weights[self.locate(path)], path).float()
 
     def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
-        """Return a tensor of plain, finite numbers; the sum is cheap and is not finite if one of them is not."""
+        """Return a tensor of plain numbers, whose products do not overflow."""
         if tensor.dtype not in DTYPES.values():  # integers, and fp8, which means nothing without its scales
             raise quantized_error(self.name, f"{self!r}, {path}", tensor.dtype)
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise LoraSuiteError("values are not finite", where=f"{self!r}, {path}", do="train or fetch it again")
+        largest = max(map(abs, torch.stack(torch.aminmax(tensor)).tolist())) if tensor.numel() else 0.0
+        if not largest <= MAX_VALUE:
+            what = "values are out of range" if math.isfinite(largest) else "values are not finite"
+            raise LoraSuiteError(what, where=f"{self!r}, {path}", got=f"{largest:.3g}", do="train or fetch it again")
         return tensor
 
     def part(self, layer: int, part: str) -> Float[Tensor, "out in_"]:

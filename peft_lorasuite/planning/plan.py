@@ -14,7 +14,8 @@ import torch
 
 from ..arch.spec import ATTENTION, Architecture
 from ..errors import LoraSuiteError
-from ..io.source import Source, read_json
+from ..io.json_file import read_json
+from ..io.source import Source
 from ..linalg.similarity import SKETCH_SIZE
 from ..mapping.hidden import FIT_TOKENS
 from ..mapping.options import MapOptions

@@ -13,10 +13,11 @@ from typing import Any
 from ..adapters.peft_format import WEIGHTS
 from ..adapters.writing import REPORT
 from ..errors import LoraSuiteError
+from ..io.dataclass_schema import record_of
+from ..io.json_file import read_json
 from ..io.output import resolve_folder
 from ..io.paths import is_file
-from ..io.schema import TEXT, check, one_of, optional, record_of
-from ..io.source import read_json
+from ..io.schema import TEXT, check, one_of, optional
 from .report import REPORT_SCHEMA
 
 log = logging.getLogger(__name__)

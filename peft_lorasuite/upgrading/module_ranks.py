@@ -10,7 +10,7 @@ from ..adapters.adapter import Adapter, Key, join_sites
 from ..arch.layout import split
 from ..arch.spec import Architecture, Site
 from ..errors import LoraSuiteError
-from ..linalg.lowrank import LowRank
+from ..linalg.lowrank import LowRank, check_values
 from ..methods.base import MethodResult
 from .variants import module_rank
 
@@ -43,6 +43,7 @@ def join_modules(
                 "the rank exceeds the dimensions of the module", where=path, got=rank,
                 wanted=f"at most {min(whole.shape)}",
             )  # fmt: skip
+        check_values(whole.A, whole.B, where=path, whose="result")
         own_rank = module_rank(source, method_result, layer, site, rank)
         truncated, kept = whole.truncated(own_rank)
         padded = truncated.padded(own_rank, generator)

@@ -8,7 +8,8 @@ from typing import Any
 
 from .._version import __version__
 from ..adapters.adapter import Adapter
-from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, TableOf, either, integer, number, one_of, optional, record_of
+from ..io.dataclass_schema import record_of
+from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
 from ..methods.base import MethodResult
 
 TRANSFERRED = "transferred"
@@ -96,7 +97,7 @@ class Report:
 
 _module = {
     "module": NAME, "energy_kept": number(0.0), "norm": number(0.0),
-    "from": TableOf(value=ListOf(item=either(integer(0), NAME), fewest=2, most=2)),
+    "from": table_of(ListOf(item=either(integer(0), NAME), fewest=2, most=2)),
 }  # fmt: skip
 _prediction = {
     "verdict": one_of("holds", "doubtful", "retrain"), "expected_gap_recovered": number(0.0), "because": TEXT,
@@ -107,9 +108,9 @@ _facts = {
 }  # fmt: skip
 _report = record_of(
     Report, adapter=TEXT, old=TEXT, new=TEXT, rank=integer(0),
-    method=Record(fields={"name": NAME, "options": optional(TableOf(value=PLAIN))}, required=["name"], others=PLAIN),
+    method=Record(fields={"name": NAME, "options": optional(table_of(PLAIN))}, required=["name"], others=PLAIN),
     modules=ListOf(item=Record(fields=_module, required=["module", "energy_kept", "norm"], others=PLAIN)),
-    facts=optional(Record(fields=_facts, others=PLAIN)), revisions=optional(TableOf(value=optional(NAME))),
+    facts=optional(Record(fields=_facts, others=PLAIN)), revisions=optional(table_of(optional(NAME))),
 )  # fmt: skip
 _shares = {"coverage": optional(number(0.0, high=1.0)), "energy_kept": number(0.0), "verdict": TEXT}
 REPORT_SCHEMA = Record(

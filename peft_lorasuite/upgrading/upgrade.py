@@ -19,6 +19,7 @@ from ..arch.differences import differences
 from ..errors import LoraSuiteError, check_seed, error_context
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
+from ..linalg.lowrank import decomposition_errors
 from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
@@ -145,7 +146,8 @@ def upgrade(
     """
     load, chat = LoadOptions(token, cache_dir), ChatOptions.of(chat)
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
-    adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
+    with decomposition_errors():
+        adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
     adapter = adapter.with_labels(labels, problem_type)
     facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
     if method == "auto":
@@ -157,7 +159,7 @@ def upgrade(
     inputs, tokens = _add_tokens(
         MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress, chat), by_behavior=chosen.needs_backbones
     )
-    with error_context(f"{chosen.name} of {adapter.origin}"):
+    with error_context(f"{chosen.name} of {adapter.origin}"), decomposition_errors():
         method_result = chosen.run(inputs, settings)
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)

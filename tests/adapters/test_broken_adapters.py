@@ -173,6 +173,37 @@ def test_a_token_table_that_does_not_fit(
     assert message in refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--from", pair.old))
 
 
+@pytest.mark.parametrize("values", [{"total_step": None}, {"total_step": 5, "tinit": 9}, {"orth_reg_weight": -1}])
+def test_an_adalora_that_peft_refuses(
+    values: dict[str, Any], pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result has the schedule of the old adapter, so PEFT would not load it either."""
+    config = peft.AdaLoraConfig(init_r=3, target_r=2, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
+    folder = other_kind(tmp_path / "adalora", pair, config)
+    saved = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(saved | values))
+    assert f"{CONFIG}: PEFT refuses the config: " in refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+
+
+def test_another_kind_with_huge_values(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loha = peft.LoHaConfig(r=2, alpha=3, target_modules=["q_proj"], init_weights=False, task_type="CAUSAL_LM")
+    folder = other_kind(tmp_path / "loha", pair, loha)
+    tensors = {name: tensor.fill_(1e25) for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS)
+    assert "values are out of range (got 1e+25" in refused(tmp_path, capsys, *call(pair, folder, tmp_path))
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e-30, 0.0])
+@pytest.mark.parametrize("method", ["lorasuite", "cross-lora", "transplant"])
+def test_e_updates_that_are_nearly_zero(factor: float, method: str, pair: Pair, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter", pair, lambda t: [tensor.mul_(factor) for tensor in t.values()])
+    prompts = ["the red cat", "the blue dog", "a bird", "green and red"]
+    found = upgrade(folder, pair.map, method=method, old=pair.old, new=pair.new, prompts=prompts)
+    assert all(torch.isfinite(tensor).all() for tensor in state_dict(found.adapter).values())
+    assert found.report.facts["prediction"]["verdict"] == "retrain"
+    assert "the adapter changes nothing" in found.report.facts["warnings"][0]
+
+
 ABSENT = {"r": "(got 4, wanted r=8)", "lora_alpha": "", "peft_type": "the config has no peft_type"}
 
 

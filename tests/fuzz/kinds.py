@@ -52,7 +52,7 @@ def judge_adapter(world: World, folder: Path, out: Path, name: str, backbone: st
 
     On the map of the old backbone to itself, the result must be what was read.
     """
-    found, keys = world.effect(backbone, out)
+    found, keys = world.effect(backbone, out.resolve())
     if keys:
         return f"wrong: PEFT does not use all tensors of the result: {keys[:2]}"
     if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):

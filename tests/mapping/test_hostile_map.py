@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peft_lorasuite import LoraSuiteError, UpgradeMap
+from peft_lorasuite import LoraSuiteError, UpgradeMap, upgrade
 
 pair, made = hub_pair.pair, hub_pair.made
 
@@ -120,3 +120,11 @@ def test_a_malformed_description_is_refused(text: str, made: Path, tmp_path: Pat
     (tmp_path / "core.safetensors").write_bytes((made / "map" / "core.safetensors").read_bytes())
     with pytest.raises(LoraSuiteError):
         UpgradeMap.load(tmp_path)
+
+
+def test_values_of_a_map_that_overflow_are_refused(made: Path, tmp_path: Path) -> None:
+    for path in (made / "map").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    spoil(tmp_path, put("layers.0.q.T", lambda t: t * 1e35))
+    with pytest.raises(LoraSuiteError, match=r"layers.0.self_attn.q_proj: the result's values are out of range"):
+        upgrade(made / "lora", tmp_path, method="lorasuite")

@@ -116,7 +116,7 @@ def test_a_list_with_a_mark_and_a_journal_in_another_encoding(made: Path, mixed:
     (tmp_path / "linked").symlink_to(made)
     mixed.write_text(f"\ufeff{tmp_path / 'plain'}\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "journal.jsonl").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "out" / "journal.jsonl").write_bytes(b'\xff\xfe\nnull\n5\n{"adapter": 1}\n')
     words = ["--list", mixed, "-o", tmp_path / "out", "--from", tmp_path / "linked" / "old"]
     assert collection(made, *words) == 0
     assert "1 of 1 adapters sit on" in capsys.readouterr().out
