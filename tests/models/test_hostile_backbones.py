@@ -111,3 +111,13 @@ def test_e_more_layers_than_the_checkpoint_has(pair: Pair, tmp_path: Path, capsy
     with pytest.raises(LoraSuiteError, match="fewer layers"):
         Backbone.open(broken).load()
     assert Backbone.open(pico_model("llama")).load() is not None
+
+
+@pytest.mark.parametrize("value", [3e38, -1e20, float("nan")])
+def test_weights_whose_products_overflow(value: float, pair: Pair, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(pair.new, tmp_path / "new"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors[UP][3, 4] = value
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoraSuiteError, match=r"1.mlp.up_proj.weight: values are (out of range|not finite)"):
+        Backbone.open(broken).part(1, "up")
