@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import unknown_name_error
+from ..errors import LoraSuiteError, unknown_name_error
 
 Pairs = list[tuple[int, int]]
 """(old, new) indices; for layers ascending in both."""
@@ -97,6 +97,10 @@ def assign(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
     """Match one to one with the largest total score (Hungarian method); the larger side has unmatched members."""
     from scipy.optimize import linear_sum_assignment  # slow to import, and not needed to apply a map
 
+    if not torch.isfinite(scores).all():
+        raise LoraSuiteError(
+            "similarities are not finite: the weights of a backbone are out of range", do="train or fetch it again"
+        )
     rows, columns = linear_sum_assignment(scores.numpy(), maximize=True)
     return torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1).long()
 

@@ -39,6 +39,9 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
     count = max(FIT_TOKENS, 8 * old.arch.hidden)
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
+    for backbone, rows in ((old, E_o), (new, E_n)):
+        if not rows.any():
+            raise LoraSuiteError("the embedding is zero", where=repr(backbone), do="train or fetch the backbone again")
     hidden = hidden_map(E_o, E_n, options.hidden_map)
     quality: dict[str, float | None] = {"error": relative_error(E_o @ hidden, E_n)}
     quality["agreement"] = agreement(E_o @ hidden, E_n)
@@ -50,7 +53,8 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
 
 def relative_error(mapped: Tensor, target: Tensor) -> float:
     """Return ``||mapped - target||_F / ||target||_F``."""
-    return round(float((mapped - target).norm() / target.norm()), 6)
+    target = target.double()  # the squares of tiny embeddings are zero in float32
+    return round(float((mapped.double() - target).norm() / target.norm()), 6)
 
 
 def agreement(mapped: Tensor, target: Tensor, sample: int = 512) -> float:

@@ -70,7 +70,21 @@ def read_description(path: Path, *, where: str) -> dict[str, Any]:
 
 
 def flatten(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> dict[str, Tensor]:
-    """Return the tensors of a map by the names that `rebuild` reads; the inverse is recomputed on loading."""
+    """Return copies of the tensors of a map by the names that `rebuild` reads; the inverse is recomputed on loading."""
+    return {name: tensor.contiguous().clone() for name, tensor in _name_tensors(hidden, similarity, layers).items()}
+
+
+def check_finite(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> None:
+    """Raise `LoraSuiteError` for values that are not finite, in a map that was built of weights out of range."""
+    for name, tensor in _name_tensors(hidden, similarity, layers).items():
+        if not torch.isfinite(tensor).all():
+            raise LoraSuiteError(
+                "the map's values are not finite: the weights of a backbone are out of range", where=name,
+                do="train or fetch the backbones again",
+            )  # fmt: skip
+
+
+def _name_tensors(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> dict[str, Tensor]:
     tensors = {"hidden": hidden, "similarity": similarity}
     for pair in layers:
         here = f"layers.{pair.new}"
@@ -81,7 +95,7 @@ def flatten(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair]) -> 
             tensors |= {f"{here}.{part}.{name}": getattr(fit, name) for name in ("scale", "residual", "norms")}
         for part, (old, new) in pair.gains.items():
             tensors |= {f"{here}.{part}.old_gain": old, f"{here}.{part}.new_gain": new}
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return tensors
 
 
 def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:

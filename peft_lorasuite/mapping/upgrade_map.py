@@ -24,7 +24,7 @@ from .fingerprint import Identity
 from .layer_pair import LayerPair
 from .options import MapOptions
 from .sections import Section, list_sections
-from .storage import FORMAT, flatten, read_description, rebuild
+from .storage import FORMAT, check_finite, flatten, read_description, rebuild
 
 META, CORE = "map.json", "core.safetensors"
 
@@ -64,7 +64,9 @@ class UpgradeMap:
 
         options = options or MapOptions()
         with decomposition_errors():
-            return cls(options=options, **build_map(old, new, options, **settings)._asdict())
+            parts = build_map(old, new, options, **settings)
+        check_finite(parts.hidden, parts.similarity, parts.layers)
+        return cls(options=options, **parts._asdict())
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from ..arch.differences import differences
 from ..errors import LoraSuiteError, check_seed, error_context
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
-from ..linalg.lowrank import decomposition_errors
+from ..linalg.lowrank import LowRank, decomposition_errors
 from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
@@ -266,8 +266,9 @@ def _zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
         ("the adapter changes nothing: was it trained?", adapter),
         ("the result changes nothing", result),
     ):
-        sizes = [update.norm() / math.prod(update.shape) ** 0.5 for update in one.updates.values()]
-        if sizes and max(sizes) < NEARLY_ZERO and not (one.tables or one.magnitudes or one.extras or one.head):
+        tables = [LowRank(table.shared, table.rows) for table in one.tables.values()]
+        sizes = [update.norm() / max(math.prod(update.shape), 1) ** 0.5 for update in [*one.updates.values(), *tables]]
+        if sizes and max(sizes) < NEARLY_ZERO and not (one.magnitudes or one.extras or one.head):
             warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
     return warnings
 

@@ -121,3 +121,17 @@ def test_weights_whose_products_overflow(value: float, pair: Pair, tmp_path: Pat
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(LoraSuiteError, match=r"1.mlp.up_proj.weight: values are (out of range|not finite)"):
         Backbone.open(broken).part(1, "up")
+
+
+SCALES = {0.0: "the embedding is zero", 1e-20: "not finite: the weights of a backbone are out of range"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_backbone_of_tiny_weights(
+    scale: float, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(pair.new, tmp_path / "new"))
+    tensors = {name: tensor * scale for name, tensor in load_file(broken / "model.safetensors").items()}
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    call = ["map", pair.old, broken, "-o", tmp_path / "place" / "out", "--layer-map", "first"]
+    assert SCALES[scale] in refused(tmp_path, capsys, *call)
