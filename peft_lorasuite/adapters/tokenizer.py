@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
+from ..models.tokenizer import open_tokenizer
 
 TOKENIZER = "tokenizer.json"
 """File of a fast tokenizer; without it, an adapter counts as having no tokenizer."""
@@ -38,17 +38,10 @@ def read_tokenizer(source: Source) -> Any:
 
 def load_tokenizer_folder(folder: Path, where: str) -> Any:
     """Return the tokenizer in a folder; None if it has none."""
-    from transformers import AutoTokenizer
-
     if not (folder / TOKENIZER).is_file():
         return None
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises a bare Exception for a file that it cannot read
-        raise LoraSuiteError(
-            f"the adapter's tokenizer cannot be loaded: {short_message(error)}", where=f"{where}/{TOKENIZER}",
-            do="fetch it again, or delete the tokenizer files if no tokens were added",
-        ) from error  # fmt: skip
+    do = "fetch it again, or delete the tokenizer files if no tokens were added"
+    return open_tokenizer(Source(str(folder), "adapter"), str(folder), where=where, do=do, local_files_only=True)
 
 
 def added_tokens(tokenizer: Any, base: Any) -> dict[str, int]:

@@ -10,13 +10,14 @@ from ..io.source import Source
 CONFIG, SAMPLE = "tokenizer_config.json", "A cat."
 
 
-def open_tokenizer(source: Source, location: str, *, do: str, **options: Any) -> Any:
+def open_tokenizer(source: Source, location: str, *, do: str, where: str | None = None, **options: Any) -> Any:
     """Load a tokenizer with transformers.
 
     Args:
         source: The folder or repository of the tokenizer.
         location: Its folder or Hub id, as transformers takes it.
         do: What the error advises.
+        where: Place for the error message; by default the source.
         options: Keyword arguments of ``AutoTokenizer.from_pretrained``.
 
     Raises:
@@ -33,6 +34,6 @@ def open_tokenizer(source: Source, location: str, *, do: str, **options: Any) ->
         raise
     except BaseException as error:  # the tokenizers library raises bare and panic exceptions for files it cannot read
         raise LoraSuiteError(
-            f"the tokenizer cannot be loaded: {short_message(error)}", where=repr(source), do=do
+            f"the tokenizer cannot be loaded: {short_message(error)}", where=where or repr(source), do=do
         ) from error
     return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,10 +11,13 @@ from .._version import __version__
 from ..adapters.adapter import Adapter
 from ..io.dataclass_schema import record_of
 from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
+from ..linalg.lowrank import LowRank
 from ..methods.base import MethodResult
 
 TRANSFERRED = "transferred"
 """Fate of a tensor that is in the result."""
+NEARLY_ZERO = 1e-9
+"""Root mean square of an update below which it changes nothing: weights have .01 and more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,3 +140,17 @@ def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str
         fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else TRANSFERRED
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
     return dict(sorted(fates.items()))
+
+
+def zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
+    """Return warnings for an adapter that changes nothing, before the upgrade or after it."""
+    warnings = []
+    for what, one in (
+        ("the adapter changes nothing: was it trained?", adapter),
+        ("the result changes nothing", result),
+    ):
+        tables = [LowRank(table.shared, table.rows) for table in one.tables.values()]
+        sizes = [update.norm() / max(math.prod(update.shape), 1) ** 0.5 for update in [*one.updates.values(), *tables]]
+        if sizes and max(sizes) < NEARLY_ZERO and not (one.magnitudes or one.extras or one.head):
+            warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
+    return warnings

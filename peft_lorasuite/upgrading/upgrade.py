@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..arch.differences import differences
 from ..errors import LoraSuiteError, check_seed, error_context
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
-from ..linalg.lowrank import LowRank, decomposition_errors
+from ..linalg.lowrank import decomposition_errors
 from ..mapping.fingerprint import check_identity, public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
@@ -36,12 +35,9 @@ from .added_tokens import NewTokens, add_tokens, describe
 from .class_heads import add_task
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
-from .report import Report, tensor_fates
+from .report import Report, tensor_fates, zero_updates
 
 log = logging.getLogger(__name__)
-
-NEARLY_ZERO = 1e-9
-"""Root mean square of an update below which it changes nothing: weights have .01 and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +164,7 @@ def upgrade(
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
-    if warnings := _zero_updates(adapter, result):
+    if warnings := zero_updates(adapter, result):
         facts["warnings"] = warnings
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
     if chosen.needs_backbones and old is not None and new is not None:
@@ -257,20 +253,6 @@ def _convert(
     )
     result, task_facts, head_fates = add_task(result, inputs, method_result, by_index=method == "copy")
     return result, modules, {**facts, **task_facts}, {**fates, **head_fates}
-
-
-def _zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
-    """Return warnings for an adapter that changes nothing, before the upgrade or after it."""
-    warnings = []
-    for what, one in (
-        ("the adapter changes nothing: was it trained?", adapter),
-        ("the result changes nothing", result),
-    ):
-        tables = [LowRank(table.shared, table.rows) for table in one.tables.values()]
-        sizes = [update.norm() / max(math.prod(update.shape), 1) ** 0.5 for update in [*one.updates.values(), *tables]]
-        if sizes and max(sizes) < NEARLY_ZERO and not (one.magnitudes or one.extras or one.head):
-            warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
-    return warnings
 
 
 def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
