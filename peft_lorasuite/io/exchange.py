@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 AT_FDCWD = -100
 RENAME_EXCHANGE, RENAME_SWAP = 2, 2
@@ -24,16 +26,15 @@ def exchange(one: Path, other: Path) -> bool:
         OSError: If it fails for another reason.
     """
     paths = os.fsencode(one), os.fsencode(other)
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
+    libc: Any = None if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):  # Linux
-        call = (libc.renameat2, AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE)
+        call = partial(libc.renameat2, AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE)
     elif hasattr(libc, "renamex_np"):  # macOS
-        call = (libc.renamex_np, *paths, RENAME_SWAP)
+        call = partial(libc.renamex_np, *paths, RENAME_SWAP)
     else:
         return False
     sys.audit("os.rename", one, other, -1, -1)  # as `os.rename` does
-    function, *arguments = call
-    if function(*arguments) == 0:
+    if call() == 0:
         return True
     code = ctypes.get_errno()
     if code in UNSUPPORTED:
