@@ -154,4 +154,4 @@ def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[
     kept = [*(table.names for table in adapter.tables.values()), adapter.head.names if adapter.head else ()]
     used = {name for owned in [*names.values(), *kept] for name in owned}
     reason = "it is not in a linear module of a decoder layer"
-    return {"names": names, "unused": {name: reason for name in tensors if name not in used}}
+    return {"names": names, "unused": {name: parsed[name].reason or reason for name in tensors if name not in used}}

@@ -72,7 +72,7 @@ def parse_name(name: str, arch: Architecture) -> KeyName:
     parts = own.split(".")
     module, other = _backbone_path(parts, arch)
     reason = f"it belongs to {other}, not to the text model" if other else COPY if copy else ""
-    return KeyName(module, ending, _saved_path(name.split("."), parts), reason)
+    return KeyName(own if other else module, ending, _saved_path(name.split("."), parts), reason)
 
 
 def _saved_path(saved: list[str], parts: list[str]) -> str:

@@ -121,6 +121,8 @@ def test_a_saved_name_is_resolved_to_pefts_own(kind, arch):
 def test_what_is_not_the_text_model_or_only_a_copy_says_so(kind, arch):
     found = parse_name(LEFT_OUT[kind], arch)
     assert found.reason.startswith(("it belongs to ", "a copy of "))
+    if found.reason.startswith("it belongs to "):
+        assert not found.module.startswith((arch.layer_path, arch.embedding, arch.head))
 
 
 GEMMA3 = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hub_pair import WORDS
 from pico import VISION, pico_model, pico_tokenizer, save_backbone
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peft_lorasuite import MapOptions, PeftModel, UpgradeMap
@@ -107,3 +107,48 @@ def test_c10_transplant_between_multimodal_models(old: str, new: str, tmp_path: 
     changed = [name for name, module in upgraded.named_modules() if hasattr(module, "lora_A")]
     assert changed == ["base_model.model.model.language_model.layers.2.mlp.down_proj"]
     assert type(upgraded.base_model.model) is type(multimodal(new))
+
+
+TYPES: dict[str, Any] = {
+    "LoHa": lambda modules: peft.LoHaConfig(r=4, alpha=4, target_modules=modules, init_weights=False),
+    "DoRA": lambda modules: peft.LoraConfig(r=4, use_dora=True, target_modules=modules, init_lora_weights=False),
+    "head": lambda modules: peft.LoraConfig(r=4, target_modules=[*modules, "lm_head"], init_lora_weights=False),
+    "embedding": lambda modules: peft.LoraConfig(r=4, target_modules=[*modules, "embed_tokens"],
+                                                 init_lora_weights=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", ["since transformers 4.52", "before transformers 4.52"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_c10_other_types_of_a_multimodal_model(kind: str, spelling: str, tmp_path: Path) -> None:
+    models, tokenizer = twins("gemma3"), pico_tokenizer(WORDS)
+    for role, model in models.items():
+        save_backbone(tmp_path / role, model, tokenizer)
+    torch.manual_seed(0)
+    tuned = peft.get_peft_model(models["multimodal"], TYPES[kind](["v_proj", "k_proj"])).eval()
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    ids = torch.tensor([[1, 5, 9, 20, 3, 31, 12, 7]])
+    with torch.no_grad():
+        wanted = tuned(ids).logits[..., : len(tokenizer)]  # rows without a token have no counterpart
+    if spelling.startswith("before"):
+        weights = tmp_path / "adapter" / "adapter_model.safetensors"
+        save_file({older_name(name): tensor for name, tensor in load_file(weights).items()}, weights)
+    built = UpgradeMap.build(tmp_path / "multimodal", tmp_path / "text", OPTIONS)
+    upgraded = PeftModel.from_upgraded(
+        tmp_path / "text", tmp_path / "adapter", source_model=tmp_path / "multimodal", upgrade_map=built,
+        method="lorasuite",
+    )  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(upgraded(ids).logits[..., : len(tokenizer)], wanted, rtol=1e-3, atol=1e-3)
+    fates = {fate for name, fate in upgraded.upgrade_report.tensors.items() if "vision_tower" in name}
+    assert fates == {"not transferred: it belongs to vision_tower, not to the text model"}
+
+
+def older_name(name: str) -> str:
+    """Return the name of a tensor of Gemma 3 as transformers had it before 4.52."""
+    for now, before in {
+        "model.model.language_model": "model.language_model.model", "model.model.vision_tower": "model.vision_tower",
+        "base_model.model.lm_head": "base_model.model.language_model.lm_head",
+    }.items():  # fmt: skip
+        name = name.replace(now, before)
+    return name
