@@ -118,6 +118,7 @@ TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize("spelling", ["since transformers 4.52", "before transformers 4.52"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_c10_other_types_of_a_multimodal_model(kind: str, spelling: str, tmp_path: Path) -> None:
