@@ -18,7 +18,7 @@ from ..linalg.lowrank import LowRank, low_rank_approximation
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import adapter_task, saved_head
-from .key_names import parse_names
+from .key_names import SHARED, parse_names
 from .peft_format import PREFIX
 from .peft_model import add_adapter_strict, normalized_folder
 from .token_tables import DELTA, find_table
@@ -149,7 +149,7 @@ def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[
         name: next((m for m in modules if f"{key.module}.".startswith(f"{m}.")), None) for name, key in parsed.items()
     }
     paths = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
-    common = [name for name, owner in owners.items() if owner is None and "." not in name.removeprefix("base_model.")]
+    common = [name for name, owner in owners.items() if owner is None and parsed[name].module.startswith(SHARED)]
     names = {key: (*(name for name, owner in owners.items() if owner == path), *common) for key, path in paths.items()}
     kept = [*(table.names for table in adapter.tables.values()), adapter.head.names if adapter.head else ()]
     used = {name for owned in [*names.values(), *kept] for name in owned}

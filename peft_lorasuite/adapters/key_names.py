@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..arch.spec import Architecture
-from .peft_format import PREFIX, split_ending
+from .peft_format import COPY, PREFIX, split_ending
 
 WRAPPERS = {
     "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param", "module",
@@ -36,7 +36,8 @@ ENDINGS = (
 )
 """Endings with adapter names or containers -> replacement without them."""
 COPIES = re.compile(r"\.((?:original_module|token_adapter\.base_layer)\.(?:weight|bias))$")
-COPY = "a copy of the backbone's weight, which PEFT saves with its update"
+SHARED = "base_model."
+"""Start of the path of what all modules share: VeRA's matrices, VB-LoRA's vector bank."""
 
 
 class KeyName(NamedTuple):
@@ -56,7 +57,9 @@ class KeyName(NamedTuple):
 
     @property
     def peft_name(self) -> str:
-        """The name under which PEFT loads the tensor."""
+        """The name under which PEFT loads the tensor; vectors that all modules share are above the backbone."""
+        if self.module.startswith(SHARED):
+            return self.module
         return f"{PREFIX}{self.module}.{self.ending}" if self.ending else f"{PREFIX}{self.module}"
 
 
@@ -91,7 +94,24 @@ def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:
     Returns:
         Saved name -> `KeyName`.
     """
-    return {name: parse_name(name, arch) for name in names}
+    own = _common_adapter_name(list(names), arch)
+    return {name: parse_name(own.sub("", name) if own else name, arch) for name in names}
+
+
+def _common_adapter_name(names: list[str], arch: Architecture) -> re.Pattern[str] | None:
+    """Return a pattern of the adapter name that all tensors in layers and all shared ones have, if there is one.
+
+    It is the last component, except for ``weight`` or ``bias``, unless that is the parameter's own name: the one after
+    the module's. LoRA's names are in `ENDINGS`.
+    """
+    owners = [path for site in arch.sites for path in (site.path, site.norm, site.post_norm) if path]
+    modules = {path.rpartition(".")[2] for path in owners} | {SHARED.rstrip(".")}
+    paths = [re.sub(r"\.(?:weight|bias)$", "", name).split(".") for name in names]
+    paths = [path for path in paths if any(part.isdigit() for part in path) or path[-3:-2] == [SHARED.rstrip(".")]]
+    last = {path[-1] for path in paths}
+    if len(last) != 1 or any(path[-2:-1] == [] or path[-2] in modules for path in paths):
+        return None
+    return re.compile(rf"\.{re.escape(last.pop())}(?=$|\.(?:weight|bias)$)")
 
 
 def group_by_module(parsed: Mapping[str, KeyName]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -16,9 +16,9 @@ from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
-from .key_names import COPY, group_by_module, parse_names
+from .key_names import group_by_module, parse_names
 from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
-from .peft_format import LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
+from .peft_format import COPY, LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
 
 

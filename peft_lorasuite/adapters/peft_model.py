@@ -174,6 +174,8 @@ def _explicit_modules(config: Mapping[str, Any], paths: Iterable[str], arch: Arc
         rf"{re.escape(arch.layer_path)}\.\d+\.(?:{'|'.join(re.escape(site.path) for site in arch.sites)})"
     )
     modules = sorted({found[0] for path in paths if (found := roots.match(path))})
+    if not modules:  # of norms or token tables, by the names in the config
+        return {}
     entries = {"target_modules": modules} if config.get("target_modules") else {}
     forward = config.get("feedforward_modules")  # of IA3
     if isinstance(forward, list):

@@ -71,6 +71,8 @@ def read_adapter(
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_tensors(path, where=where)
     check_gathered(tensors, where=where)
+    if config["peft_type"] == "TRAINABLE_TOKENS":
+        config, tensors = _as_lora(config, tensors)
     added = None if old is None else read_added_tokens(source, tensors, config, old)
     if added is not None:
         old, arch = added.backbone, added.backbone.arch
@@ -97,6 +99,18 @@ def check_gathered(tensors: Mapping[str, Tensor], *, where: str) -> None:
             do="save it again with stage3_gather_16bit_weights_on_model_save and trainer.save_model(), or convert the"
             " training's checkpoint with zero_to_fp32.py",
         )  # fmt: skip
+
+
+def _as_lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and tensors of trained tokens as a LoRA with ``trainable_token_indices`` has them."""
+    names = config.get("target_modules")
+    names = [names] if isinstance(names, str) else names or ["embed_tokens"]
+    entries = {"peft_type": "LORA", "trainable_token_indices": dict.fromkeys(names, config.get("token_indices"))}
+    end = ".trainable_tokens_delta"
+    renamed = {name.replace(end, f".token_adapter{end}") if "token_adapter" not in name else name: tensor
+               for name, tensor in tensors.items()}  # fmt: skip
+    kept = {name: config.get(name) for name in ("task_type", "base_model_name_or_path", "revision")}
+    return LORA_DEFAULTS | kept | entries, renamed
 
 
 def base_model_of(adapter: Source, *, do: str = PASS_OLD) -> tuple[str, str | None]:

@@ -54,15 +54,17 @@ def adapter_page(
 
 
 def _verdict(report: Mapping[str, Any], method: str, upgrade_map: UpgradeMap | None) -> str:
-    """Return the prediction of the given map, or else the one that the report has."""
+    """Return the prediction in the report, made from what the method measured, or else that of the given map."""
     if upgrade_map is not None:
         _check_pair(report, upgrade_map)
+    facts = report.get("facts") or {}
+    prediction = facts.get("prediction")
+    if prediction:
+        gap, because = float(prediction["expected_gap_recovered"]), [*facts.get("warnings", []), prediction["because"]]
+        return verdict(prediction["verdict"], method, gap, "; ".join(because))
+    if upgrade_map is not None:
         return map_verdict(upgrade_map, method)
-    prediction = report.get("facts", {}).get("prediction")
-    if not prediction:
-        return html.paragraph("No prediction: it is computed from the upgrade map (--map DIR).", "quiet")
-    gap = float(prediction["expected_gap_recovered"])
-    return verdict(prediction["verdict"], method, gap, prediction["because"])
+    return html.paragraph("No prediction: it is computed from the upgrade map (--map DIR).", "quiet")
 
 
 def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:

@@ -160,6 +160,8 @@ def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = No
             because += f", confidence of the old adapted model {confidence:.2f}"
         if method == "transplant" and gap < MIN_EXPLAINED:
             because += "; method='distill' can recover more from the same prompts"
+    start = measured.get("transplant", {})  # distillation starts from it, and gates less
+    confidence = min(confidence, float(start.get("confidence", 1.0)))
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
     return Prediction(verdict, round(gap, 3), because)
 

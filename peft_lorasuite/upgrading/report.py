@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._version import __version__
 from ..adapters.adapter import Adapter
+from ..adapters.peft_format import COPY
 from ..io.dataclass_schema import record_of
 from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
-from ..linalg.lowrank import LowRank
 from ..methods.base import MethodResult
 
 TRANSFERRED = "transferred"
 """Fate of a tensor that is in the result."""
-NEARLY_ZERO = 1e-9
-"""Root mean square of an update below which it changes nothing: weights have .01 and more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,13 +54,14 @@ class Report:
 
     @property
     def coverage(self) -> float | None:
-        """Share of the old adapter's tensors that were transferred, from 0 to 1.
+        """Share of the old adapter's tensors that were transferred, from 0 to 1; copies of the backbone do not count.
 
         None for methods that transfer the adapter's behavior: their result has modules of its own.
         """
         if self.by_behavior:
             return None
-        return sum(fate == TRANSFERRED for fate in self.tensors.values()) / max(len(self.tensors), 1)
+        fates = [fate for fate in self.tensors.values() if not fate.endswith(COPY)]
+        return sum(fate == TRANSFERRED for fate in fates) / max(len(fates), 1)
 
     @property
     def verdict(self) -> str:
@@ -140,17 +138,3 @@ def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str
         fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else TRANSFERRED
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
     return dict(sorted(fates.items()))
-
-
-def zero_updates(adapter: Adapter, result: Adapter) -> list[str]:
-    """Return warnings for an adapter that changes nothing, before the upgrade or after it."""
-    warnings = []
-    for what, one in (
-        ("the adapter changes nothing: was it trained?", adapter),
-        ("the result changes nothing", result),
-    ):
-        tables = [LowRank(table.shared, table.rows) for table in one.tables.values()]
-        sizes = [update.norm() / max(math.prod(update.shape), 1) ** 0.5 for update in [*one.updates.values(), *tables]]
-        if sizes and max(sizes) < NEARLY_ZERO and not (one.magnitudes or one.extras or one.head):
-            warnings.append(f"{what} (largest update {max(sizes):.0e} per weight)")
-    return warnings

@@ -13,6 +13,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.token_tables import TableUpdate, table_tensors
 from ..arch.spec import Architecture
 from ..linalg.basis import Basis
+from ..linalg.lowrank import LowRank
 from ..methods.base import MethodInput
 from ..models.backbone import Backbone
 from ..models.extended import ExtendedBackbone
@@ -67,7 +68,12 @@ def write_tables(
             settings["r"] = rank
         for name, value in entries.items():
             settings[name] = _merge(settings.get(name), value)
-    return replace(result, extras=extras, settings=settings)
+    updates = result.updates
+    if not updates and "target_modules" not in settings:  # PEFT loads no LoRA without a module: one that adds nothing
+        layer, (rows, columns) = new.arch.layers - 1, new.arch.shape("down")
+        A = torch.randn(1, columns, generator=generator) / columns**0.5
+        updates = {(layer, "down"): LowRank(A, torch.zeros(rows, 1))}
+    return replace(result, updates=updates, extras=extras, settings=settings)
 
 
 NO_IDS = torch.zeros(0, dtype=torch.long)

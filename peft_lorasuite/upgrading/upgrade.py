@@ -35,7 +35,8 @@ from .added_tokens import NewTokens, add_tokens, describe
 from .class_heads import add_task
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
-from .report import Report, tensor_fates, zero_updates
+from .report import Report, tensor_fates
+from .zero_updates import zero_update_warnings
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def upgrade(
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
-    if warnings := zero_updates(adapter, result):
+    if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = warnings
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
     if chosen.needs_backbones and old is not None and new is not None:

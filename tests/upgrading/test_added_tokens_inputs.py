@@ -174,6 +174,21 @@ def test_b5_a_result_in_memory_is_trained_and_saved_with_its_tokens(layout, pair
     close(loaded, tokenizer, model)
 
 
+def test_b6_adapters_of_trained_tokens_alone(pair, tmp_path):
+    old, new, upgrade_map = pair
+    ids = grown(old.tokenizer)[1]
+    config = peft.TrainableTokensConfig(token_indices=ids, target_modules=["embed_tokens"])
+    tuned = added.train_with(tmp_path / "adapter", old, config)
+    for method in ("lorasuite", "transplant"):
+        made = upgrade(
+            tmp_path / "adapter", upgrade_map, method=method, options=SMALL.get(method), old=old.folder,
+            new=new.folder, prompts=added.PROMPTS,
+        )  # fmt: skip
+        made.save(tmp_path / method)
+        loaded = peft.PeftModel.from_pretrained(new.model(len(made.tokenizer)), tmp_path / method).eval()
+        close(loaded, made.tokenizer, tuned)
+
+
 def test_b6_the_ids_of_trained_tokens_are_checked(pair, tmp_path):
     old, new, upgrade_map = pair
     added.train(tmp_path / "adapter", old, "trainable_token_indices")
