@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := test,check,evaluate,report
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test slow check coverage table docs dist clean
+.PHONY: demo test slow fuzz check coverage table docs dist clean
 
 demo: $(VENV)/ready
 	$(BIN)/peft-lorasuite demo
@@ -17,6 +17,10 @@ test: $(VENV)/ready
 # The tests marked slow alone.
 slow: $(VENV)/ready
 	$(PYTEST) -m slow
+
+# Thousands of mutated inputs; the default tests run 300 of them.
+fuzz: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --cases 5000
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError, unknown_name_error
+from ..io.dataclass_schema import record_of
+from ..io.json_file import read_json
 from ..io.output import write_file
+from ..io.schema import PLAIN, TEXT, ListOf, number, optional
 
 Z = 1.959963984540054
 """Quantile of the normal distribution for two-sided 95 % intervals."""
@@ -126,7 +129,9 @@ class Evaluation:
         if data.get("version") != _VERSION:
             raise LoraSuiteError("not an evaluation of this version", got=data.get("version"), wanted=_VERSION)
         tasks = tuple(
-            TaskScore(t["task"], tuple(t["items"]), tuple(t["outcomes"]), t["answered"], t["metric"])
+            TaskScore(
+                t["task"], tuple(t["items"]), tuple(t["outcomes"]), t.get("answered"), t.get("metric", "accuracy")
+            )
             for t in data["tasks"]
         )
         return cls(tasks, data["model"], data["scoring"], data["adapter"], data["settings"])
@@ -138,12 +143,17 @@ class Evaluation:
         Raises:
             LoraSuiteError: For any other file.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-            if isinstance(error, LoraSuiteError):
-                raise
-            raise LoraSuiteError("not a saved evaluation", where=path) from error
+        return cls.from_dict(read_json(Path(path), where=str(path), schema=EVALUATION))
+
+
+EVALUATION = replace(
+    record_of(
+        Evaluation, adapter=optional(TEXT), model=TEXT,
+        tasks=ListOf(item=replace(record_of(TaskScore, outcomes=ListOf(item=number(0.0, high=1.0))), others=PLAIN)),
+    ),
+    required=("tasks", "model", "scoring", "adapter", "settings"), others=PLAIN,
+)  # fmt: skip
+"""Schema of a saved evaluation."""
 
 
 @dataclass(frozen=True)

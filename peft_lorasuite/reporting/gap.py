@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraSuiteError
 from ..evaluation.scores import Evaluation
+from ..io.json_file import read_json
 from ..io.paths import is_folder
+from ..io.schema import PLAIN, TEXT, ListOf, Record, check, integer, number, optional
 from ..mapping.fingerprint import public_name
 
 BASE, FULL = "base", "full"
@@ -43,6 +44,17 @@ class Result:
     seconds: float | None = None
 
 
+_share = number(0.0, high=1.0)
+RESULT = Record(
+    fields={
+        "row": TEXT, "accuracy": _share, "interval": ListOf(item=number(), fewest=2, most=2), "items": integer(1),
+        "nll": optional(number()), "seconds": optional(number(0.0)),
+    },
+    required=("row", "accuracy", "interval", "items"), others=PLAIN,
+)  # fmt: skip
+"""Schema of a file of ``benchmarks/gap.py``."""
+
+
 def read_results(folder: str | Path) -> list[Result]:
     """Read the results written by ``benchmarks/gap.py`` or ``evaluate -o``, sorted by `ORDER`.
 
@@ -60,17 +72,14 @@ def read_results(folder: str | Path) -> list[Result]:
 
 
 def _read_result(path: Path) -> Result:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if "scoring" in values:
-            return _from_evaluation(Evaluation.from_dict(values))
-        low, high = (float(value) for value in values["interval"])
-        nll, seconds = (None if values.get(name) is None else float(values[name]) for name in ("nll", "seconds"))
-        return Result(str(values["row"]), float(values["accuracy"]), (low, high), int(values["items"]), nll, seconds)
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        if isinstance(error, LoraSuiteError):
-            raise
-        raise LoraSuiteError(f"malformed result: {error!r}", where=path) from error
+    values = read_json(path, where=str(path))
+    if "scoring" in values:
+        return _from_evaluation(Evaluation.load(path))
+    check(values, RESULT, where=str(path))
+    low, high = values["interval"]
+    return Result(
+        values["row"], values["accuracy"], (low, high), values["items"], values.get("nll"), values.get("seconds")
+    )
 
 
 def _from_evaluation(evaluation: Evaluation) -> Result:

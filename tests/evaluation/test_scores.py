@@ -24,10 +24,12 @@ def evaluation(*scores: TaskScore, scoring: str = "generate") -> Evaluation:
     return Evaluation(scores, "model", scoring)
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"[1]", b"{"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe\x00", b"[1]", b"{", b'{"tasks": ' + b"[" * 10**5, b'{"version": 1, "tasks": [5]}']
+)
 def test_a_file_that_is_no_evaluation_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_bytes(data)
-    with pytest.raises(LoraSuiteError, match=r"scores\.json: not a saved evaluation"):
+    with pytest.raises(LoraSuiteError, match=r"scores\.json(: the file |, model: missing value)"):
         Evaluation.load(tmp_path / "scores.json")
 
 

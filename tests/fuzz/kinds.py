@@ -25,6 +25,9 @@ Judge = Callable[[], str]
 known; finite, and PEFT loads it), or what is wrong."""
 
 
+ROW = {"row": "base", "accuracy": 0.5, "interval": [0.4, 0.6], "items": 100, "nll": 1.0, "seconds": None}
+
+
 @dataclass
 class Case:
     """A mutated input.
@@ -82,6 +85,19 @@ def of_adapter(world: World, place: Path, rng: random.Random, file: str, change:
     call = ["upgrade", folder, "--to", world.old, "--from", world.old, "--map", world.identity]
     call += ["--method", "lorasuite", "-o", out]
     return Case(call, out, lambda: judge_adapter(world, folder, out, name, "old"))
+
+
+def of_adapter_tokenizer(world: World, place: Path, rng: random.Random, file: str, change: Change) -> Case:
+    """Mutate a tokenizer that was saved beside an adapter."""
+    del rng
+    folder = Path(shutil.copytree(world.adapter("lora"), place / "adapter"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(world.old / name, folder / name)
+    change(folder / file)
+    out = place / "out" / "result"
+    call = ["upgrade", folder, "--to", world.new, "--from", world.old, "--map", world.map]
+    call += ["--method", "lorasuite", "-o", out]
+    return Case(call, out, lambda: judge_adapter(world, folder, out, "lora", "new"))
 
 
 def of_map(world: World, place: Path, rng: random.Random, file: str, change: Change) -> Case:
@@ -166,6 +182,16 @@ def _judge_page(out: Path) -> str:
     return f"wrong: active content {parser.found}" if parser.found else "valid"
 
 
+def of_results(world: World, place: Path, rng: random.Random, file: str, change: Change) -> Case:
+    """Mutate a measured result, and inspect a map with it."""
+    del rng
+    (place / "rows").mkdir()
+    (place / "rows" / file).write_text(json.dumps(ROW))
+    change(place / "rows" / file)
+    out = place / "out" / "report.html"
+    return Case(["inspect", world.map, "--rows", place / "rows", "-o", out], out, lambda: _judge_page(out))
+
+
 def of_journal(world: World, place: Path, rng: random.Random, file: str, change: Change) -> Case:
     """Mutate the journal of a collection, and run it again."""
     out = Path(shutil.copytree(world.home / "many", place / "out" / "many"))
@@ -213,6 +239,8 @@ KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random, str, Change], 
     "weights index": (4, of_backbone, ("model.safetensors.index.json",)),
     "weights": (4, of_backbone, ("model.safetensors",)),
     "prompts": (4, of_prompts, ("prompts.jsonl", "prompts.txt")),
+    "adapter tokenizer": (3, of_adapter_tokenizer, ("tokenizer.json", "tokenizer_config.json")),
+    "results": (1, of_results, ("a.json",)),
     "report": (3, of_report, ("lorasuite_report.json",)),
     "journal": (2, of_journal, ("journal.jsonl",)),
     "names": (3, of_names, ("",)),

@@ -194,8 +194,8 @@ def test_results_of_the_benchmark_and_of_evaluate_are_read(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [(None, "folder of results does"), ({}, "the folder has no results"), ({"a.json": "{}"}, "malformed result"),
-     ({"a.json": "nonsense"}, "malformed result"), ({"a.json": "[]"}, "malformed result")],
+    [(None, "folder of results does"), ({}, "the folder has no results"), ({"a.json": "{}"}, "row: missing value"),
+     ({"a.json": "nonsense"}, "cannot be read as JSON"), ({"a.json": "[]"}, "must contain a JSON object")],
 )  # fmt: skip
 def test_malformed_results_are_refused(tmp_path: Path, files: dict[str, str] | None, message: str) -> None:
     for name, text in (files or {}).items():
