@@ -16,7 +16,7 @@ from ..linalg.lowrank import check_values
 from ..models.backbone import Backbone
 from ..models.task import HEADS, HeadPlace, Task, numbered_labels
 from .key_names import parse_names
-from .peft_format import PREFIX, REPORT
+from .peft_format import PREFIX, RECORD, REPORT
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +89,13 @@ def saved_head(tensors: Mapping[str, Tensor], arch: Architecture, *, where: str)
 def adapter_task(config: Mapping[str, Any], head: ClassHead | None, *, where: str) -> Task:
     """Return the task of an adapter, with numbered labels.
 
-    Without a task type, a head decides: in transformers those of token classifiers have a bias.
+    Without a task type, the class that PEFT names or a head decides: in transformers those of token classifiers have a
+    bias.
 
     Raises:
         LoraSuiteError: If a classifier has no head, or another adapter has one.
     """
-    kind = config.get("task_type")
+    kind = config.get("task_type") or _kind_of_class(config)
     if kind == "QUESTION_ANS":
         raise LoraSuiteError(
             "adapters that mark answers in a text are not transferred", where=where, got=f"task_type {kind}",
@@ -117,22 +118,33 @@ def adapter_task(config: Mapping[str, Any], head: ClassHead | None, *, where: st
     return Task(kind, numbered_labels(len(head.weight)))
 
 
+def _kind_of_class(config: Mapping[str, Any]) -> str | None:
+    """Return the task type by the class of the base model, which PEFT saves for adapters without a task type."""
+    mapping = config.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    endings = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS",
+               "Model": "FEATURE_EXTRACTION", "ForQuestionAnswering": "QUESTION_ANS"}  # fmt: skip
+    return next((kind for ending, kind in endings.items() if isinstance(name, str) and name.endswith(ending)), None)
+
+
+STORED = {REPORT: ("facts", "task"), RECORD: ("task",)}
+"""File -> keys under which it has the labels."""
+
+
 def stored_labels(task: Task, source: Source, old: Backbone | None) -> Task:
     """Return the task with labels and problem type from files beside the adapter, or from the old backbone's config.
 
-    Trainer and PEFT save neither. The report of an earlier upgrade has both; a saved config of the model may have them.
+    Trainer and PEFT save neither. The report of an upgrade and the record of a fine-tuning have both; a saved config of
+    the model may have them.
 
     Raises:
         LoraSuiteError: If the labels of a file are malformed, or of another number than the rows of the head.
     """
     rows = len(task.labels)
-    for file in (REPORT, "config.json"):
-        if source.fetch(file) is None:
-            continue
-        values = source.read_json(file)
-        if file == REPORT:
-            facts = values.get("facts")
-            values = facts.get("task") if isinstance(facts, dict) else None
+    for file in (REPORT, RECORD, "config.json"):
+        values: Any = source.read_json(file) if source.fetch(file) is not None else None
+        for key in STORED.get(file, ()):
+            values = values.get(key) if isinstance(values, dict) else None
         if not isinstance(values, dict):
             continue
         labels, problem = values.get("id2label") or values.get("labels"), values.get("problem_type")

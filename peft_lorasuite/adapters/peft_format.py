@@ -13,6 +13,8 @@ from ..io.source import Source
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REPORT = "lorasuite_report.json"
 """File next to the weights: the upgrade report."""
+RECORD = "lorasuite_finetune.json"
+"""File next to the weights: how they were trained."""
 PREFIX = "base_model.model."
 DIRECT_KINDS = ("LORA", "ADALORA")
 """Types whose factors are read; other types that change weights are converted to LoRA on the old backbone first."""

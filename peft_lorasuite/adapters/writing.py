@@ -16,10 +16,7 @@ from torch import Tensor
 from ..arch.layout import join
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
-from .peft_format import CONFIG, PREFIX, REPORT, WEIGHTS
-
-RECORD = "lorasuite_finetune.json"
-"""File next to the weights: how they were trained."""
+from .peft_format import CONFIG, PREFIX, RECORD, REPORT, WEIGHTS
 
 
 def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
-from ..progress import no_progress
-from .common import Output, add_command, add_overwrite, positive, seed, setup_logging
+from ..io.source import split_revision
+from ..progress import Progress, no_progress
+from .common import Output, add_command, add_labels, add_overwrite, positive, seed, setup_logging
 
 
 def add(commands: Any) -> None:
@@ -28,7 +29,8 @@ def add(commands: Any) -> None:
     command.add_argument("--published", metavar="PAIR",
                          help='add published results of a pair, such as "MiniCPM-S-1B -> MiniCPM-2B"')  # fmt: skip
     command.add_argument("--suite", default="commonsense", help="math, commonsense, or benchmarks separated by commas")
-    command.add_argument("--data", metavar="DIR", help="folder with NAME_test.json files (default: from the Hub)")
+    command.add_argument("--data", metavar="PATH", help="folder with NAME_test.json files (default: from the Hub); for "
+                         "classifiers, a file of texts with labels")  # fmt: skip
     command.add_argument("--limit", type=positive, metavar="N", help="maximum items per benchmark (default: all)")
     command.add_argument("--scoring", choices=("generate", "likelihood"), default="generate", help="default: generate")
     command.add_argument("--batch-size", type=positive, default=8, help="default: 8")
@@ -36,6 +38,7 @@ def add(commands: Any) -> None:
     command.add_argument("--apply-chat-template", action="store_true", help="ask through the tokenizer's chat template")
     command.add_argument("--system-instruction", metavar="TEXT", help="system prompt")
     command.add_argument("--fewshot-as-multiturn", action="store_true", help="few-shot examples as turns")
+    add_labels(command)
     command.add_argument("--seed", type=seed, default=0, help="random seed of --limit (default: 0)")
     command.add_argument("-o", "--output", metavar="DIR", help="folder for the table and the scores as JSON")
     add_overwrite(command)
@@ -47,6 +50,8 @@ def run(args: Namespace) -> Output:
     if args.output:
         inputs = (args.model, *args.adapter, *args.against, args.data)
         check_output(args.output, overwrite=args.overwrite, inputs=inputs)
+    if _is_classifier(args.adapter[0] if args.adapter else args.model):
+        return _evaluate_classifiers(args, progress)
     from ..evaluation.harness import compare, comparison_table, evaluate, markdown_table, published_rows
 
     published = published_rows(args.published, args.suite) if args.published else None
@@ -70,6 +75,43 @@ def run(args: Namespace) -> Output:
         texts.append(f"{one} against {other}:\n\n{comparison_table(compare(rows[one], rows[other]))}")
     text = "\n".join(texts)
     values = {"rows": {label: row.to_dict() for label, row in rows.items()}}
+    if args.output:
+        with atomic_folder(args.output, overwrite=args.overwrite) as part:
+            for number, row in enumerate(rows.values()):
+                row.save(part / f"{number}.json")
+            (part / "table.md").write_text(text, encoding="utf-8")
+        values["output"] = args.output
+    return values, text
+
+
+def _is_classifier(name: str) -> bool:
+    """Return whether a name is that of an adapter with a classification head."""
+    from ..adapters.peft_format import CONFIG
+    from ..adapters.reading import read_config
+    from ..io.source import Source
+    from ..models.task import CLASSIFIERS
+
+    repo, revision = split_revision(name)
+    source = Source(repo, "adapter", revision)
+    return source.fetch(CONFIG) is not None and read_config(source).get("task_type") in CLASSIFIERS
+
+
+def _evaluate_classifiers(args: Namespace, progress: Progress) -> Output:
+    """Evaluate classifiers on texts with labels: the adapters on ``model``, or ``model`` and ``--against``."""
+    from ..evaluation.classification import evaluate_classifier
+
+    if not args.data:
+        raise LoraSuiteError("a classifier is evaluated on texts with labels", got="no --data", do="pass --data FILE")
+    names = args.adapter or [args.model, *args.against]
+    rows = {}
+    for name in names:
+        adapter, revision = split_revision(name)
+        rows[name] = evaluate_classifier(
+            adapter, args.data, base=args.model if args.adapter else None, labels=args.labels, revision=revision,
+            problem_type=args.problem_type, template=args.template, limit=args.limit, seed=args.seed, progress=progress,
+        )  # fmt: skip
+    text = "\n".join(f"{name}: {row.table()}" for name, row in rows.items())
+    values: dict[str, Any] = {"rows": {name: row.to_dict() for name, row in rows.items()}}
     if args.output:
         with atomic_folder(args.output, overwrite=args.overwrite) as part:
             for number, row in enumerate(rows.values()):

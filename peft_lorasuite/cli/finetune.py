@@ -13,6 +13,7 @@ from .common import (
     Output,
     add_chat,
     add_command,
+    add_labels,
     add_output,
     add_training,
     chat_options,
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     command.add_argument("--data", required=True, metavar="DATA", help=DATA)
     command.add_argument("--base", metavar="MODEL", help="backbone (default: the adapter's base model)")
     command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
+    add_labels(command)
     add_chat(command, old=False)
     add_training(command)
     add_output(command, "the fine-tuned adapter")
@@ -43,8 +45,8 @@ def run(args: Namespace) -> Output:
     start = time.perf_counter()
     name, revision = split_revision(args.adapter)
     trained = finetune(
-        name, args.data, chat=chat_options(args), base=args.base, revision=revision, output=args.output,
-        overwrite=args.overwrite, progress=progress, **training_options(args),
+        name, args.data, chat=chat_options(args), base=args.base, labels=args.labels, problem_type=args.problem_type,
+        revision=revision, output=args.output, overwrite=args.overwrite, progress=progress, **training_options(args),
     )  # fmt: skip
     seconds, record = round(time.perf_counter() - start, 2), trained.finetune_record
     values = {"output": str(args.output), "training": record, "seconds": seconds}

@@ -131,7 +131,8 @@ def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, Chat
     from ..io.source import Source
     from ..methods.options import make_options
     from ..methods.registry import find
-    from ..text.examples import check_prompt_count, prompt_limit, read_prompts, read_records
+    from ..models.task import CLASSIFIERS
+    from ..text.examples import check_prompt_count, prompt_limit, read_prompts, read_records, read_texts
     from ..text.templates import check_template
     from ..training.options import MAX_EXAMPLES, FinetuneOptions
 
@@ -143,7 +144,13 @@ def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, Chat
         prompts = check_prompt_count(read_prompts(args.prompts, args.template, limit=limit, seed=args.seed))
     if args.finetune:
         FinetuneOptions(**training_options(args))
-    samples = read_records(args.finetune, max(args.samples, MAX_EXAMPLES), args.seed) if args.finetune else None
+    adapter, revision = split_revision(args.adapter)
+    config = read_config(select_adapter(Source(adapter, "adapter", revision), args.adapter_name))
+    samples: list[Any] | None = None
+    if args.finetune and config.get("task_type") in CLASSIFIERS:
+        samples = read_texts(args.finetune, args.template)
+    elif args.finetune:
+        samples = read_records(args.finetune, max(args.samples, MAX_EXAMPLES), args.seed)
     if args.push:
         from ..hub.push import check_push
 
@@ -153,9 +160,7 @@ def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, Chat
     if args.method != "auto":
         make_options(find(args.method), dict(args.options))
     if not args.old:
-        adapter, revision = split_revision(args.adapter)
-        source = select_adapter(Source(adapter, "adapter", revision), args.adapter_name)
-        check_not_input(args.output, [read_config(source).get("base_model_name_or_path")])
+        check_not_input(args.output, [config.get("base_model_name_or_path")])
     return prompts, samples, chat
 
 
@@ -165,7 +170,7 @@ def _finetune(
     from ..model import attach
     from ..training.finetune import finetune
 
-    model = attach(new.load(), upgraded, is_trainable=True)
+    model = attach(new.load(task=upgraded.adapter.task), upgraded, is_trainable=True)
     finetune(
         model, samples, tokenizer=upgraded.tokenizer or new.tokenizer, chat=chat, output=args.output,
         overwrite=args.overwrite, progress=progress,
@@ -217,6 +222,7 @@ def _text(output: str, report: Any, seconds: float) -> str:
         report.verdict,
         f"wrote {output}: {len(report.modules)} modules of rank {report.rank} by {report.method['name']}{shares} "
         f"({seconds} s)",
+        *([f"  {report.task_summary}"] if report.task_summary else []),
     ]
     lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != TRANSFERRED]
     more = [f"  and {len(lost) - SHOWN} more: see lorasuite_report.json"] if len(lost) > SHOWN else []

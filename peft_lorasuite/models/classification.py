@@ -39,6 +39,12 @@ def padding_of(backbone: Backbone) -> int:
     return pad_token_id(backbone.tokenizer, backbone.arch.vocabulary) if own is None else own
 
 
+def padding_of_model(model: Any, tokenizer: Any) -> int:
+    """Return the padding token of a loaded classifier, as `padding_of` does."""
+    own = padding_token(model.config)
+    return pad_token_id(tokenizer, model.config.get_text_config().vocab_size) if own is None else own
+
+
 def encode_for(backbone: Backbone, texts: Sequence[Text], *, per_token: bool) -> list[Row]:
     """Tokenize texts for a backbone; see `encode_texts`."""
     padding, limit = padding_of(backbone), backbone.context

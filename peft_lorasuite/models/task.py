@@ -108,6 +108,10 @@ class Task:
             )  # fmt: skip
         return replace(self, labels=names, problem=self.problem if problem is None else problem)
 
+    def facts(self) -> dict[str, Any]:
+        """Return JSON values for reports and records."""
+        return {"type": self.kind, "labels": list(self.labels), "problem_type": self.problem or None}
+
     def config(self, config: Any, padding: int | None = None) -> Any:
         """Return a copy of a config with the labels of the task and, where it has no padding token, with ``padding``.
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.class_labels import infer_problem, place_labels
 from ..models.classification import Row, encode_texts, pad_rows
 from ..models.task import model_task
 from ..text.texts import Text
-from .class_labels import infer_problem, place_labels
 from .class_loss import label_losses
 from .encoding import Encoded
 from .loop import ResponseTrainer

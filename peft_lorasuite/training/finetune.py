@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.chat_template import read_chat_template
-from ..adapters.loading import adapter_folder, add_adapter, load_tokenizer, old_backbone_loader
-from ..adapters.peft_format import DIRECT_KINDS, check_config
-from ..adapters.reading import read_adapter, read_config
+from ..adapters.loading import load_tokenizer
+from ..adapters.opening import adapter_task_type, open_adapter
 from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
 from ..io.source import Source
-from ..models.backbone import Backbone
+from ..models.classification import padding_of_model
 from ..models.distributed import is_main_process
 from ..models.restore import fixed_seed
-from ..models.task import CAUSAL, CLASSIFIERS, padding_token
+from ..models.task import CLASSIFIERS, LabelsLike, model_task
 from ..progress import Progress, no_progress
 from ..text.chat import ChatLike, ChatOptions
 from ..text.examples import read_records, read_texts
@@ -49,6 +48,8 @@ def finetune(
     chat: ChatLike = None,
     new_layers: str = "train",
     modules: Sequence[str] = (),
+    labels: LabelsLike | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     base: Any = None,
     revision: str | None = None,
@@ -91,6 +92,8 @@ def finetune(
             old one: ``"train"`` adds new LoRA modules (A Kaiming, B zero), ``"freeze"`` adds none, as in the paper.
         modules: Last names of modules that get a new LoRA in every layer, in addition to those of the adapter; for
             adapters with few modules, such as those of `transplant`.
+        labels: Names of a classifier's labels by index, for an adapter by name; by default those of files beside it.
+        problem_type: transformers' ``problem_type`` of a classifier, likewise.
         seed: Seed of the choice of samples, their order and the new modules.
         base: The backbone, for an adapter by name; by default the base model of its config.
         revision: Revision of the adapter on the Hub.
@@ -112,16 +115,18 @@ def finetune(
         check_output(output, overwrite=overwrite, inputs=(model, base, data))
     chat = _with_own_template(ChatOptions.of(chat), model, revision)
     limit = None if samples is None else max(samples, MAX_EXAMPLES)
-    classifies = adapter_kind_of(model, revision) in CLASSIFIERS
+    kind = adapter_task_type(model, revision)
+    classifies = kind in CLASSIFIERS
+    if kind == "FEATURE_EXTRACTION":
+        raise LoraSuiteError("embedding models are not fine-tuned here", got=kind, do="train it with its own library")
     examples: Any = read_texts(data, template, limit, seed) if classifies else read_records(data, limit, seed)
-    model = open_adapter(model, base, revision)
+    model = open_adapter(model, base, revision, labels=labels, problem_type=problem_type)
     tokenizer = load_tokenizer(model, tokenizer)
     drawn, settings = draw_samples(examples, samples, seed), {}
     size = model.config.get_text_config().vocab_size
     padding = pad_token_id(tokenizer, size)
     if classifies:
-        own = padding_token(model.config)
-        padding = padding if own is None else own
+        padding = padding_of_model(model, tokenizer)
         rows, settings = class_examples(model, tokenizer, drawn, padding=padding, cutoff=cutoff)
     else:
         side = chat.one_side("the model", tokenizer)
@@ -131,6 +136,8 @@ def finetune(
         _check_trainable(model)
         loss, weights = train(model, rows, padding, options, progress, **settings)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
+    if classifies:
+        record["task"] = model_task(model, kind or "").facts()
     model.finetune_record = record
     if output is not None and is_main_process():
         with atomic_folder(output, overwrite=overwrite) as part:
@@ -150,29 +157,6 @@ def draw_samples(examples: Sequence[Any], samples: int | None, seed: int) -> lis
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     return [examples[index] for index in order[:samples]]
-
-
-def open_adapter(model: Any, base: Any = None, revision: str | None = None) -> Any:
-    """Return a PEFT model as it is; load an adapter by name onto its backbone, ready for training."""
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel):
-        return model
-    if not isinstance(model, (str, Path)):
-        raise LoraSuiteError("not an adapter", got=type(model).__name__, wanted="a PEFT model, a folder or a Hub id")
-    source = Source(str(model), "adapter", revision)
-    config, folder = read_config(source), adapter_folder(source)
-    check_config(config, source.name)
-    backbone: Backbone = old_backbone_loader(source, base, None, {}, do="pass the backbone (--base, base=)")()
-    task = CAUSAL
-    if config["peft_type"] in DIRECT_KINDS or config.get("task_type") in CLASSIFIERS:
-        # refuses what `upgrade` refuses: PEFT would initialize missing tensors
-        task = read_adapter(source, backbone.arch, old=backbone).task
-    return add_adapter(backbone.load(task=task), folder, source, base=repr(backbone), is_trainable=True)
-
-
-def adapter_kind_of(model: Any, revision: str | None = None) -> str | None:
-    """Return the task type of a PEFT model, or of an adapter by name; None for anything else."""
 
 
 def _check_trainable(model: Any) -> None:

@@ -33,13 +33,12 @@ def add_task(
     source = inputs.adapter
     result = replace(result, task=source.task)
     if source.head is None:
-        return result, {}, {}
+        return result, {} if source.task.causal else {"task": source.task.facts()}, {}
     old, new = inputs.backbones("an adapter with a classification head")
     place, head = find_head(new.config, source.task), method_result.head
     if head is None:
         head = _resized(source.head, new.arch.hidden) if by_index else _mapped(source.head, old, new, inputs)
-    facts = {"type": source.task.kind, "labels": list(source.task.labels), "problem_type": source.task.problem or None}
-    return result.with_head(head, place), {"task": facts}, dict.fromkeys(source.head.names, TRANSFERRED)
+    return result.with_head(head, place), {"task": source.task.facts()}, dict.fromkeys(source.head.names, TRANSFERRED)
 
 
 def _mapped(head: ClassHead, old: Backbone, new: Backbone, inputs: MethodInput) -> ClassHead:

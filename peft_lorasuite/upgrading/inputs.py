@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, TypeAlias
 from ..adapters.adapter import Adapter
 from ..adapters.loading import old_backbone_loader
 from ..adapters.peft_format import select_adapter
-from ..adapters.reading import adapter_needs_backbones
+from ..adapters.reading import adapter_needs_backbones, read_config
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, check_integer
 from ..io.source import LoadOptions, Source
 from ..mapping.upgrade_map import UpgradeMap
-from ..methods.registry import reads_old
+from ..methods.behavior.classification import needs_texts_error
+from ..methods.registry import find, reads_old
 from ..models.backbone import Backbone
+from ..models.task import CLASSIFIERS
 from ..progress import Progress, no_progress
 from .map_cache import load_or_build_map
 
@@ -94,6 +96,7 @@ def open_inputs(
     source = select_adapter(
         Source(str(adapter), "adapter", revision, **load.hub_kwargs()), adapter_name, names_result=names_result
     )
+    _check_texts(source, method, prompts=prompts)
     needs_old = adapter_needs_backbones(source) or prompts or old is not None
     open_old = old_backbone_loader(source, old, old_revision, load.model_kwargs())
     pair_map, old_backbone = open_pair(
@@ -101,6 +104,13 @@ def open_inputs(
         low_memory=low_memory, progress=progress,
     )  # fmt: skip
     return UpgradeInputs(source, new_backbone, pair_map, old_backbone)
+
+
+def _check_texts(source: Source, method: str, *, prompts: bool) -> None:
+    """Raise `LoraSuiteError` for a classifier that a method of behavior would fit without texts."""
+    classifies = read_config(source).get("task_type") in CLASSIFIERS
+    if classifies and not prompts and method != "auto" and find(method).needs_backbones:
+        raise needs_texts_error(method)
 
 
 def open_pair(

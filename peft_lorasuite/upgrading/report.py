@@ -13,6 +13,8 @@ from ..io.dataclass_schema import record_of
 from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
 from ..methods.base import MethodResult
 
+SHOWN_LABELS = 6
+"""Labels that are listed; the report has all."""
 TRANSFERRED = "transferred"
 """Fate of a tensor that is in the result."""
 
@@ -31,7 +33,8 @@ class Report:
         tensors: Every tensor of the old adapter -> ``"transferred"``, or ``"not transferred: ..."`` with the reason.
         facts: Measurements of the method and the map. Also ``auto``, the reason for the method; ``differences``, the
             structural differences of the backbones and how they are handled; ``prediction``, whether the upgrade is
-            likely to hold; ``named_base``, a warning if the adapter's base model is not the old backbone of the map.
+            likely to hold; ``task``, type, labels and problem type of a classifier; ``named_base``, a warning if the
+            adapter's base model is not the old backbone of the map.
         revisions: Commits on the Hub of ``adapter``, ``old`` and ``new``; None for a folder.
         version: Version of this package.
     """
@@ -75,6 +78,20 @@ class Report:
         return f"{words[found['verdict']]} ({expected}){''.join(warnings)}"
 
     @property
+    def task_summary(self) -> str:
+        """The labels of a classifier and, if the method measured it, how often the old one agrees; else empty."""
+        found = self.facts.get("task")
+        if not found:
+            return ""
+        names, rest = found["labels"][:SHOWN_LABELS], len(found["labels"]) - SHOWN_LABELS
+        more = f" and {rest} more" if rest > 0 else ""
+        agreed = self.facts.get(self.method["name"], {}).get("agreement")
+        agreement = "" if agreed is None else f"; agreement with the old classifier {agreed:.0%}"
+        if not names:
+            return found["type"]
+        return f"{found['type']}, {found['problem_type'] or 'no problem_type'}: {', '.join(names)}{more}{agreement}"
+
+    @property
     def energy_kept(self) -> float:
         """Mean share of the energy ``||dW||_F^2`` that is left at the final rank, over the modules, from 0 to 1."""
         return sum(module["energy_kept"] for module in self.modules) / max(len(self.modules), 1)
@@ -94,6 +111,7 @@ class Report:
         ]
         if not self.by_behavior:
             lines.append(f"  {len(self.tensors) - lost} of {len(self.tensors)} tensors transferred")
+        lines += [f"  {self.task_summary}"] if self.task_summary else []
         return "\n".join(lines)
 
 
@@ -104,7 +122,9 @@ _module = {
 _prediction = {
     "verdict": one_of("holds", "doubtful", "retrain"), "expected_gap_recovered": number(0.0), "because": TEXT,
 }  # fmt: skip
+_task = {"type": NAME, "labels": ListOf(item=TEXT), "problem_type": optional(NAME)}
 _facts = {
+    "task": Record(fields=_task, required=list(_task), others=PLAIN),
     "prediction": Record(fields=_prediction, required=list(_prediction), others=PLAIN),
     "differences": ListOf(item=TEXT), "warnings": ListOf(item=TEXT), "hints": ListOf(item=TEXT),
 }  # fmt: skip

@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from peft_lorasuite.arch.registry import architecture
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
-LABELS = ("color", "plant", "size")
 CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}
 
 

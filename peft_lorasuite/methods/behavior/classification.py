@@ -24,7 +24,7 @@ from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_promp
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
-from .class_features import fit_classifier
+from .class_features import ClassProblem, fit_classifier
 from .options import BehaviorOptions
 
 MAX_RANK = 64
@@ -153,14 +153,14 @@ def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -
     targets = thin_out(targets, PLACES, inputs.seed)
     rank = max(rank, min(len(task.labels), MAX_RANK))
     with new.running(task=DECODER) as model:
-        found = fit_classifier(
-            model, new, targets.rows, targets.places, targets.logits, task, bias=bias, rank=rank,
-            padding=padding_of(new), seed=inputs.seed, progress=inputs.progress,
-        )  # fmt: skip
-    del model
+        problem = ClassProblem(
+            model, new, targets.rows, targets.places, task, bias, rank, padding_of(new), inputs.seed, inputs.progress
+        )
+        found = fit_classifier(problem, targets.logits)
+    del model, problem
     free_models()
-    if found.update is not None:
-        update = {(found.update[0], "down"): found.update[1]}
+    if found.updates:
+        update = {(layer, "o"): one for layer, one in found.updates.items()}
     facts = {"positions": len(targets.places), **found.facts, **compare_logits(found.left_out, targets.logits, task)}
     return MethodResult(update, facts=facts, rank=rank, head=found.head)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraSuiteError
-from ..models.classification import Row
-from ..models.task import MULTI_LABEL, REGRESSION, Task
 from ..text.texts import Text
+from .classification import Row
+from .task import MULTI_LABEL, REGRESSION, Task
 
 Places = list[tuple[int, int]]
 """Row and position of every label."""
