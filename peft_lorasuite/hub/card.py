@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
 from ..upgrading.report import TRANSFERRED
+from .card_task import pipeline_tag, task_values
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -40,16 +41,6 @@ PICTURES = {
 """File name of each figure of a card, in order, and its alternative text."""
 TAGS = ["lora", "lorasuite", "upgraded-adapter"]
 MAP_TAGS = ["lorasuite", "upgrade-map"]
-CLASSES = {
-    "CAUSAL_LM": "CausalLM", "SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification",
-    "FEATURE_EXTRACTION": "FeatureExtraction",
-}  # fmt: skip
-"""Task type of PEFT -> ending of the class that loads the adapter."""
-PIPELINES = {
-    "CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}  # fmt: skip
-"""Task type of PEFT -> pipeline tag of the Hub."""
 MAX_LISTED = 10
 """Number of tensors listed as not transferred."""
 MAX_LENGTH = 300
@@ -84,13 +75,12 @@ def adapter_card(
     """
     from huggingface_hub import ModelCardData
 
-    title, task = repo_id.split("/")[1], (report.get("facts") or {}).get("task") or {}
-    kind = task.get("type", "CAUSAL_LM")
+    title = repo_id.split("/")[1]
     license_fields: dict[str, Any] = clean(license or {})
     data = ModelCardData(
         base_model=base,
         library_name="peft",
-        pipeline_tag=PIPELINES.get(kind, PIPELINES["CAUSAL_LM"]),
+        pipeline_tag=pipeline_tag(report),
         tags=TAGS,
         model_name=title if evaluation else None,
         eval_results=_eval_results(evaluation) if evaluation else None,
@@ -105,11 +95,7 @@ def adapter_card(
         title=title,
         repo_id=repo_id,
         base=base,
-        model_class=f"AutoPeftModelFor{CLASSES.get(kind, CLASSES['CAUSAL_LM'])}",
-        num_labels=len(task.get("labels", [])),
-        task=code(f"{kind}, {task.get('problem_type') or 'no problem_type'}") if task else "",
-        labels=code(", ".join(task.get("labels", []))) if task else "",
-        agreement=_agreement(report),
+        **task_values(report, code),
         new_backbone=_link(base),
         source_adapter=_origin(report, "adapter"),
         old_backbone=_origin(report, "old"),
@@ -157,13 +143,6 @@ def _chat(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return whether the adapter was made from conversations, and a sentence about another chat template."""
     facts = (report.get("facts") or {}).get("chat") or {}
     return {"chat": bool(facts), "chat_template": TEMPLATES.get(str(facts.get("new_template")), "")}
-
-
-def _agreement(report: Mapping[str, Any]) -> str:
-    """Format how often a classifier agrees with the old one on texts that its fit left out; empty if not measured."""
-    found = (report.get("facts") or {}).get(report["method"]["name"])
-    measured = found.get("agreement") if isinstance(found, Mapping) else None
-    return f"{float(measured):.1%}" if isinstance(measured, (int, float)) else ""
 
 
 def map_card(repo_id: str, upgrade_map: UpgradeMap, *, pictures: Iterable[str] = ()) -> str:
