@@ -109,17 +109,17 @@ class HubApi(HubState):
         link = {"Link": f'<{self.url}/api/models?{rest}>; rel="next"'} if len(found) > start + size else {}
         return Reply.json(found[start : start + size], headers=link)
 
-    @route("GET", "/api/models/REPO/revision/(?P<rev>[^/]+)")
+    @route("GET", "/api/(?:models|datasets)/REPO/revision/(?P<rev>[^/]+)")
     def revision_info(self, call: Call, repo: str, rev: str) -> Reply:
         found = self._readable(call, repo)
         return Reply.json(describe(found, found.at(rev), blobs=call.flag("blobs")))
 
-    @route("GET", "/api/models/REPO/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?")
+    @route("GET", "/api/(?:models|datasets)/REPO/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?")
     def list_tree(self, call: Call, repo: str, rev: str, path: str) -> Reply:
         commit = self._readable(call, repo).at(rev)
         return Reply.json(tree(commit, path, recursive=call.flag("recursive")), headers={"X-Repo-Commit": commit.oid})
 
-    @route("POST", "/api/models/REPO/paths-info/(?P<rev>[^/]+)")
+    @route("POST", "/api/(?:models|datasets)/REPO/paths-info/(?P<rev>[^/]+)")
     def paths_info(self, call: Call, repo: str, rev: str) -> Reply:
         commit = self._readable(call, repo).at(rev)
         is_json = call.body.startswith(b"{")
@@ -129,7 +129,7 @@ class HubApi(HubState):
         return Reply.json([folder_entry(path) for path in folders] + files)
 
     # -- branches and history -------------------------------------------------------------------------------------
-    @route("GET", "/api/models/REPO/refs")
+    @route("GET", "/api/(?:models|datasets)/REPO/refs")
     def list_refs(self, call: Call, repo: str) -> Reply:
         found = self._readable(call, repo)
         answer: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
@@ -139,7 +139,7 @@ class HubApi(HubState):
             answer[kind].append({"name": name, "ref": ref, "targetCommit": oid})
         return Reply.json(answer)
 
-    @route("GET", "/api/models/REPO/commits/(?P<rev>[^/]+)")
+    @route("GET", "/api/(?:models|datasets)/REPO/commits/(?P<rev>[^/]+)")
     def list_commits(self, call: Call, repo: str, rev: str) -> Reply:
         entries = [{"id": c.oid, "title": c.title, "message": "", "date": EPOCH, "authors": []}
                    for c in self._readable(call, repo).history(rev)]  # fmt: skip
@@ -217,7 +217,7 @@ class HubApi(HubState):
         return Reply.json(answer | pull)
 
     # -- download -------------------------------------------------------------------------------------------------
-    @route("GET", "/REPO/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
+    @route("GET", "(?:/datasets)?/REPO/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
     def resolve(self, call: Call, repo: str, rev: str, path: str) -> Reply:
         found = self._readable(call, repo)
         self._open_gate(call, found)
@@ -242,6 +242,6 @@ class HubApi(HubState):
             raise HubError(403, "Access denied")
         return Reply(200, self.repos[repo].store[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"}, file=True)
 
-    @route("GET", "/api/models/REPO")
+    @route("GET", "/api/(?:models|datasets)/REPO")
     def model_info(self, call: Call, repo: str) -> Reply:
         return self.revision_info(call, repo, "main")
