@@ -47,7 +47,9 @@ def run(args: Namespace) -> int:
         require_matplotlib()
     adapter, revision = split_revision(args.adapter)
     chosen = {"method": args.method, "progress": progress_bars}
-    chat, prompts = chat_options(args), check_prompt_count(read_prompts(args.prompts)) if args.prompts else None
+    chat, prompts = chat_options(args), None
+    if args.prompts:
+        prompts = check_prompt_count(read_prompts(args.prompts, form=chat.prompt_format))
     inputs = open_inputs(
         adapter, args.to, old=args.old, upgrade_map=args.map, prompts=prompts is not None, revision=revision, **chosen
     )

@@ -14,7 +14,7 @@ from .io.source import LoadOptions
 from .io.temporary import temporary_folder
 from .models.task import LabelsLike
 from .progress import Progress, progress_bars
-from .text.chat import ChatLike, ChatOptions
+from .text.chat_options import ChatLike, ChatOptions
 from .text.examples import PromptsLike, check_prompt_count, prompt_limit, read_prompts
 from .upgrading.inputs import BackboneLike, MapLike, open_inputs
 from .upgrading.upgrade import Upgraded, upgrade
@@ -90,9 +90,10 @@ def from_upgraded(
         LoraSuiteError: If an input is missing, malformed or unsupported.
     """
     check_seed(seed)
-    if prompts is not None:
-        prompts = check_prompt_count(read_prompts(prompts, limit=prompt_limit(options), seed=seed))
     chat = ChatOptions.of(chat)
+    if prompts is not None:
+        read = read_prompts(prompts, limit=prompt_limit(options), seed=seed, form=chat.prompt_format)
+        prompts = check_prompt_count(read)
     _check_name(adapter_name)
     load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
     inputs = open_inputs(

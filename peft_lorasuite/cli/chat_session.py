@@ -18,7 +18,8 @@ from ..io.source import Source
 from ..models.backbone import Backbone
 from ..models.extended import ExtendedBackbone, TableRows
 from ..models.generation import Turn, answer, fits_context
-from ..text.chat import NO_TEMPLATE, OLD_TEMPLATE, Chat, ChatOptions
+from ..text.chat import NO_TEMPLATE, OLD_TEMPLATE, Chat
+from ..text.chat_options import ChatOptions
 from ..text.conversations import ASSISTANT, USER, Conversation, Message
 from ..text.examples import Example, format_example
 from ..text.templates import check_template, check_text

@@ -15,7 +15,7 @@ from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress, progress_bars
 
 if TYPE_CHECKING:
-    from ..text.chat import ChatOptions
+    from ..text.chat_options import ChatOptions
 
 NAME = "peft-lorasuite"
 DATA = (
@@ -84,8 +84,8 @@ def add_training(command: ArgumentParser) -> None:
                        help="layers without a matching old layer: a new LoRA, or none (default: train)")  # fmt: skip
 
 
-def add_chat(command: ArgumentParser, *, old: bool) -> None:
-    """Add the options of rendering conversations; ``old`` adds those of the old side."""
+def add_chat(command: ArgumentParser, *, old: bool, formats: bool = False) -> None:
+    """Add the options of rendering conversations; ``old`` adds those of the old side, ``formats`` that of prompts."""
     group = command.add_argument_group("conversations (default: the chat template of each side's tokenizer)")
     if old:
         group.add_argument("--old-template", metavar="FILE", help="chat template of the old side, or none")
@@ -94,14 +94,19 @@ def add_chat(command: ArgumentParser, *, old: bool) -> None:
     group.add_argument("--template-kwargs", action="append", default=[], type=pair, metavar="KEY=VALUE",
                        help="a variable of the templates, such as enable_thinking=false; may be repeated")  # fmt: skip
     group.add_argument("--system", metavar="TEXT", help="system prompt of conversations that have none")
+    if formats:
+        group.add_argument("--format", default="auto", metavar="F", dest="prompt_format",
+                           help="format of built-in prompts and of instructions: auto (as the adapter was trained), "
+                                "chat, alpaca, plain, question, vicuna, or a file with {instruction}")  # fmt: skip
 
 
 def chat_options(args: Namespace) -> ChatOptions:
     """Return the options of rendering conversations."""
-    from ..text.chat import ChatOptions, parse_variable
+    from ..text.chat_options import ChatOptions, parse_variable
 
     variables = {name: parse_variable(text) for name, text in args.template_kwargs}
-    return ChatOptions(getattr(args, "old_template", None), args.new_template, variables, args.system)
+    form = getattr(args, "prompt_format", "auto")
+    return ChatOptions(getattr(args, "old_template", None), args.new_template, variables, args.system, form)
 
 
 def training_options(args: Namespace) -> dict[str, Any]:

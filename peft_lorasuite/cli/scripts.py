@@ -33,7 +33,7 @@ def add_pair(parser: ArgumentParser, *, old: str, required: bool = False) -> Non
     parser.add_argument(
         "--prompts", metavar="FILE", help=f"unlabeled prompts, for methods that run the models: {PROMPTS}"
     )
-    add_chat(parser, old=True)
+    add_chat(parser, old=True, formats=True)
 
 
 def run_script(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:

@@ -35,7 +35,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..text.chat import ChatOptions
+    from ..text.chat_options import ChatOptions
     from ..text.examples import Prompt
 
 SHOWN = 5
@@ -80,7 +80,7 @@ def _add_arguments(command: ArgumentParser) -> None:
     add_labels(command)
     command.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     command.add_argument("--finetune", metavar="DATA", help=f"labeled samples to fine-tune on afterwards: {DATA}")
-    add_chat(command, old=True)
+    add_chat(command, old=True, formats=True)
     add_training(command)
     add_output(command, "the new adapter and its report")
     group = command.add_argument_group("publishing")
@@ -141,7 +141,8 @@ def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, Chat
     chat, prompts = chat_options(args), None
     if args.prompts:
         limit = prompt_limit(dict(args.options))
-        prompts = check_prompt_count(read_prompts(args.prompts, args.template, limit=limit, seed=args.seed))
+        read = read_prompts(args.prompts, args.template, limit=limit, seed=args.seed, form=chat.prompt_format)
+        prompts = check_prompt_count(read)
     if args.finetune:
         FinetuneOptions(**training_options(args))
     adapter, revision = split_revision(args.adapter)

@@ -13,7 +13,7 @@ from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..progress import Progress, no_progress
-from ..text.chat import ChatOptions
+from ..text.chat_options import ChatOptions
 from ..text.examples import PromptsLike
 
 

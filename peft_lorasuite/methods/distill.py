@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from ..training.distillation import TargetRow
 
 
+SHARED_FACTS = ("hints", "chat", "format", "warnings")
+"""Entries of the report that do not belong to the `transplant` that training starts from."""
+
+
 @method("distill", options=DistillOptions, needs_backbones=True)
 def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     """Train a LoRA toward the adapter's effect on the logits, without labels."""
@@ -69,7 +73,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
     found, loss, _ = _train(inputs, new, first, rows, options, trainer, target_batch)
     start_facts = {**shared_facts, **first.facts}
-    shared = {name: start_facts.pop(name) for name in ("hints", "chat") if name in start_facts}
+    shared = {name: start_facts.pop(name) for name in SHARED_FACTS if name in start_facts}
     facts = {"distill": {**facts, "loss": round(loss, 4), **start_facts}, **shared}
     return MethodResult(dict(found.updates), facts=facts, rank=first.rank, chat_template=chat_template)
 

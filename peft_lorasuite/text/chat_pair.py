@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import LoraSuiteError
-from .chat import OLD_TEMPLATE, Chat, ChatOptions
+from .chat import OLD_TEMPLATE, Chat
+from .chat_options import ChatOptions
 from .conversations import Conversation
 
 
@@ -62,6 +63,11 @@ class ChatPair:
             if not asked:
                 _check_markup(left, right, conversation)
         return cls(left, right, origin)
+
+    @property
+    def new_has_template(self) -> bool:
+        """Whether the new side has a chat template of its own, or one was given."""
+        return self.new.has_template
 
     @property
     def saved_template(self) -> str | None:

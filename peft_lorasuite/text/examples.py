@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from ..errors import LoraSuiteError
 from .conversations import Conversation
+from .formats import AUTO, Format
 from .prompt_text import PromptText
 from .records import Completion, Example, Record, read_record
 from .sources import open_stream
@@ -100,8 +101,9 @@ def read_records(source: Any, limit: int | None = None, seed: int = 0) -> list[R
 
 
 def read_prompts(
-    source: Any, template: str | None = None, *, limit: int | None = MAX_PROMPTS, seed: int = 0
-) -> list[Prompt]:
+    source: Any, template: str | None = None, *, limit: int | None = MAX_PROMPTS, seed: int = 0,
+    form: Format | None = None,
+) -> list[Prompt]:  # fmt: skip
     """Read unlabeled prompts.
 
     Args:
@@ -110,6 +112,8 @@ def read_prompts(
         template: Prompt template for records with an instruction or a question; see `format_example`.
         limit: How many prompts to draw at most; all if None.
         seed: Seed of the draw.
+        form: Format of records with an instruction or a question, in place of ``template``; ``"chat"`` makes strings
+            user turns as well.
 
     Returns:
         Formatted prompts as strings, conversations and, for classifiers, pairs of texts and texts that are split into
@@ -126,14 +130,20 @@ def read_prompts(
             continue
         if has_text(record):
             text = parse_text(record, f"{stream.name}, record {number}")
-            prompts.append(PromptText(text.text, number) if text.pair is None and not text.words else text)
-            continue
-        found = read_record(record, f"{stream.name}, record {number}", labeled=False)
-        if isinstance(found, Conversation):
-            prompts.append(found if found.number else replace(found, number=number))
+            if text.pair is not None or text.words:
+                prompts.append(text)
+                continue
+            found: Record = Completion(text.text)
         else:
-            text = found.prompt if isinstance(found, Completion) else format_example(found, template)
-            prompts.append(PromptText(text, number))
+            found = read_record(record, f"{stream.name}, record {number}", labeled=False)
+        if isinstance(found, Example) and (form is None or form.name == AUTO):
+            found = Completion(format_example(found, template))
+        prompt = (form or Format()).write(found)
+        if isinstance(prompt, str):
+            prompts.append(PromptText(prompt, number))
+        else:
+            where = f"{stream.name}, record {number}"
+            prompts.append(prompt if prompt.number else replace(prompt, number=number, where=where))
     return prompts
 
 

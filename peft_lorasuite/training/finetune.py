@@ -21,7 +21,7 @@ from ..models.distributed import is_main_process
 from ..models.restore import fixed_seed
 from ..models.task import CLASSIFIERS, LabelsLike, model_task
 from ..progress import Progress, no_progress
-from ..text.chat import ChatLike, ChatOptions
+from ..text.chat_options import ChatLike, ChatOptions
 from ..text.examples import read_records, read_texts
 from ..text.vocabulary import pad_token_id
 from .classification import class_examples

@@ -28,7 +28,7 @@ from ..models.backbone import Backbone
 from ..models.quantized import unquantized_name
 from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
-from ..text.chat import ChatLike, ChatOptions
+from ..text.chat_options import ChatLike, ChatOptions
 from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
@@ -166,7 +166,7 @@ def upgrade(
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     if warnings := zero_update_warnings(adapter, result, inputs.old):
-        facts["warnings"] = warnings
+        facts["warnings"] = [*warnings, *facts.get("warnings", [])]
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
     if chosen.needs_backbones and old is not None and new is not None:
         sides = {"old": old, "new": new}

@@ -9,7 +9,8 @@ import pytest
 from chat_pair import ANSWERS, CHATML, LLAMA2, tokenizer_with
 
 from peft_lorasuite.errors import LoraSuiteError
-from peft_lorasuite.text.chat import Chat, ChatOptions, parse_variable, read_template
+from peft_lorasuite.text.chat import Chat
+from peft_lorasuite.text.chat_options import ChatOptions, parse_variable, read_template
 from peft_lorasuite.text.chat_pair import ChatPair
 from peft_lorasuite.text.conversations import Conversation, user_turn
 from peft_lorasuite.text.prompt_text import PromptText, encode_prompt

@@ -177,6 +177,8 @@ def _probe_old(
             old_turns = new_turns = list(turns or [])
             generated: list[Generated | None] = [None] * len(old_turns)
         else:
+            if chosen.trial is not None and not chosen.trial.answers:
+                chosen.trial.read_adapted(model, old)
             old_turns, new_turns, generated = _answer(model, old, chosen, inputs, options)
         rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
         places = align(rows, new_rows)
@@ -185,6 +187,8 @@ def _probe_old(
     del model
     free_models()
     with old.running() as plain:
+        if chosen is not None and chosen.trial is not None and not chosen.trial.scores:
+            chosen.trial.read_plain(plain, old)
         plain_states = read_final_states(plain, rows, wanted, {}, inputs.progress)
         return new_turns, rows, new_rows, places, states, plain_states, Head(plain, old)
 

@@ -10,14 +10,20 @@ from typing import Any
 import torch
 
 from ...adapters.chat_template import read_chat_template
+from ...adapters.peft_model import load_with_adapter
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
 from ...models.generation import Turn, encode_prompts, fits_context
+from ...models.memory import free_models
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ...text.formats import ALPACA, AUTO, CHAT, Format
+from ...text.records import read_record
+from ...text.sources import open_stream
 from ...text.texts import Text
 from ..base import MethodInput
+from .formats import FormatTrial
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +33,14 @@ class ChosenPrompts:
     Attributes:
         prompts: The prompts.
         chat: The templates.
+        form: Name of their format, for the report; None for given prompts.
+        trial: Prompts in several formats, to compare.
     """
 
     prompts: Sequence[Prompt]
     chat: ChatPair
+    form: str | None = None
+    trial: FormatTrial | None = None
 
     @property
     def old_texts(self) -> list[str]:
@@ -76,11 +86,17 @@ class ChosenPrompts:
         return turn, other
 
     def facts(self) -> dict[str, Any]:
-        """Return the entry of the report; empty without conversations."""
-        count = sum(isinstance(prompt, Conversation) for prompt in self.prompts)
-        if not count:
-            return {}
-        return {"chat": {"conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system}}
+        """Return entries of the report."""
+        facts: dict[str, Any] = {}
+        if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts):
+            facts["chat"] = {
+                "conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system
+            }  # fmt: skip
+        if self.trial is not None and self.trial.scores:
+            facts |= self.trial.facts(self.form)
+        elif self.form is not None:
+            facts["format"] = {"used": self.form}
+        return facts
 
 
 def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int) -> ChosenPrompts:
@@ -90,20 +106,60 @@ def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int
         LoraSuiteError: For too few prompts, for a prompt of the caller that is too long, and for a conversation that a
             chat template does not render.
     """
-    if inputs.prompts is not None:
-        prompts = check_prompt_count(read_prompts(inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed))
+    if inputs.prompts is None:
+        prompts, form, trial = _built_in_prompts(inputs, old, new, length)
     else:
-        with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
-            built_in = [prompt for prompt in read_prompts(path) if isinstance(prompt, str)]
-        fitting: list[Prompt] = [prompt for prompt in built_in if fits_context(old, prompt, length)]
-        prompts = check_prompt_count(fitting, "pass prompts that fit the old backbone's context")
+        form, trial = None, None
+        read = read_prompts(
+            inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed, form=inputs.chat.prompt_format
+        )
+        prompts = check_prompt_count(read)
     check_single(prompts)
-    chosen = ChosenPrompts(prompts, _open_chat(inputs, old, new, prompts))
-    encode_prompts(old, chosen.old_texts, length)  # checks all of them, so that the error has the caller's number
+    chat = _open_chat(inputs, old, new, prompts)
+    # checks all of them, so that the error has the caller's number
+    encode_prompts(old, ChosenPrompts(prompts, chat).old_texts, length)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
-    drawn = ChosenPrompts([prompts[number] for number in sorted(order[:count])], chosen.chat)
-    encode_prompts(new, [chosen.chat.new.write(prompt) for prompt in drawn.prompts], length)
-    return drawn
+    drawn = [prompts[number] for number in sorted(order[:count])]
+    encode_prompts(new, [chat.new.write(prompt) for prompt in drawn], length)
+    if inputs.prompts is not None and inputs.chat.prompt_format.name == AUTO:
+        trial = FormatTrial.of_prompts(drawn, chat)
+    return ChosenPrompts(drawn, chat, form, trial)
+
+
+def _built_in_prompts(
+    inputs: MethodInput, old: Backbone, new: Backbone, length: int
+) -> tuple[list[Prompt], str, FormatTrial | None]:
+    """Return the built-in prompts in the format that was asked for, else in the one that the adapter was trained on."""
+    with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
+        records = [read_record(one, "built-in", labeled=False) for _, one in open_stream(path).draw(None, 0)]
+    form, trial = inputs.chat.prompt_format, None
+    if form.name == AUTO:
+        chat = _open_chat(inputs, old, new, [])
+        usual = Format(ALPACA)
+        fitting = [one for one in records if fits_context(old, str(usual.write(one)), length)]
+        trial = FormatTrial.of_records(fitting, chat)
+        form = Format.read(_detect(trial, inputs, old))
+        if form.name == CHAT and not chat.new_has_template:
+            form = usual  # the report has the scores
+    prompts = [form.write(one) for one in records]
+    chat = _open_chat(inputs, old, new, prompts)
+    prompts = [prompt for prompt in prompts if fits_context(old, chat.old.write(prompt), length)]
+    return check_prompt_count(prompts, "pass prompts that fit the old backbone's context"), form.name, trial
+
+
+def _detect(trial: FormatTrial, inputs: MethodInput, old: Backbone) -> str:
+    """Let both old models read the prompts of a trial; return the format that it chooses."""
+    if not all(trial.texts.values()):
+        return ALPACA
+    with load_with_adapter(old, inputs.adapter) as model:
+        trial.read_adapted(model, old)
+    del model
+    free_models()
+    with old.running() as model:
+        trial.read_plain(model, old)
+    del model
+    free_models()
+    return trial.choose()
 
 
 def check_single(prompts: Sequence[Prompt]) -> None:
