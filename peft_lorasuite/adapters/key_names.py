@@ -38,6 +38,8 @@ ENDINGS = (
 COPIES = re.compile(r"\.((?:original_module|token_adapter\.base_layer)\.(?:weight|bias))$")
 SHARED = "base_model."
 """Start of the path of what all modules share: VeRA's matrices, VB-LoRA's vector bank."""
+FOREIGN = "it belongs to "
+"""Beginning of the reason for tensors of other parts of a multimodal model."""
 
 
 class KeyName(NamedTuple):
@@ -74,7 +76,7 @@ def parse_name(name: str, arch: Architecture) -> KeyName:
     own, ending = (path[: copy.start()], copy[1]) if copy else split_ending(path)
     parts = own.split(".")
     module, other = _backbone_path(parts, arch)
-    reason = f"it belongs to {other}, not to the text model" if other else COPY if copy else ""
+    reason = f"{FOREIGN}{other}, not to the text model" if other else COPY if copy else ""
     return KeyName(own if other else module, ending, _saved_path(name.split("."), parts), reason)
 
 

@@ -16,7 +16,7 @@ from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
-from .key_names import group_by_module, parse_names
+from .key_names import FOREIGN, group_by_module, parse_names
 from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
 from .peft_format import COPY, LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
@@ -143,12 +143,7 @@ def from_tensors(
     where = f"{source.name}/{WEIGHTS}"
     parsed = ParsedAdapter(tensors, config, arch, old, where).parse()
     if not parsed.updates and not parsed.tables and not parsed.head:
-        raise LoraSuiteError(
-            f"none of the adapter's tensors belongs to a module of the old backbone ({arch.family})",
-            where=where,
-            got=", ".join(list(tensors)[:3]),
-            do="pass the backbone that it was trained on (--from, source_model=)",
-        )
+        raise _no_update_error(parsed)
     return Adapter(
         arch,
         parsed.updates,
@@ -162,3 +157,18 @@ def from_tensors(
         task=adapter_task(config, parsed.head, where=where),
         head=parsed.head,
     )
+
+
+def _no_update_error(parsed: ParsedAdapter) -> LoraSuiteError:
+    """Build the error for an adapter without an update of the backbone."""
+    reasons = set(parsed.unused.values())
+    if all(reason.startswith(FOREIGN) for reason in reasons):
+        return LoraSuiteError(
+            "the adapter changes nothing in the text model", where=parsed.where, got=f"{sorted(reasons)[0]}",
+            do="train an adapter of the text model: other towers are not transferred",
+        )  # fmt: skip
+    return LoraSuiteError(
+        f"none of the adapter's tensors belongs to a module of the old backbone ({parsed.arch.family})",
+        where=parsed.where, got=", ".join(list(parsed.tensors)[:3]),
+        do="pass the backbone that it was trained on (--from, source_model=)",
+    )  # fmt: skip

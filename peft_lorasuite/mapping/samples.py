@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -44,6 +45,17 @@ def hash_weights(backbone: Backbone) -> dict[str, str | None]:
         Kind (see `KINDS`) -> hash, or None if one of its tensors cannot be read as plain numbers: quantized, wrapped,
         left on disk, or not stored.
     """
+    if backbone.in_memory:  # its weights can change
+        return _hash_kinds(backbone)
+    if backbone not in _known:
+        _known[backbone] = _hash_kinds(backbone)
+    return _known[backbone]
+
+
+_known: WeakKeyDictionary[Backbone, dict[str, str | None]] = WeakKeyDictionary()
+
+
+def _hash_kinds(backbone: Backbone) -> dict[str, str | None]:
     return {kind: _hash(samples(backbone)) for kind, samples in KINDS.items()}
 
 

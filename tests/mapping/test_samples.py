@@ -9,6 +9,7 @@ import torch
 from pico import MULTIMODAL, PICO, VOCABULARY, pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.io.checkpoint import Checkpoint
 from peft_lorasuite.mapping.samples import EMPTY, KINDS, hash_weights
 from peft_lorasuite.models.backbone import Backbone
 
@@ -85,3 +86,18 @@ def test_weights_that_are_no_plain_numbers_are_left_out(tmp_path: Path) -> None:
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert hash_weights(Backbone.open(folder)) == {**kept, "projections": None, "head": None}
+
+
+def test_the_files_of_a_backbone_are_sampled_once_and_a_model_in_memory_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone.open(save_backbone(tmp_path / "model", pico_model("llama")))
+    kept = hash_weights(backbone)
+    monkeypatch.setattr(Checkpoint, "rows", None)
+    assert hash_weights(backbone) == kept
+    model = pico_model("llama")
+    memory = Backbone.open(model)
+    assert hash_weights(memory) == kept
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    assert hash_weights(memory) != kept

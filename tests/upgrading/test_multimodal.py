@@ -13,7 +13,7 @@ from pico import VISION, pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_lorasuite import MapOptions, PeftModel, UpgradeMap
+from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap
 from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
@@ -107,6 +107,13 @@ def test_c10_transplant_between_multimodal_models(old: str, new: str, tmp_path: 
     changed = [name for name, module in upgraded.named_modules() if hasattr(module, "lora_A")]
     assert changed == ["base_model.model.model.language_model.layers.2.mlp.down_proj"]
     assert type(upgraded.base_model.model) is type(multimodal(new))
+
+
+def test_c10_an_adapter_of_the_vision_tower_alone_says_so(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "old", multimodal("llava"), pico_tokenizer(WORDS))
+    with_adapter(multimodal("llava"), tmp_path / "adapter", folder, ["fc1"])
+    with pytest.raises(LoraSuiteError, match=r"changes nothing in the text model \(got it belongs to vision_tower"):
+        read_adapter(Source(str(tmp_path / "adapter"), "adapter"), Backbone.open(folder).arch)
 
 
 TYPES: dict[str, Any] = {
