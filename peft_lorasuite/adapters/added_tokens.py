@@ -86,10 +86,10 @@ def read_added_tokens(
     saved = {token: number for token, number in added.items() if number in carried}
     lost = {token: "its row was not saved with the adapter" for token in added if token not in saved}
     lost |= {token: "it has no row in the embedding" for token, number in added.items() if number >= size}
-    if tokenizer is None and size > old.arch.vocabulary:
+    if not added and size > old.arch.vocabulary:
         rows = f"rows {old.arch.vocabulary} to {size - 1}"
         lost[rows] = "the adapter's folder has no tokenizer that names their tokens"
-    backbone = ExtendedBackbone(old, tokenizer or old.tokenizer, TableRows(size, values))
+    backbone = ExtendedBackbone(old, tokenizer if added else old.tokenizer, TableRows(size, values))
     return AddedTokens(backbone, saved, lost)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..arch.layout import split
@@ -16,7 +17,7 @@ from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
-from .key_names import FOREIGN, group_by_module, parse_names
+from .key_names import FOREIGN, KeyName, group_by_module, parse_names
 from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
 from .peft_format import COPY, LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
@@ -55,7 +56,7 @@ class ParsedAdapter:
             raise LoraSuiteError("the adapter has no tensors", where=self.where, do="fetch it again")
         parsed = parse_names(self.tensors, self.arch)
         groups, unused = group_by_module(parsed)
-        self.unused |= unused
+        self.unused |= {name: self._same(name, groups, parsed[name]) or why for name, why in unused.items()}
         for name in tied_copies(groups, self.tensors, self.arch):
             self._skip([name], COPY)
             groups[parsed[name].module].pop(parsed[name].ending)
@@ -63,6 +64,14 @@ class ParsedAdapter:
         for path, owned in groups.items():
             self._parse_module(path, owned)
         return self
+
+    def _same(self, name: str, groups: Mapping[str, Mapping[str, str]], key: KeyName) -> str:
+        """Return that a tensor is a copy of the one that is used: PEFT saves trained modules twice in some layouts."""
+        used = groups.get(key.module, {}).get(key.ending)
+        if used is None or key.reason:
+            return ""
+        one, other = self.tensors[name], self.tensors[used]
+        return f"a copy of {used}" if one.dtype == other.dtype and torch.equal(one, other) else ""
 
     def _parse_module(self, path: str, owned: dict[str, str]) -> None:
         """Parse a module; ``owned`` are the saved names of its tensors by ending."""

@@ -158,7 +158,7 @@ def tied_copies(
     found = {path: owned[DELTA] for path, owned in groups.items() if DELTA in owned}
     empty = [name for name in found.values() if not tensors[name].numel()]
     head, embedding = found.get(arch.head), found.get(arch.embedding)
-    same = arch.tied and head and embedding and torch.equal(tensors[head], tensors[embedding])
+    same = arch.tied and head and embedding and torch.equal(tensors[head].float(), tensors[embedding].float())
     return [*empty, *([head] if same and head not in empty else [])]
 
 

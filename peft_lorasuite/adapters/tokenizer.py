@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from ..io.source import Source
 from ..models.tokenizer import open_tokenizer
+
+log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 """File of a fast tokenizer; without it, an adapter counts as having no tokenizer."""
@@ -45,7 +48,14 @@ def load_tokenizer_folder(folder: Path, where: str) -> Any:
 
 
 def added_tokens(tokenizer: Any, base: Any) -> dict[str, int]:
-    """Return the tokens of a tokenizer that are not in its base, or have another id there, in the order of ids."""
-    known = base.get_vocab()
-    added = {token: number for token, number in tokenizer.get_vocab().items() if known.get(token) != number}
+    """Return the tokens of a tokenizer that are not in its base, or have another id there, in the order of ids.
+
+    None of them counts if most tokens of the base have other ids: the tokenizer is that of another backbone.
+    """
+    known, own = base.get_vocab(), tokenizer.get_vocab()
+    same = sum(own.get(token) == number for token, number in known.items())
+    if 2 * same < len(known):
+        log.warning("the tokenizer in the adapter's folder is not that of its backbone, and is not used")
+        return {}
+    added = {token: number for token, number in own.items() if known.get(token) != number}
     return dict(sorted(added.items(), key=lambda item: item[1]))

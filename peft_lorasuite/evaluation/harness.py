@@ -252,21 +252,17 @@ def _run_harness(
         raise LoraSuiteError(
             "the tokenizer has no chat template", where=_model_name(model), do="leave out apply_chat_template"
         )
-    from ..text.vocabulary import check_token_rows
+    from .token_tables import checked_tables
 
-    was_training, rows = model.training, model.config.get_text_config().vocab_size
-    check = model.get_input_embeddings().register_forward_pre_hook(
-        lambda module, args: check_token_rows(tokenizer, [int(args[0].max())], rows, _model_name(model))
-    )
+    was_training = model.training
     try:
         harness_model: Any = HFLM  # its decorator hides the constructor's signature from the type checker
-        wrapped = harness_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         task_dict: Any = {"tasks": tasks}
-        # bootstrap_iters=0: the intervals are computed from the outcomes
-        with contiguous_head_input(model):
+        with contiguous_head_input(model), checked_tables(model, tokenizer, _model_name(model)):
+            wrapped = harness_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            # bootstrap_iters=0: the intervals are computed from the outcomes
             results = run(lm=wrapped, task_dict=task_dict, samples=samples, bootstrap_iters=0, **chat)
     finally:
-        check.remove()
         model.train(was_training)
     if results is None:
         raise LoraSuiteError("no results on this process", do="run the evaluation in a single process")

@@ -8,7 +8,6 @@ from typing import Any
 
 from .._version import __version__
 from ..adapters.adapter import Adapter
-from ..adapters.peft_format import COPY
 from ..io.dataclass_schema import record_of
 from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
 from ..methods.base import MethodResult
@@ -57,13 +56,13 @@ class Report:
 
     @property
     def coverage(self) -> float | None:
-        """Share of the old adapter's tensors that were transferred, from 0 to 1; copies of the backbone do not count.
+        """Share of the old adapter's tensors that were transferred, from 0 to 1; copies do not count.
 
         None for methods that transfer the adapter's behavior: their result has modules of its own.
         """
         if self.by_behavior:
             return None
-        fates = [fate for fate in self.tensors.values() if not fate.endswith(COPY)]
+        fates = [fate for fate in self.tensors.values() if not fate.startswith("not transferred: a copy of ")]
         return sum(fate == TRANSFERRED for fate in fates) / max(len(fates), 1)
 
     @property

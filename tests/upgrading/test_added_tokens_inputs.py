@@ -9,13 +9,14 @@ import peft
 import pytest
 import torch
 from added import TOKENS, Base, grown, identity_map, logits
-from pico import save_backbone
+from pico import pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from peft_lorasuite import PeftModel, UpgradeMap, finetune, upgrade
 from peft_lorasuite.cli import chat_session
 from peft_lorasuite.cli.main import main
+from peft_lorasuite.evaluation.harness import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SMALL = {"transplant": {"extra": 50, "length": 4}, "distill": {"extra": 50, "length": 4, "epochs": 1}}
@@ -43,8 +44,7 @@ OTHER_TYPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OTHER_TYPES)
-@pytest.mark.parametrize("method", ["lorasuite", "transplant"])
+@pytest.mark.parametrize(("kind", "method"), [*((kind, "lorasuite") for kind in OTHER_TYPES), ("LoHa", "transplant")])
 def test_b5_other_adapter_types(kind, method, pair, tmp_path):
     old, new, upgrade_map = pair
     tuned = added.train_with(tmp_path / "adapter", old, OTHER_TYPES[kind])
@@ -59,8 +59,10 @@ def test_b5_other_adapter_types(kind, method, pair, tmp_path):
     assert made.report.facts["added_tokens"]["added"] == TOKENS
 
 
-@pytest.mark.parametrize("layout", ["modules_to_save", "save_embedding_layers", "LoRA of both tables"])
-@pytest.mark.parametrize("method", ["lorasuite", "transplant", "distill"])
+@pytest.mark.parametrize(
+    ("layout", "method"),
+    [("modules_to_save", "lorasuite"), ("save_embedding_layers", "transplant"), ("LoRA of both tables", "distill")],
+)
 def test_b5_models_of_the_caller_are_not_changed(layout, method, pair, tmp_path):
     old, new, upgrade_map = pair
     added.train(tmp_path / "adapter", old, layout)
@@ -139,7 +141,7 @@ def test_b5_without_saved_rows_or_a_tokenizer_the_tokens_are_named_as_lost(pair,
 
 
 def test_b5_later_commands_take_the_result(pair, tmp_path, capsys):
-    """`chat` and `finetune` resize the backbone and use the tokenizer in the adapter's folder; so does `evaluate`."""
+    """`chat`, `evaluate` and `finetune` resize the backbone and use the tokenizer in the adapter's folder."""
     old, new, upgrade_map = pair
     tuned = added.train(tmp_path / "adapter", old, "modules_to_save")
     upgrade_map.save(tmp_path / "map")
@@ -152,6 +154,11 @@ def test_b5_later_commands_take_the_result(pair, tmp_path, capsys):
                                       old_adapter=str(tmp_path / "adapter"))  # fmt: skip
     answers = chat_session.ask(models, "<tool> the cat", length=6)
     assert answers["upgraded"] == answers["old + adapter"]
+    item = {"instruction": "The <tool> cat? Answer format: true/false", "input": "", "output": "", "answer": "true"}
+    (tmp_path / "boolq_test.json").write_text(json.dumps([item, item]))
+    for base, adapter in ((new, "out"), (old, "adapter")):
+        settings = {"suite": "boolq", "data": tmp_path, "scoring": "likelihood"}
+        assert evaluate(str(base.folder), adapter=str(tmp_path / adapter), **settings).tasks[0].n == 2
     model = finetune(str(tmp_path / "out"), EXAMPLES, base=new.folder, epochs=1, output=tmp_path / "tuned")
     again = peft.PeftModel.from_pretrained(new.model(old.rows + 2), tmp_path / "tuned").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tuned")
@@ -172,6 +179,15 @@ def test_b5_a_result_in_memory_is_trained_and_saved_with_its_tokens(layout, pair
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tuned")
     loaded = peft.PeftModel.from_pretrained(new.model(len(tokenizer)), tmp_path / "tuned").eval()
     close(loaded, tokenizer, model)
+
+
+def test_b5_a_tokenizer_of_another_backbone_is_not_used(pair, tmp_path, caplog):
+    old, new, upgrade_map = pair
+    added.train_with(tmp_path / "adapter", old, added.plain_lora(), rows=old.rows, grow=False)
+    pico_tokenizer(["zebra", "quick", "jumps"]).save_pretrained(tmp_path / "adapter")
+    made = upgrade(tmp_path / "adapter", upgrade_map, method="lorasuite", old=old.folder, new=new.folder)
+    assert "added_tokens" not in made.report.facts
+    assert "is not that of its backbone, and is not used" in caplog.text
 
 
 def test_b6_adapters_of_trained_tokens_alone(pair, tmp_path):
