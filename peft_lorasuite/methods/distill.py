@@ -95,9 +95,12 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
         inputs, new, first, class_rows(seen.rows, seen.places), options, trainer, class_batch,
         lambda model: logits_at(model, held_out, padding_of(new)),
     )  # fmt: skip
-    facts = {"texts": len(texts), "positions": len(seen.places), "loss": round(loss, 4)}
+    facts = {"texts": len(texts.new), "positions": len(seen.places), "loss": round(loss, 4)}
     facts |= compare_logits(reached, held_out.logits, task)
-    return MethodResult(dict(found.updates), facts={"distill": facts}, rank=first.rank, head=found.head)
+    return MethodResult(
+        dict(found.updates), facts={"distill": facts, **texts.facts}, rank=first.rank, head=found.head,
+        chat_template=texts.chat_template,
+    )  # fmt: skip
 
 
 def _train(

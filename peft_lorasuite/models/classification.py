@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError
 from ..progress import Progress, no_progress
+from ..text.prompt_text import encode_prompt
 from ..text.texts import Text
 from ..text.vocabulary import pad_token_id
 from .activations import length_batches
@@ -74,7 +75,7 @@ def encode_texts(
         if per_token and text.pair is not None:
             raise LoraSuiteError("token classification reads single texts", where=f"text {number}", got="a pair")
         pair = {} if text.pair is None else {"text_pair": text.pair}
-        encoded = tokenizer(text.text, **pair, return_offsets_mapping=True)
+        encoded = encode_prompt(tokenizer, text.text, return_offsets_mapping=True, **pair)
         ids = tuple(encoded["input_ids"][:limit])
         spans = tuple(_trimmed(text.text, *span) for span in encoded["offset_mapping"][:limit])
         if per_token:

@@ -13,7 +13,11 @@ from pico_classifiers import WORDS, encode, random_classifier, right, texts, tra
 from planted import CHANGES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
+from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
+from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.io.source import Source
+from peft_lorasuite.methods.base import MethodInput
+from peft_lorasuite.methods.behavior.classification import choose_texts
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt_neox", "bloom", "phi", "phi3", "mistral", "gemma2", "gpt2"]
 TEXTS = texts(300, seed=1000)
@@ -185,6 +189,28 @@ def test_b4_pairs_are_read_as_the_tokenizer_joins_them_but_not_by_a_reward_model
         upgrade(tmp_path / "adapter", upgrade_map, **settings)
     moved = upgrade(tmp_path / "adapter", upgrade_map, problem_type="regression", **settings)
     assert moved.report.facts["transplant"]["texts"] == 20
+
+
+def test_b4_a_reward_model_reads_conversations_through_the_template_of_each_side(tmp_path):
+    trained_classifier(tmp_path, problem="regression", steps=1)
+    for side, mark in (("old", "a"), ("new", "b")):
+        tokenizer = pico_tokenizer(WORDS)
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }} " + mark + "{% endfor %}"
+        tokenizer.save_pretrained(tmp_path / side)
+    rated = [
+        {"prompt": [{"role": "user", "content": one}], "chosen": [{"role": "assistant", "content": other}]}
+        for one, other in zip(TEXTS[:20], TEXTS[20:40], strict=True)
+    ]
+    upgrade_map = UpgradeMap.build(tmp_path / "old", tmp_path / "new", MAPPED)
+    settings = {"old": tmp_path / "old", "new": tmp_path / "new", "method": "transplant"}
+    moved = upgrade(tmp_path / "adapter", upgrade_map, prompts=rated, **settings)
+    assert moved.report.facts["chat"]["conversations"] == 20
+    both = [f"{one} {{0}}{other} {{0}}" for one, other in zip(TEXTS[:20], TEXTS[20:40], strict=True)]
+    adapter = read_adapter(Source(str(tmp_path / "adapter"), "adapter"), upgrade_map.old.arch)
+    backbones = [Backbone.open(tmp_path / side) for side in ("old", "new")]
+    texts = choose_texts(MethodInput(adapter, upgrade_map, *backbones, rated), "transplant", 20)
+    assert [text.text for text in texts.old] == [text.format("a") for text in both]
+    assert [text.text for text in texts.new] == [text.format("b") for text in both]
 
 
 def test_b4_a_head_that_does_not_fit_is_refused(classifier, tmp_path):

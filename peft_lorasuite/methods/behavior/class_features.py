@@ -3,8 +3,8 @@
 The final state of a language model serves to predict the next token, and a head on it misses much of what the model
 knows about a text. So a linear map is fitted to the inputs of the ``o`` projections of the upper layers, which gather
 from all tokens. A LoRA of each of these projections writes its share of the map's outputs into the residual stream,
-all in the same few directions, in which the final states hardly vary. The head reads the sum there. No training is
-needed.
+all in the same few directions, in which the final states hardly vary and to which the layers hardly respond. The head
+reads the sum there. No training is needed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.class_head import ClassHead
+from ...arch.spec import OUTPUT_PROJECTIONS
 from ...linalg.basis import clamp_gain
 from ...linalg.lowrank import LowRank
 from ...linalg.ridge import RidgePath, solve_ridge
@@ -38,6 +39,8 @@ LOWEST_LAYER = 1 / 3
 """Depth of the first layer whose attention is read."""
 STRENGTH = 0.3
 """Length of what is written, relative to that of the residual state of the first layer."""
+RESPONSE_ROWS = 256
+"""Rows that are sampled of each input projection."""
 READOUT_RIDGE = 1e-6
 TOKENS_PER_DIMENSION = 3
 """Tokens of the texts, per dimension of the final state, on which the head is fitted to read what is written."""
@@ -150,19 +153,38 @@ def _best_fit(x: Tensor, wanted: Tensor, objective: str, bias: bool) -> _Fit:
 def _writers(problem: ClassProblem, weight: Tensor, features: Features) -> dict[int, LowRank]:
     """Return the updates of the ``o`` projections that together write ``weight @ attention``.
 
-    They write in the directions in which the final states vary least, each component with the same strength.
+    They write in quiet directions, each component with the same strength.
     """
     arch = problem.new.arch
     _, s, Vt = torch.linalg.svd(weight, full_matrices=False)
     rank = min(problem.rank, int((s > 1e-6 * s[0]).sum()), *arch.shape("o"))
     spread = (features.attention.double() @ Vt[:rank].T).std(dim=0).clamp(min=1e-12)
-    centered = features.final.double() - features.final.double().mean(dim=0)
-    quiet = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, :rank]
-    gain = problem.new.tensor(f"{arch.final_norm}.weight") + arch.gain_offset
-    directions = torch.nn.functional.normalize(quiet / clamp_gain(gain)[:, None], dim=0)
+    directions = _quiet_directions(problem, features.final, rank)
     B = (STRENGTH * features.length / (rank**0.5 * arch.residual_scale) * directions).float()
     pieces = (Vt[:rank] / spread[:, None]).float().split(arch.shape("o")[1], dim=1)
     return {layer: LowRank(A.contiguous(), B) for layer, A in zip(problem.layers, pieces, strict=True)}
+
+
+def _quiet_directions(problem: ClassProblem, final: Tensor, rank: int) -> Float[Tensor, "hidden rank"]:
+    """Return directions of the residual stream in which final states vary little and to which layers hardly respond.
+
+    Both are quadratic forms, which count the same; the second one is sampled from rows of the input projections.
+    """
+    new, arch = problem.new, problem.new.arch
+    generator = torch.Generator().manual_seed(problem.seed)
+    gain = new.tensor(f"{arch.final_norm}.weight") + arch.gain_offset
+    states = final.double() / clamp_gain(gain).double()
+    response = torch.zeros(arch.hidden, arch.hidden, dtype=torch.float64)
+    for layer in problem.layers[1:]:
+        for part in arch.parts:
+            if part not in OUTPUT_PROJECTIONS:
+                weight = new.part(layer, part)
+                rows = weight[torch.randperm(len(weight), generator=generator)[:RESPONSE_ROWS]] * new.gain(layer, part)
+                response += (rows.double().T @ rows.double()) / rows.double().pow(2).sum()
+    centered = states - states.mean(dim=0)
+    variance = centered.T @ centered
+    total = variance / variance.trace() + response / response.trace().clamp(min=1e-30)
+    return torch.linalg.eigh(total).eigenvectors[:, :rank]
 
 
 def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRank]) -> tuple[ClassHead, Tensor]:

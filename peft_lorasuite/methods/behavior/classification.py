@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ...models.backbone import Backbone
 from ...models.classification import Row, class_logits, covering_places, encode_for, padding_of
 from ...models.memory import free_models
 from ...models.task import DECODER, Task, find_head
+from ...text.chat import Chat
 from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
 from ...text.texts import Text
@@ -26,6 +27,7 @@ from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
 from .class_features import ClassProblem, fit_classifier
 from .options import BehaviorOptions
+from .prompts import ChosenPrompts, open_chat
 
 MAX_RANK = 64
 """Largest rank of an update that writes features for many labels."""
@@ -69,48 +71,77 @@ def check_task(task: Task, method: str) -> None:
         )  # fmt: skip
 
 
-def choose_texts(inputs: MethodInput, method: str, count: int) -> list[Text]:
+@dataclass(frozen=True, eq=False)
+class ChosenTexts:
+    """Texts as each side reads them.
+
+    Attributes:
+        old: What the old model reads.
+        new: What the new model reads: another text only for conversations, which have a template of their own there.
+        facts: Facts for the report.
+        chat_template: Chat template to save with the result, if any.
+    """
+
+    old: Sequence[Text]
+    new: Sequence[Text]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+def choose_texts(inputs: MethodInput, method: str, count: int) -> ChosenTexts:
     """Draw at most ``count`` of the caller's texts.
 
     Raises:
-        LoraSuiteError: If there are none or too few, or a reward model is given pairs.
+        LoraSuiteError: If there are none or too few, or the task reads no pairs or no conversations.
     """
     if inputs.prompts is None:
         raise needs_texts_error(method)
+    old, new = inputs.backbones("a classifier")
     read = read_prompts(inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed)
-    texts = [_as_text(one) for one in check_prompt_count(read, "give more texts")]
-    check_pairs(inputs.adapter.task, texts)
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
-    return [texts[number] for number in sorted(order[:count])]
+    read = check_prompt_count(read, "give more texts")
+    check_pairs(inputs.adapter.task, read)
+    order = torch.randperm(len(read), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
+    drawn = [read[number] for number in sorted(order[:count])]
+    if not any(isinstance(prompt, Conversation) for prompt in drawn):
+        texts = [_as_text(prompt) for prompt in drawn]
+        return ChosenTexts(texts, texts)
+    chosen = ChosenPrompts(drawn, open_chat(inputs, old, new, drawn))
+    sides = ([_as_text(prompt, chat) for prompt in drawn] for chat in (chosen.chat.old, chosen.chat.new))
+    return ChosenTexts(*sides, chosen.facts(), chosen.chat.saved_template)
 
 
-def _as_text(prompt: Prompt) -> Text:
+def _as_text(prompt: Prompt, chat: Chat | None = None) -> Text:
+    """Return a prompt as a text; a conversation in whole, with its last turn."""
+    if isinstance(prompt, Text):
+        return prompt
     if isinstance(prompt, Conversation):
-        raise LoraSuiteError(
-            "a classifier reads texts", where=prompt.where, got="a conversation",
-            do="render it with the chat template that the classifier was trained with",
-        )  # fmt: skip
-    return prompt if isinstance(prompt, Text) else Text(prompt)
+        return Text("" if chat is None else chat.assistant_spans(prompt)[0])
+    return Text(prompt)
 
 
-def check_pairs(task: Task, texts: Sequence[Text]) -> None:
-    """Raise `LoraSuiteError` for a pair of texts that a reward model is to read."""
-    number = next((number for number, text in enumerate(texts, 1) if text.pair is not None), None)
-    if number is not None and task.rewards:
-        raise LoraSuiteError(
-            "a reward model (one output, no problem_type) reads single texts", where=f"text {number}", got="a pair",
-            do='pass problem_type="regression" (--problem-type) if it rates pairs',
-        )  # fmt: skip
+def check_pairs(task: Task, prompts: Sequence[Prompt]) -> None:
+    """Raise `LoraSuiteError` for pairs that a reward model is to read, and conversations for a token classifier."""
+    for number, prompt in enumerate(prompts, 1):
+        if task.rewards and isinstance(prompt, Text) and prompt.pair is not None:
+            raise LoraSuiteError(
+                "a reward model (one output, no problem_type) reads single texts", where=f"text {number}", got="a pair",
+                do='pass problem_type="regression" (--problem-type) if it rates pairs',
+            )  # fmt: skip
+        if task.per_token and isinstance(prompt, Conversation):
+            raise LoraSuiteError(
+                "token classification reads single texts", where=f"text {number}", got="a conversation"
+            )
 
 
-def read_targets(inputs: MethodInput, texts: Sequence[Text]) -> ClassTargets:
+def read_targets(inputs: MethodInput, texts: ChosenTexts) -> ClassTargets:
     """Run the old adapted classifier on texts, and assign its logits to the tokens of the new backbone.
 
     A token of the new backbone gets the logits of the old token that has its first character.
     """
     old, new = inputs.backbones("a classifier")
     task = inputs.adapter.task
-    before, after = (encode_for(one, texts, per_token=task.per_token) for one in (old, new))
+    sides = ((old, texts.old), (new, texts.new))
+    before, after = (encode_for(one, read, per_token=task.per_token) for one, read in sides)
     with load_with_adapter(old, inputs.adapter) as model:
         found = class_logits(model, before, padding_of(old), inputs.progress)
     del model
@@ -136,8 +167,8 @@ def transplant_classifier(inputs: MethodInput, options: BehaviorOptions) -> Meth
     """
     texts = choose_texts(inputs, "transplant", options.prompts or TEXTS)
     fitted = start_classifier(inputs, read_targets(inputs, texts), fit=True)
-    facts = {"texts": len(texts), **fitted.facts}
-    return replace(fitted, facts={"transplant": facts})
+    facts = {"texts": len(texts.new), **fitted.facts}
+    return replace(fitted, facts={"transplant": facts, **texts.facts}, chat_template=texts.chat_template)
 
 
 def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -> MethodResult:

@@ -115,7 +115,7 @@ def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int
         )
         prompts = check_prompt_count(read)
     check_single(prompts)
-    chat = _open_chat(inputs, old, new, prompts)
+    chat = open_chat(inputs, old, new, prompts)
     # checks all of them, so that the error has the caller's number
     encode_prompts(old, ChosenPrompts(prompts, chat).old_texts, length)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
@@ -172,7 +172,8 @@ def check_single(prompts: Sequence[Prompt]) -> None:
         )  # fmt: skip
 
 
-def _open_chat(inputs: MethodInput, old: Backbone, new: Backbone, prompts: Sequence[Prompt]) -> ChatPair:
+def open_chat(inputs: MethodInput, old: Backbone, new: Backbone, prompts: Sequence[Prompt]) -> ChatPair:
+    """Open the chat templates of both sides, and check that the prompts render."""
     own = None if inputs.adapter.source is None else read_chat_template(inputs.adapter.source)
     return ChatPair.open(
         inputs.chat, (repr(old), old.tokenizer), (repr(new), new.tokenizer), prompts, adapter_template=own
