@@ -17,6 +17,7 @@ from ..models.config import load_config
 from ..models.dtype import choose_dtype
 from ..models.loading import check_depth, load_errors
 from ..models.loading import load_model as load_checkpoint
+from ..models.task import CLASSIFIERS, HEADS
 from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
@@ -74,6 +75,12 @@ def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_train
     """
     from peft import PeftModel
 
+    kind = read_config(source).get("task_type")
+    if kind in CLASSIFIERS and not any(hasattr(model, name) for name in HEADS):
+        raise LoraSuiteError(
+            "the adapter is a classifier, and the model has no classification head", where=source, got=kind,
+            do="evaluate it on texts with labels (`evaluate ADAPTER --data FILE`, evaluate_classifier)",
+        )  # fmt: skip
     tokenizer = find_tokenizer(folder, partial(load_tokenizer, model, None))
     try:
         fit_vocabulary(model, folder)

@@ -118,6 +118,15 @@ def test_b4_the_card_loads_a_classifier(upgraded: Path) -> None:
     assert "| Agreement with the source classifier | " in card
 
 
+def test_b4_what_asks_a_language_model_names_evaluate_for_classifiers(
+    classifier: Path, upgraded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("chat", "--base", classifier / "new", "--adapter", upgraded, "--prompt", " red") == 1
+    assert "the adapter is a classifier, and the model has no classification head" in capsys.readouterr().err
+    assert run("evaluate", upgraded) == 1
+    assert "a classifier is evaluated on texts with labels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("record", "wanted"),
     [
