@@ -134,7 +134,7 @@ def _built_in_prompts(
         records = [read_record(one, "built-in", labeled=False) for _, one in open_stream(path).draw(None, 0)]
     form, trial = inputs.chat.prompt_format, None
     if form.name == AUTO:
-        chat = _open_chat(inputs, old, new, [])
+        chat = open_chat(inputs, old, new, [])
         usual = Format(ALPACA)
         fitting = [one for one in records if fits_context(old, str(usual.write(one)), length)]
         trial = FormatTrial.of_records(fitting, chat)
@@ -142,7 +142,7 @@ def _built_in_prompts(
         if form.name == CHAT and not chat.new_has_template:
             form = usual  # the report has the scores
     prompts = [form.write(one) for one in records]
-    chat = _open_chat(inputs, old, new, prompts)
+    chat = open_chat(inputs, old, new, prompts)
     prompts = [prompt for prompt in prompts if fits_context(old, chat.old.write(prompt), length)]
     return check_prompt_count(prompts, "pass prompts that fit the old backbone's context"), form.name, trial
 
