@@ -70,6 +70,7 @@ def read_adapter(
         raise no_safetensors_error(source, WEIGHTS)
     where = f"{source.name}/{WEIGHTS}"
     tensors = read_tensors(path, where=where)
+    check_values(*(tensor for tensor in tensors.values() if tensor.is_floating_point()), where=where)
     check_gathered(tensors, where=where)
     if config["peft_type"] == "TRAINABLE_TOKENS":
         config, tensors = _as_lora(config, tensors)
@@ -81,7 +82,6 @@ def read_adapter(
 
         if old is None:
             raise needs_backbone_error(f"the adapter is a {config['peft_type']} and is converted to LoRA first")
-        check_values(*(tensor.float() for tensor in tensors.values()), where=where)
         adapter = convert_to_lora(source, config, tensors, old, rank, from_tensors)
     else:
         adapter = from_tensors(tensors, config, arch, source=source, old=old)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arch.layout import join
+from ..linalg.lowrank import check_values
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
 from .peft_format import CONFIG, PREFIX, RECORD, REPORT, WEIGHTS
@@ -124,6 +125,8 @@ def write_adapter(adapter: Adapter, folder: Path, *, base: str, revision: str | 
     """Write the PEFT config and weights of an adapter to an existing, empty folder; see `peft_config`."""
     from safetensors.torch import save_file
 
-    config = peft_config(adapter, base=base, revision=revision)
-    save_file(state_dict(adapter), folder / WEIGHTS, metadata={"format": "pt"})
+    config, tensors = peft_config(adapter, base=base, revision=revision), state_dict(adapter)
+    for name, tensor in tensors.items():
+        check_values(tensor, where=name, whose="result")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -193,6 +193,16 @@ def test_another_kind_with_huge_values(pair: Pair, tmp_path: Path, capsys: pytes
     assert "values are out of range (got 1e+25" in refused(tmp_path, capsys, *call(pair, folder, tmp_path))
 
 
+def test_a_dora_with_huge_magnitudes(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dora = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    folder = other_kind(tmp_path / "dora", pair, dora)
+    tensors = load_file(folder / WEIGHTS)
+    next(tensor for name, tensor in tensors.items() if "magnitude" in name).fill_(3e38)
+    save_file(tensors, folder / WEIGHTS)
+    info = refused(tmp_path, capsys, *call(pair, folder, tmp_path, "--from", pair.old))
+    assert "the adapter's values are out of range (got 3e+38" in info
+
+
 @pytest.mark.parametrize("factor", [1e-25, 1e-30, 0.0])
 @pytest.mark.parametrize("method", ["lorasuite", "cross-lora", "transplant"])
 def test_e_updates_that_are_nearly_zero(factor: float, method: str, pair: Pair, tmp_path: Path) -> None:

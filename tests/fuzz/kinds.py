@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from mutations import NAMES, mutate_json, mutate_lines, mutate_prompts, mutate_safetensors
-from world import Effect, World
+from world import CONFIGS, Effect, World
 
 from peft_lorasuite import UpgradeMap, upgrade_many
 
@@ -134,7 +134,8 @@ def of_backbone(world: World, place: Path, rng: random.Random, file: str, change
     change(folder / file)
     out = place / "out" / "result"
     if rng.random() < 0.15:
-        call = ["map", world.old, folder, "--layer-map", "proportional", "-o", out]
+        calibrated = ["--calibration", world.home / "text.txt", "--tokens", 64, "--block", 16]
+        call = ["map", world.old, folder, *rng.choice([calibrated, ["--layer-map", "proportional"]]), "-o", out]
         return Case(call, out, lambda: _judge_map(out))
     call = ["upgrade", world.adapter("lora"), "--to", folder, "--map", world.map, "--method", "lorasuite", "-o", out]
     return Case(call, out, lambda: judge_adapter(world, world.adapter("lora"), out, "lora", "new"))
@@ -162,6 +163,14 @@ def of_report(world: World, place: Path, rng: random.Random, file: str, change: 
     change(folder / file)
     out = place / "out" / "report.html"
     return Case(["inspect", folder, "-o", out], out, lambda: _judge_page(out))
+
+
+def of_chat(world: World, place: Path, rng: random.Random, file: str, change: Change) -> Case:
+    """Mutate an adapter, and ask the model a question with it, as PEFT loads it."""
+    folder = Path(shutil.copytree(world.adapter(rng.choice(list(CONFIGS))), place / "adapter"))
+    change(folder / file)
+    call = ["chat", "--base", world.old, "--adapter", folder, "--prompt", "the red cat", "--length", 2]
+    return Case(call, place / "out", lambda: "valid")
 
 
 class _Active(HTMLParser):
@@ -240,6 +249,7 @@ KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random, str, Change], 
     "weights": (4, of_backbone, ("model.safetensors",)),
     "prompts": (4, of_prompts, ("prompts.jsonl", "prompts.txt")),
     "adapter tokenizer": (3, of_adapter_tokenizer, ("tokenizer.json", "tokenizer_config.json")),
+    "chat": (4, of_chat, ("adapter_config.json", "adapter_model.safetensors")),
     "results": (1, of_results, ("a.json",)),
     "report": (3, of_report, ("lorasuite_report.json",)),
     "journal": (2, of_journal, ("journal.jsonl",)),

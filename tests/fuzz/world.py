@@ -66,6 +66,7 @@ class World:
             self._train(name, config())
         self.results |= self._upgrade(["lora"], self.map, self.new, "results")
         self.returned |= self._upgrade(CONFIGS, self.identity, self.old, "returned")
+        (self.home / "text.txt").write_text("\n\n".join(TEXT))
         (self.home / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
         (self.home / "prompts.txt").write_text("\n".join(record["instruction"] for record in PROMPTS))
         upgrade_many([str(self.adapter("lora"))], self.map, self.home / "many", method="lorasuite")
