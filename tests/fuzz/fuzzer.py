@@ -80,12 +80,13 @@ def run_kind(world: World, kind: str, number: int, rng: random.Random, place: Pa
     _, make, files = KINDS[kind]
     case = make(world, place, rng, rng.choice(files), change)
     start = time.perf_counter()
-    verdict, detail = _judge(case, place, rng)
+    verdict, detail = judge_case(case, place, rng)
     seconds = time.perf_counter() - start
     return Outcome(number, kind, "hang" if seconds > LIMIT else verdict, detail, seconds)
 
 
-def _judge(case: Case, place: Path, rng: random.Random) -> tuple[str, str]:
+def judge_case(case: Case, place: Path, rng: random.Random) -> tuple[str, str]:
+    """Run a case, and return its verdict with the details."""
     mode = rng.choice(["-q", "-q", "-q", "--json", ""])
     before = _listing(place)
     out, err = io.StringIO(), io.StringIO()
