@@ -6,8 +6,8 @@ Fields that are not listed can have any plain value. The files of this package h
 from __future__ import annotations
 
 from .schema import (
-    ANY,
     FLAG,
+    LOOSE,
     NAME,
     PLAIN,
     TEXT,
@@ -70,30 +70,31 @@ _backbone: dict[str, Kind] = {
     "rope_theta": optional(number(above=0.0)),
     "model_type": _name, "architectures": _names, "hidden_act": _name,
     "rope_scaling": optional(Record(others=PLAIN)), "rope_parameters": optional(Record(others=PLAIN)),
-    "quantization_config": optional(Record(others=ANY)), "auto_map": optional(table_of(ANY)),
+    "quantization_config": optional(Record(others=LOOSE)), "auto_map": optional(table_of(LOOSE)),
 }  # fmt: skip
 BACKBONE_CONFIG = Record(
-    fields={**_backbone, "text_config": optional(Record(fields=_backbone, others=ANY))}, others=ANY
+    fields={**_backbone, "text_config": optional(Record(fields=_backbone, others=LOOSE))}, others=LOOSE
 )
 
-_token = optional(either(TEXT, Record(fields={"content": TEXT}, others=ANY)))
+_token = optional(either(TEXT, Record(fields={"content": TEXT}, others=LOOSE)))
 TOKENIZER_CONFIG = Record(
     fields={
         "model_max_length": optional(number(1.0)), "tokenizer_class": _name,
         "chat_template": optional(either(TEXT, ListOf(item=table_of(TEXT)), table_of(TEXT))),
-        "model_input_names": _names, "added_tokens_decoder": optional(table_of(Record(others=ANY))),
+        "model_input_names": _names, "added_tokens_decoder": optional(table_of(Record(others=LOOSE))),
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _token),
         **dict.fromkeys(("padding_side", "truncation_side"), optional(one_of("left", "right"))),
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"), _flag),
     },
-    others=ANY,
+    others=LOOSE,
 )  # fmt: skip
 
 SCHEMAS: dict[str, Kind] = {
     "adapter_config.json": ADAPTER_CONFIG,
     "config.json": BACKBONE_CONFIG,
     "tokenizer_config.json": TOKENIZER_CONFIG,
-    INDEX: Record(fields={"weight_map": table_of(NAME)}, required=["weight_map"], others=ANY),
+    "special_tokens_map.json": table_of(LOOSE),
+    INDEX: Record(fields={"weight_map": table_of(NAME)}, required=["weight_map"], others=LOOSE),
     "lorasuite_finetune.json": table_of(PLAIN),
 }
 """File name -> schema."""

@@ -96,7 +96,7 @@ class Text(Kind):
             raise MismatchError(path, value, "text without them", "control characters")
 
 
-NAME, TEXT = Text(), Text(unwanted=re.compile("\0"))
+NAME, TEXT = Text(), Text(unwanted=re.compile("[\0\ud800-\udfff]"))
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,16 @@ def table_of(kind: Kind, *, patterns: bool = False) -> Record:
 
 @dataclass(frozen=True)
 class Plain(Kind):
-    """Any JSON value whose strings and keys have no control characters, and whose integers are exact."""
+    """Any JSON value whose names have no control characters.
+
+    Attributes:
+        text: Kind of its strings.
+        whole: Kind of its integers.
+    """
 
     wanted: str = "plain JSON values"
+    text: Kind = NAME
+    whole: Kind = field(default_factory=integer)
 
     def check(self, value: Any, path: str) -> None:
         """Raise `MismatchError` for the first value that does not fit."""
@@ -219,12 +226,13 @@ class Plain(Kind):
         elif isinstance(value, (list, tuple)):
             ListOf(item=self).check(value, path)
         elif isinstance(value, str):
-            NAME.check(value, path)
-        elif value is not None:
-            either(FLAG, integer(), Kind("a number", lambda one: isinstance(one, float))).check(value, path)
+            self.text.check(value, path)
+        elif type(value) is int:
+            self.whole.check(value, path)
 
 
-PLAIN = Plain()
+PLAIN, LOOSE = Plain(), Plain(text=ANY, whole=ANY)
+"""Values with exact integers and strings without control characters; values of which only the names are checked."""
 
 
 def check(values: Any, schema: Kind, *, where: str, do: str = "fix the file, or fetch it again") -> None:

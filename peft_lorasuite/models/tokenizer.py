@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
 
-CONFIG, SAMPLE = "tokenizer_config.json", "A cat."
+FILES, SAMPLE = ("tokenizer_config.json", "special_tokens_map.json"), "A cat."
 
 
 def open_tokenizer(source: Source, location: str, *, do: str, where: str | None = None, **options: Any) -> Any:
@@ -25,8 +25,9 @@ def open_tokenizer(source: Source, location: str, *, do: str, where: str | None 
     """
     from transformers import AutoTokenizer
 
-    if source.fetch(CONFIG) is not None:
-        source.read_json(CONFIG)
+    for name in FILES:
+        if source.fetch(name) is not None:
+            source.read_json(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         tokenizer.decode(tokenizer(SAMPLE)["input_ids"])

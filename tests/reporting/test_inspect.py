@@ -233,6 +233,10 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     (tmp_path / "broken" / "lorasuite_report.json").write_text(json.dumps(report))
     with pytest.raises(LoraSuiteError, match=r"lorasuite_report.json, revisions: malformed value .got 5"):
         inspect(tmp_path / "broken", tmp_path / "a.html")
+    report |= {"revisions": {}, "verdict": "\ud800"}
+    (tmp_path / "broken" / "lorasuite_report.json").write_text(json.dumps(report))
+    with pytest.raises(LoraSuiteError, match=r"lorasuite_report.json, verdict: control characters"):
+        inspect(tmp_path / "broken", tmp_path / "a.html")
     (tmp_path / "rows" / "b.json").mkdir(parents=True)
     with pytest.raises(LoraSuiteError, match="the file cannot be read as JSON"):
         inspect(pair.map, tmp_path / "a.html", rows=tmp_path / "rows")
