@@ -158,8 +158,10 @@ def tied_copies(
     found = {path: owned[DELTA] for path, owned in groups.items() if DELTA in owned}
     empty = [name for name in found.values() if not tensors[name].numel()]
     head, embedding = found.get(arch.head), found.get(arch.embedding)
-    same = arch.tied and head and embedding and torch.equal(tensors[head].float(), tensors[embedding].float())
-    return [*empty, *([head] if same and head not in empty else [])]
+    if not arch.tied or head is None or embedding is None or head in empty:
+        return empty
+    same = torch.equal(tensors[head].float(), tensors[embedding].float())
+    return [*empty, head] if same else empty
 
 
 def _indices_error(where: str, got: str, wanted: str) -> LoraSuiteError:

@@ -50,6 +50,8 @@ def run(args: Namespace) -> Output:
     if args.output:
         inputs = (args.model, *args.adapter, *args.against, args.data)
         check_output(args.output, overwrite=args.overwrite, inputs=inputs)
+    first = args.model if args.against else "base"
+    _check_distinct([first, *args.adapter, *args.against])
     if _is_classifier(args.adapter[0] if args.adapter else args.model):
         return _evaluate_classifiers(args, progress)
     from ..evaluation.harness import compare, comparison_table, evaluate, markdown_table, published_rows
@@ -60,8 +62,6 @@ def run(args: Namespace) -> Output:
         "fewshot_as_multiturn", "seed",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
-    first = args.model if args.against else "base"
-    _check_distinct([first, *args.adapter, *args.against])
     jobs = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
     jobs |= {name: (name, None) for name in args.against}
     with _silence_harness() if progress is no_progress else nullcontext():

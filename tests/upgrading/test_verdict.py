@@ -85,6 +85,14 @@ def test_answers_of_an_uncertain_adapter_make_the_verdict_doubtful():
     assert judge(scores, "transplant", fitted).verdict == "retrain"
 
 
+def test_a2_distillation_from_uncertain_answers_is_doubtful_whatever_its_own_gate():
+    scores = Scores(1.0, 0.03, 0.0, 0.9)
+    measured = {"distill": {"confidence": 0.9, "transplant": {"confidence": 0.5}}}
+    assert judge(scores, "distill", measured).verdict == "doubtful"
+    measured["distill"]["transplant"]["confidence"] = 0.9
+    assert judge(scores, "distill", measured).verdict == "holds"
+
+
 def test_the_whole_update_is_there_after_writing(pair, tmp_path):
     """What was written, not what was read, has the update."""
     upgraded = upgrade(pair.adapter, pair.map, method="lorasuite")
