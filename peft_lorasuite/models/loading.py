@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
+from .logs import drop_messages
 from .task import CAUSAL, Task
 
 ACCESS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
@@ -60,7 +60,7 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
     config = options.get("config") or AutoConfig.from_pretrained(location, **access)
     lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the errors below name the weight
     optional = task.classifies or not task.reads_head
-    with _no_load_report() if optional else nullcontext():
+    with drop_messages("transformers.modeling_utils") if optional else nullcontext():
         loaded: Any = auto_class(config, task).from_pretrained(location, **options, **lenient)
     model, info = loaded
 
@@ -94,18 +94,6 @@ def check_depth(names: Iterable[str], layers: int, *, where: str) -> None:
             "the checkpoint has fewer layers than its config", where=where, got=f"{max(found) + 1} layers",
             wanted=f"{layers} layers", do="fix the number of layers in config.json, or fetch the backbone again",
         )  # fmt: skip
-
-
-@contextmanager
-def _no_load_report() -> Iterator[None]:
-    """Keep transformers from reporting a head that is missing, as it is expected to be."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def check_model(model: Any) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.temporary import TemporaryFolder
 from .loading import auto_class
+from .logs import drop_messages
 
 DISK = "disk"
 """The ``device_map`` of such a model."""
@@ -62,9 +62,6 @@ def offload_folder() -> Iterator[tuple[str, Callable[[Any], Any]]]:
         to the folder, it is deleted when the model is freed; otherwise when the context ends.
     """
     folder, in_use = TemporaryFolder(), False
-    logger = logging.getLogger("accelerate.big_modeling")  # warns that layers are on disk, as was asked for
-    level = logger.level
-    logger.setLevel(logging.ERROR)
 
     def keep(model: Any) -> Any:
         nonlocal in_use
@@ -74,9 +71,9 @@ def offload_folder() -> Iterator[tuple[str, Callable[[Any], Any]]]:
         return model
 
     try:
-        yield str(folder.path), keep
+        with drop_messages("accelerate.big_modeling"):  # it warns that layers are on disk, as was asked for
+            yield str(folder.path), keep
     finally:
-        logger.setLevel(level)
         if not in_use:
             folder.close()
 
