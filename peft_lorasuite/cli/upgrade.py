@@ -36,7 +36,6 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..text.chat_options import ChatOptions
-    from ..text.examples import Prompt
 
 SHOWN = 5
 """Tensors that are listed as not transferred; the report has all."""
@@ -122,7 +121,7 @@ def run(args: Namespace) -> Output:
     return values, text
 
 
-def _check(args: Namespace) -> tuple[list[Prompt] | None, list[Any] | None, ChatOptions]:
+def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOptions]:
     """Check all inputs before any long work; return prompts, samples and how conversations are rendered."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
     check_output(args.output, overwrite=args.overwrite, inputs=given)

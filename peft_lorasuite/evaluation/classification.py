@@ -21,6 +21,9 @@ from ..models.task import CLASSIFIERS, MULTI_LABEL, REGRESSION, LabelsLike, Task
 from ..progress import Progress, no_progress
 from ..text.examples import read_texts
 
+COLUMNS: tuple[str, ...] = ("precision", "recall", "f1", "count")
+"""Scores of one label."""
+
 
 @dataclass(frozen=True)
 class ClassEvaluation:
@@ -121,8 +124,9 @@ def evaluate_classifier(
 
 def score_logits(logits: Tensor, wanted: Tensor, task: Task) -> ClassEvaluation:
     """Return the scores of logits, (places, labels), for labels as `class_labels.place_labels` returns them."""
-    from sklearn import metrics
+    from sklearn import metrics as sklearn_metrics
 
+    metrics: Any = sklearn_metrics  # its annotations refuse numbers that its documentation asks for
     common = (task.kind, task.objective, task.labels, len(wanted))
     if task.objective == REGRESSION:
         mse = metrics.mean_squared_error(wanted.numpy(), logits.numpy())
@@ -132,12 +136,11 @@ def score_logits(logits: Tensor, wanted: Tensor, task: Task) -> ClassEvaluation:
     truth = wanted.int().numpy() if several else wanted[:, 0].int().numpy()
     numbers = list(range(len(task.labels)))
     scores = {"accuracy": float(metrics.accuracy_score(truth, found))}
-    average: Any
     for name, average in (("f1", "macro"), *((("f1_micro", "micro"),) if several else ())):
         scores[name] = float(metrics.f1_score(truth, found, labels=numbers, average=average, zero_division=0))
-    columns: Any = metrics.precision_recall_fscore_support(truth, found, labels=numbers, zero_division=0)
-    per_label = {
-        label: dict(zip(("precision", "recall", "f1", "count"), map(float, row), strict=True))
+    columns = metrics.precision_recall_fscore_support(truth, found, labels=numbers, zero_division=0)
+    per_label: dict[str, dict[str, float]] = {
+        label: dict(zip(COLUMNS, map(float, row), strict=True))
         for label, row in zip(task.labels, zip(*columns, strict=True), strict=True)
     }
     return ClassEvaluation(*common, scores, per_label)

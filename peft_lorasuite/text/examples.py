@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import LoraSuiteError
 from .conversations import Conversation
@@ -19,6 +19,7 @@ from .texts import LABELS, Text, has_text, parse_text
 __all__ = [
     "Example",
     "Prompt",
+    "PromptOrText",
     "PromptsLike",
     "check_prompt_count",
     "format_example",
@@ -31,9 +32,11 @@ __all__ = [
 
 PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
 """Unlabeled prompts: a file, the Hub id of a dataset, a `datasets.Dataset`, or a list; see `read_prompts`."""
-Prompt: TypeAlias = "str | Conversation | Text"
-"""A formatted prompt; a conversation, which every model gets through its own chat template; or what a classifier reads
-that is more than a string."""
+Prompt: TypeAlias = "str | Conversation"
+"""A formatted prompt, or a conversation, which every model gets through its own chat template."""
+PromptOrText: TypeAlias = "str | Conversation | Text"
+"""A prompt, or what a classifier reads that is more than a string."""
+AnyPrompt = TypeVar("AnyPrompt", bound=PromptOrText)
 MIN_PROMPTS = 2
 """Methods need at least this many prompts."""
 MAX_PROMPTS = 2048
@@ -103,7 +106,7 @@ def read_records(source: Any, limit: int | None = None, seed: int = 0) -> list[R
 def read_prompts(
     source: Any, template: str | None = None, *, limit: int | None = MAX_PROMPTS, seed: int = 0,
     form: Format | None = None,
-) -> list[Prompt]:  # fmt: skip
+) -> list[PromptOrText]:  # fmt: skip
     """Read unlabeled prompts.
 
     Args:
@@ -123,7 +126,7 @@ def read_prompts(
         LoraSuiteError: As in `read_records`.
     """
     stream = open_stream(source, text_lines=True, limit=limit, seed=seed)
-    prompts: list[Prompt] = []
+    prompts: list[PromptOrText] = []
     for number, record in stream.draw(limit, seed):
         if isinstance(record, (PromptText, Text)):  # read before
             prompts.append(record)
@@ -182,10 +185,10 @@ def _read_labeled(record: Any, where: str, template: str | None) -> Text:
 def prompt_limit(options: Any) -> int:
     """Return how many prompts to read for a method with these options: a dataclass, a mapping or None."""
     wanted = options.get("prompts") if isinstance(options, Mapping) else getattr(options, "prompts", None)
-    return max(MAX_PROMPTS, int(wanted)) if str(wanted or "").isdecimal() else MAX_PROMPTS
+    return max(MAX_PROMPTS, int(str(wanted))) if str(wanted or "").isdecimal() else MAX_PROMPTS
 
 
-def check_prompt_count(prompts: Sequence[Prompt], do: str = "give more prompts") -> list[Prompt]:
+def check_prompt_count(prompts: Sequence[AnyPrompt], do: str = "give more prompts") -> list[AnyPrompt]:
     """Return the prompts as a list; raise `LoraSuiteError`, before any model is loaded, if they are too few to fit."""
     if len(prompts) < MIN_PROMPTS:
         raise LoraSuiteError(

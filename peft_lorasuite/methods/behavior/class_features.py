@@ -35,7 +35,7 @@ from .fact_editing import apply_update
 
 RIDGES = tuple(10.0**power for power in range(-6, 3))
 """Candidate ridges, relative to the mean squared length of the features."""
-LOWEST_LAYER = 1 / 3
+LOWEST_LAYER = 2 / 3
 """Depth of the first layer whose attention is read."""
 STRENGTH = 0.3
 """Length of what is written, relative to that of the residual state of the first layer."""
@@ -230,7 +230,10 @@ def read_features(
             for line, number in enumerate(numbers):
                 at, indices = (list(column) for column in zip(*wanted[used[number]], strict=True))
                 inputs = [(layer, seen[layer][line, at].float().cpu()) for layer in problem.layers]
-                values = torch.cat([x for _, x in inputs], 1) if summed is None else sum(summed(*one) for one in inputs)
+                if summed is None:
+                    values = torch.cat([x for _, x in inputs], dim=1)
+                else:
+                    values = torch.stack([summed(*one) for one in inputs]).sum(dim=0)
                 final = output.last_hidden_state[line, at].float().cpu()
                 found |= {index: (final[n], values[n]) for n, index in enumerate(indices)}
                 lengths.append(float(seen[-1][line, at].float().norm(dim=-1).mean()))

@@ -21,7 +21,7 @@ from ...models.memory import free_models
 from ...models.task import DECODER, Task, find_head
 from ...text.chat import Chat
 from ...text.conversations import Conversation
-from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ...text.examples import MAX_PROMPTS, PromptOrText, check_prompt_count, read_prompts
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
@@ -105,12 +105,13 @@ def choose_texts(inputs: MethodInput, method: str, count: int) -> ChosenTexts:
     if not any(isinstance(prompt, Conversation) for prompt in drawn):
         texts = [_as_text(prompt) for prompt in drawn]
         return ChosenTexts(texts, texts)
-    chosen = ChosenPrompts(drawn, open_chat(inputs, old, new, drawn))
-    sides = ([_as_text(prompt, chat) for prompt in drawn] for chat in (chosen.chat.old, chosen.chat.new))
-    return ChosenTexts(*sides, chosen.facts(), chosen.chat.saved_template)
+    single = [prompt for prompt in drawn if not isinstance(prompt, Text)]
+    chosen = ChosenPrompts(single, open_chat(inputs, old, new, single))
+    before, after = ([_as_text(prompt, chat) for prompt in drawn] for chat in (chosen.chat.old, chosen.chat.new))
+    return ChosenTexts(before, after, chosen.facts(), chosen.chat.saved_template)
 
 
-def _as_text(prompt: Prompt, chat: Chat | None = None) -> Text:
+def _as_text(prompt: PromptOrText, chat: Chat | None = None) -> Text:
     """Return a prompt as a text; a conversation in whole, with its last turn."""
     if isinstance(prompt, Text):
         return prompt
@@ -119,7 +120,7 @@ def _as_text(prompt: Prompt, chat: Chat | None = None) -> Text:
     return Text(prompt)
 
 
-def check_pairs(task: Task, prompts: Sequence[Prompt]) -> None:
+def check_pairs(task: Task, prompts: Sequence[PromptOrText]) -> None:
     """Raise `LoraSuiteError` for pairs that a reward model is to read, and conversations for a token classifier."""
     for number, prompt in enumerate(prompts, 1):
         if task.rewards and isinstance(prompt, Text) and prompt.pair is not None:

@@ -17,7 +17,7 @@ from ...models.generation import Turn, encode_prompts, fits_context
 from ...models.memory import free_models
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation
-from ...text.examples import MAX_PROMPTS, Prompt, check_prompt_count, read_prompts
+from ...text.examples import MAX_PROMPTS, Prompt, PromptOrText, check_prompt_count, read_prompts
 from ...text.formats import ALPACA, AUTO, CHAT, Format
 from ...text.records import read_record
 from ...text.sources import open_stream
@@ -113,8 +113,7 @@ def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int
         read = read_prompts(
             inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed, form=inputs.chat.prompt_format
         )
-        prompts = check_prompt_count(read)
-    check_single(prompts)
+        prompts = check_single(check_prompt_count(read))
     chat = open_chat(inputs, old, new, prompts)
     # checks all of them, so that the error has the caller's number
     encode_prompts(old, ChosenPrompts(prompts, chat).old_texts, length)
@@ -162,14 +161,17 @@ def _detect(trial: FormatTrial, inputs: MethodInput, old: Backbone) -> str:
     return trial.choose()
 
 
-def check_single(prompts: Sequence[Prompt]) -> None:
-    """Raise `LoraSuiteError` for a prompt that is a pair of texts or a list of words, which only a classifier reads."""
-    number = next((number for number, prompt in enumerate(prompts, 1) if isinstance(prompt, Text)), None)
-    if number is not None:
-        raise LoraSuiteError(
-            "a causal language model reads single texts", where=f"prompt {number}", got="a pair of texts, or words",
-            wanted="a string, or an object with instruction, prompt or messages",
-        )  # fmt: skip
+def check_single(prompts: Sequence[PromptOrText]) -> list[Prompt]:
+    """Return the prompts; raise `LoraSuiteError` for pairs of texts and lists of words, which only classifiers read."""
+    single: list[Prompt] = []
+    for number, prompt in enumerate(prompts, 1):
+        if isinstance(prompt, Text):
+            raise LoraSuiteError(
+                "a causal language model reads single texts", where=f"prompt {number}", got="a pair of texts, or words",
+                wanted="a string, or an object with instruction, prompt or messages",
+            )  # fmt: skip
+        single.append(prompt)
+    return single
 
 
 def open_chat(inputs: MethodInput, old: Backbone, new: Backbone, prompts: Sequence[Prompt]) -> ChatPair:
