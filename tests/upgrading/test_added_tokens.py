@@ -97,7 +97,7 @@ def test_b5_behavior_of_an_unrelated_pair(layout, tmp_path):
 @pytest.mark.parametrize("layout", ["modules_to_save", "trainable_token_indices", "LoRA of both tables"])
 @pytest.mark.parametrize("rows", [None, 128], ids=["in the padding", "multiple of 64"])
 def test_b5_padded_vocabularies(layout, rows, tmp_path):
-    """Rows without a token are no tokens; a new table that has room for the tokens is not resized."""
+    """Rows without a token are no tokens; a new table with enough rows is not resized."""
     old, new = (added.base(tmp_path / side, padding=9) for side in ("old", "new"))
     tuned = added.train(tmp_path / "adapter", old, layout, rows=rows or old.rows)
     upgrade_map = identity_map(old, new)
