@@ -12,6 +12,7 @@ from pico import pico_config, pico_model, pico_tokenizer
 
 from peft_lorasuite.cli.common import load_options
 from peft_lorasuite.errors import LoraSuiteError
+from peft_lorasuite.hub.collection import assign_repositories
 from peft_lorasuite.hub.repository import check_id
 from peft_lorasuite.io.source import split_revision
 from peft_lorasuite.models.backbone import NAMELESS, Backbone
@@ -54,11 +55,10 @@ def test_a_folder_with_an_at_in_its_path_is_opened(
 
 
 def test_a_result_is_named_after_the_folder_with_an_at_in_its_path(tmp_path: Path) -> None:
-    program = runpy.run_path(str(SCRIPTS / "upgrade_collection.py"))
-    args = Namespace(push_to="me", suffix="-new")
-    (tmp_path / "me@work" / "lora").mkdir(parents=True)
-    assert program["repo"](str(tmp_path / "me@work" / "lora"), args) == "me/lora-new"
-    assert program["repo"]("alice/lora@v2", args) == "me/lora-new"
+    folder = tmp_path / "me@work" / "lora"
+    folder.mkdir(parents=True)
+    for name in (str(folder), "alice/lora@v2"):
+        assert assign_repositories([name], "me", "-new") == {name: "me/lora-new"}
 
 
 @pytest.mark.parametrize("name", [None, 5, "no owner", ""])
