@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .methods.registry import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
+    from .text.chat_options import ChatOptions
     from .training.finetune import finetune
     from .upgrading.collection import upgrade_many
     from .upgrading.report import Report
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Architecture": "arch.spec",
     "Backbone": "models.backbone",
+    "ChatOptions": "text.chat_options",
     "Heads": "arch.spec",
     "LoraSuiteError": "errors",
     "MapOptions": "mapping.options",
@@ -54,6 +56,7 @@ _MODULES = {
 __all__ = [
     "Architecture",
     "Backbone",
+    "ChatOptions",
     "Heads",
     "LoraSuiteError",
     "MapOptions",

@@ -84,7 +84,8 @@ def from_upgraded(
 
     Returns:
         PEFT's own model class, in evaluation mode unless ``is_trainable``, with the report as ``upgrade_report`` and,
-        if tokens were added for the adapter, the tokenizer with these tokens as ``adapter_tokenizer``.
+        if tokens were added for the adapter or it has another chat template than the backbone, the tokenizer for it as
+        ``adapter_tokenizer``.
 
     Raises:
         LoraSuiteError: If an input is missing, malformed or unsupported.
