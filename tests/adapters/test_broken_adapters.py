@@ -121,6 +121,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"task_type": "FOO"}, "PEFT has no such task_type (got 'FOO', wanted CAUSAL_LM or "),
     *(({"task_type": value}, f"task_type: malformed value (got {value!r}, wanted a string") for value in (7, ["A"])),
     ({"peft_type": "XLORA", "adapters": {"0": "/etc"}}, "the adapter is a mixture of other adapters (got XLORA"),
+    ({"alora_invocation_tokens": "0"}, "alora_invocation_tokens: malformed value (got '0', wanted a list or null"),
     ({"megatron_core": "antigravity"}, "megatron_core: malformed value (got 'antigravity', wanted megatron.core"),
     ({"r": 8}, "_proj: the rank of the tensors is not the one in the adapter's config (got 4, wanted r=8)"),
     ({"r": 2**63}, "adapter_config.json, r: malformed value (got 9223372036854775808, wanted an integer from 0 to"),
