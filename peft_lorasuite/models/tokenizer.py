@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from ..errors import LoraSuiteError, short_message
+from ..io.schema import LOOSE, ListOf, check
 from ..io.source import Source
 
 FILES, SAMPLE = ("tokenizer_config.json", "special_tokens_map.json"), "A cat."
@@ -28,6 +31,7 @@ def open_tokenizer(source: Source, location: str, *, do: str, where: str | None 
     for name in FILES:
         if source.fetch(name) is not None:
             source.read_json(name)
+    _check_added_tokens(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         tokenizer.decode(tokenizer(SAMPLE)["input_ids"])
@@ -38,3 +42,18 @@ def open_tokenizer(source: Source, location: str, *, do: str, where: str | None 
             f"the tokenizer cannot be loaded: {short_message(error)}", where=where or repr(source), do=do
         ) from error
     return tokenizer
+
+
+def _check_added_tokens(source: Source) -> None:
+    """Check the names of options in tokenizer.json, of which the library prints those that it does not know.
+
+    Only this part is parsed: the file can have tens of megabytes.
+    """
+    path = source.fetch("tokenizer.json")
+    text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+    for found in re.finditer(r'"added_tokens"\s*:\s*(?=\[)', text):
+        try:
+            tokens, _ = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):  # the library says what is wrong
+            return
+        check(tokens, ListOf(item=LOOSE), where=f"{source.name}/tokenizer.json, added_tokens")

@@ -63,18 +63,23 @@ def test_e_control_characters_in_a_field(
     assert not CONTROL.search(info.rstrip("\n"))
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
 def test_e_control_characters_in_the_options_of_a_token(
-    pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    file: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The tokenizers library prints the names of options that it does not know."""
     new = Path(shutil.copytree(pair.new, tmp_path / "new"))
-    config = json.loads((new / "tokenizer_config.json").read_text())
-    config["mask_token"] = {"__type": "AddedToken", "content": "<m>", CLEAR: True}
-    (new / "tokenizer_config.json").write_text(json.dumps(config))
+    config = json.loads((new / file).read_text())
+    if file == "tokenizer.json":
+        config["added_tokens"][0][CLEAR] = True
+    else:
+        config["mask_token"] = {"__type": "AddedToken", "content": "<m>", CLEAR: True}
+    (new / file).write_text(json.dumps(config))
     call = ["upgrade", pair.adapter, "--to", new, "--map", pair.map, "-o", tmp_path / "out", "-q"]
     assert main([str(word) for word in call]) == 1
     shown = capfd.readouterr()
-    assert "tokenizer_config.json, mask_token: control characters" in shown.err
+    assert f"{file}, " in shown.err
+    assert ": control characters" in shown.err
     assert not CONTROL.search((shown.out + shown.err).replace("\n", ""))
 
 
