@@ -81,7 +81,8 @@ def open_stream(source: Any, *, text_lines: bool = False, limit: int | None = No
             do="pass one split of a DatasetDict" if isinstance(source, Mapping) else None,
         )  # fmt: skip
     if isinstance(source, Sequence) or (hasattr(source, "column_names") and hasattr(source, "__len__")):
-        return Stream("the data", range(len(source)), source.__getitem__)
+        table: Any = source
+        return Stream("the data", range(len(table)), table.__getitem__)
     return Stream("the data", source)
 
 
@@ -180,7 +181,7 @@ def _list_items(path: Path, do: str) -> Iterator[Any]:
                 except RecursionError as error:
                     raise _not_json(str(path), error, do) from error
                 except ValueError as error:
-                    problem, end = str(error), len(text)
+                    problem, value, end = str(error), None, len(text)
                 if end < len(text):  # a number at the end of the text may go on
                     yield value
                     at, size, first = end, CHUNK, False

@@ -89,7 +89,8 @@ class FormatTrial:
         own = [chat.old.write(prompt) for prompt in chosen]
         if talks:
             questions = [Example(prompt.question) for prompt in talks]
-            return cls({CHAT: own} | {name: [Format.read(name).write(one) for one in questions] for name in TEMPLATES})
+            others = {name: [str(Format.read(name).write(one)) for one in questions] for name in TEMPLATES}
+            return cls({CHAT: own} | others)
         try:
             asked = [chat.old.write(user_turn(prompt)) for prompt in chosen if isinstance(prompt, str)]
         except LoraSuiteError:  # a template that does not render them is no candidate

@@ -170,12 +170,12 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
 def _probe_old(
     inputs: MethodInput, old: Backbone, new: Backbone, options: BehaviorOptions, chosen: ChosenPrompts | None,
     turns: Sequence[Turn] | None,
-) -> tuple[Sequence[Turn], Sequence[Tokens], Sequence[Tokens], list[Place], Tensor, Tensor, Head]:  # fmt: skip
+) -> tuple[Sequence[Turn], list[Tokens], list[Tokens], list[Place], Tensor, Tensor, Head]:  # fmt: skip
     """Generate the old adapted model's answers, and compute the final states with and without the adapter."""
     with load_with_adapter(old, inputs.adapter) as model:
         if chosen is None:
             old_turns = new_turns = list(turns or [])
-            generated: list[Generated | None] = [None] * len(old_turns)
+            generated: Sequence[Generated | None] = [None] * len(old_turns)
         else:
             if chosen.trial is not None and not chosen.trial.answers:
                 chosen.trial.read_adapted(model, old)
@@ -195,7 +195,7 @@ def _probe_old(
 
 def _answer(
     model: Any, old: Backbone, chosen: ChosenPrompts, inputs: MethodInput, options: BehaviorOptions
-) -> tuple[list[Turn], list[Turn], list[Generated | None]]:
+) -> tuple[list[Turn], list[Turn], Sequence[Generated | None]]:
     """Answer the prompts and, if asked for, synthetic ones; return the turns of both models."""
     prompts: list[Prompt] = list(chosen.prompts)
     if options.synthetic_prompts:
