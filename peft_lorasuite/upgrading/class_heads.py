@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.class_head import ClassHead
+from ..errors import LoraSuiteError
 from ..methods.base import MethodInput, MethodResult
 from ..models.backbone import Backbone
 from ..models.task import find_head
@@ -17,7 +18,7 @@ from .token_tables import map_rows
 
 
 def add_task(
-    result: Adapter, inputs: MethodInput, method_result: MethodResult, *, by_index: bool
+    result: Adapter, inputs: MethodInput, method_result: MethodResult, method: str
 ) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
     """Add the adapter's task to the result and, for a classifier, a head.
 
@@ -25,19 +26,28 @@ def add_task(
         result: The new adapter.
         inputs: What the method was given.
         method_result: What the method returned.
-        by_index: Whether the head is cropped or padded rather than mapped, as the baseline does with all updates.
+        method: Its name; `copy` crops or pads the head rather than mapping it.
 
     Returns:
         The result; facts for the report; and the fates of the head's tensors.
+
+    Raises:
+        LoraSuiteError: If the new backbone has no such class, or the rank is too low for a fitted head.
     """
     source = inputs.adapter
     result = replace(result, task=source.task)
     if source.head is None:
         return result, {} if source.task.causal else {"task": source.task.facts()}, {}
     old, new = inputs.backbones("an adapter with a classification head")
+    needed = max((one.rank for one in method_result.updates.values() if one.norm()), default=0)
+    if method == "transplant" and result.rank < needed:
+        raise LoraSuiteError(
+            "the fitted head reads more components than the rank", where="rank", got=result.rank,
+            wanted=f"at least {needed}", do="increase the rank, or leave it out",
+        )  # fmt: skip
     place, head = find_head(new.config, source.task), method_result.head
     if head is None:
-        head = _resized(source.head, new.arch.hidden) if by_index else _mapped(source.head, old, new, inputs)
+        head = _resized(source.head, new.arch.hidden) if method == "copy" else _mapped(source.head, old, new, inputs)
     return result.with_head(head, place), {"task": source.task.facts()}, dict.fromkeys(source.head.names, TRANSFERRED)
 
 

@@ -252,7 +252,7 @@ def _convert(
     result, facts, fates = variants.complete(
         result, inputs, method_result, output_type=output_type, method=method, rank=final, added=tokens.ids
     )
-    result, task_facts, head_fates = add_task(result, inputs, method_result, by_index=method == "copy")
+    result, task_facts, head_fates = add_task(result, inputs, method_result, method)
     return result, modules, {**facts, **task_facts}, {**fates, **head_fates}
 
 

