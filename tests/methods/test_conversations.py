@@ -11,7 +11,7 @@ import pytest
 from chat_pair import ANSWERS, LLAMA2, conversations, share_right, write_pair
 from transformers import AutoTokenizer
 
-from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, from_upgraded, upgrade, upgrade_many
 from peft_lorasuite.hub.card import adapter_card
 from peft_lorasuite.model import attach
 from peft_lorasuite.models.backbone import Backbone
@@ -87,6 +87,21 @@ def test_the_old_template_serves_a_new_model_without_one(pair: Any, tmp_path: Pa
     card = adapter_card("me/new", "org/base", found.report.to_dict())
     assert "apply_chat_template" in card
     assert "template of the old side" in card
+
+
+def test_conversations_in_from_upgraded_and_in_upgrade_many(pair: Any, tmp_path: Path) -> None:
+    old, new, adapter, built = pair
+    settings = {"method": "transplant", "options": OPTIONS["transplant"], "prompts": conversations(labeled=False)}
+    model: Any = from_upgraded(new.name, adapter, source_model=old.name, upgrade_map=built, **settings)
+    assert share_right(model, new) > 0.3
+    assert model.upgrade_report.facts["chat"]["conversations"] == 8
+    calls = {"old": old, "new": new, **settings}
+    (outcome,) = upgrade_many([str(adapter)], built, tmp_path / "out", **calls)
+    assert outcome.status == "done"
+    assert [one.status for one in upgrade_many([str(adapter)], built, tmp_path / "out", **calls)] == ["kept"]
+    again = upgrade_many([str(adapter)], built, tmp_path / "out", chat={"new_template": "old"}, **calls)
+    assert [one.status for one in again] == ["done"]  # another rendering is another result
+    assert (tmp_path / "out" / outcome.folder / "chat_template.jinja").read_text() == LLAMA2
 
 
 BAD: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {

@@ -1,0 +1,97 @@
+"""The same answer in both models: between what each chat template writes around it, up to its own end of turn."""
+
+from __future__ import annotations
+
+import pytest
+from chat_pair import CHATML, LLAMA2, tokenizer_with
+from pico import pico_model
+
+from peft_lorasuite.methods.behavior.positions import align, pair_places, tokenize
+from peft_lorasuite.methods.behavior.prompts import ChosenPrompts
+from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.models.generation import Turn
+from peft_lorasuite.text.chat_options import ChatOptions
+from peft_lorasuite.text.chat_pair import ChatPair
+from peft_lorasuite.text.conversations import user_turn
+
+THOUGHT = "<think>\n\n</think>\n\n"
+THINKING = CHATML.replace(
+    "{{ message['content'] }}",
+    "{{ '" + THOUGHT.replace("\n", "\\n") + "' if message['role'] == 'assistant' else '' }}{{ message['content'] }}",
+)
+"""ChatML that writes an empty block of thoughts before an answer, as that of Qwen3 does."""
+ASKED = user_turn("red cat")
+
+
+def backbone(template: str) -> Backbone:
+    """Return a model in memory with a tokenizer that has a chat template."""
+    found = Backbone.open(pico_model("llama"))
+    found.__dict__["tokenizer"] = tokenizer_with(template, chatml=template != LLAMA2, bos=True)
+    return found
+
+
+def turns(old: str, new: str, response: str, *, ended: bool = True) -> tuple[Turn, Turn, Backbone, Backbone]:
+    sides = backbone(old), backbone(new)
+    pair = ChatPair.open(
+        ChatOptions(), *((name, one.tokenizer) for name, one in zip("ab", sides, strict=True)), [ASKED]
+    )
+    chosen = ChosenPrompts([ASKED], pair)
+    (stop,) = chosen.stops
+    end = stop if ended and stop != sides[0].tokenizer.eos_token_id else None
+    (left,), (right,) = chosen.both_turns([Turn(chosen.old_texts[0], response, ended, end=end)])
+    return left, right, *sides
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "response", "content", "expected"),
+    [
+        (LLAMA2, CHATML, " sea tea ", "sea tea", "sea tea"),
+        (LLAMA2, CHATML, "sea tea", "sea tea", "sea tea"),  # the model does not write what its template writes
+        (CHATML, LLAMA2, "sea tea", "sea tea", " sea tea "),
+        (THINKING, CHATML, f"{THOUGHT}sea", "sea", "sea"),
+        (CHATML, THINKING, "sea", "sea", "sea"),  # answers follow the generation prompt at once
+        (THINKING, THINKING, f"{THOUGHT}sea", f"{THOUGHT}sea", f"{THOUGHT}sea"),  # a part of the answer
+    ],
+)
+def test_the_answer_is_what_both_turns_share(old: str, new: str, response: str, content: str, expected: str) -> None:
+    left, right, _, side = turns(old, new, response)
+    assert left.content == right.content == content
+    assert right.response == expected
+    assert right.prompt == side.tokenizer.apply_chat_template(
+        list(ASKED.messages), add_generation_prompt=True, tokenize=False
+    )
+    end = "</s>" if new == LLAMA2 else "<|im_end|>"
+    assert side.tokenizer.convert_ids_to_tokens(right.end) == end
+
+
+@pytest.mark.parametrize(("old", "new"), [(LLAMA2, CHATML), (CHATML, LLAMA2)])
+def test_seam_and_end_of_turn_are_paired(old: str, new: str) -> None:
+    """The first token of the answer, every further one, and all that ends it."""
+    response = " sea tea " if old == LLAMA2 else "sea tea"
+    left, right, one, other = turns(old, new, response)
+    rows = [tokenize(one, left)], [tokenize(other, right)]
+    places = align(*rows)
+    found = {}
+    for (_, p, q), place in zip(places, pair_places(*rows, places), strict=True):
+        names = [
+            side.tokenizer.convert_ids_to_tokens(token)
+            for side, token in zip((one, other), place.following, strict=True)
+        ]
+        found[p, q] = (*names, place.starts)
+    first = (rows[0][0].start - 1, rows[1][0].start - 1)
+    assert found[first][:2] == (("Ġsea", "s") if old == LLAMA2 else ("s", "Ġsea"))
+    assert found[first][2] == ((" ", "") if old == LLAMA2 else ("", " "))
+    ends = [pair for pair in found.values() if pair[1] in ("<|im_end|>", "</s>") or pair[0] in ("<|im_end|>", "</s>")]
+    if old == LLAMA2:  # the old template writes a space before its end of turn
+        assert [pair[:2] for pair in ends] == [("Ġ", "<|im_end|>")]
+    else:  # the new one does: both of its tokens follow the old end of turn
+        assert [pair[:2] for pair in ends] == [("<|im_end|>", "Ġ"), ("<|im_end|>", "</s>")]
+
+
+def test_an_answer_that_was_cut_has_no_end() -> None:
+    left, right, one, other = turns(LLAMA2, CHATML, " sea tea", ended=False)
+    assert not right.ended
+    assert right.response == "sea tea"
+    rows = [tokenize(one, left)], [tokenize(other, right)]
+    places = align([*rows[0], *rows[0]], [*rows[1], *rows[1]])
+    assert max(q for _, _, q in places) < len(rows[1][0].ids) - 1
