@@ -159,13 +159,41 @@ def test_b4_a_classifier_of_another_type_is_converted_with_its_head(classifier, 
 
 def test_b4_without_a_task_type_the_head_decides(classifier, tmp_path):
     root, _, _ = classifier
-    folder = tmp_path / "untyped"
+    folder = copied(root, tmp_path / "untyped", task_type=None)
+    assert carry(classifier, adapter=folder).adapter.task.kind == "SEQ_CLS"
+
+
+def copied(root, folder, **changes):
+    """Copy an adapter, with other values in its config."""
     folder.mkdir()
     for file in (root / "adapter").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"task_type": None}))
-    assert carry(classifier, adapter=folder).adapter.task.kind == "SEQ_CLS"
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_b4_labels_come_from_the_config_beside_the_adapter(classifier, tmp_path):
+    folder = copied(classifier[0], tmp_path / "labeled")
+    values = {"id2label": {"0": "color", "1": "plant", "2": "size"}, "problem_type": "single_label_classification"}
+    (folder / "config.json").write_text(json.dumps(values))
+    moved = carry(classifier, adapter=folder)
+    assert moved.report.facts["task"] == {
+        "type": "SEQ_CLS", "labels": ["color", "plant", "size"], "problem_type": "single_label_classification"
+    }  # fmt: skip
+    assert "SEQ_CLS, single_label_classification: color, plant, size; agreement" in repr(moved.report)
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "color", "1": "plant"}}))
+    with pytest.raises(LoraSuiteError, match=r"config.json: the number of labels differs .*got 2 labels, wanted 3"):
+        carry(classifier, adapter=folder)
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "color", "1": "plant", "x": "size"}}))
+    with pytest.raises(LoraSuiteError, match="malformed labels"):
+        carry(classifier, adapter=folder)
+
+
+def test_b4_heads_of_other_tasks_are_refused(classifier, tmp_path):
+    for kind, wanted in (("QUESTION_ANS", "mark answers in a text"), ("CAUSAL_LM", "for CAUSAL_LM and has a class")):
+        with pytest.raises(LoraSuiteError, match=wanted):
+            carry(classifier, adapter=copied(classifier[0], tmp_path / kind, task_type=kind))
 
 
 @pytest.mark.parametrize(
@@ -223,10 +251,7 @@ def test_b4_a_head_that_does_not_fit_is_refused(classifier, tmp_path):
     from safetensors.torch import load_file, save_file
 
     root, _, _ = classifier
-    folder = tmp_path / "cut"
-    folder.mkdir()
-    for file in (root / "adapter").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = copied(root, tmp_path / "cut")
     tensors = load_file(folder / "adapter_model.safetensors")
     name = "base_model.model.score.weight"
     save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, folder / "adapter_model.safetensors")

@@ -162,7 +162,8 @@ def _writers(problem: ClassProblem, weight: Tensor, features: Features) -> dict[
     directions = _quiet_directions(problem, features.final, rank)
     B = (STRENGTH * features.length / (rank**0.5 * arch.residual_scale) * directions).float()
     pieces = (Vt[:rank] / spread[:, None]).float().split(arch.shape("o")[1], dim=1)
-    return {layer: LowRank(A.contiguous(), B) for layer, A in zip(problem.layers, pieces, strict=True)}
+    updates = {layer: LowRank(A, B) for layer, A in zip(problem.layers, pieces, strict=True)}
+    return {layer: update.truncated(rank)[0] for layer, update in updates.items()}  # factors of equal size, to train
 
 
 def _quiet_directions(problem: ClassProblem, final: Tensor, rank: int) -> Float[Tensor, "hidden rank"]:
