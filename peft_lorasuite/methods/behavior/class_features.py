@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +37,11 @@ RIDGES = tuple(10.0**power for power in range(-6, 3))
 """Candidate ridges, relative to the mean squared length of the features."""
 LOWEST_LAYER = 2 / 3
 """Depth of the first layer whose attention is read."""
-STRENGTH = 0.3
-"""Length of what is written, relative to that of the residual state of the first layer."""
+STRENGTHS = (0.1, 0.3, 1.0)
+"""Candidate lengths of what is written, relative to that of the residual state of the first layer: weak components are
+lost among what later layers add, and strong ones change what these layers compute."""
+TRIAL_PLACES = 256
+"""Places on which the length is chosen."""
 RESPONSE_ROWS = 256
 """Rows that are sampled of each input projection."""
 READOUT_RIDGE = 1e-6
@@ -122,13 +125,13 @@ def fit_classifier(problem: ClassProblem, logits: Float[Tensor, "places labels"]
     alone = ClassFit(head, {}, plain.left_out, {"ridge": plain.ridge})
     if deep.loss >= plain.loss:
         return alone
-    updates = _writers(problem, deep.weight, features)
-    head, reached = _fit_readout(problem, deep, updates)
     intended = features.attention.double() @ deep.weight.T + deep.offset
+    updates, strength = _choose_writers(problem, deep, features, intended)
+    head, reached = _fit_readout(problem, deep, updates)
     missed = float(teacher_losses(reached, intended, objective).mean())
     if missed > plain.loss - deep.loss:
         return alone
-    facts = {"ridge": deep.ridge, "layers": len(updates), "written_error": round(missed, 4)}
+    facts = {"ridge": deep.ridge, "layers": len(updates), "strength": strength, "written_error": round(missed, 4)}
     return ClassFit(head, updates, deep.left_out + reached - intended, facts)
 
 
@@ -150,23 +153,43 @@ def _best_fit(x: Tensor, wanted: Tensor, objective: str, bias: bool) -> _Fit:
     return _Fit(losses[best], best, *path.solve(best), path.left_out(best))
 
 
-def _writers(problem: ClassProblem, weight: Tensor, features: Features) -> dict[int, LowRank]:
+def _choose_writers(
+    problem: ClassProblem, deep: _Fit, features: Features, intended: Tensor
+) -> tuple[dict[int, LowRank], float]:
+    """Return the updates of the strength whose outputs are read best at some of the places, and that strength."""
+    directions, updates = _quiet_directions(problem, features.final), {}
+    chosen = list(range(0, len(problem.places), max(len(problem.places) // TRIAL_PLACES, 1)))
+    trial = replace(problem, places=[problem.places[index] for index in chosen])
+    losses = {}
+    for strength in STRENGTHS:
+        updates[strength] = _writers(problem, deep.weight, features, strength * directions)
+        _, reached = _fit_readout(trial, deep, updates[strength])
+        losses[strength] = float(teacher_losses(reached, intended[chosen], problem.task.objective).mean())
+    best = min(STRENGTHS, key=lambda strength: losses[strength])
+    return updates[best], best
+
+
+def _writers(problem: ClassProblem, weight: Tensor, features: Features, directions: Tensor) -> dict[int, LowRank]:
     """Return the updates of the ``o`` projections that together write ``weight @ attention``.
 
-    They write in quiet directions, each component with the same strength.
+    Args:
+        problem: The problem.
+        weight: The map, (labels, inputs of all projections).
+        features: States of the model.
+        directions: Directions in which the components are written, (hidden, rank), as long as what is written, relative
+            to the residual state.
     """
     arch = problem.new.arch
     _, s, Vt = torch.linalg.svd(weight, full_matrices=False)
     rank = min(problem.rank, int((s > 1e-6 * s[0]).sum()), *arch.shape("o"))
     spread = (features.attention.double() @ Vt[:rank].T).std(dim=0).clamp(min=1e-12)
-    directions = _quiet_directions(problem, features.final, rank)
-    B = (STRENGTH * features.length / (rank**0.5 * arch.residual_scale) * directions).float()
+    B = (features.length / (rank**0.5 * arch.residual_scale) * directions[:, :rank]).float()
     pieces = (Vt[:rank] / spread[:, None]).float().split(arch.shape("o")[1], dim=1)
     updates = {layer: LowRank(A, B) for layer, A in zip(problem.layers, pieces, strict=True)}
     return {layer: update.truncated(rank)[0] for layer, update in updates.items()}  # factors of equal size, to train
 
 
-def _quiet_directions(problem: ClassProblem, final: Tensor, rank: int) -> Float[Tensor, "hidden rank"]:
+def _quiet_directions(problem: ClassProblem, final: Tensor) -> Float[Tensor, "hidden rank"]:
     """Return directions of the residual stream in which final states vary little and to which layers hardly respond.
 
     Both are quadratic forms, which count the same; the second one is sampled from rows of the input projections.
@@ -185,7 +208,7 @@ def _quiet_directions(problem: ClassProblem, final: Tensor, rank: int) -> Float[
     centered = states - states.mean(dim=0)
     variance = centered.T @ centered
     total = variance / variance.trace() + response / response.trace().clamp(min=1e-30)
-    return torch.linalg.eigh(total).eigenvectors[:, :rank]
+    return torch.linalg.eigh(total).eigenvectors[:, : problem.rank]
 
 
 def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRank]) -> tuple[ClassHead, Tensor]:
