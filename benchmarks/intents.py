@@ -144,7 +144,7 @@ INTENTS = {
         "I moved to {place}, update my address|my new address is in {place}|change where my mail goes"
         "|use {place} as my address from now on|my details are old, I am in {place} now|correct the street you have"
         "|send everything to {place} {time} on",
-        "I have a new home in {place}|please note that I reside in {place}|the house number you have is wrong",
+        "I have a new home in {place}|please note that I reside in {place}|the number of the building is wrong",
     ),
     "speak_to_human": (
         "let me talk to a person|I want a real agent|connect me with {person} from support|is anybody there"
