@@ -105,7 +105,7 @@ def select_adapter(source: Source, adapter_name: str | None, *, names_result: bo
     names = names or _subfolders(source)
     if not names:
         return source
-    if adapter_name not in names:
+    if adapter_name is None or adapter_name not in names:
         raise LoraSuiteError(
             "has adapters in subfolders, and none was selected" if adapter_name in (None, "default")
             else "has no adapter of that name",

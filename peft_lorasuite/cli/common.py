@@ -132,6 +132,8 @@ def setup_logging(args: Namespace) -> Progress:
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO if shown else logging.ERROR)
     if args.quiet:
         warnings.simplefilter("ignore")
+    # PEFT reads an attribute that transformers 5 renamed
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     if not shown:
         from huggingface_hub.utils import disable_progress_bars
         from transformers.utils import logging as transformers_logging

@@ -106,7 +106,7 @@ def decomposition_errors() -> Iterator[None]:
     """Turn the error of a matrix that cannot be decomposed, as its values are too large, into a `LoraSuiteError`."""
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise LoraSuiteError(
             "the values of an input are out of range: a matrix cannot be decomposed", got=short_message(error, 80),
             do="train or fetch the inputs again",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import timeit
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -218,7 +219,7 @@ def plan(
 class _ConfigFile(Source):
     """A config file of any name, in place of a backbone's config.json."""
 
-    def read_json(self, filename: str, *, do: str | None = None) -> dict[str, Any]:
+    def read_json(self, filename: str, **_: Any) -> dict[str, Any]:
         return read_json(Path(self.name), where=self.name)
 
     def full_name(self, filename: str) -> str:
@@ -226,7 +227,7 @@ class _ConfigFile(Source):
 
 
 def _side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
-    """Read a config; one without a dtype is taken for a 16-bit checkpoint, as nearly all are."""
+    """Read a config; without a dtype it is taken for that of a 16-bit checkpoint."""
     dtype, device_map = backbone.dtype if dtype == "auto" else dtype, backbone.device_map
     if not backbone.in_memory and Path(backbone.name).is_file():
         backbone = Backbone(_ConfigFile(backbone.name, "backbone"))
@@ -237,23 +238,15 @@ def _side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
 
 
 def measure_rates() -> Rates:
-    """Measure matrix products and the reading of a fresh file; takes about a second."""
-    M = torch.ones(1024, 1024)
+    """Measure matrix products and, if there is space for it, the reading of a fresh file; takes about a second."""
+    M, size, read = torch.ones(1024, 1024), 2**26, Rates().read * GB
     compute = 2 * len(M) ** 3 / min(timeit.repeat(lambda: M @ M, number=1))
-    try:
-        read = _measure_reading(2**26)
-    except OSError:  # no space for the file
-        read = Rates().read * GB
-    return Rates(read / GB, compute / GB)
-
-
-def _measure_reading(size: int) -> float:
-    """Return the bytes per second of reading a file that is not in the page cache."""
-    with tempfile.TemporaryFile(buffering=0) as file:
+    with suppress(OSError), tempfile.TemporaryFile(buffering=0) as file:
         if file.write(os.urandom(size)) < size:
             raise OSError("the disk is full")
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # out of the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
-        return size / timeit.timeit(file.read, number=1)
+        read = size / timeit.timeit(file.read, number=1)
+    return Rates(read / GB, compute / GB)

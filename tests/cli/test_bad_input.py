@@ -168,8 +168,8 @@ def test_an_option_is_read_as_its_type(method: str, name: str, value: object, ta
 @pytest.mark.parametrize(
     ("method", "name", "value", "wanted"),
     [
-        ("transplant", "prompts", 3.5, "an integer"), ("transplant", "prompts", "3.5", "an integer"),
-        ("transplant", "prompts", True, "an integer"), ("transplant", "ridge", "nan", "a number"),
+        ("transplant", "prompts", 3.5, "none or an integer"), ("transplant", "prompts", "3.5", "none or an integer"),
+        ("transplant", "prompts", True, "none or an integer"), ("transplant", "ridge", "nan", "a number"),
         ("transplant", "ridge", 10**400, "a number"),
         ("transplant", "rank", "few", "none or an integer"), ("transplant", "edit_facts", "perhaps", "true or false"),
         ("transplant", "edit_facts", 1, "true or false"), ("lorasuite", "normalize", 1, "a string"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,10 @@ def test_a_collection_opens_the_old_backbone_as_a_single_upgrade_does(
     method: str, mapped: bool, needed: bool, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    lora, new, given = made / "lora", made / "new", made / "map" if mapped else None
+    lora, new, given = tmp_path / "lora", made / "new", made / "map" if mapped else None
+    shutil.copytree(made / "lora", lora)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(made / "old")}))
     single = open_inputs(lora, new, old=None if mapped else made / "old", upgrade_map=given, method=method).old
     many = open_collection([str(lora)], made / "old", new, upgrade_map=given, method=method)[1]
     assert (single is not None, many is not None) == (needed, needed)
