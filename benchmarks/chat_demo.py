@@ -4,7 +4,7 @@
 
 The old tokenizer gets a template like that of Llama 2, the new one ChatML. The adapter is trained on ``messages`` with
 a loss on the assistant turns, and saved with its tokenizer, as TRL does. Every model answers 300 test questions through
-its own template; an answer is right if it is the expected one and stops there. About ten minutes a seed on one core.
+its own template; an answer is right if it is the expected one and stops there. About half an hour a seed on one core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import peft
 import torch
-from common import RESULTS, hide_loading_bars, modules_of, stage, wilson
+from common import RESULTS, hide_loading_bars, modules_of, pairs_of, stage, wilson
 from demo_pair import DATA, FULL, RATES, timed
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
@@ -27,8 +27,9 @@ from peft_lorasuite.model import attach
 from peft_lorasuite.models.generation import answer
 from peft_lorasuite.text.chat import Chat
 from peft_lorasuite.text.conversations import user_turn
-from peft_lorasuite.text.examples import Example, read_examples
+from peft_lorasuite.text.examples import Example, read_examples, read_records
 from peft_lorasuite.training.finetune import finetune
+from peft_lorasuite.training.scoring import score
 
 LLAMA2 = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token }}[INST] {{ message['content'] }} "
@@ -42,8 +43,10 @@ CHATML = (
 ITEMS = 300
 LENGTH = 8
 LABELED = 100
-TRANSPLANT: dict[str, Any] = {"length": LENGTH, "rank": 64}
-DISTILL: dict[str, Any] = {"length": LENGTH, "epochs": 5, "learning_rate": 3e-3}
+TARGET: dict[str, Any] = {"length": LENGTH, "entropy_gate": 0.0, "teacher_weight": 1.0}
+"""The target is the old adapted model's own distribution, also where it is unsure, as of an answer's first token."""
+TRANSPLANT: dict[str, Any] = {**TARGET, "rank": 64}
+DISTILL: dict[str, Any] = {**TARGET, "epochs": 10, "batch_size": 2, "learning_rate": 3e-3}
 UPGRADES: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "transplant-150": ("transplant", TRANSPLANT, 150, "messages"),
     "transplant-600": ("transplant", TRANSPLANT, 600, "messages"),
@@ -64,10 +67,12 @@ class ChatPair:
     Args:
         folder: Where backbones and adapter are written.
         seed: Seed of all training.
+        dev: Score on questions that are neither prompts nor test items, to choose settings; the adapter has seen them.
+        options: Options of the method, in addition to those of a row.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, *, dev: bool = False, options: dict[str, str] | None = None) -> None:
+        self.folder, self.seed, self.options = folder, seed, options or {}
         for side, template in (("old", LLAMA2), ("new", CHATML)):
             if not (folder / side).is_dir():
                 shutil.copytree(DATA / side, folder / side)
@@ -76,6 +81,7 @@ class ChatPair:
                 tokenizer.save_pretrained(folder / side)
         self.old, self.new = (Backbone.open(folder / side) for side in ("old", "new"))
         self.train, self.test = (read_examples(DATA / f"{name}.json") for name in ("train", "test"))
+        self.test = self.train[-ITEMS:] if dev else self.test
 
     @cached_property
     def adapter(self) -> Path:
@@ -108,9 +114,10 @@ class ChatPair:
         if form == "text":
             prompts = [item.instruction for item in self.train[:count]]
         chat = {"new_template": "old"} if form == "old" else None
+        options = {"prompts": count or 600, **options, **self.options}
         found = upgrade(
-            self.adapter, self.map, method=method, options={"prompts": count or 600, **options}, old=self.old,
-            new=self.new, prompts=prompts, chat=chat, seed=self.seed,
+            self.adapter, self.map, method=method, options=options, old=self.old, new=self.new, prompts=prompts,
+            chat=chat, seed=self.seed,
         )  # fmt: skip
         return attach(self.new.load(dtype="float32"), found)
 
@@ -125,9 +132,11 @@ class ChatPair:
             turn.ended and turn.response.split() == item.output.split() for turn, item in zip(turns, items, strict=True)
         ]
         ended = sum(turn.ended for turn in turns) / len(turns)
+        nll = score(model, backbone.tokenizer, read_records(conversations(items))).nll
         return {
-            "accuracy": round(sum(right) / len(right), 4), "interval": wilson(sum(right), len(right)),
-            "ended": round(ended, 4), "items": len(right), "answers": [turn.response for turn in turns[:5]],
+            "nll": round(nll, 4), "accuracy": round(sum(right) / len(right), 4),
+            "interval": wilson(sum(right), len(right)), "ended": round(ended, 4), "items": len(right),
+            "answers": [turn.response for turn in turns[:5]],
         }  # fmt: skip
 
     def measure(self, row: str) -> dict[str, Any]:
@@ -166,11 +175,12 @@ def conversations(items: Sequence[Example], *, labeled: bool = True) -> list[dic
 
 def table(out: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
     """Return accuracies in Markdown, one line a row: the mean over the seeds and each seed."""
-    lines = ["| row | accuracy | each seed | answers that end | seconds |", "|---|---:|---|---:|---:|"]
+    lines = ["| row | NLL | accuracy | each seed | answers that end | seconds |", "|---|---:|---:|---|---:|---:|"]
     for row in rows:
         found = [stage(out / f"seed-{seed}", row, dict) for seed in seeds]
         right = [one["accuracy"] for one in found]
-        cells = f"{statistics.mean(right):.1%} | {', '.join(f'{one:.1%}' for one in right)}"
+        nll = statistics.mean(one["nll"] for one in found)
+        cells = f"{nll:.3f} | {statistics.mean(right):.1%} | {', '.join(f'{one:.1%}' for one in right)}"
         ended = statistics.mean(one["ended"] for one in found)
         seconds = statistics.mean(one.get("making_seconds", 0.0) for one in found)
         lines.append(f"| {row} | {cells} | {ended:.1%} | {seconds:.0f} |")
@@ -183,12 +193,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; all by default")
     parser.add_argument("--out", type=Path, default=RESULTS / "demo_chat", help="folder for the rows' JSON")
+    parser.add_argument("--dev", action="store_true", help="score development questions instead of the test items")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
     parser.add_argument("--work", type=Path, required=True, help="folder for backbones and adapters")
     args = parser.parse_args()
     hide_loading_bars()
     seeds, rows = [int(text) for text in args.seeds.split(",")], args.rows.split(",")
     for seed in seeds:
-        pair = ChatPair(args.work, seed)
+        pair = ChatPair(args.work, seed, dev=args.dev, options=pairs_of(args.set))
         for row in rows:
             stage(args.out / f"seed-{seed}", row, lambda pair=pair, row=row: pair.measure(row))
     text = table(args.out, rows, seeds)
