@@ -134,12 +134,13 @@ def setup_logging(args: Namespace) -> Progress:
         warnings.simplefilter("ignore")
     # PEFT reads an attribute that transformers 5 renamed
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar for every model that is loaded
     if not shown:
         from huggingface_hub.utils import disable_progress_bars
-        from transformers.utils import logging as transformers_logging
 
         disable_progress_bars()
-        transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     return progress_bars if shown else no_progress
 
