@@ -13,7 +13,6 @@ from common import GB, watch
 from peft_lorasuite import Backbone, UpgradeMap
 
 DTYPES = ("float32", "bfloat16")
-METHODS = ("transplant", "distill")
 
 
 def dtypes(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def dtypes(args: argparse.Namespace) -> dict[str, Any]:
             f"{method}, {dtype}": watch(
                 [*call, *words, "--method", method, "--dtype", dtype, "-o", f"{scratch}/{method}-{dtype}", "--quiet"]
             )
-            for method in METHODS
+            for method in args.methods.split(",")
             for dtype in DTYPES
         }
     chosen = Backbone.open(new).running_dtype()
