@@ -92,7 +92,7 @@ def finetune(pair: Pair, out: Path, batch: int) -> list[Any]:
     return [*words, "-o", out]
 
 
-def test_a_map_is_the_same_to_the_last_bit_and_told_once(pair: Pair, tmp_path: Path) -> None:
+def test_a_map_is_the_same_to_the_last_bit_and_reported_once(pair: Pair, tmp_path: Path) -> None:
     words = ["map", pair.old, pair.new, "-o", tmp_path / "map", "--calibration", pair.text, "--tokens", 512]
     done = launched("-m", "peft_lorasuite", *words)
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_a_sum_goes_over_the_device_of_the_process(tmp_path: Path) -> None:
     assert "Cannot copy out of meta tensor" in done.stderr
 
 
-def test_an_error_is_told_once(pair: Pair, tmp_path: Path) -> None:
+def test_an_error_is_reported_once(pair: Pair, tmp_path: Path) -> None:
     done = launched("-m", "peft_lorasuite", "map", pair.old, tmp_path / "nowhere", "-o", tmp_path / "map")
     assert done.returncode != 0
     assert done.stderr.count("peft-lorasuite: ") == 1
