@@ -190,7 +190,7 @@ def test_other_kinds_go_through_a_lora_of_the_old_backbone(kind, llama, tmp_path
     assert new.peft_config["default"].peft_type == "LORA"
 
 
-def test_the_rank_of_a_conversion_can_be_chosen_and_its_loss_is_told(llama, tmp_path):
+def test_the_rank_of_a_conversion_can_be_chosen_and_its_loss_is_reported(llama, tmp_path):
     trained(tmp_path, llama, kinds()["loha"])
     report = upgraded(tmp_path, llama, rank=1).upgrade_report
     assert report.rank == 1

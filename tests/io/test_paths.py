@@ -103,7 +103,7 @@ def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
     ],
     ids=lambda words: " ".join("LONG" if LONG in word else word for word in words),
 )
-def test_a_name_that_is_too_long_is_told(words: list[str], mine: Path, tmp_path: Path, capsys) -> None:
+def test_a_name_that_is_too_long_is_reported(words: list[str], mine: Path, tmp_path: Path, capsys) -> None:
     info = refused(tmp_path, capsys, *(word.format(mine) for word in words))
     assert "the path cannot be accessed: File name too long; check the path" in info
     assert len(info) < 400

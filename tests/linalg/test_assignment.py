@@ -58,7 +58,7 @@ def test_among_equal_maps_the_earlier_layers_win(shape: tuple[int, int]) -> None
     assert layer_path(torch.ones(shape)) == [(i, i) for i in range(shape[0])]
 
 
-def test_tied_layers_are_told_apart_by_the_second_opinion_alone() -> None:
+def test_tied_layers_are_distinguished_by_the_second_opinion_alone() -> None:
     S = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.5, 0.5]])
     right = {(0, 1), (1, 2)}
     asked: list[tuple[int, int]] = []

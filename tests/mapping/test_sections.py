@@ -217,7 +217,7 @@ def test_broken_files_are_reported(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"map": "other"}, {"file": "../svd.safetensors"}, {"bytes": "many"}, {"parts": None}, {"settings": None}]
 )
-def test_a_wrong_record_is_told(change: dict[str, Any], pair: Pair, tmp_path: Path) -> None:
+def test_a_wrong_record_is_reported(change: dict[str, Any], pair: Pair, tmp_path: Path) -> None:
     folder, _, meta = broken_map(pair, tmp_path)
     meta["sections"]["svd"] |= change
     (folder / "map.json").write_text(json.dumps(meta))

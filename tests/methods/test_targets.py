@@ -34,7 +34,7 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "phi", "minicpm"])
-def test_a_head_that_made_room_gives_the_same_logits(family, tmp_path):
+def test_a_head_that_was_released_gives_the_same_logits(family, tmp_path):
     """Tied or not, with a bias, a cap or a scaling."""
     backbone = Backbone.open(save_backbone(tmp_path, pico_model(family), pico_tokenizer(WORDS)), dtype="float32")
     head, states = Head(backbone.load(), backbone), torch.randn(3, 32, generator=torch.Generator().manual_seed(0))

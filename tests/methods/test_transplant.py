@@ -263,6 +263,6 @@ def test_what_cannot_be_used_is_named(pair, settings, message):
      ("transplant", "confidence_entropy", -0.1), ("distill", "confidence_entropy", -0.1),
      ("transplant", "teacher_weight", -0.1), ("distill", "teacher_weight", 1.5), ("distill", "learning_rate", 2.0)],
 )  # fmt: skip
-def test_an_option_out_of_range_is_told_before_anything_is_run(pair, method, name, value):
+def test_an_option_out_of_range_is_reported_before_anything_is_run(pair, method, name, value):
     with pytest.raises(LoraSuiteError, match=name):
         carry(pair, method=method, options={name: value})

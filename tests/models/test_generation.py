@@ -76,7 +76,7 @@ def test_the_head_reads_every_pass_in_one_piece(opened):
     hook.remove()
 
 
-def test_a_tokenizer_without_an_end_is_told(opened):
+def test_a_tokenizer_without_an_end_is_reported(opened):
     model, backbone = opened("llama")
     backbone.tokenizer.eos_token = None
     with pytest.raises(LoraSuiteError, match="no end-of-sequence token"):

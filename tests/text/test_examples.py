@@ -97,7 +97,7 @@ def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
         ('[{"instruction": "a", "output": ["b"]}]', "record 1, output: must be a string .got list"),
     ],
 )
-def test_a_file_that_holds_no_examples_is_told_apart(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_holds_no_examples_is_distinguished(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(LoraSuiteError, match=message):
         read_examples(saved(tmp_path, text))
 
