@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
@@ -74,14 +74,7 @@ def run(args: Namespace) -> Output:
     for one, other in pairs:
         texts.append(f"{one} against {other}:\n\n{comparison_table(compare(rows[one], rows[other]))}")
     text = "\n".join(texts)
-    values = {"rows": {label: row.to_dict() for label, row in rows.items()}}
-    if args.output:
-        with atomic_folder(args.output, overwrite=args.overwrite) as part:
-            for number, row in enumerate(rows.values()):
-                row.save(part / f"{number}.json")
-            (part / "table.md").write_text(text, encoding="utf-8")
-        values["output"] = args.output
-    return values, text
+    return _output(args, rows, text)
 
 
 def _is_classifier(name: str) -> bool:
@@ -111,6 +104,11 @@ def _evaluate_classifiers(args: Namespace, progress: Progress) -> Output:
             problem_type=args.problem_type, template=args.template, limit=args.limit, seed=args.seed, progress=progress,
         )  # fmt: skip
     text = "\n".join(f"{name}: {row.table()}" for name, row in rows.items())
+    return _output(args, rows, text)
+
+
+def _output(args: Namespace, rows: Mapping[str, Any], text: str) -> Output:
+    """Return what the command prints; also write it if there is an output folder."""
     values: dict[str, Any] = {"rows": {name: row.to_dict() for name, row in rows.items()}}
     if args.output:
         with atomic_folder(args.output, overwrite=args.overwrite) as part:

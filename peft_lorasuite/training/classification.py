@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..models.class_labels import infer_problem, place_labels
@@ -15,40 +13,26 @@ from ..models.classification import Row, encode_texts, pad_rows
 from ..models.task import model_task
 from ..text.texts import Text
 from .class_loss import label_losses
-from .encoding import Encoded
-from .loop import ResponseTrainer
+from .distillation import TargetRow, TargetTrainer, target_columns
 
 Losses = Callable[[Tensor, Tensor, str], Tensor]
 """``(logits, targets, objective) -> losses``, as in `class_loss`."""
 
 
-@dataclass(frozen=True)
-class ClassRow(Encoded):
-    """A tokenized text with the positions that have a target.
-
-    Attributes:
-        positions: These positions.
-        targets: Index of the target of each of them.
-    """
-
-    positions: tuple[int, ...] = ()
-    targets: tuple[int, ...] = ()
-
-
-def class_rows(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> list[ClassRow]:
+def class_rows(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> list[TargetRow]:
     """Return the rows that have targets; ``places`` are the row and the position of each target."""
     found: dict[int, list[tuple[int, int]]] = {}
     for index, (row, position) in enumerate(places):
         found.setdefault(row, []).append((position, index))
     return [
-        ClassRow(rows[row].ids, 0, positions=positions, targets=targets)
+        TargetRow(rows[row].ids, 0, positions=positions, targets=targets)
         for row, (positions, targets) in ((row, zip(*pairs, strict=True)) for row, pairs in found.items())
     ]
 
 
 def class_examples(
     model: Any, tokenizer: Any, texts: Sequence[Text], *, padding: int, cutoff: int
-) -> tuple[list[ClassRow], dict[str, Any]]:
+) -> tuple[list[TargetRow], dict[str, Any]]:
     """Tokenize labeled texts for a classifier.
 
     Returns:
@@ -66,7 +50,7 @@ def class_examples(
     return class_rows(rows, places), {"trainer": trainer, "collate": class_batch}
 
 
-class ClassTrainer(ResponseTrainer):
+class ClassTrainer(TargetTrainer):
     """A Trainer of a classifier of texts or of tokens.
 
     Args:
@@ -77,17 +61,9 @@ class ClassTrainer(ResponseTrainer):
         **settings: Keyword arguments of the Trainer.
     """
 
-    loss_is_scaled_for_ga = True
-
     def __init__(self, *args: Any, targets: Tensor, losses: Losses, objective: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.targets, self.losses, self.objective = targets, losses, objective
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return the batches of a step and the number of their targets; with several processes its mean over them."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(float(sum(len(sample["target"]) for sample in samples)), device=device)
-        return samples, self.accelerator.reduce(count, "mean")
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -101,13 +77,6 @@ class ClassTrainer(ResponseTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def class_batch(rows: Sequence[ClassRow], *, padding: int) -> dict[str, Tensor]:
-    """Pad rows with the padding token, and add ``row``, ``position`` and ``target``, each (targets of the batch,)."""
-    triples = [
-        (number, position, target)
-        for number, row in enumerate(rows)
-        for position, target in zip(row.positions, row.targets, strict=True)
-    ]
-    table = torch.tensor(triples, dtype=torch.long).reshape(-1, 3)
-    columns = {"row": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
-    return pad_rows([row.ids for row in rows], padding) | columns
+def class_batch(rows: Sequence[TargetRow], *, padding: int) -> dict[str, Tensor]:
+    """Pad rows with the padding token, and add the columns of `target_columns`."""
+    return pad_rows([row.ids for row in rows], padding) | target_columns(rows)

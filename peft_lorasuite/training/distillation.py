@@ -27,7 +27,22 @@ class TargetRow(Encoded):
     targets: tuple[int, ...] = ()
 
 
-class DistillationTrainer(ResponseTrainer):
+class TargetTrainer(ResponseTrainer):
+    """A Trainer whose loss is a mean over the targets of a step, whatever batches they are in."""
+
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the batches of a step and the number of their targets.
+
+        With several processes it is the mean over them, since their gradients are averaged afterwards.
+        """
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(float(sum(len(sample["target"]) for sample in samples)), device=device)
+        return samples, self.accelerator.reduce(count, "mean")
+
+
+class DistillationTrainer(TargetTrainer):
     """A Trainer whose loss is the KL divergence from target probabilities over candidate tokens.
 
     Args:
@@ -36,8 +51,6 @@ class DistillationTrainer(ResponseTrainer):
         log_probs: Target log-probabilities, (targets, candidates).
         **settings: Keyword arguments of the Trainer.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -48,15 +61,6 @@ class DistillationTrainer(ResponseTrainer):
     ) -> None:
         super().__init__(*args, **settings)
         self.ids, self.log_probs = ids, log_probs
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return the batches of a step and the number of their targets.
-
-        With several processes it is the mean over them, since their gradients are averaged afterwards.
-        """
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(float(sum(len(sample["target"]) for sample in samples)), device=device)
-        return samples, self.accelerator.reduce(count, "mean")
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -74,11 +78,16 @@ class DistillationTrainer(ResponseTrainer):
 
 
 def target_batch(rows: Sequence[TargetRow], *, padding: int) -> dict[str, Tensor]:
-    """Pad rows as `batch` does, and add ``row``, ``position`` and ``target``, each (targets of the batch,)."""
+    """Pad rows as `batch` does, and add the columns of `target_columns`."""
+    return batch(rows, padding=padding) | target_columns(rows)
+
+
+def target_columns(rows: Sequence[TargetRow]) -> dict[str, Tensor]:
+    """Return ``row``, ``position`` and ``target`` of the targets of a batch, each (targets of the batch,)."""
     triples = [
         (number, position, target)
         for number, row in enumerate(rows)
         for position, target in zip(row.positions, row.targets, strict=True)
     ]
     table = torch.tensor(triples, dtype=torch.long).reshape(-1, 3)
-    return batch(rows, padding=padding) | {"row": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
+    return {"row": table[:, 0], "position": table[:, 1], "target": table[:, 2]}
