@@ -30,6 +30,7 @@ class BuiltIn(NamedTuple):
 
 BUILT_IN = {
     "copy": BuiltIn("copy", "Copy every update to the layer with the same index, cropped or zero-padded (baseline)."),
+    "rekey": BuiltIn("rekey", "Rename and lay out anew, without loss, where both backbones hold the same weights."),
     "lorasuite": BuiltIn(
         "lorasuite", "Transfer the factors head by head and unit by unit, from the weights alone.", "arXiv 2505.13515"
     ),

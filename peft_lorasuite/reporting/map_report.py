@@ -28,7 +28,7 @@ def map_page(upgrade_map: UpgradeMap, results: Sequence[Result], contents: Repor
 
 HEADLINES = {
     "holds": "Likely to hold.",
-    "doubtful": "Doubtful: the old adapted model was uncertain of its answers to the prompts.",
+    "doubtful": "Doubtful: compare the new adapter with the old one on your own data.",
     "retrain": "Unlikely to hold: plan to retrain.",
 }
 """Verdict -> what the report says."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..mapping.same_base import Comparison, compare_pair
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.task import CAUSAL, Task
 from .prediction import MAX_DISTANCE, MIN_EXPLAINED, embedding_similarity, explained_share
@@ -34,7 +35,9 @@ def is_continued_training(upgrade_map: UpgradeMap) -> bool:
     return all(distance <= MAX_DISTANCE for distance in distances)
 
 
-def pick(upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL, texts: bool = False) -> Choice:
+def pick(
+    upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL, texts: bool = False, same: Comparison | None = None
+) -> Choice:
     """Pick a method for a pair of backbones.
 
     Args:
@@ -42,7 +45,12 @@ def pick(upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL, texts: 
         can_run: Whether both backbones can be run without a download that the upgrade does not need anyway.
         task: Task of the adapter; a classifier is fitted to unlabeled texts or transferred by weights.
         texts: Whether unlabeled texts were given.
+        same: The comparison of the weights; by default that of the map alone.
     """
+    same = same or compare_pair(upgrade_map, None, None)
+    if same.same:
+        unread = f"; not compared: {', '.join(same.unread)}" if same.unread else ""
+        return Choice("rekey", f"both backbones hold the same weights (equal {', '.join(same.equal)}{unread})")
     share = explained_share(upgrade_map)
     if is_continued_training(upgrade_map):
         return Choice("copy", "embeddings and heads of both backbones are nearly the same (continued training)")

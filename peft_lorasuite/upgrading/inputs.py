@@ -14,6 +14,8 @@ from ..adapters.reading import adapter_needs_backbones, read_config
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, check_integer
 from ..io.source import LoadOptions, Source
+from ..mapping.identity_map import identity_map
+from ..mapping.same_base import compare_bases
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.behavior.classification import needs_texts_error
 from ..methods.registry import find, reads_old
@@ -126,8 +128,9 @@ def open_pair(
 ) -> tuple[UpgradeMap, Backbone | None]:
     """Return the map of a pair, and the old backbone if it is read or run.
 
-    Without ``upgrade_map`` the old backbone is needed for the map anyway, and `auto` may run it. With one it is opened
-    only if the method or something else (``needs_old``) reads it.
+    Without ``upgrade_map`` the old backbone is needed for the map anyway, and `auto` may run it. If it holds the same
+    weights as the new one, nothing is built. With ``upgrade_map`` it is opened only if the method or something else
+    (``needs_old``) reads it.
 
     Args:
         open_old: Opens the old backbone.
@@ -142,6 +145,8 @@ def open_pair(
     """
     if upgrade_map is None:
         old = open_old()
+        if method in ("auto", "rekey") and (found := compare_bases(old, new)).same:
+            return identity_map(old, new, found), old
         methods = () if method == "auto" else (method,)
         return load_or_build_map(old, new, methods=methods, low_memory=low_memory, progress=progress), old
     if not isinstance(upgrade_map, UpgradeMap):

@@ -14,6 +14,8 @@ from ..methods.base import MethodResult
 
 SHOWN_LABELS = 6
 """Labels that are listed; the report has all."""
+COPY_FATE = "not transferred: a copy of "
+"""Beginning of the fate of a tensor that is saved twice."""
 TRANSFERRED = "transferred"
 """Fate of a tensor that is in the result."""
 
@@ -62,7 +64,7 @@ class Report:
         """
         if self.by_behavior:
             return None
-        fates = [fate for fate in self.tensors.values() if not fate.startswith("not transferred: a copy of ")]
+        fates = [fate for fate in self.tensors.values() if not fate.startswith(COPY_FATE)]
         return sum(fate == TRANSFERRED for fate in fates) / max(len(fates), 1)
 
     @property
@@ -71,10 +73,20 @@ class Report:
         found = self.facts.get("prediction")
         if not found:
             return "not predicted"
+        if self.facts.get("rekey") and found["verdict"] != "retrain":
+            return self._rekeyed(found)
         words = {"holds": "likely to hold", "doubtful": "doubtful", "retrain": "unlikely to hold: plan to retrain"}
         expected = f"about {found['expected_gap_recovered']:.0%} of the adapter's gain expected"
         warnings = [f"; {warning}" for warning in self.facts.get("warnings", [])]
         return f"{words[found['verdict']]} ({expected}){''.join(warnings)}"
+
+    def _rekeyed(self, found: Mapping[str, Any]) -> str:
+        """Return the verdict on an adapter that got new names for the same weights."""
+        lost = [fate for fate in self.tensors.values() if fate.startswith(("not transferred", "in part"))]
+        lost = [fate for fate in lost if not fate.startswith(COPY_FATE)]
+        words = "lossless" if not lost and self.energy_kept > 1 - 1e-6 else "re-keyed in part"
+        words = words if found["verdict"] == "holds" else "doubtful"
+        return f"{words}: both backbones hold {found['because']}"
 
     @property
     def task_summary(self) -> str:

@@ -23,7 +23,7 @@ TABLES = ("embedding", "head")
 
 
 def add_tables(
-    result: Adapter, inputs: MethodInput, rank: int, added: Mapping[str, Tensor]
+    result: Adapter, inputs: MethodInput, rank: int, added: Mapping[str, Tensor], *, by_id: bool = False
 ) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
     """Add the updates of the token tables to a result, and the rows of added tokens.
 
@@ -32,6 +32,7 @@ def add_tables(
         inputs: What the method was given.
         rank: Rank of a LoRA.
         added: Table -> new ids of added tokens.
+        by_id: Whether rows keep their ids, those without a token included, because both sides have the same tables.
 
     Returns:
         The result, facts by table, and the fates of the tables' tensors.
@@ -39,7 +40,9 @@ def add_tables(
     old, new = inputs.backbones("an adapter of the embedding or the head")
     facts, fates, moved = {}, {}, {}
     for table, update in _tables_to_transfer(inputs).items():
-        moved[table], table_facts = transfer_table(table, update, old, new, inputs.map.hidden, inputs.map.inverse)
+        moved[table], table_facts = transfer_table(
+            table, update, old, new, inputs.map.hidden, inputs.map.inverse, by_id=by_id
+        )
         facts[table] = table_facts
         fates |= dict.fromkeys(update.names, _fate(table_facts))
     return write_tables(result, moved, new, rank, inputs.seed, added), facts, fates
@@ -105,7 +108,14 @@ def _fate(facts: Mapping[str, Any]) -> str:
 
 
 def transfer_table(
-    table: str, update: TableUpdate, old: Backbone, new: Backbone, hidden: Tensor, inverse: Tensor
+    table: str,
+    update: TableUpdate,
+    old: Backbone,
+    new: Backbone,
+    hidden: Tensor,
+    inverse: Tensor,
+    *,
+    by_id: bool = False,
 ) -> tuple[TableUpdate | None, dict[str, Any]]:
     """Transfer the update of a token table.
 
@@ -116,6 +126,7 @@ def transfer_table(
         new: The new backbone.
         hidden: The hidden map, (old hidden size, new hidden size).
         inverse: Its inverse, (new hidden size, old hidden size).
+        by_id: Whether rows keep their ids.
 
     Returns:
         The update on the new backbone, None if it cannot be transferred; and facts for the report, with the reason
@@ -127,13 +138,7 @@ def transfer_table(
     reason = _refusal(table, update, old.arch, new.arch)
     if reason:
         return None, {"refused": reason}
-    left, right = shared_tokens(
-        old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
-    )
-    new_id = torch.full((old.arch.vocabulary,), -1)
-    new_id[left] = right
-    named = torch.zeros(old.arch.vocabulary, dtype=torch.bool)  # other rows are padding
-    named[[number for number in old.tokenizer.get_vocab().values() if number < len(named)]] = True
+    new_id, named = _new_ids(old, new, by_id=by_id)
     target, named = new_id[update.ids], named[update.ids]
     kept = target >= 0
     energy = ((update.rows @ (update.shared @ update.shared.T)) * update.rows).sum(dim=1)  # of each token's row
@@ -144,6 +149,19 @@ def transfer_table(
     shared = map_rows(table, update.shared, old, new, hidden, inverse)
     bias = None if update.bias is None else update.bias[kept]
     return replace(update, ids=target[kept], rows=update.rows[kept], shared=shared, bias=bias), facts
+
+
+def _new_ids(old: Backbone, new: Backbone, *, by_id: bool) -> tuple[Tensor, Tensor]:
+    """Return the new id of every old row, -1 where there is none, and whether the row is not padding."""
+    rows = old.arch.vocabulary
+    if by_id:
+        ids = torch.arange(rows)
+        return torch.where(ids < new.arch.vocabulary, ids, -1), torch.ones(rows, dtype=torch.bool)
+    left, right = shared_tokens(old.tokenizer, new.tokenizer, old_rows=rows, new_rows=new.arch.vocabulary)
+    new_id, named = torch.full((rows,), -1), torch.zeros(rows, dtype=torch.bool)
+    new_id[left] = right
+    named[[number for number in old.tokenizer.get_vocab().values() if number < rows]] = True
+    return new_id, named
 
 
 def _refusal(table: str, update: TableUpdate, old: Architecture, new: Architecture) -> str:

@@ -20,6 +20,7 @@ from ..io.output import atomic_folder, check_not_input
 from ..io.source import LoadOptions, Source
 from ..linalg.lowrank import decomposition_errors
 from ..mapping.fingerprint import check_identity, public_name
+from ..mapping.same_base import compare_pair
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
@@ -33,6 +34,7 @@ from ..text.examples import PromptsLike
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
 from .class_heads import add_task
+from .equal_logits import prove
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
 from .report import Report, tensor_fates
@@ -148,7 +150,10 @@ def upgrade(
     adapter = adapter.with_labels(labels, problem_type)
     facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
     if method == "auto":
-        choice = auto.pick(upgrade_map, can_run=bool(old and new), task=adapter.task, texts=prompts is not None)
+        choice = auto.pick(
+            upgrade_map, can_run=bool(old and new), task=adapter.task, texts=prompts is not None,
+            same=compare_pair(upgrade_map, old, new),
+        )  # fmt: skip
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
@@ -161,6 +166,7 @@ def upgrade(
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)
     facts |= {**method_result.facts, **type_facts}
+    facts |= prove(inputs, result, facts, settings) if chosen.name == "rekey" else {}
     if tokens.facts:
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]

@@ -88,14 +88,16 @@ def complete(
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
     if source.kind == "dora":
-        result = restore_magnitudes(result, inputs, method_result, by_index=method == "copy")
+        result = restore_magnitudes(result, inputs, method_result, by_index=method in ("copy", "rekey"))
     facts["kind"] = source.kind
     has_biases = any(update.bias is not None for update in source.updates.values())
     if source.config.get("bias", "none") != "none" and has_biases:
         result, bias_fates = _add_trained_biases(result, inputs, method_result, same=output_type == "same")
         fates |= bias_fates
     if source.tables or added:
-        result, facts["tables"], table_fates = add_tables(result, inputs, rank, added)
+        result, facts["tables"], table_fates = add_tables(
+            result, inputs, rank, added, by_id=method == "rekey" and not added
+        )
         fates |= table_fates
     joined = join_sites(result.updates, result.arch)
     without_bias = sum(update.bias is not None and not site.bias for (_, site), update in joined.items())

@@ -48,9 +48,9 @@ def permuted(seed):
     return model
 
 
-def test_the_same_backbone_is_copied(tmp_path, tokenizer):
+def test_the_same_backbone_is_rekeyed(tmp_path, tokenizer):
     upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=1))
-    assert pick(upgrade_map, can_run=True).method == "copy"
+    assert pick(upgrade_map, can_run=True).method == "rekey"
     assert predict(upgrade_map, "lorasuite").verdict == "holds"
 
 
