@@ -1,0 +1,97 @@
+"""Every kind of computation of the package on pico models: ``python device_steps.py DEVICE``, figures as JSON.
+
+`tests/models/test_second_device.py` runs it on the CPU and on the second device, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
+PROMPTS = [f" the {a} {b} {c}" for a in WORDS[:3] for b in WORDS[3:6] for c in WORDS[6:]]
+SHORT = {"length": 6, "entropy_gate": 0.0}
+
+
+def main(device: str) -> dict[str, float]:
+    """Run the steps; the models are loaded onto the device, and everything else is the package's matter."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = device  # where the Trainer puts a model
+    import second_device
+
+    second_device.install()
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for step in (upgrade_adapter, upgrade_classifier, tune):
+            figures |= step(Path(folder) / step.__name__, device)
+    return figures
+
+
+def upgrade_adapter(root: Path, device: str) -> dict[str, float]:
+    """Build a map and use every method."""
+    from hub_pair import make_lora
+    from pico import unrelated_pair
+
+    from peft_lorasuite import Backbone, UpgradeMap, upgrade
+
+    old, new = unrelated_pair(root, WORDS)
+    adapter = make_lora(root / "adapter", Backbone.open(old).load(), base=str(old))
+    sides = {"old": Backbone.open(old, device_map=device), "new": Backbone.open(new, device_map=device)}
+    upgrade_map = UpgradeMap.build(sides["old"], sides["new"])
+    found = {"map": float(upgrade_map.similarity.sum())}
+    options: dict[str, dict[str, Any]] = {
+        "copy": {}, "lorasuite": {}, "cross-lora": {}, "transplant": SHORT,
+        "distill": {**SHORT, "epochs": 1, "synthetic_prompts": 4},
+    }  # fmt: skip
+    for method, settings in options.items():
+        result = upgrade(adapter, upgrade_map, method=method, options=settings, prompts=PROMPTS, **sides)
+        found[method] = sum(one.norm() for one in result.adapter.updates.values())
+    return found
+
+
+def upgrade_classifier(root: Path, device: str) -> dict[str, float]:
+    """Transfer a classifier by both methods of behavior."""
+    from pico_classifiers import texts, trained_classifier
+
+    from peft_lorasuite import Backbone, UpgradeMap, upgrade
+
+    trained_classifier(root, steps=10)
+    sides = {side: Backbone.open(root / side, device_map=device) for side in ("old", "new")}
+    upgrade_map, found = UpgradeMap.build(*sides.values()), {}
+    for method in ("transplant", "distill"):
+        result = upgrade(root / "adapter", upgrade_map, method=method, prompts=texts(80), **sides)
+        found[f"{method} of a classifier"] = result.report.facts[method]["divergence_left"]
+    return found
+
+
+def tune(root: Path, device: str) -> dict[str, float]:
+    """Train on labeled examples, score them, and answer."""
+    import peft
+    from hub_pair import make_lora
+    from pico import unrelated_pair
+
+    from peft_lorasuite import Backbone
+    from peft_lorasuite.models.generation import answer
+    from peft_lorasuite.text.examples import read_examples
+    from peft_lorasuite.training.finetune import finetune
+    from peft_lorasuite.training.scoring import score
+
+    old, _ = unrelated_pair(root, WORDS)
+    adapter = make_lora(root / "adapter", Backbone.open(old).load(), base=str(old))
+    backbone = Backbone.open(old, device_map=device)
+    model = peft.PeftModel.from_pretrained(backbone.load(), str(adapter), is_trainable=True)
+    examples = [{"instruction": prompt, "output": " red tree"} for prompt in PROMPTS]
+    model = finetune(model, examples, tokenizer=backbone.tokenizer, epochs=1)
+    answers = answer(model.eval(), backbone, PROMPTS, length=5)
+    return {
+        "finetune": model.finetune_record["loss"],
+        "score": score(model, backbone.tokenizer, read_examples(examples)).nll,
+        "answer": float(sum(len(one.response) for one in answers)),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))
