@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from ..arch.spec import Architecture
@@ -39,10 +40,20 @@ def running_config(source: Source, arch: Architecture) -> Any:
 
 def _read_values(source: Source) -> dict[str, Any]:
     """Read config.json; where it leaves the model type to the repository's code, derive it from the model class."""
-    values = source.read_json("config.json")
+    values = _decode_floats(source.read_json("config.json"))
     classes = values.get("architectures") or [""]
     guess = str(classes[0]).removesuffix("ForCausalLM").lower() if "auto_map" in values else None
     model_type = values.get("model_type") or guess
     if not isinstance(model_type, str) or not model_type:
         raise LoraSuiteError("the config has no model_type", where=source.full_name("config.json"))
     return {**values, "model_type": model_type}
+
+
+def _decode_floats(value: Any) -> Any:
+    """Replace what transformers writes for a number that JSON lacks, such as ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            with suppress(TypeError, ValueError):  # otherwise transformers refuses it by its name
+                return float(value["__float__"])
+        return {name: _decode_floats(one) for name, one in value.items()}
+    return [_decode_floats(one) for one in value] if isinstance(value, list) else value

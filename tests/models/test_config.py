@@ -1,0 +1,25 @@
+"""Configs as transformers writes them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from tiny_types import tiny_config
+
+from peft_lorasuite import Backbone, LoraSuiteError
+
+
+def test_a_number_that_json_lacks_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
+    tiny_config("bamba").save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert Backbone.open(str(tmp_path)).config.time_step_limit == (0.0, math.inf)
+
+
+def test_a_number_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    tiny_config("bamba").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"Infinity"', '"much"'))
+    with pytest.raises(LoraSuiteError, match=r"config\.json: the config cannot be read.*time_step_limit"):
+        _ = Backbone.open(str(tmp_path)).config
