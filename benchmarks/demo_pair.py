@@ -84,13 +84,16 @@ class DemoPair:
         dev: Whether to learn from one part of the training items and to score on another.
         train: Other training items than the pair's own.
         test: Other test items.
+        device: Where the backbones are loaded, as a ``device_map``.
     """
 
     def __init__(
         self, old: Path = DATA / "old", new: Path = DATA / "new", adapter: Path = DATA / "adapter", *,
         dev: bool = False, train: Sequence[Example] | None = None, test: Sequence[Example] | None = None,
+        device: str | None = None,
     ) -> None:  # fmt: skip
-        self.old, self.new, self.adapter = Backbone.open(old), Backbone.open(new), adapter
+        self.old, self.new = (Backbone.open(side, device_map=device) for side in (old, new))
+        self.adapter = adapter
         whole = list(train or read_examples(DATA / "train.json"))
         self.train, self.test = whole, list(test or read_examples(DATA / "test.json"))
         if dev:

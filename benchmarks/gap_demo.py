@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class DemoRun:
     """The demo pair, its development split, and the folder of the rows."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, device: str | None = None) -> None:
         hide_loading_bars()
-        self.out, self.pair, self.dev = out, DemoPair(), DemoPair(dev=True)
+        self.out, self.pair, self.dev = out, DemoPair(device=device), DemoPair(dev=True, device=device)
         self.upgraded: Callable[[str, int], Callable[[bool], Made]] = cache(
             lambda row, seed: self.pair.upgrade_once(row, seed=seed)
         )
