@@ -148,7 +148,7 @@ def _source_names(adapter: Adapter, tensors: Mapping[str, Tensor], modules: set[
     owners = {
         name: next((m for m in modules if f"{key.module}.".startswith(f"{m}.")), None) for name, key in parsed.items()
     }
-    paths = {key: f"{adapter.arch.layer_path}.{key[0]}.{adapter.arch.site(key[1]).path}" for key in adapter.updates}
+    paths = {key: adapter.arch.module(key[0], adapter.arch.site(key[1])) for key in adapter.updates}
     common = [name for name, owner in owners.items() if owner is None and parsed[name].module.startswith(SHARED)]
     names = {key: (*(name for name, owner in owners.items() if owner == path), *common) for key, path in paths.items()}
     kept = [*(table.names for table in adapter.tables.values()), adapter.head.names if adapter.head else ()]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..arch.spec import Architecture
+from ..models.derived import OTHER_TOWERS
 from .peft_format import COPY, PREFIX, split_ending
 
 WRAPPERS = {
@@ -22,11 +23,6 @@ CONTAINERS = {"model", "base_model", "pretrained_model", "auto_model", "0"}
 """Path components that can come before those of the backbone, such as in wrappers of TRL and sentence-transformers."""
 TEXT_TOWERS = {"language_model", "text_model", "llm", "thinker"}
 """Path components between a multimodal model and its text model."""
-OTHER_TOWERS = re.compile(
-    r"vision\w*|visual\w*|image_\w+|audio\w*|speech\w*|\w*(?:vision|audio)_(?:tower|model|encoder|embed\w*)"
-    r"|(?:multi_?modal|mm)_projector|embed_(?:vision|audio)|aligner"
-)
-"""Path components of towers and projectors that are not part of the text model."""
 ENDINGS = (
     (re.compile(r"\.(lora_[AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$"), r".\1.\2"),
     (re.compile(r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+$"), r".\1"),
@@ -143,6 +139,8 @@ def _backbone_path(parts: list[str], arch: Architecture) -> tuple[str, str]:
     Returns:
         The path, and the component that shows that it belongs to another part of the model; empty if there is none.
     """
+    if not arch.has_converter and arch.find(".".join(parts)):
+        return ".".join(parts), ""
     stack = arch.layer_path.split(".")
     for end in range(1, len(parts)):
         if parts[end - 1] == stack[-1] and parts[end].isdigit():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +15,6 @@ from ..linalg.lowrank import LowRank, check_values
 from ..models.backbone import Backbone
 from .peft_format import LINEAR_ENDINGS, OPTIONAL_ENDINGS, TRAINED_BIAS
 from .token_tables import needs_backbone_error
-
-
-def find_site(module: str, arch: Architecture) -> tuple[int, Site] | None:
-    """Return the layer and the site of a module path, as the backbone spells it; None for other modules."""
-    match = re.fullmatch(rf"{re.escape(arch.layer_path)}\.(\d{{1,9}})\.(.+)", module)
-    if match is None:
-        return None
-    site = next((site for site in arch.sites if site.path == match[2]), None)
-    return None if site is None else (int(match[1]), site)
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -109,7 +99,7 @@ def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place
             f"the adapter has a trained bias, and {arch.family} has no bias there",
             where=f"layer {place[0]}, {place[1].path}", do="pass the backbone that it was trained on",
         )  # fmt: skip
-    return stored.float() - old.tensor(f"{arch.layer_path}.{place[0]}.{place[1].path}.bias")
+    return stored.float() - old.tensor(f"{arch.module(*place)}.bias")
 
 
 def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, layer: int, site: Site, where: str) -> None:
@@ -120,7 +110,7 @@ def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, laye
     if missing and len(missing) < len(needed):
         raise LoraSuiteError(f"a {kind} lacks a tensor", where=place, wanted=missing[0], do="fetch the adapter again")
     do = "pass the backbone that it was trained on (--from, source_model=)"
-    if layer >= arch.layers:
+    if arch.has_converter and layer >= arch.layers:
         got, wanted = f"layer {layer}", f"{arch.layers} layers"
         raise LoraSuiteError("the adapter does not fit the old backbone", where=place, got=got, wanted=wanted, do=do)
     out, in_ = sum(arch.shape(part)[0] for part in site.parts), arch.shape(site.parts[0])[1]

@@ -18,7 +18,7 @@ from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
 from .key_names import FOREIGN, KeyName, group_by_module, parse_names
-from .modules import check_rank, check_shapes, find_site, read_update, scaling, split_parts
+from .modules import check_rank, check_shapes, read_update, scaling, split_parts
 from .peft_format import COPY, LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
 
@@ -75,7 +75,7 @@ class ParsedAdapter:
 
     def _parse_module(self, path: str, owned: dict[str, str]) -> None:
         """Parse a module; ``owned`` are the saved names of its tensors by ending."""
-        kind, place, table = adapter_kind(self.config), find_site(path, self.arch), find_table(path, self.arch)
+        kind, place, table = adapter_kind(self.config), self.arch.find(path), find_table(path, self.arch)
         if place is not None and set(owned) & {*LINEAR_ENDINGS[kind]}:
             others = [owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]]
             self._skip(others, f"a {kind} has no such tensor in a linear module, and the config describes a {kind}")

@@ -162,18 +162,18 @@ def _explicit_config(
     }
 
 
-def _explicit_modules(config: Mapping[str, Any], paths: Iterable[str], arch: Architecture) -> dict[str, Any]:
+def _explicit_modules(config: Mapping[str, Any], names: Iterable[str], arch: Architecture) -> dict[str, Any]:
     """Return the entries of another PEFT type that list modules, with full names.
 
     Args:
         config: The adapter's PEFT config.
-        paths: Paths of tensors without PEFT's prefix.
+        names: Names of tensors without PEFT's prefix.
         arch: Architecture of the backbone.
     """
-    roots = re.compile(
-        rf"{re.escape(arch.layer_path)}\.\d+\.(?:{'|'.join(re.escape(site.path) for site in arch.sites)})"
-    )
-    modules = sorted({found[0] for path in paths if (found := roots.match(path))})
+    paths = [re.escape(site.path) for site in arch.sites]
+    before = rf"{re.escape(arch.layer_path)}\.\d+\." if arch.has_converter else ""
+    roots = re.compile(rf"{before}(?:{'|'.join(paths)})(?=\.|$)")
+    modules = sorted({found[0] for path in names if (found := roots.match(path))})
     if not modules:  # of norms or token tables, by the names in the config
         return {}
     entries = {"target_modules": modules} if config.get("target_modules") else {}

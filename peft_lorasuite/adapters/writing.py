@@ -60,7 +60,7 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
     sites = join_sites(adapter.updates, adapter.arch)
     biased = any(update.bias is not None for update in sites.values())
     for (layer, site), update in sites.items():
-        module = f"{PREFIX}{adapter.arch.layer_path}.{layer}.{site.path}"
+        module = f"{PREFIX}{adapter.arch.module(layer, site)}"
         if adapter.kind == "adalora":
             tensors |= {f"{module}.{end}": value for end, value in split_update(update, adapter.config).items()}
             continue
@@ -92,7 +92,7 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
         revision: Commit of the backbone on the Hub.
     """
     sites = join_sites(adapter.updates, adapter.arch)
-    names = {f"{adapter.arch.layer_path}.{layer}.{site.path}": update for (layer, site), update in sites.items()}
+    names = {adapter.arch.module(layer, site): update for (layer, site), update in sites.items()}
     settings = dict(adapter.settings)
     targets = [*names, *settings.pop("target_modules", [])]
     if adapter.task.kind == "FEATURE_EXTRACTION":

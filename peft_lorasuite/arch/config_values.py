@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..errors import LoraSuiteError
-from .registry import architecture
+from .registry import architecture, has_converter
 from .spec import Architecture
 
 SCALE_ROUNDING = 2.0**-8
@@ -22,8 +22,10 @@ def read_config_values(config: Any) -> dict[str, Any]:
 
     Returns:
         JSON values; empty if they do not determine the architecture, such as for a converter that calls a method of
-        the config.
+        the config, or if the model type has no converter.
     """
+    if not has_converter(getattr(config, "model_type", None) or ""):
+        return {}
     values: dict[str, Any] = {}
     wanted = architecture(_Recorder(config, values))
     try:

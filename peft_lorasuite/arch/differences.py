@@ -25,8 +25,10 @@ def differences(old: Architecture, new: Architecture) -> list[str]:
     key/value head.
 
     Returns:
-        One sentence per difference.
+        One sentence per difference; none if a backbone has no converter, since its layers are not known.
     """
+    if not (old.has_converter and new.has_converter):
+        return []
     checks = (_parts, _fusion, _biases, _attention, _positions, _blocks, _norms, _activation, _scales)
     return [sentence for check in checks for sentence in check(old, new)]
 

@@ -6,7 +6,8 @@ imports torch, so that the command line can list the families at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -72,6 +73,7 @@ class Entry:
 
 
 _registered: dict[str, Entry] = {}
+_hidden: set[str] = set()
 
 
 def register(*model_types: str, summary: str = "") -> Callable[[Converter], Converter]:
@@ -119,6 +121,27 @@ def families() -> dict[str, Family]:
     return dict(sorted(found.items()))
 
 
+def has_converter(model_type: str) -> bool:
+    """Whether a model type has a converter."""
+    if model_type in _hidden:
+        return False
+    return model_type in BUILT_IN or model_type in _registered or any(p.name == model_type for p in _entry_points())
+
+
+@contextmanager
+def without_converters(*model_types: str) -> Iterator[None]:
+    """Treat model types as if they had no converter while the context lasts, to compare both roads.
+
+    Backbones that were opened before keep the architecture that they have read.
+    """
+    added = set(model_types) - _hidden
+    _hidden.update(added)
+    try:
+        yield
+    finally:
+        _hidden.difference_update(added)
+
+
 def architecture(config: Any) -> Architecture:
     """Return the architecture of a backbone.
 
@@ -142,7 +165,7 @@ def architecture(config: Any) -> Architecture:
 
 
 def _converter(model_type: str) -> Converter:
-    points = [point for point in _entry_points() if point.name == model_type]
+    points = [] if model_type in _hidden else [point for point in _entry_points() if point.name == model_type]
     origins = [f"entry point {point.value}" for point in points]
     origins += [f"{CONVERTERS}.{BUILT_IN[model_type].module}"] if model_type in BUILT_IN else []
     if len(origins) > 1:
@@ -151,14 +174,14 @@ def _converter(model_type: str) -> Converter:
             got=" and ".join(origins),
             do="uninstall one of the packages",
         )
-    if model_type not in _registered:
-        if model_type in BUILT_IN:
+    if model_type not in _registered or model_type in _hidden:
+        if model_type in BUILT_IN and model_type not in _hidden:
             _import_built_in(BUILT_IN[model_type].module)
         elif points:
             _load(points[0])
         else:
             raise LoraSuiteError(
-                f"no converter for model type {model_type!r}, which every method needs",
+                f"no converter for model type {model_type!r}",
                 wanted=f"one of {', '.join(families())}",
                 do="keep the model_type in config.json: the layers of another type have other names and layouts; to add"
                 " a converter with peft_lorasuite.register, see docs/add-a-family.md",

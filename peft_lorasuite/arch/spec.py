@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from ..errors import LoraSuiteError, unknown_name_error
@@ -82,6 +84,9 @@ class Site:
         norm: Path of the norm before an input projection, or None (OLMo 2).
         post_norm: Path of the norm after an output projection (Gemma 2, OLMo 2), or None.
         conv1d: Whether the weight is stored as ``(in, out)`` (GPT-2).
+        shape: Shape of the weight, ``(out, in)``, in a backbone without a converter, where the site is one module of
+            the whole model: ``path`` is its full name and the site's only part. None where the parts give the shape.
+        trained: Whether training puts a LoRA there: not on the routers of a mixture of experts, for example.
     """
 
     path: str
@@ -91,8 +96,12 @@ class Site:
     norm: str | None = None
     post_norm: str | None = None
     conv1d: bool = False
+    shape: tuple[int, int] | None = None
+    trained: bool = True
 
     def __post_init__(self) -> None:
+        if self.shape is not None and self.parts == (self.path,):
+            return
         if not self.parts or len(set(self.parts) & set(PARTS)) < len(self.parts):
             raise LoraSuiteError(
                 "invalid parts of a site", where=self.path, got=self.parts, wanted=f"one or more of {PARTS}, each once"
@@ -109,10 +118,19 @@ class Site:
         """Whether the module has more than one part."""
         return len(self.parts) > 1
 
+    @property
+    def number(self) -> int:
+        """The first number in the path, which is that of the layer if the path is a module's full name; else 0."""
+        return next((int(name) for name in self.path.split(".") if name.isdecimal()), 0)
+
 
 @dataclass(frozen=True)
 class Architecture:
     """Sizes and layout of a backbone, from its config.
+
+    Without a converter (`has_converter`) only the names and shapes of the modules are known. Every linear module of the
+    text model is then a site of its own, ``heads``, ``intermediate`` and what follows ``final_norm`` are placeholders,
+    and the path of the final norm is empty.
 
     Attributes:
         family: Name of the converter.
@@ -187,16 +205,43 @@ class Architecture:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Parts of a decoder layer, in the order of `PARTS`."""
-        parts = {part for site in self.sites for part in site.parts}
-        return tuple(part for part in PARTS if part in parts)
+        """Parts of a decoder layer, in the order of `PARTS`; without a converter, of the whole model."""
+        return tuple(self._sites) if not self.has_converter else tuple(part for part in PARTS if part in self._sites)
+
+    @cached_property
+    def _sites(self) -> dict[str, Site]:
+        return {part: site for site in self.sites for part in site.parts}
+
+    @property
+    def has_converter(self) -> bool:
+        """Whether a converter describes the layers; weights can be transferred only if it does."""
+        return not any(site.shape for site in self.sites)
 
     def site(self, part: str) -> Site:
         """Return the site of ``part``."""
-        for site in self.sites:
-            if part in site.parts:
-                return site
+        if part in self._sites:
+            return self._sites[part]
         raise LoraSuiteError(f"the family has no {part!r} projection", where=self.family, wanted=self.parts)
+
+    def module(self, layer: int, site: Site) -> str:
+        """Return the name of a site's module in the model."""
+        return site.path if site.shape else f"{self.layer_path}.{layer}.{site.path}"
+
+    @property
+    def modules(self) -> tuple[tuple[int, Site], ...]:
+        """Every linear module of the model, as its layer and its site."""
+        if not self.has_converter:
+            return tuple((site.number, site) for site in self.sites)
+        return tuple((layer, site) for layer in range(self.layers) for site in self.sites)
+
+    def find(self, module: str) -> tuple[int, Site] | None:
+        """Return the layer and the site of a module, by its name in the model; None for other modules."""
+        if not self.has_converter:
+            site = self._sites.get(module)
+            return None if site is None else (site.number, site)
+        match = re.fullmatch(rf"{re.escape(self.layer_path)}\.(\d{{1,9}})\.(.+)", module)
+        site = next((site for site in self.sites if match and site.path == match[2]), None)
+        return None if match is None or site is None else (int(match[1]), site)
 
     def theta(self, layer: int) -> float:
         """Return the rotary base of a layer."""
@@ -204,13 +249,16 @@ class Architecture:
 
     def shape(self, part: str) -> tuple[int, int]:
         """Return the shape of a part's weight as ``(out_features, in_features)``."""
+        if (own := self.site(part).shape) is not None:
+            return own
         width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.intermediate
         return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
 
     def parameter_count(self) -> int:
         """Return the number of weights of all linear modules, the embedding and an untied head; no norms or biases."""
         layer = sum(rows * columns for rows, columns in map(self.shape, self.parts))
-        return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        count = self.layers if self.has_converter else 1
+        return count * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def sizes(self) -> dict[str, Any]:
         """Return the family and the sizes that distinguish two backbones.
@@ -222,8 +270,12 @@ class Architecture:
         return {**{name: asdict(self)[name] for name in names}, "family": family}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` is the inverse."""
-        return asdict(self)
+        """Return plain JSON values; `from_dict` is the inverse. Sites have a shape only without a converter."""
+        values = asdict(self)
+        if self.has_converter:
+            for site in values["sites"]:
+                del site["shape"], site["trained"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -231,7 +283,12 @@ class Architecture:
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise LoraSuiteError("unknown or missing fields in an architecture record", got=sorted(set(values) ^ known))
-        sites = tuple(Site(**{**site, "parts": tuple(site["parts"])}) for site in values["sites"])
+        sites = tuple(map(_read_site, values["sites"]))
         pairs = {name: tuple((left, right) for left, right in values[name]) for name in ("disk", "runs_as")}
         thetas = tuple(values["rope_thetas"])
         return cls(**{**values, **pairs, "heads": Heads(**values["heads"]), "sites": sites, "rope_thetas": thetas})
+
+
+def _read_site(values: dict[str, Any]) -> Site:
+    shape = values.get("shape")
+    return Site(**{**values, "parts": tuple(values["parts"]), "shape": shape and (shape[0], shape[1])})

@@ -19,7 +19,7 @@ from ..models.quantized import quantization, quantized_error
 from ..progress import Progress, no_progress
 from ..text.calibration import calibration_texts
 from .fingerprint import read_identity
-from .hidden import fit_hidden_map
+from .hidden import count_shared_tokens, fit_hidden_map
 from .layer_pair import MapParts
 from .layers import LayerMatcher
 from .options import MapOptions
@@ -53,6 +53,8 @@ def build_map(
     """
     calibration = None if calibration is None else calibration_texts(calibration)  # checked before the long work
     old, new = Backbone.open(old), Backbone.open(new)
+    if not (old.arch.has_converter and new.arch.has_converter):
+        return _without_layers(old, new)
     for backbone in (old, new):
         method = None if backbone.in_memory else quantization(backbone.config)
         if method is not None:  # before its weights are downloaded
@@ -77,6 +79,13 @@ def build_map(
         "weights": round(time.perf_counter() - calibrated, 3),
     }
     return MapParts(*identities, hidden, matcher.inverse, similarity, layers, facts)
+
+
+def _without_layers(old: Backbone, new: Backbone) -> MapParts:
+    """Return the map of a pair of which a backbone has no converter: identities, and the number of shared tokens."""
+    empty = torch.zeros(0, 0)
+    facts = {"shared_tokens": count_shared_tokens(old, new)}
+    return MapParts(read_identity(old), read_identity(new), empty, empty, empty, (), facts)
 
 
 def _similarity(

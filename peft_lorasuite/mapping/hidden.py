@@ -27,15 +27,7 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
     Raises:
         LoraSuiteError: When the tokenizers share no token.
     """
-    left, right = shared_tokens(
-        old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
-    )
-    if not len(left):
-        raise LoraSuiteError(
-            "the tokenizers share no token",
-            where=f"{old!r} and {new!r}",
-            do="retrain the adapter: this pair of backbones cannot be mapped",
-        )
+    left, right = _shared_tokens(old, new)
     count = max(FIT_TOKENS, 8 * old.arch.hidden)
     left, right = left[:count], right[:count]
     E_o, E_n = old.embedding(left), new.embedding(right)
@@ -49,6 +41,28 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
     if E_o.shape == E_n.shape:
         quality["distance"] = relative_error(E_o, E_n)
     return hidden, {"shared_tokens": len(left), "hidden": quality}
+
+
+def count_shared_tokens(old: Backbone, new: Backbone) -> int:
+    """Count the tokens that both tokenizers have.
+
+    Raises:
+        LoraSuiteError: When there is none.
+    """
+    return len(_shared_tokens(old, new)[0])
+
+
+def _shared_tokens(old: Backbone, new: Backbone) -> tuple[Tensor, Tensor]:
+    left, right = shared_tokens(
+        old.tokenizer, new.tokenizer, old_rows=old.arch.vocabulary, new_rows=new.arch.vocabulary
+    )
+    if not len(left):
+        raise LoraSuiteError(
+            "the tokenizers share no token",
+            where=f"{old!r} and {new!r}",
+            do="retrain the adapter: this pair of backbones cannot be mapped",
+        )
+    return left, right
 
 
 def relative_error(mapped: Tensor, target: Tensor) -> float:

@@ -113,6 +113,8 @@ def compare_bases(old: Backbone, new: Backbone) -> Comparison:
 
 def _other_architecture(old: Architecture, new: Architecture) -> str:
     """Return the first value in which the functions of two architectures differ, whatever their names; else empty."""
+    if not (old.has_converter and new.has_converter):
+        return "a backbone has no converter"
     left, right = _function(old), _function(new)
     differing = [name for name in left if left[name] != right[name]]
     return next((f"the {name} differ: {left[name]} and {right[name]}" for name in differing), "")

@@ -107,29 +107,29 @@ def _head(backbone: Backbone) -> Iterator[Sample]:
 
 def _projections(backbone: Backbone) -> Iterator[Sample]:
     arch = backbone.arch
-    for layer in range(arch.layers):
-        for site in arch.sites:
-            path, count = f"{arch.layer_path}.{layer}.{site.path}.weight", PART_ROWS * len(site.parts)
-            stored = _find(backbone, path)
-            values = None if stored is None else backbone.weights.sample_rows(stored, count)
-            shapes = [arch.shape(part) for part in site.parts]
-            width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
-            yield Sample(path, values, (count, width))
+    for layer, site in arch.modules:
+        path, count = f"{arch.module(layer, site)}.weight", PART_ROWS * len(site.parts)
+        stored = _find(backbone, path)
+        values = None if stored is None else backbone.weights.sample_rows(stored, count)
+        shapes = [arch.shape(part) for part in site.parts]
+        width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
+        yield Sample(path, values, (count, width))
 
 
 def _biases(backbone: Backbone) -> Iterator[Sample]:
     arch = backbone.arch
-    for layer in range(arch.layers):
-        for site in arch.sites:
-            if site.bias:
-                path = f"{arch.layer_path}.{layer}.{site.path}.bias"
-                stored = _find(backbone, path)
-                yield Sample(path, None if stored is None else backbone.weights.sample_rows(stored, 1))
+    for layer, site in arch.modules:
+        if site.bias:
+            path = f"{arch.module(layer, site)}.bias"
+            stored = _find(backbone, path)
+            yield Sample(path, None if stored is None else backbone.weights.sample_rows(stored, 1))
 
 
 def _norms(backbone: Backbone) -> Iterator[Sample]:
     """Sample all other tensors of the layers, since converters do not name every norm, and the norms around them."""
     arch = backbone.arch
+    if not arch.has_converter:  # which tensors are norms is not known
+        return
     sites = {site.path for site in arch.sites}
     for path, stored in sorted(list_stored(arch.layer_path, backbone.weights, arch).items()):
         layer, _, rest = path.removeprefix(f"{arch.layer_path}.").partition(".")

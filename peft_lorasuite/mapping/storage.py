@@ -44,7 +44,7 @@ _facts = {
 }  # fmt: skip
 _fields = {
     "format": integer(), "version": NAME, "old": _identity, "new": _identity, "options": record_of(MapOptions),
-    "layers": ListOf(item=ListOf(item=integer(0, 10**5), fewest=2, most=2), fewest=1),
+    "layers": ListOf(item=ListOf(item=integer(0, 10**5), fewest=2, most=2)),
     "facts": Record(fields=_facts, others=PLAIN),
     "sections": table_of(Record(fields=_section, required=list(_section))),
 }  # fmt: skip
@@ -105,6 +105,16 @@ def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:
         LoraSuiteError: For a tensor of the wrong shape, matched indices out of range, and unexpected tensors.
     """
     old, new = Identity.from_dict(meta["old"]), Identity.from_dict(meta["new"])
+    mapped = old.arch.has_converter and new.arch.has_converter
+    if bool(meta["layers"]) != mapped:
+        raise LoraSuiteError(
+            "the map has matched layers exactly if both backbones have converters", do="build or fetch it again"
+        )
+    if not mapped:
+        reader = _TensorReader(tensors)
+        hidden, similarity = reader("hidden", 0, 0), reader("similarity", 0, 0)
+        reader.close()
+        return MapParts(old, new, hidden, hidden, similarity, (), meta["facts"])
     _check_pairs(torch.tensor(meta["layers"]), (old.arch.layers, new.arch.layers), "layers")
     if any(i > k or j >= m for (i, j), (k, m) in pairwise(meta["layers"])):
         raise LoraSuiteError("the map has a malformed layer map", do="build or fetch it again")

@@ -40,7 +40,7 @@ class UpgradeMap:
         hidden: ``W_h``, (D_o, D_n).
         inverse: ``pinv(W_h)``, (D_n, D_o).
         similarity: Similarity of all pairs of layers, (L_o, L_n); zeros where the layer map does not use it.
-        layers: The matched layers, ascending.
+        layers: The matched layers, ascending; none if a backbone has no converter (see `maps_weights`).
         facts: Measurements of the build: shared tokens, fit of the hidden map, seconds.
         source: The folder or Hub repository that it was loaded from.
         sections: Name -> additional tensors of a single method (see `add_section`).
@@ -67,6 +67,17 @@ class UpgradeMap:
             parts = build_map(old, new, options, **settings)
         check_finite(parts.hidden, parts.similarity, parts.layers)
         return cls(options=options, **parts._asdict())
+
+    @property
+    def maps_weights(self) -> bool:
+        """Whether both backbones have converters; otherwise the map has their identities alone."""
+        return self.old.arch.has_converter and self.new.arch.has_converter
+
+    @property
+    def without_converter(self) -> list[str]:
+        """The model types of the pair that have no converter."""
+        sides = (self.old.arch, self.new.arch)
+        return list(dict.fromkeys(arch.family for arch in sides if not arch.has_converter))
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

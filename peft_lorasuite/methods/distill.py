@@ -58,8 +58,8 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     probed = probe(inputs, start)
     options = options.resolve(long=probed.long)
     targets = probed.targets(options, seed=inputs.seed).with_anchors(probed.new_head, probed.anchor_states)
-    if options.start:
-        first = fit_last_layer(inputs, probed, start)
+    if options.start and probed.place is not None:
+        first = fit_last_layer(inputs, probed, probed.place, start)
     else:
         first = MethodResult(zero_update(new, inputs), rank=inputs.adapter.rank)
     places = [(turn, position) for turn, _, position in probed.places]
@@ -120,12 +120,11 @@ def _train(
     start = Adapter(new.arch, even, inputs.adapter.config, task=task)
     if first.head is not None:
         start = start.with_head(first.head, find_head(new.config, task))
-    parts = dict.fromkeys([*options.parts, *(part for _, part in inputs.adapter.updates)])
-    names = [new.arch.site(part).path.rpartition(".")[2] for part in parts if part in new.arch.parts]
+    trained = _trained_modules(inputs, new, options, rank)
     with temporary_folder() as folder, fixed_seed(inputs.seed), new.running(task=task) as plain:
         write_adapter(start, folder, base=new.name)
         model = peft.PeftModel.from_pretrained(plain, str(folder), is_trainable=True)
-        add_modules(model, fill=False, modules=names)
+        add_modules(model, fill=False, **trained)
         loss, weights = train(
             model, rows, padding_of(new), options.training(inputs.seed), inputs.progress, trainer=trainer,
             collate=collate,
@@ -134,6 +133,21 @@ def _train(
         found = read_adapter(Source(str(folder), "adapter"), new.arch)
         reached = then(model.eval())
     return found, loss, reached
+
+
+def _trained_modules(
+    inputs: MethodInput, new: Backbone, options: DistillOptions, rank: int
+) -> dict[str, list[str]]:  # fmt: skip
+    """Return the modules that get a LoRA, as `add_modules` takes them: by their last names in every layer, or in full.
+
+    Without a converter these are all linear modules of the text model that a LoRA of this rank fits into.
+    """
+    arch = new.arch
+    if not arch.has_converter:
+        return {"paths": [site.path for site in arch.sites if site.trained and min(arch.shape(site.path)) >= rank]}
+    own = [part for _, part in inputs.adapter.updates] if inputs.adapter.arch.has_converter else arch.parts
+    parts = [part for part in dict.fromkeys([*options.parts, *own]) if part in arch.parts]
+    return {"modules": [arch.site(part).path.rpartition(".")[2] for part in parts]}
 
 
 def _target_rows(rows: Sequence[Tokens], places: Sequence[RowPosition]) -> list[TargetRow]:

@@ -132,7 +132,7 @@ def summaries() -> dict[str, str]:
 def reads_old(name: str, upgrade_map: UpgradeMap) -> bool:
     """Return whether a method reads the old backbone: always, or because the map does not have its section."""
     if name == "auto":
-        return False
+        return not upgrade_map.maps_weights
     chosen = find(name)
     needs_section = chosen.section is not None and chosen.section.name not in upgrade_map.sections
     return chosen.needs_backbones or needs_section

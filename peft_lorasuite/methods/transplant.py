@@ -20,6 +20,7 @@ from .behavior.classification import check_task, transplant_classifier
 from .behavior.last_layer import divergence, refine, solve_shift
 from .behavior.options import TransplantOptions
 from .behavior.probe import Probe, probe
+from .behavior.states import LastProjection
 from .registry import method
 
 
@@ -30,33 +31,47 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     check_task(inputs.adapter.task, "transplant")
     if inputs.adapter.task.classifies:
         return transplant_classifier(inputs, options)
-    most = min(new.arch.shape("down"))
+    if new.arch.has_converter:
+        _check_rank(options, new.arch.shape("down"))
+    probed = probe(inputs, options)
+    if probed.place is None:
+        raise LoraSuiteError(
+            "no linear module's output reaches the final norm of the new model as it is", where=repr(new),
+            do="use the method 'distill', which trains modules anywhere",
+        )  # fmt: skip
+    _check_rank(options, new.arch.shape(probed.place.key[1]))
+    return fit_last_layer(inputs, probed, probed.place, options)
+
+
+def _check_rank(options: TransplantOptions, shape: tuple[int, int]) -> None:
+    most = min(shape)
     if options.rank is not None and options.rank > most:
         raise LoraSuiteError(
             "the rank is above the module's dimensions", where="option rank", got=options.rank, wanted=f"1 to {most}"
         )
-    return fit_last_layer(inputs, probe(inputs, options), options)
 
 
-def fit_last_layer(inputs: MethodInput, probed: Probe, options: TransplantOptions) -> MethodResult:
-    """Fit the last layer's ``down`` projection to the target probabilities.
+def fit_last_layer(
+    inputs: MethodInput, probed: Probe, place: LastProjection, options: TransplantOptions
+) -> MethodResult:
+    """Fit the last projection to the target probabilities.
 
     Args:
         inputs: Input of the method.
         probed: Answers and states of both models.
+        place: The projection.
         options: Options, resolved here by the length of the answers.
     """
     new, head, options = probed.new, probed.new_head, options.resolve(long=probed.long)
-    layer, site = new.arch.layers - 1, new.arch.site("down")
     order = torch.randperm(len(probed.places), generator=torch.Generator().manual_seed(inputs.seed))
     used = order[: options.positions].sort().values.tolist()
     x, h, y = probed.last.at(used)
     targets = probed.targets(options, seed=inputs.seed, places=used)
     shift = solve_shift(head, h, targets, ridge=options.shift_ridge, steps=options.steps)
-    factor = torch.tensor(new.arch.residual_scale)
-    if site.post_norm is not None:
-        factor = factor * clamp_gain(new.gain(layer, "down")) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
-    wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *new.arch.shape("down"))
+    factor = torch.tensor(place.factor)
+    if place.gain is not None:
+        factor = factor * clamp_gain(place.gain) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
+    wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *new.arch.shape(place.key[1]))
     anchors = probed.anchor_inputs
     start, _ = reduced_rank_ridge(x, wanted, anchors, weight=options.weight, ridge=options.ridge, rank=rank)
     update = refine(
@@ -69,7 +84,9 @@ def fit_last_layer(inputs: MethodInput, probed: Probe, options: TransplantOption
         "divergence_left": round(divergence(head, reached, targets), 4),
         "confidence": round(float(targets.confidence.mean()), 4),
     }  # fmt: skip
-    updates = {**probed.fact_update, (layer, "down"): update}
+    if not new.arch.has_converter:
+        facts["module"] = place.module
+    updates = {**probed.fact_update, place.key: update}
     rank = max(one.rank for one in updates.values())
     return MethodResult(
         updates, facts={"transplant": facts, **probed.facts}, rank=rank, chat_template=probed.chat_template

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.layout import split
-from ..arch.registry import architecture
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
@@ -21,6 +20,7 @@ from ..io.source import Source, split_revision
 from ..linalg.lowrank import MAX_VALUE
 from ..text.vocabulary import pad_token_id
 from .config import load_config, running_config
+from .derived import read_architecture
 from .dtype import RunningDtype, choose_dtype
 from .loading import check_depth, check_model, load_errors, load_model, set_activation_floor
 from .offload import DISK, disk_options, offload_folder
@@ -106,8 +106,8 @@ class Backbone:
 
     @cached_property
     def arch(self) -> Architecture:
-        """Shape and layout, from the converter registered for the model type."""
-        return architecture(self.config)
+        """Shape and layout, from the converter registered for the model type; without one, from an empty model."""
+        return read_architecture(self.config, trust_remote_code=self.trust_remote_code)
 
     @property
     def context(self) -> int:
@@ -180,16 +180,14 @@ class Backbone:
     def part(self, layer: int, part: str) -> Float[Tensor, "out in_"]:
         """Read the weight of one part in float32, in PyTorch's orientation and with its rows in head order."""
         site = self.arch.site(part)
-        path = f"{self.arch.layer_path}.{layer}.{site.path}.weight"
+        path = f"{self.arch.module(layer, site)}.weight"
         weight = self.tensor(path)
         weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
-        rows = sum(self.arch.shape(one)[0] for one in site.parts)
-        self._check_shape(weight, (rows, self.arch.shape(part)[1]), path)
+        self._check_shape(weight, (sum(self.arch.shape(one)[0] for one in site.parts), self.arch.shape(part)[1]), path)
         return split(weight, site, self.arch)[part]
 
     def _check_shape(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
-        if tuple(tensor.shape) != wanted:
-            got = tuple(tensor.shape)
+        if (got := tuple(tensor.shape)) != wanted:
             raise LoraSuiteError("a weight does not fit the config", where=f"{self!r}, {path}", got=got, wanted=wanted)
 
     def gain(self, layer: int, part: str) -> Float[Tensor, " hidden"]:
@@ -255,10 +253,13 @@ class Backbone:
         if self._model is not None:
             return RunningDtype(self._model.dtype)
         stored = getattr(self.config.get_text_config(), "dtype", None)
+        parameters, weights = self.arch.parameter_count(), self.weights
+        if not self.arch.has_converter and isinstance(weights, Checkpoint):
+            stored, parameters = weights.dtype, weights.num_bytes // weights.dtype.itemsize  # not linear ones alone
         if not isinstance(stored, torch.dtype):
-            stored = self.weights.sample_rows(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
-        dtype, device_map = self.dtype if dtype == "auto" else dtype, device_map or self.device_map
-        return choose_dtype(dtype, stored, parameters=self.arch.parameter_count(), device_map=device_map)
+            stored = weights.sample_rows(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
+        dtype = self.dtype if dtype == "auto" else dtype
+        return choose_dtype(dtype, stored, parameters=parameters, device_map=device_map or self.device_map)
 
     @contextmanager
     def running(self, **options: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from ..progress import Progress, no_progress
 from ..text.prompt_text import PromptText, encode_prompt
 from ..text.vocabulary import check_token_rows, eos_token_id
 from .backbone import Backbone
+from .forward import unwrap
 from .memory import contiguous_head_input
-from .prefix_cache import cache_shared_prefix, decoder, unwrap
+from .prefix_cache import cache_shared_prefix, has_known_cache
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,7 @@ def generate_answers(
     ends = _end_ids(model, eos, stops)
     encoded = encode_prompts(backbone, prompts, length)
     answers: dict[int, tuple[Turn, Generated]] = {}
-    order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
-    for first in progress("answering", range(0, len(order), batch)):
-        rows = order[first : first + batch]
+    for rows in progress("answering", _batches(list(map(len, encoded)), batch, padded=has_known_cache(model))):
         responses, states = _generate(model, [encoded[row] for row in rows], ends, length)
         for row, response, row_states in zip(rows, responses, states, strict=True):
             count = next((n for n, token in enumerate(response) if token in ends), len(response))
@@ -133,6 +133,13 @@ def generate_answers(
             turn = Turn(prompts[row], _decode_after(tokenizer, encoded[row], ids), ended, end=end)
             answers[row] = turn, Generated(tuple(ids), row_states[: len(ids) + ended].clone())
     return [answers[number] for number in range(len(prompts))]
+
+
+def _batches(lengths: Sequence[int], batch: int, *, padded: bool) -> list[list[int]]:
+    """Group rows by length into batches of at most ``batch``; unless ``padded``, of equal length."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    groups = [order] if padded else [list(group) for _, group in groupby(order, lengths.__getitem__)]
+    return [group[first : first + batch] for group in groups for first in range(0, len(group), batch)]
 
 
 def _end_ids(model: Any, eos: int, stops: Collection[int]) -> list[int]:
@@ -182,10 +189,12 @@ def _greedy_decoding(model: Any, ends: list[int]) -> Iterator[None]:
 
 @contextmanager
 def _record_final_states(model: Any) -> Iterator[list[Tensor]]:
-    """Record the final state of the last position, (rows, D), at every pass of the decoder."""
+    """Record what the head reads at the last position, (rows, D), at every pass."""
     states: list[Tensor] = []
-    hook = decoder(model).register_forward_hook(
-        lambda module, args, output: states.append(output.last_hidden_state[:, -1].cpu().clone())
+    hook = (
+        unwrap(model)
+        .get_output_embeddings()
+        .register_forward_pre_hook(lambda module, args: states.append(args[0][:, -1].cpu().clone()))
     )
     try:
         yield states

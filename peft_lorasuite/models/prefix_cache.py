@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.registry import has_converter
+from .forward import model_inputs, unwrap
+
 MIN_PREFIX = 8
 """Length in tokens below which a shared prefix is not worth a pass of its own."""
+
+
+def has_known_cache(model: Any) -> bool:
+    """Return whether the cache of a model can hold a prefix and padding, which is known of types with a converter.
+
+    Others may be recurrent or hybrid: a state has no positions that a mask could hide, or that could be left out.
+    """
+    return has_converter(unwrap(model).config.model_type)
 
 
 def decoder(model: Any) -> Any:
     """Return the decoder of a model, without the head; PEFT adapters stay attached."""
     return unwrap(model).base_model
-
-
-def unwrap(model: Any) -> Any:
-    """Return the transformers model inside a PEFT model, or a plain model itself; adapters stay attached."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def count_shared_columns(ids: Tensor, first: int) -> int:
@@ -37,6 +43,8 @@ def cache_shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int,
     """
     from transformers import DynamicCache
 
+    if not has_known_cache(model):
+        return 0, None
     if any(DynamicCache(config=decoder(model).config).is_sliding):
         return 0, None
     shortest = min(map(len, rows))
@@ -46,7 +54,7 @@ def cache_shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int,
 def _cache_prefix(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
     """Return the length of the shared prefix, at most ``first``, and its cache; 0 and None if it is short."""
     count = count_shared_columns(ids, first)
-    if len(ids) < 2 or count < MIN_PREFIX:
+    if len(ids) < 2 or count < MIN_PREFIX or not has_known_cache(model):
         return 0, None
     cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
     cache.batch_repeat_interleave(len(ids))
@@ -67,5 +75,5 @@ def reuse_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tu
     """
     count, cache = _cache_prefix(model, ids, first)
     if not count:
-        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, 0
+        return model_inputs(model, input_ids=ids, attention_mask=mask, use_cache=False), 0
     return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..models.forward import logits_at
 from .encoding import Encoded, batch
 from .loop import ResponseTrainer
 
@@ -69,8 +70,8 @@ class DistillationTrainer(TargetTrainer):
         row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
         inputs, offset = self.read_prefix(model, inputs, int(position.min()))
         columns, column = position.unique(return_inverse=True)
-        outputs = model(**inputs, logits_to_keep=columns - offset)
-        logits = outputs.logits[row, column][:, self.ids.to(position.device)].float()
+        outputs, kept = logits_at(model, inputs, columns - offset)
+        logits = kept[row, column][:, self.ids.to(position.device)].float()
         log_probs = self.log_probs[target.cpu()].to(position.device)
         total = torch.nn.functional.kl_div(logits.log_softmax(-1), log_probs, reduction="sum", log_target=True)
         loss = total / num_items_in_batch

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from ..errors import LoraSuiteError
 from ..io.temporary import temporary_folder
 from ..models.distributed import runs_on_cpu
+from ..models.forward import keeps_logits, model_inputs
 from ..models.prefix_cache import reuse_shared_prefix
 from ..models.restore import disable_dropout
 from ..progress import Progress
@@ -88,6 +89,8 @@ class ResponseTrainer(Trainer):
         labels = inputs.pop("labels")
         first = int((labels != IGNORE_INDEX).int().argmax(dim=1).min()) - 1
         inputs, offset = self.read_prefix(model, inputs, first)
+        if not keeps_logits(model):  # nor has it read a prefix, so that the labels are as long as its logits
+            return super().compute_loss(model, inputs | {"labels": labels}, return_outputs, num_items_in_batch)
         keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=labels.device)
         inputs |= {"labels": labels[:, first:], "logits_to_keep": keep}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -100,7 +103,8 @@ class ResponseTrainer(Trainer):
             prefix can only be read with a model that is not wrapped.
         """
         if self.args.world_size > 1:
-            return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}, 0
+            names = ("input_ids", "attention_mask")
+            return model_inputs(model, **{name: inputs[name] for name in names}, use_cache=False), 0
         return reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
 
 

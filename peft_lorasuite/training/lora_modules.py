@@ -14,7 +14,9 @@ from ..errors import LoraSuiteError
 log = logging.getLogger(__name__)
 
 
-def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[str]:
+def add_modules(
+    model: Any, *, fill: bool = False, modules: Sequence[str] = (), paths: Sequence[str] = ()
+) -> list[str]:  # fmt: skip
     """Add new LoRA modules to a PEFT model, in place.
 
     Args:
@@ -22,6 +24,7 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
         fill: Whether layers without any LoRA get the modules that other layers have. They do not if the adapter's
             config selects its layers (``layers_to_transform``).
         modules: Last names of modules that get a LoRA in every layer.
+        paths: Full names of further modules that get one.
 
     Returns:
         Names of the modules that were added.
@@ -34,6 +37,8 @@ def add_modules(model: Any, *, fill: bool, modules: Sequence[str] = ()) -> list[
 
     config = model.peft_config[model.active_adapter]
     missing = _missing_modules(model, fill and getattr(config, "layers_to_transform", None) is None, modules)
+    known = {*missing, *(name for name, _ in _lora_modules(model))}
+    missing += [path for path in paths if path not in known]
     if not missing:
         return []
     kept = {

@@ -51,6 +51,8 @@ def pick(
     if same.same:
         unread = f"; not compared: {', '.join(same.unread)}" if same.unread else ""
         return Choice("rekey", f"both backbones hold the same weights (equal {', '.join(same.equal)}{unread})")
+    if not upgrade_map.maps_weights:
+        return _pick_by_behavior(upgrade_map)
     share = explained_share(upgrade_map)
     if is_continued_training(upgrade_map):
         return Choice("copy", "embeddings and heads of both backbones are nearly the same (continued training)")
@@ -70,6 +72,16 @@ def pick(
         f"the old backbone was not passed; {low}, and "
         f"method='transplant' would recover more, at the cost of {_transplant_cost(upgrade_map)}",
     )
+
+
+def _pick_by_behavior(upgrade_map: UpgradeMap) -> Choice:
+    """Pick a method for a pair of which a backbone has no converter; all others need the map of the weights."""
+    names = " and ".join(map(repr, upgrade_map.without_converter))
+    have = "has" if len(upgrade_map.without_converter) == 1 else "have"
+    reason = f"{names} {have} no converter, so weights cannot be mapped"
+    if upgrade_map.new.arch.has_converter:
+        return Choice("transplant", f"{reason}, and the last layer of the new backbone is known")
+    return Choice("distill", f"{reason}, and the new backbone may have no place for a transplant")
 
 
 def _transplant_cost(upgrade_map: UpgradeMap) -> str:

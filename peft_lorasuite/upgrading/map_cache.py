@@ -54,6 +54,8 @@ def load_or_build_map(
         low_memory: Build the map with the layers of the backbones on disk; the result is the same.
         progress: Shows the progress.
     """
+    if not (old.arch.has_converter and new.arch.has_converter):  # read in seconds, and there is nothing to build
+        return UpgradeMap.build(old, new, options)
     options = options or MapOptions()
     folder = _cache_entry(old, new, options)
     upgrade_map = _load_cached(folder)

@@ -37,7 +37,7 @@ def join_modules(
     updates: dict[Key, LowRank] = {}
     modules = []
     for (layer, site), whole in join_sites(method_result.updates, arch).items():
-        path = f"{arch.layer_path}.{layer}.{site.path}"
+        path = arch.module(layer, site)
         if rank > min(whole.shape):
             raise LoraSuiteError(
                 "the rank exceeds the dimensions of the module", where=path, got=rank,

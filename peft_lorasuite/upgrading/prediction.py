@@ -129,14 +129,16 @@ def predict(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | No
         method: Name of the method.
         fitted: Facts that the method reported (``report.facts``), once it has run.
     """
-    return judge(scores(upgrade_map), method, fitted)
+    return judge(scores(upgrade_map) if upgrade_map.maps_weights else None, method, fitted)
 
 
-def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
-    """Predict from the scores of a map; see `predict`."""
+def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | None = None) -> Prediction:
+    """Predict from the scores of a map, or from the method's own fit alone if there are none; see `predict`."""
     measured = (fitted or {}).get(method, {})
     if "agreement" in measured:
         return _judge_classifier(measured)
+    if map_scores is None:
+        return _judge_fit("no map of the weights: a backbone has no converter", 0.0, method, measured)
     because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
     because += f", new heads' weights explained {map_scores.explained:.0%}"
     because += (
@@ -146,8 +148,14 @@ def judge(map_scores: Scores, method: str, fitted: Mapping[str, Any] | None = No
     )
     if map_scores.agreement < map_scores.least or (map_scores.alike is not None and map_scores.alike < MIN_CKA):
         return Prediction("retrain", 0.0, because)
-    gap, confidence = map_scores.near if method == "copy" else map_scores.explained, 1.0
+    gap = map_scores.near if method == "copy" else map_scores.explained
     because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
+    return _judge_fit(because, gap, method, measured)
+
+
+def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any]) -> Prediction:
+    """Predict from what the method measured; ``gap`` is that of methods that transfer weights."""
+    confidence = 1.0
     if method in EXPECTED_GAP:
         gap = EXPECTED_GAP[method]
         if "divergence" in measured:

@@ -122,7 +122,7 @@ def _add_trained_biases(
             update = result.updates[key]
             updates[key] = update if site.bias and not same else LowRank(update.A, update.B)
         if site.bias and same and whole.bias is not None:
-            path = f"{arch.layer_path}.{layer}.{site.path}"
+            path = arch.module(layer, site)
             extras[f"{PREFIX}{path}.base_layer.bias"] = new.tensor(f"{path}.bias") + whole.bias
         elif not site.bias:
             names = {

@@ -26,8 +26,9 @@ from ...linalg.ridge import RidgePath, solve_ridge
 from ...models.activations import hidden_state
 from ...models.backbone import Backbone
 from ...models.classification import Row, forward_rows
+from ...models.forward import unwrap
 from ...models.loading import decoder_layers
-from ...models.prefix_cache import decoder, unwrap
+from ...models.prefix_cache import decoder
 from ...models.task import MULTI_LABEL, REGRESSION, Task
 from ...progress import Progress
 from ...training.class_loss import teacher_losses

@@ -10,6 +10,7 @@ import torch
 
 from ...models.activations import pad_batch
 from ...models.backbone import Backbone
+from ...models.forward import logits_at
 from ...models.generation import Turn, answer
 from ...models.prefix_cache import reuse_shared_prefix
 from ...progress import Progress, no_progress
@@ -105,7 +106,7 @@ def next_token_entropies(
         first = min(len(rows[number]) for number in chosen) - 1
         inputs, skipped = reuse_shared_prefix(model, batch["input_ids"], batch["attention_mask"], first)
         keep = torch.arange(first - skipped, inputs["input_ids"].shape[1], device=model.device)
-        logits = model(**inputs, logits_to_keep=keep).logits
+        _, logits = logits_at(model, inputs, keep)
         last = torch.tensor([len(rows[number]) - 1 - first for number in chosen], device=model.device)
         log_probs = logits[torch.arange(len(chosen), device=model.device), last].float().log_softmax(-1)
         for number, entropy in zip(chosen, (-(log_probs.exp() * log_probs).sum(-1)).tolist(), strict=True):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
+from ...models.forward import final_states, unwrap
 from ...models.generation import encode_prompts, generate_answers
-from ...models.prefix_cache import decoder, unwrap
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation, user_turn
 from ...text.examples import Prompt
@@ -111,12 +111,12 @@ class FormatTrial:
     @torch.inference_mode()
     def read_plain(self, model: Any, backbone: Backbone) -> None:
         """Read prompts and answers with the old model, and score every format."""
-        run, head = decoder(model), Head(unwrap(model), backbone)
+        head = Head(unwrap(model), backbone)
         for name, answers in self.answers.items():
             changes, entropies = [], []
             for ids, half in answers:
                 after, tokens = half.float(), torch.tensor([ids], device=model.device)
-                states = run(tokens).last_hidden_state[0, -len(after) :].cpu()
+                states = final_states(model, {"input_ids": tokens})[0, -len(after) :].cpu()
                 before = head.logits(states, normed=True).log_softmax(-1)
                 changes.append(float((after.exp() * (after - before)).sum(-1).mean()))
                 entropies.append(float(-(after.exp() * after).sum(-1).mean()))

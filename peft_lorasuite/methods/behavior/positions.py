@@ -12,8 +12,9 @@ from torch import Tensor
 from ...errors import LoraSuiteError
 from ...models.activations import SINK_TOKENS, encode_text, length_batches, pad_batch
 from ...models.backbone import Backbone
+from ...models.forward import final_states, unwrap
 from ...models.generation import Turn
-from ...models.prefix_cache import count_shared_columns, decoder, reuse_shared_prefix, unwrap
+from ...models.prefix_cache import count_shared_columns, reuse_shared_prefix
 from ...progress import Progress, no_progress
 from ...text.calibration import built_in_text
 from ...text.prompt_text import PromptText, encode_prompt
@@ -129,12 +130,13 @@ def merges_prompt_end(model: Any, backbone: Backbone, prompts: Sequence[str]) ->
     rows = backbone.arch.vocabulary
     ids_of = {text: number for text, number in text_vocabulary(backbone.tokenizer).items() if number < rows}
     text_of = {number: text for text, number in ids_of.items()}
-    run, ends, states = decoder(model), [], []
+    ends, states = [], []
     for prompt in prompts[:EXAMPLES]:
         *ids, last = encode_prompt(backbone.tokenizer, prompt)["input_ids"]
         if ids and last in text_of:
             ends.append(text_of[last])
-            states.append(run(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].cpu())
+            inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+            states.append(final_states(model, inputs)[0, -1].cpu())
     if not ends:
         return False
     probabilities = Head(unwrap(model), backbone).logits(torch.stack(states), normed=True).softmax(-1)
@@ -158,12 +160,12 @@ def forward_batches(
         The indices of the turns, the states after the final norm, (turns, length - skipped, D), and how many leading
         positions are skipped: at most `shared_prefix`.
     """
-    run, common = decoder(model), shared_prefix(rows)
+    common = shared_prefix(rows)
     for numbers in progress("reading states", length_batches(rows)):
         inputs = {name: value.to(model.device) for name, value in pad_batch([rows[n].ids for n in numbers]).items()}
         with torch.inference_mode():
             rest, skipped = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], common)
-            yield numbers, run(**rest).last_hidden_state, skipped
+            yield numbers, final_states(model, rest), skipped
 
 
 Place = tuple[int, int, int]

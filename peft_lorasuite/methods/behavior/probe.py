@@ -31,7 +31,15 @@ from .positions import (
     tokenize,
 )
 from .prompts import ChosenPrompts, choose_prompts
-from .states import LastLayer, RowPosition, down_projection, read_final_states, read_last_layer
+from .states import (
+    LastLayer,
+    LastProjection,
+    RowPosition,
+    down_projection,
+    last_projection,
+    read_final_states,
+    read_last_layer,
+)
 from .targets import Head, Targets, build_targets
 from .token_pairs import PlaceVocabularies, Vocabulary
 
@@ -61,12 +69,13 @@ class Probe:
         old_head: Head of the old backbone.
         new_head: Head of the new backbone.
         new_states: Output of the new model's last layer at the places, without any update, (places, D_n).
-        last: States around the new model's last ``down`` projection at the places, with the fact edit.
+        place: The new model's last projection, if it has one whose output reaches the final norm.
+        last: States around it at the places, with the fact edit.
         rows: The turns in new tokens, then other text.
         anchors: Row and position of the anchors, in prompts and then in other text: positions regularized toward the
             base model.
         anchor_states: Output of the last layer at the anchors, without any update, (anchors, D_n).
-        anchor_inputs: Input of the last ``down`` projection at the anchors, with the fact edit, (anchors, I).
+        anchor_inputs: Input of the last projection at the anchors, with the fact edit, (anchors, I).
         fact_update: Update of an early layer with the facts that the answers state, if any.
         facts: Entries of the report.
         chat_template: The chat template of the new side, if it is not the new backbone's own.
@@ -81,6 +90,7 @@ class Probe:
     old_head: Head
     new_head: Head
     new_states: Tensor
+    place: LastProjection | None
     last: LastLayer
     rows: Sequence[Tokens]
     anchors: Sequence[RowPosition]
@@ -126,14 +136,19 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
     anchors += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
     with new.running() as model:
-        last, anchored = _probe_new(model, new, rows + texts, len(rows), places, anchors, inputs)
+        new_head = Head(model, new)
+        place = last_projection(model, new, new_head)
+        reads = place or new_head.norm_path or new.arch.head
+        last, anchored = _probe_new(model, reads, rows + texts, len(rows), places, anchors, inputs)
         probed = Probe(
-            new, vocabulary, turns, places, adapted_states, plain_states, old_head, Head(model, new), new_states=last.h,
-            last=last, rows=rows + texts, anchors=anchors, anchor_states=anchored.h, anchor_inputs=anchored.x,
+            new, vocabulary, turns, places, adapted_states, plain_states, old_head, new_head, new_states=last.h,
+            place=place, last=last, rows=rows + texts, anchors=anchors, anchor_states=anchored.h,
+            anchor_inputs=anchored.x,
             facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {}),
             chat_template=chosen.chat.saved_template if chosen else None,
         )  # fmt: skip
-        probed = _with_fact_edit(model, probed, inputs, options) if options.edit_facts else probed
+        if options.edit_facts and new.arch.has_converter:  # otherwise no early layer is known
+            probed = _with_fact_edit(model, probed, inputs, options)
     del model
     free_models()
     return probed
@@ -156,12 +171,13 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
         model, probed.new, probed.new_head, probed.turns, probed.places, targets_at, seed=inputs.seed,
         progress=inputs.progress,
     )  # fmt: skip
-    if edit is None:
+    if edit is None or probed.place is None:
         return probed
     layer, update, figures = edit
-    last, anchored = _probe_new(
-        model, probed.new, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs, (layer, update)
-    )
+    with apply_update(down_projection(model, probed.new, layer), update):
+        last, anchored = _probe_new(
+            model, probed.place, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs
+        )
     hints = [*probed.facts.get("hints", []), *([] if options.synthetic_prompts else [MORE_FACTS_HINT])]
     facts = {**probed.facts, "fact_edit": figures} | ({"hints": hints} if hints else {})
     return replace(probed, last=last, anchor_inputs=anchored.x, fact_update={(layer, "down"): update}, facts=facts)
@@ -234,17 +250,15 @@ def _draw_anchors(rows: Sequence[Tokens], count: int, seed: int) -> list[RowPosi
 
 
 def _probe_new(
-    model: Any, new: Backbone, rows: Sequence[Tokens], turns: int, places: Sequence[Place],
-    anchors: Sequence[RowPosition], inputs: MethodInput, fact_edit: tuple[int, LowRank] | None = None,
+    model: Any, reads: LastProjection | str, rows: Sequence[Tokens], turns: int, places: Sequence[Place],
+    anchors: Sequence[RowPosition], inputs: MethodInput,
 ) -> tuple[LastLayer, LastLayer]:  # fmt: skip
     """Read the last layer at ``places`` and at ``anchors``; the first ``turns`` rows share a prefix, others do not."""
     wanted = [*((turn, position) for turn, _, position in places), *anchors]
     in_turns = [one for one in wanted if one[0] < turns]
     in_text = [(row - turns, position) for row, position in wanted if row >= turns]
-    layer, update = fact_edit or (0, None)
-    with apply_update(down_projection(model, new, layer), update):
-        states = read_last_layer(model, new, rows[:turns], in_turns, inputs.progress)
-        if in_text:
-            text = read_last_layer(model, new, rows[turns:], in_text, inputs.progress)
-            states = LastLayer(*(torch.cat(pair) for pair in zip(states, text, strict=True)))
+    states = read_last_layer(model, reads, rows[:turns], in_turns, inputs.progress)
+    if in_text:
+        text = read_last_layer(model, reads, rows[turns:], in_text, inputs.progress)
+        states = LastLayer(*(torch.cat(pair) for pair in zip(states, text, strict=True)))
     return states.at(slice(len(places))), states.at(slice(len(places), None))

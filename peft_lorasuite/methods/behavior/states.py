@@ -1,31 +1,54 @@
-"""Hidden states at some positions: after the final norm, and around the last ``down`` projection."""
+"""Hidden states at some positions: after the final norm, and around the last projection before it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...adapters.adapter import Key
 from ...models.backbone import Backbone
+from ...models.forward import unwrap
+from ...models.head_probe import find_projection, first_tensor
 from ...models.loading import decoder_layers
-from ...models.prefix_cache import unwrap
 from ...progress import Progress
 from .positions import Tokens, forward_batches
+from .targets import Head
 
 RowPosition = tuple[int, int]
 """Index of a row and a position in it."""
 
 
-class LastLayer(NamedTuple):
-    """States around the last ``down`` projection at some positions.
+@dataclass(frozen=True, eq=False)
+class LastProjection:
+    """The last projection before the final norm: the last layer's ``down``, or the one that was found.
 
     Attributes:
-        x: Input of the projection, (positions, I).
-        h: Output of the layer, (positions, D).
-        y: Output of the projection, (positions, D).
+        key: Layer and part of its update.
+        module: Its name in the model.
+        target: Name of the module that reads the sum to which its output is added: the final norm, or the head.
+        factor: What its output is multiplied by before it is added.
+        gain: Gain of the RMS norm between its output and the sum, (D,), if there is one.
+    """
+
+    key: Key
+    module: str
+    target: str
+    factor: float
+    gain: Tensor | None
+
+
+class LastLayer(NamedTuple):
+    """States around the last projection at some positions.
+
+    Attributes:
+        x: Input of the projection, (positions, I); of no width if there is no such projection.
+        h: Input of the final norm, (positions, D).
+        y: Output of the projection, (positions, D), likewise.
     """
 
     x: Tensor
@@ -35,6 +58,27 @@ class LastLayer(NamedTuple):
     def at(self, rows: slice | list[int]) -> LastLayer:
         """Return the states at some of the positions."""
         return LastLayer(*(values[rows] for values in self))
+
+
+def last_projection(model: Any, backbone: Backbone, head: Head) -> LastProjection | None:
+    """Return the last projection of a loaded model; None if no linear module's output reaches the final norm.
+
+    Args:
+        model: The loaded model, without adapters.
+        backbone: Its backbone.
+        head: Its head.
+    """
+    arch, target = backbone.arch, head.norm_path or backbone.arch.head
+    if not arch.has_converter:
+        found = find_projection(model, backbone, target)
+        if found is None:
+            return None
+        return LastProjection(
+            (arch.site(found.module).number, found.module), found.module, target, found.factor, found.gain
+        )
+    layer, site = arch.layers - 1, arch.site("down")
+    gain = None if site.post_norm is None else backbone.gain(layer, "down")
+    return LastProjection((layer, "down"), arch.module(layer, site), target, arch.residual_scale, gain)
 
 
 def down_projection(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:
@@ -61,22 +105,31 @@ def read_final_states(
 
 
 def read_last_layer(
-    model: Any, new: Backbone, rows: Sequence[Tokens], wanted: Sequence[RowPosition], progress: Progress
+    model: Any, place: LastProjection | str, rows: Sequence[Tokens], wanted: Sequence[RowPosition], progress: Progress
 ) -> LastLayer:
-    """Return the states around the last ``down`` projection at ``wanted``."""
+    """Return the states around the last projection at ``wanted``.
+
+    Args:
+        model: The loaded model, without adapters.
+        place: The projection; without one, the name of the module that reads the final state.
+        rows: The tokens of turns.
+        wanted: Rows and positions.
+        progress: Shows the progress.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(module: Any, args: Any, output: Any) -> None:
         seen["x"], seen["y"] = args[0], output
 
-    def keep_state(module: Any, args: Any, output: Any) -> None:
-        seen["h"] = output[0] if isinstance(output, tuple) else output
+    def keep_state(module: Any, args: Any, kwargs: Any) -> None:
+        seen["h"] = first_tensor(args, kwargs)
+        if isinstance(place, str):
+            seen["x"] = seen["y"] = seen["h"][..., :0]
 
-    last = new.arch.layers - 1
-    hooks = [
-        down_projection(model, new, last).register_forward_hook(keep),
-        decoder_layers(unwrap(model), new.arch.layer_path)[last].register_forward_hook(keep_state),
-    ]
+    target = place if isinstance(place, str) else place.target
+    hooks = [model.get_submodule(target).register_forward_pre_hook(keep_state, with_kwargs=True)]
+    if not isinstance(place, str):
+        hooks.append(model.get_submodule(place.module).register_forward_hook(keep))
     kept: dict[str, dict[RowPosition, Tensor]] = {"x": {}, "h": {}, "y": {}}
     positions: dict[int, list[int]] = {}
     for row, position in wanted:
@@ -84,7 +137,7 @@ def read_last_layer(
     try:
         for numbers, _, skipped in forward_batches(model, rows, progress):
             for name, table in kept.items():
-                values = seen[name].reshape(len(numbers), -1, seen[name].shape[-1])
+                values = seen[name].unflatten(0, (len(numbers), -1)) if seen[name].ndim < 3 else seen[name]
                 for line, number in enumerate(numbers):
                     table |= _select(values[line].detach(), number, positions.get(number, []), skipped)
     finally:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...models.backbone import Backbone
+from ...models.head_probe import FoundHead, find_head
 from .options import BehaviorOptions
 from .token_pairs import PlaceVocabularies, Vocabulary
 
@@ -41,12 +42,24 @@ class Head:
 
     def __init__(self, model: Any, backbone: Backbone) -> None:
         out = model.get_output_embeddings()
-        self.norm = copy.deepcopy(model.get_submodule(backbone.arch.final_norm)).cpu().float().requires_grad_(False)
         self._weight: Tensor | None = out.weight.detach().cpu()
         self._read_again: Callable[[], Tensor]
-        self.bias = None if out.bias is None else out.bias.detach().cpu().float()
+        own = getattr(out, "bias", None)
+        self.bias = None if own is None else own.detach().cpu().float()
+        self.norm_path: str | None = backbone.arch.final_norm
         self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
         self.cap = getattr(model.config, "final_logit_softcapping", None)
+        if not backbone.arch.has_converter:
+            self._read_found(find_head(model, backbone))
+        norm = torch.nn.Identity() if self.norm_path is None else copy.deepcopy(model.get_submodule(self.norm_path))
+        self.norm = norm.cpu().float().requires_grad_(False)
+
+    def _read_found(self, found: FoundHead) -> None:
+        """Take over what a forward pass has shown of a head."""
+        self.norm_path, self.scaling, self.cap = found.norm, found.scaling, found.cap
+        self._weight = self.weight[: found.tokens]
+        biases = [bias[: found.tokens] for bias in (self.bias, found.bias) if bias is not None]
+        self.bias = torch.stack(biases).sum(dim=0) if biases else None
 
     @property
     def weight(self) -> Tensor:
@@ -57,7 +70,7 @@ class Head:
 
     def release(self, backbone: Backbone) -> None:
         """Free the weight until it is needed again, when it is read from the backbone's checkpoint."""
-        if not backbone.in_memory:
+        if not backbone.in_memory and backbone.arch.has_converter:
             like = self.weight[:0].clone()
             self._weight, self._read_again = None, lambda: backbone.unembedding().to(like)
 

@@ -1,0 +1,143 @@
+"""The architecture of a backbone without a converter, read from a model without weights: its modules and their shapes.
+
+What the modules are for is not known, so that no weights can be mapped. Methods that run the models need only the
+names of the linear modules, the token tables, and what `head_probe` reads from a forward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..arch.registry import architecture, has_converter
+from ..arch.spec import Architecture, Heads, Site
+from ..errors import LoraSuiteError, short_message
+from .loading import auto_class
+
+OTHER_TOWERS = re.compile(
+    r"vision\w*|visual\w*|image_\w+|audio\w*|speech\w*|\w*(?:vision|audio)_(?:tower|model|encoder|embed\w*)"
+    r"|(?:multi_?modal|mm)_projector|embed_(?:vision|audio)|aligner"
+)
+"""Path components of towers and projectors that are not part of the text model."""
+NOT_TRAINED = re.compile(r"(?:\w+_)?(?:router|gating)|gate|\w*expert_gate|classifier|pooler|mtp\w*")
+"""Path components of the routers of a mixture of experts, and of modules that predict no next token."""
+READ_DIRECTLY = ("out_proj", "x_proj", "dt_proj")
+"""Modules of a state-space block, beside its parameter ``A_log``, whose weights fused kernels read without calling the
+module: a LoRA there has no effect, and PEFT refuses some of them."""
+PLAIN_SUBCLASSES = ("FalconLinear", "NonDynamicallyQuantizableLinear")
+"""Subclasses of `torch.nn.Linear` with a forward function of their own that computes the same."""
+
+
+def read_architecture(config: Any, *, trust_remote_code: bool = False) -> Architecture:
+    """Return the architecture of a backbone: from its converter or, without one, from a model without weights.
+
+    Raises:
+        LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
+    """
+    if has_converter(getattr(config, "model_type", None) or ""):
+        return architecture(config)
+    return derive_architecture(config, trust_remote_code=trust_remote_code)
+
+
+def derive_architecture(config: Any, *, trust_remote_code: bool = False) -> Architecture:
+    """Return the architecture of a backbone without a converter.
+
+    Raises:
+        LoraSuiteError: If transformers cannot build the model, or it has no language-model head or no linear modules.
+    """
+    model = _empty_model(config, trust_remote_code)
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if getattr(head, "weight", None) is None or id(embedding) not in names or id(head) not in names:
+        raise LoraSuiteError(
+            "the model has no token embedding or no language-model head", where=config.model_type,
+            wanted="a causal language model", do="choose another backbone",
+        )  # fmt: skip
+    sites = tuple(_sites(model, head, names[id(embedding)]))
+    if not sites:
+        raise LoraSuiteError("the model has no linear modules", where=config.model_type, do="choose another backbone")
+    hidden = head.weight.shape[1]
+    return Architecture(
+        family=config.model_type,
+        layers=getattr(config.get_text_config(), "num_hidden_layers", None) or 1,
+        hidden=hidden,
+        heads=Heads(1, 1, hidden),
+        intermediate=max(max(site.shape) for site in sites if site.shape),
+        vocabulary=min(embedding.weight.shape[0], head.weight.shape[0]),
+        sites=sites,
+        layer_path=_layer_path(sites),
+        embedding=names[id(embedding)],
+        head=names[id(head)],
+        final_norm="",
+        tied=head.weight is embedding.weight,
+    )
+
+
+def _is_trained(model: nn.Module, name: str, module: nn.Module, tower: str) -> bool:
+    """Whether a LoRA can train a module: one of the text tower, and no router."""
+    parent, _, last = name.rpartition(".")
+    if not name.startswith(tower) or any(NOT_TRAINED.fullmatch(part) for part in name.split(".")):
+        return False
+    return _is_plain(module) and not (last in READ_DIRECTLY and hasattr(model.get_submodule(parent), "A_log"))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a linear module computes what `torch.nn.Linear` or ``Conv1D`` does; some routers return a tuple."""
+    kind = type(module)
+    own = isinstance(module, nn.Linear) and kind.forward is not nn.Linear.forward
+    return not own or kind.__name__ in PLAIN_SUBCLASSES
+
+
+def _linear_modules(model: nn.Module, head: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the linear modules by name, without the head and without those of other towers."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.named_modules():
+        foreign = any(OTHER_TOWERS.fullmatch(part) for part in name.split("."))
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and not foreign:
+            yield name, module
+
+
+def _sites(model: nn.Module, head: nn.Module, embedding: str) -> Iterator[Site]:
+    from transformers.pytorch_utils import Conv1D
+
+    tower = _text_tower(model, embedding)
+    for name, module in _linear_modules(model, head):
+        conv1d, bias = isinstance(module, Conv1D), module.bias is not None
+        rows, columns = module.weight.shape[::-1] if conv1d else module.weight.shape
+        trained = _is_trained(model, name, module, tower)
+        yield Site(name, (name,), bias=bias, conv1d=conv1d, shape=(rows, columns), trained=trained)
+
+
+def _layer_path(sites: tuple[Site, ...]) -> str:
+    """Return the path of the list with the most linear modules, which is that of the decoder layers."""
+    starts = [re.match(r"(.+?)\.\d+\.", site.path) for site in sites]
+    counts = Counter(start[1] for start in starts if start)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def _text_tower(model: nn.Module, embedding: str) -> str:
+    """Return the start of the names in the text tower: the innermost module with the embedding and a list of layers."""
+    path = embedding.rpartition(".")[0]
+    while path and not any(isinstance(part, nn.ModuleList) for part in model.get_submodule(path).modules()):
+        path = path.rpartition(".")[0]
+    return f"{path}." if path else ""
+
+
+def _empty_model(config: Any, trust_remote_code: bool) -> Any:
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    except Exception as error:  # families raise exceptions of any type
+        raise LoraSuiteError(
+            f"no converter for model type {config.model_type!r}, and transformers cannot build its model:"
+            f" {short_message(error)}",
+            do="check the model_type in config.json, or add a converter with peft_lorasuite.register, see"
+            " docs/add-a-family.md",
+        ) from error  # fmt: skip

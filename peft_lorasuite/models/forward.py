@@ -1,0 +1,64 @@
+"""Forward passes of any causal language model: the inputs that it accepts, its final states, logits at some columns."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+
+class _HeadReached(Exception):  # noqa: N818 (control flow, not an error)
+    """Ends a forward pass at the language-model head."""
+
+
+def unwrap(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model, or a plain model itself; adapters stay attached."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def model_inputs(model: Any, **inputs: Any) -> dict[str, Any]:
+    """Return those of the inputs that the model accepts; some have no cache and no attention mask."""
+    known = _parameters(model)
+    anything = any(one.kind == inspect.Parameter.VAR_KEYWORD for one in known.values())
+    return {name: value for name, value in inputs.items() if anything or name in known}
+
+
+def final_states(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Return what the language-model head reads, (rows, length, D); the head itself does not run.
+
+    In most families it is the decoder's ``last_hidden_state``; others scale or project that first.
+    """
+    found: list[Tensor] = []
+
+    def stop(module: Any, args: Any) -> None:
+        found.append(args[0])
+        raise _HeadReached
+
+    hook = unwrap(model).get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        model(**inputs)
+    except _HeadReached:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def logits_at(model: Any, inputs: dict[str, Any], columns: Tensor) -> tuple[Any, Tensor]:
+    """Return the outputs of a model, and its logits at some columns, (rows, columns, tokens)."""
+    if keeps_logits(model):
+        outputs = model(**inputs, logits_to_keep=columns)
+        return outputs, outputs.logits
+    outputs = model(**inputs)
+    return outputs, outputs.logits[:, columns]
+
+
+def keeps_logits(model: Any) -> bool:
+    """Return whether a model can compute the logits at some columns alone."""
+    return "logits_to_keep" in _parameters(model)
+
+
+def _parameters(model: Any) -> dict[str, inspect.Parameter]:
+    model = getattr(model, "module", model)  # of several processes
+    return dict(inspect.signature(unwrap(model).forward).parameters)
