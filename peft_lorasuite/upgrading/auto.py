@@ -6,11 +6,14 @@ Thresholds were chosen on the development points of ``benchmarks/gate.py`` and c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..errors import LoraSuiteError
 from ..mapping.same_base import Comparison, compare_pair
 from ..mapping.upgrade_map import UpgradeMap
+from ..methods.registry import Method
 from ..models.task import CAUSAL, Task
 from .prediction import MAX_DISTANCE, MIN_EXPLAINED, embedding_similarity, explained_share
 
@@ -82,6 +85,22 @@ def _pick_by_behavior(upgrade_map: UpgradeMap) -> Choice:
     if upgrade_map.new.arch.has_converter:
         return Choice("transplant", f"{reason}, and the last layer of the new backbone is known")
     return Choice("distill", f"{reason}, and the new backbone may have no place for a transplant")
+
+
+def check_method(chosen: Method, upgrade_map: UpgradeMap) -> dict[str, Any]:
+    """Return for the report which model types of the pair have no converter.
+
+    Raises:
+        LoraSuiteError: If one has none, and the method transfers weights.
+    """
+    missing = upgrade_map.without_converter
+    if missing and not chosen.needs_backbones:
+        raise LoraSuiteError(
+            f"the method {chosen.name!r} transfers weights and needs a converter for both backbones",
+            where=" and ".join(map(repr, missing)), got="none",
+            do="use 'distill' or 'transplant', which run the models, or add a converter (docs/add-a-family.md)",
+        )  # fmt: skip
+    return {"without_converter": missing} if missing else {}
 
 
 def _transplant_cost(upgrade_map: UpgradeMap) -> str:

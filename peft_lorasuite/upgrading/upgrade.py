@@ -24,7 +24,7 @@ from ..mapping.same_base import compare_pair
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
-from ..methods.registry import Method, find
+from ..methods.registry import find
 from ..models.backbone import Backbone
 from ..models.quantized import unquantized_name
 from ..models.task import LabelsLike
@@ -157,7 +157,7 @@ def upgrade(
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
     chosen = find(method)
-    _check_method(chosen, upgrade_map)
+    facts |= auto.check_method(chosen, upgrade_map)
     settings = make_options(chosen, options)
     inputs, tokens = _add_tokens(
         MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress, chat), by_behavior=chosen.needs_backbones
@@ -172,8 +172,6 @@ def upgrade(
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
-    if upgrade_map.without_converter:
-        facts["without_converter"] = upgrade_map.without_converter
     if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = [*warnings, *facts.get("warnings", [])]
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
@@ -195,16 +193,6 @@ def upgrade(
     if new is not None:
         base = (new.name, None if new.source.folder else new.source.revision)
     return Upgraded(result, report, *base, adapter.source, _tokenizer(tokens, method_result.chat_template))
-
-
-def _check_method(chosen: Method, upgrade_map: UpgradeMap) -> None:
-    """Raise `LoraSuiteError` for a method that transfers weights if a backbone has no converter."""
-    if not (upgrade_map.maps_weights or chosen.needs_backbones):
-        raise LoraSuiteError(
-            f"the method {chosen.name!r} transfers weights and needs a converter for both backbones",
-            where=" and ".join(map(repr, upgrade_map.without_converter)), got="none",
-            do="use 'distill' or 'transplant', which run the models, or add a converter (docs/add-a-family.md)",
-        )  # fmt: skip
 
 
 def _tokenizer(tokens: NewTokens, chat_template: str | None) -> Any:

@@ -17,7 +17,8 @@ WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs
 PROMPTS = [f" the {a} {b} {c}" for a in WORDS[:2] for b in WORDS[2:4] for c in WORDS[8:]]
 MAMBA = {"state_size": 8, "time_step_rank": 8}
 OTHERS: dict[str, dict[str, Any]] = {
-    "codegen": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "rotary_dim": 4} | IDS,
+    "codegen": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "rotary_dim": 4}
+    | IDS,
     "exaone4": GROUPED,
     "glm4v": {
         "text_config": GROUPED | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
@@ -27,7 +28,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "jamba": GROUPED
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
-    | {"num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8, "use_mamba_kernels": False},
+    | {"num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8},
     "mamba": {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3} | MAMBA | IDS,
     "mixtral": GROUPED | {"num_local_experts": 4},
     "mpt": {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 256} | IDS,

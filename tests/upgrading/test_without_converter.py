@@ -1,4 +1,4 @@
-"""Backbones whose model type has no converter: old, new or both, by the methods that run the models."""
+"""Backbones whose model type has no converter, as the old one, the new one or both: what runs the models works."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ from peft_lorasuite.cli.main import main
 from peft_lorasuite.upgrading.inputs import open_inputs
 from peft_lorasuite.upgrading.upgrade import Upgraded, upgrade
 
-FAST = {"length": 4, "entropy_gate": 0.0, "anchor_text_tokens": 0, "anchor_tokens": 8}
-DISTILL = FAST | {"epochs": 12, "batch_size": 4, "learning_rate": 5e-3}
-MODULES = {"mpt": ["Wqkv", "out_proj"], "codegen": ["qkv_proj", "fc_in"], "mamba": ["in_proj"], "jamba": ["in_proj", "q_proj"]}
+FAST = {"length": 4, "entropy_gate": 0.0, "anchor_tokens": 8}
+DISTILL = FAST | {"epochs": 12, "batch_size": 4, "learning_rate": 5e-3, "anchor_text_tokens": 0}
+MODULES = {
+    "codegen": ["qkv_proj", "fc_in"],
+    "glm4v": r".*language_model.*\.q_proj",
+    "jamba": ["in_proj", "q_proj"],
+    "mamba": ["in_proj"],
+    "mpt": ["Wqkv", "out_proj"],
+}
+"""Targets of a LoRA, where they are not ``q_proj`` and ``v_proj``."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +37,22 @@ def no_converters() -> Iterator[None]:
         yield
 
 
-def modules_of(model_type: str) -> list[str]:
-    return MODULES.get(model_type, ["q_proj", "v_proj"])
+def known_backbone(folder: Path, model_type: str = "llama") -> Path:
+    return save_backbone(folder, pico_model(model_type, seed=1), pico_tokenizer(WORDS))
 
 
-def transfer(adapter: Path, new: Path, method: str, options: dict[str, Any] | None, **settings: Any) -> Upgraded:
-    inputs = open_inputs(adapter, str(new), method=method, prompts=True)
+def transfer(adapter: Path, new: Path, method: str, options: dict[str, Any] | None = None, **settings: Any) -> Upgraded:
+    inputs = open_inputs(adapter, str(new), method=method, prompts=True, **settings)
     return upgrade(
         inputs.source, inputs.upgrade_map, method=method, options=options, old=inputs.old, new=inputs.new,
-        prompts=PROMPTS, **settings,
+        prompts=PROMPTS,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_the_behavior_of_an_adapter_comes_back_on_its_own_backbone(model_type: str, tmp_path: Path) -> None:
     base = other_backbone(tmp_path / "base", model_type)
-    modules = r".*language_model.*\.q_proj" if model_type == "glm4v" else modules_of(model_type)
-    adapter = write_adapter(tmp_path / "adapter", base, modules)
+    adapter = write_adapter(tmp_path / "adapter", base, MODULES.get(model_type, ["q_proj", "v_proj"]))
     upgraded = transfer(adapter, base, "distill", DISTILL)
     upgraded.save(tmp_path / "result")
     wanted = log_probs(base, adapter)
@@ -55,3 +61,61 @@ def test_the_behavior_of_an_adapter_comes_back_on_its_own_backbone(model_type: s
     assert upgraded.report.facts["without_converter"] == [model_type]
     assert upgraded.report.by_behavior
     assert all(fate == "transferred" for fate in upgraded.report.tensors.values())
+
+
+def test_a_transplant_goes_through_the_norm_behind_the_last_projection(tmp_path: Path) -> None:
+    """The old backbone has a converter; the new one has a norm after each block, whose gain the fit must divide by."""
+    old, new = known_backbone(tmp_path / "old"), other_backbone(tmp_path / "new", "exaone4", seed=2)
+    adapter = write_adapter(tmp_path / "adapter", old, ["q_proj", "down_proj"])
+    upgraded = transfer(adapter, new, "transplant", FAST)
+    upgraded.save(tmp_path / "result")
+    facts = upgraded.report.facts["transplant"]
+    assert facts["module"] == "model.layers.2.mlp.down_proj"
+    assert facts["divergence_left"] < 0.5 * facts["divergence"]
+    assert [module["module"] for module in upgraded.report.modules] == [facts["module"]]
+    assert divergence(log_probs(new, tmp_path / "result"), log_probs(new)) > 0.01
+
+
+def test_an_old_backbone_without_a_converter_is_enough_for_auto_to_take_transplant(tmp_path: Path) -> None:
+    old, new = other_backbone(tmp_path / "old", "mamba"), known_backbone(tmp_path / "new", "qwen2")
+    adapter = write_adapter(tmp_path / "adapter", old, ["in_proj"])
+    upgraded = transfer(adapter, new, "auto")
+    assert upgraded.report.method["name"] == "transplant"
+    assert upgraded.report.facts["auto"].startswith("'mamba' has no converter, so weights cannot be mapped")
+
+
+def test_methods_that_transfer_weights_name_the_types_without_a_converter(tmp_path: Path) -> None:
+    old, new = known_backbone(tmp_path / "old"), other_backbone(tmp_path / "new", "mpt")
+    adapter = write_adapter(tmp_path / "adapter", old, ["q_proj"])
+    for method in ("lorasuite", "copy", "cross-lora"):
+        with pytest.raises(LoraSuiteError, match=r"^'mpt': .* needs a converter .*docs/add-a-family.md"):
+            transfer(adapter, new, method)
+
+
+def test_the_map_of_such_a_pair_has_the_identities_alone_and_reads_back(tmp_path: Path) -> None:
+    old, new = other_backbone(tmp_path / "old", "jamba"), other_backbone(tmp_path / "new", "xglm")
+    built = UpgradeMap.build(str(old), str(new))
+    built.save(tmp_path / "map")
+    read = UpgradeMap.load(tmp_path / "map")
+    assert (read.key, read.pairs) == (built.key, [])
+    assert read.old.arch == built.old.arch
+    assert read.without_converter == ["jamba", "xglm"]
+    other = other_backbone(tmp_path / "other", "xglm", seed=5)
+    adapter = write_adapter(tmp_path / "adapter", old, MODULES["jamba"])
+    with pytest.raises(LoraSuiteError, match="the upgrade map was built for another new backbone"):
+        transfer(adapter, other, "transplant", FAST, upgrade_map=read)
+    assert transfer(adapter, new, "transplant", FAST, upgrade_map=read).report.modules
+
+
+def test_the_command_and_from_upgraded_give_the_same_adapter(tmp_path: Path) -> None:
+    old, new = other_backbone(tmp_path / "old", "xglm"), other_backbone(tmp_path / "new", "codegen", seed=2)
+    adapter = write_adapter(tmp_path / "adapter", old, ["q_proj", "fc2"])
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    options = [f"--set={name}={value}" for name, value in FAST.items()]
+    options += ["--prompts", str(tmp_path / "prompts.json"), "-o", str(tmp_path / "result")]
+    assert main(["upgrade", str(adapter), "--to", str(new), "--method", "transplant", *options]) == 0
+    model = PeftModel.from_upgraded(str(new), str(adapter), method="transplant", prompts=PROMPTS, options=FAST)
+    loaded = peft.PeftModel.from_pretrained(load(new), str(tmp_path / "result"))
+    ids = torch.tensor([[20, 30, 40, 50]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits)
