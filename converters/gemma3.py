@@ -7,7 +7,7 @@ from typing import Any
 from peft_lorasuite.arch.registry import register
 from peft_lorasuite.arch.spec import Architecture
 
-from .gemma2 import gemma
+from .gemma2 import normed
 
 
 def thetas(config: Any) -> tuple[float, ...]:
@@ -18,7 +18,7 @@ def thetas(config: Any) -> tuple[float, ...]:
 @register("gemma3_text")
 def gemma3_text(config: Any) -> Architecture:
     """Describe a text-only Gemma 3 backbone (270M and 1B)."""
-    return gemma(config, "gemma3", qk_norm=True, rope_thetas=thetas(config))
+    return normed(config, "gemma3", qk_norm=True, rope_thetas=thetas(config))
 
 
 @register("gemma3")
@@ -26,7 +26,7 @@ def gemma3(config: Any) -> Architecture:
     """Describe the language model of a multimodal Gemma 3 backbone (4B and larger)."""
     text = config.text_config
     prefix = "model.language_model"
-    return gemma(
+    return normed(
         text,
         "gemma3",
         qk_norm=True,

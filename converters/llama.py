@@ -1,4 +1,4 @@
-"""Llama and Mistral: no fused projections, gated MLP, RMSNorm, rotary positions; most converters build on this file."""
+"""Llama, Mistral, Ministral: no fused projections, gated MLP, RMSNorm, rotary positions; others build on this file."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def describe(config: Any, family: str, layer_sites: tuple[Site, ...], **differen
     return Architecture(**(values | rotary(config, heads) | differences))
 
 
-@register("llama", "mistral")
+@register("llama", "mistral", "ministral")
 def llama(config: Any) -> Architecture:
-    """Describe a Llama or Mistral backbone."""
+    """Describe a Llama, Mistral or Ministral backbone."""
     bias, mlp = (bool(getattr(config, name, False)) for name in ("attention_bias", "mlp_bias"))
     return describe(config, "llama", sites(qkv_bias=bias, o_bias=bias, mlp_bias=mlp))

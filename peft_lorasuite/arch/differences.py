@@ -101,7 +101,13 @@ def _positions(old: Architecture, new: Architecture) -> Iterator[str]:
             f"{fractions[0]:.0%} of a head is rotated in the old backbone and {fractions[1]:.0%} in the new one:"
             " rotated dimensions are matched by the nearest frequency"
         )
-    bases = sorted(set(old.rope_thetas)), sorted(set(new.rope_thetas))
+    shares = [sum(theta > 0 for theta in side.rope_thetas) / len(side.rope_thetas) for side in (old, new)]
+    if shares[0] != shares[1]:
+        yield (
+            f"heads are rotated in {shares[0]:.0%} of the old layers and in {shares[1]:.0%} of the new ones: query and"
+            " key updates between a layer with rotation and one without are fitted without positions"
+        )
+    bases = [sorted({theta for theta in side.rope_thetas if theta}) for side in (old, new)]
     if bases[0] != bases[1]:
         texts = [" and ".join(f"{base:g}" for base in side) for side in bases]
         yield (

@@ -1,6 +1,7 @@
-"""Rows of each part in a fused projection, and the key/value head of each query head.
+"""Rows of each part in a projection, and the key/value head of each query head.
 
-`head_rows` is the only description of a fused layout: `split` indexes with its row numbers, `join` assigns to them.
+`head_rows` is the only description of a layout: `split` indexes with its row numbers, `join` assigns to them. In the
+rows of a part, dimensions i and i + rotary_size / 2 of a head rotate together, whatever the order in the module.
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ def head_rows(site: Site, arch: Architecture) -> dict[str, Tensor]:
     """Return the row numbers of each part of a site, in the order of its heads; together a permutation of all rows."""
     if site.parts[0] in OUTPUT_PROJECTIONS:
         return {site.parts[0]: torch.arange(arch.hidden)}
+    rows = _rows_of_parts(site, arch)
+    if arch.rotary_interleaved:
+        rows |= {part: _halves(rows[part], arch) for part in ("q", "k") if part in rows}
+    return rows
+
+
+def _halves(rows: Tensor, arch: Architecture) -> Tensor:
+    """Reorder the rows of interleaved rotary pairs: the first dimensions of all pairs, then the second ones."""
+    heads, size = rows.reshape(-1, arch.heads.size), arch.rotary_size
+    return torch.cat([heads[:, 0:size:2], heads[:, 1:size:2], heads[:, size:]], dim=1).reshape(-1)
+
+
+def _rows_of_parts(site: Site, arch: Architecture) -> dict[str, Tensor]:
     if site.rows == "part head dim":
         return _rows_by_part(site, arch)
     if site.rows == "head part dim" and arch.heads.group != 1:

@@ -150,7 +150,10 @@ class Architecture:
         activation_floor: Threshold up to which values are set to zero before the activation (FATReLU), or 0.
         positions: ``"rotary"``, ``"alibi"`` or ``"learned"``.
         rotary_size: Number of rotated dimensions of a head; they come first.
-        rope_thetas: Base of the rotary frequencies: one for all layers, or one per layer.
+        rotary_interleaved: Whether dimensions 2i and 2i + 1 of a head rotate together (GPT-J), and not those of two
+            halves.
+        rope_thetas: Base of the rotary frequencies: one for all layers, or one per layer; 0 in layers that do not
+            rotate (SmolLM3).
         tied: Whether the language-model head and the embedding share their weight.
         parallel: Whether attention and feed-forward run in parallel, on the same residual state.
         qk_norm: Whether queries and keys are normalized after their projection.
@@ -179,6 +182,7 @@ class Architecture:
     activation_floor: float = 0.0
     positions: str = "rotary"
     rotary_size: int = 0
+    rotary_interleaved: bool = False
     rope_thetas: tuple[float, ...] = (10000.0,)
     tied: bool = False
     parallel: bool = False
@@ -244,7 +248,7 @@ class Architecture:
         return None if match is None or site is None else (int(match[1]), site)
 
     def theta(self, layer: int) -> float:
-        """Return the rotary base of a layer."""
+        """Return the rotary base of a layer; 0 if it rotates nothing."""
         return self.rope_thetas[layer if len(self.rope_thetas) > 1 else 0]
 
     def shape(self, part: str) -> tuple[int, int]:

@@ -108,9 +108,10 @@ class LayerMatcher:
 
     def _rotary(self, i: int, j: int) -> Rotary | None:
         old, new = self.old.arch, self.new.arch
-        if old.positions != "rotary" or new.positions != "rotary":
+        bases = old.theta(i), new.theta(j)
+        if old.positions != "rotary" or new.positions != "rotary" or not all(bases):
             return None
-        return Rotary(old.rotary_size, new.rotary_size, old.theta(i), new.theta(j))
+        return Rotary(old.rotary_size, new.rotary_size, *bases)
 
 
 def _units_first(weight: Tensor, part: str) -> Tensor:

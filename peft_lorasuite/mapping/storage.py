@@ -22,13 +22,13 @@ from .layer_pair import LayerPair, MapParts
 from .options import MapOptions
 from .samples import KINDS
 
-FORMAT = 2
+FORMAT = 3
 _size, _share = integer(1, 2**31 - 1), optional(number())
 ARCHITECTURE = record_of(
     Architecture,
     layers=integer(1, 10**5), hidden=_size, intermediate=_size, vocabulary=_size, rotary_size=integer(0, 2**31 - 1),
     heads=record_of(Heads, query=_size, key_value=_size, size=_size), norm=one_of("rms", "layer"),
-    positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(above=0.0), fewest=1),
+    positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(0.0), fewest=1),
     embedding_scale=number(above=0.0), residual_scale=number(above=0.0), activation_floor=number(0.0),
 )  # fmt: skip
 _hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)

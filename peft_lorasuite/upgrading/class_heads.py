@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
@@ -12,6 +13,7 @@ from ..adapters.class_head import ClassHead
 from ..errors import LoraSuiteError
 from ..methods.base import MethodInput, MethodResult
 from ..models.backbone import Backbone
+from ..models.stored_names import find_stored
 from ..models.task import find_head
 from .report import TRANSFERRED
 from .token_tables import map_rows
@@ -58,9 +60,15 @@ def _mapped(head: ClassHead, old: Backbone, new: Backbone, inputs: MethodInput) 
         return ClassHead(weight)
     bias = head.bias.clone()
     if old.arch.norm == new.arch.norm == "layer":
-        shifts = [one.tensor(f"{one.arch.final_norm}.bias") for one in (old, new)]
-        bias += head.weight @ shifts[0] - weight @ shifts[1]
+        bias += head.weight @ _shift(old) - weight @ _shift(new)
     return ClassHead(weight, bias)
+
+
+def _shift(backbone: Backbone) -> Tensor:
+    """Return the bias of the final LayerNorm, which some families leave out (Cohere)."""
+    path = f"{backbone.arch.final_norm}.bias"
+    stored = find_stored(path, backbone.weights, backbone.arch)
+    return torch.zeros(backbone.arch.hidden) if stored is None else backbone.tensor(path)
 
 
 def _resized(head: ClassHead, hidden: int) -> ClassHead:

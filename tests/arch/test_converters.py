@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from pico import MULTIMODAL, PICO, pico_config, pico_model, pico_tokenizer, save_backbone
+from families import CASES, FAMILIES, build
+from pico import PICO, pico_config, pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
@@ -24,36 +24,7 @@ from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.models.backbone import Backbone
 
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True}),
-    ("falcon", {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}),
-    ("gemma2", {"attention_bias": True, "num_key_value_heads": 1}),
-    ("gpt2", {"n_inner": None, "tie_word_embeddings": False}),
-    ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
-    ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 777.0, "tie_word_embeddings": True}),
-    ("granite", {"attention_bias": True, "mlp_bias": True}),
-    ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
-    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True, "rope_theta": 5e5}),
-    ("minicpm", {"tie_word_embeddings": False}),
-    ("minicpm", {"hidden_act": "relu", "num_key_value_heads": None}),
-    ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
-    ("phi", {"qk_layernorm": True, "num_key_value_heads": 2}),
-    ("phi3", {"partial_rotary_factor": 0.5, "num_key_value_heads": 4}),
-    ("qwen3", {"attention_bias": True}),
-    ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True, "qk_layernorm": True}),
-]
-CASES = [(name, {}) for name in PICO | MULTIMODAL] + VARIANTS
-FAMILIES = pytest.mark.parametrize(
-    "case", range(len(CASES)), ids=[f"{n}{'+' * bool(o)}{'+'.join(o)}" for n, o in CASES]
-)
 IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
-
-
-@cache
-def build(case: int) -> tuple[Any, Architecture]:
-    model_type, overrides = CASES[case]
-    return pico_model(model_type, seed=case, **overrides), architecture(pico_config(model_type, **overrides))
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
@@ -85,7 +56,7 @@ def test_norms_embedding_and_head_have_the_paths_of_the_architecture(case: int) 
     assert (head.weight is embedding.weight) == arch.tied
     final = model.get_submodule(arch.final_norm)
     assert final.weight.shape == (arch.hidden,)
-    assert isinstance(final, nn.LayerNorm) == (arch.norm == "layer")
+    assert ("LayerNorm" in type(final).__name__) == (arch.norm == "layer")
     layer = model.get_submodule(f"{arch.layer_path}.0")
     found = {name for name, module in layer.named_children() if "norm" in type(module).__name__.lower()}
     named = {name for site in arch.sites for name in (site.norm, site.post_norm) if name}
@@ -100,7 +71,8 @@ def test_norms_embedding_and_head_have_the_paths_of_the_architecture(case: int) 
 def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
     model, arch = build(case)
     names = ("act_fn", "act", "activation_fn", "gelu_impl")
-    mlp = model.get_submodule(f"{arch.layer_path}.0.mlp")
+    layer = model.get_submodule(f"{arch.layer_path}.0")
+    mlp = getattr(layer, "mlp", layer)
     activation = next(getattr(mlp, name) for name in names if hasattr(mlp, name))
     points = torch.linspace(-4, 4, 101)
     assert close(activation(points), ACT2FN[arch.activation](points), 1e-6)
@@ -108,12 +80,19 @@ def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
         assert arch.rotary_size == 0
         return
     rotary = model.get_submodule(arch.layer_path.rpartition(".")[0]).rotary_emb
+    if arch.family == "gptj":  # it has a table of sines and cosines
+        assert close(rotary.embed_positions[1, : arch.rotary_size // 2].asin(), frequencies(arch, 0))
+        return
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * arch.layers
     for layer, kind in enumerate(kinds):
         found = getattr(rotary, f"{kind}_inv_freq", None)
         found = rotary.inv_freq if found is None else found
-        exponents = torch.arange(0, arch.rotary_size, 2) / arch.rotary_size
-        assert close(found, arch.theta(layer) ** -exponents)
+        if arch.theta(layer):
+            assert close(found, frequencies(arch, layer))
+
+
+def frequencies(arch: Architecture, layer: int) -> Tensor:
+    return arch.theta(layer) ** -(torch.arange(0, arch.rotary_size, 2) / arch.rotary_size)
 
 
 @FAMILIES
@@ -132,6 +111,7 @@ def test_the_architecture_describes_the_computation_of_a_layer(case: int) -> Non
     model(input_ids=IDS)
     for handle in handles:
         handle.remove()
+    seen = {name: value.reshape(1, len(IDS[0]), -1) for name, value in seen.items()}  # OPT joins rows and positions
     if arch.positions != "learned":
         assert close(seen["first in"], backbone.embedding(IDS[0])[None])
 
@@ -143,7 +123,7 @@ def test_the_architecture_describes_the_computation_of_a_layer(case: int) -> Non
         gain = backbone.gain(number, part)
         if arch.norm == "rms":
             return F.rms_norm(value, value.shape[-1:], gain, 1e-6)
-        return F.layer_norm(value, value.shape[-1:], gain, layer.get_submodule(path).bias, 1e-5)
+        return F.layer_norm(value, value.shape[-1:], gain, getattr(layer.get_submodule(path), "bias", None), 1e-5)
 
     layer = model.get_submodule(f"{arch.layer_path}.{number}")
     after_attention = seen["layer in"] + arch.residual_scale * normed(seen["o out"], "o")
@@ -184,18 +164,28 @@ def test_split_returns_the_inputs_of_attention(case: int, monkeypatch: pytest.Mo
         heads = _normed_heads(parts[part], part, attention, arch)
         if seen[part].shape[1] != heads.shape[0]:
             heads = heads[group_of(arch.heads)]
-        rotated = part != "v" and arch.positions == "rotary"
+        rotated = part != "v" and arch.positions == "rotary" and arch.theta(1)
+        if part != "v" and arch.rotary_interleaved:
+            seen[part] = halves(seen[part], arch.rotary_size)
+        if part == "q" and arch.family == "opt":  # it scales the queries, not the scores
+            heads = heads * arch.heads.size**-0.5
         span = slice(0, 1) if rotated else slice(None)  # rotation leaves position 0 as it is
         assert close(seen[part][0][:, span], heads[:, span], 1e-6), part
+
+
+def halves(heads: Tensor, size: int) -> Tensor:
+    """Reorder interleaved rotary pairs: the first dimensions of all pairs, then the second ones."""
+    pairs = heads[..., :size].unflatten(-1, (-1, 2))
+    return torch.cat([pairs[..., 0], pairs[..., 1], heads[..., size:]], dim=-1)
 
 
 def _normed_heads(rows: Tensor, part: str, attention: nn.Module, arch: Architecture) -> Tensor:
     """Turn a part's output, ``(rows, tokens)``, into heads, ``(heads, tokens, size)``, normalized as in the model."""
     names = [name for name in (f"{part}_norm", f"{part}_layernorm") if hasattr(attention, name)]
-    if names and arch.family == "olmo2":  # over all heads at once
+    if names and arch.family.startswith("olmo"):  # over all heads at once
         rows = getattr(attention, names[0])(rows.T).T
     heads = rows.reshape(arch.heads.count(part), arch.heads.size, -1).transpose(1, 2)
-    return getattr(attention, names[0])(heads[None])[0] if names and arch.family != "olmo2" else heads
+    return getattr(attention, names[0])(heads[None])[0] if names and not arch.family.startswith("olmo") else heads
 
 
 def _spy(model: Any, attention: nn.Module, seen: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,3 +265,17 @@ def test_gemmas_embedding_multiplier_is_rounded_as_in_transformers() -> None:
 def test_the_error_for_a_missing_config_value_has_its_name() -> None:
     with pytest.raises(ValueError, match=r"falcon: the config lacks a value: .*new_decoder_architecture.*config\.json"):
         architecture(SimpleNamespace(model_type="falcon"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"do_layer_norm_before": False}, "no norm with gains before each block and before the head"),
+        ({"layer_norm_elementwise_affine": False}, "no norm with gains before each block"),
+        ({"_remove_final_layer_norm": True}, "before the head"),
+        ({"word_embed_proj_dim": 16}, "the embedding of this OPT is projected .*got word_embed_proj_dim 16"),
+    ],
+)
+def test_an_opt_of_another_layout_is_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        architecture(pico_config("opt", **overrides))

@@ -22,7 +22,7 @@ def text(old: Architecture, new: Architecture) -> str:
 
 def test_sizes_are_not_structural_differences() -> None:
     assert differences(arch("llama"), arch("llama", hidden_size=64, num_hidden_layers=5, intermediate_size=99)) == []
-    assert differences(arch("llama"), arch("mistral")) == []
+    assert differences(arch("llama"), arch("ministral")) == []
 
 
 def test_a_part_of_one_backbone_is_reported_in_both_directions() -> None:
@@ -51,6 +51,7 @@ def test_split_to_fused_costs_energy_and_fused_to_split_does_not() -> None:
         ("bloom", "llama", "positions are alibi in the old backbone and rotary in the new one"),
         ("gpt_neox", "llama", "25% of a head is rotated in the old backbone and 100% in the new one"),
         ("llama", "gpt_neox", "one after the other in the old layers and in parallel in the new ones"),
+        ("smollm3", "llama", "heads are rotated in 67% of the old layers and in 100% of the new ones"),
         ("llama", "phi", "norms are RMSNorm in the old backbone and LayerNorm in the new one"),
         ("llama", "olmo2", "only the old layers have a norm before feed-forward"),
         ("llama", "gemma2", "only the new layers have a norm after attention"),

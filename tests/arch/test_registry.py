@@ -163,7 +163,9 @@ POSITIONS = {"rotary": "rotary", "alibi": "ALiBi", "learned": "learned"}
 def arch_with_switches(model_type: str, on: bool) -> Architecture:
     config = pico_config(model_type)
     text = config.get_text_config()
-    values = dict.fromkeys(("alibi", "attention_bias", "bias", "mlp_bias", "use_qkv_bias"), on)
+    values = dict.fromkeys(
+        ("alibi", "attention_bias", "bias", "enable_bias", "mlp_bias", "use_bias", "use_qkv_bias"), on
+    )
     for name, value in (values | {"num_key_value_heads": 2 if on else 4}).items():
         if hasattr(text, name):
             setattr(text, name, value)

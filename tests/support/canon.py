@@ -24,18 +24,21 @@ KEYS = {
 OWN_KEYS = {
     "bloom": {"layers": "n_layer", "heads": "n_head"},
     "gpt2": {"layers": "n_layer", "heads": "n_head", "hidden": "n_embd", "intermediate": "n_inner"},
+    "gptj": {"layers": "n_layer", "heads": "n_head", "hidden": "n_embd", "intermediate": "n_inner"},
+    "opt": {"intermediate": "ffn_dim"},
     "falcon": {"intermediate": "ffn_hidden_size", "groups": "num_kv_heads"},
 }
 """Names of the sizes in a config, and where a type has its own."""
-GROUPED = tuple(name for name in PICO if name not in ("bloom", "gpt2", "gpt_neox", "gemma3"))
+GROUPED = tuple(name for name in PICO if name not in ("bloom", "gpt2", "gpt_neox", "gptj", "opt", "gemma3"))
 """Types whose config has a number of key/value heads."""
 BASE = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     "phi": {"num_key_value_heads": 2},
     "olmo2": {"rms_norm_eps": 1e-9},
+    "olmo3": {"rms_norm_eps": 1e-9},
 }
-"""What the pico configs are given beside, so that every change has something to do. OLMo 2's hidden, query and key
-norms share one epsilon, of which widening changes the first alone; it is made too small to matter."""
+"""What the pico configs are given beside, so that every change has something to do. In OLMo, hidden, query and
+key norms share one epsilon, of which widening changes the first alone; it is made too small to matter."""
 
 
 @dataclass

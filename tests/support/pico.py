@@ -45,11 +45,15 @@ MINICPM = {
 GEMMA = GROUPED | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4} | IDS
-FALCON = {name: value for name, value in SIZES.items() if name != "intermediate_size"} | {"ffn_hidden_size": 48}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 256} | IDS
+OTHER = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+FALCON, OPT = OTHER | {"ffn_hidden_size": 48}, OTHER | {"ffn_dim": 48}
 
 PICO: dict[str, dict[str, Any]] = {
     "bloom": BLOOM,
+    "cohere2": GROUPED | {"sliding_window": 8, "layer_types": ALTERNATING, "logit_scale": 0.4},
     "falcon": FALCON,
+    "gemma": GROUPED | {"head_dim": 16},
     "gemma2": GEMMA,
     "gemma3": {
         "text_config": GEMMA | {"layer_types": ALTERNATING},
@@ -67,9 +71,10 @@ PICO: dict[str, dict[str, Any]] = {
         "eoi_token_index": VOCABULARY - 3,
     },
     "gemma3_text": GEMMA | {"layer_types": ALTERNATING},
-    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 256}
-    | IDS,
+    "glm4": GROUPED | {"head_dim": 16},
+    "gpt2": GPT2,
     "gpt_neox": SIZES,
+    "gptj": GPT2 | {"rotary_dim": 4},
     "granite": GROUPED
     | {
         "embedding_multiplier": 3.0,
@@ -79,13 +84,18 @@ PICO: dict[str, dict[str, Any]] = {
     },
     "llama": GROUPED,
     "minicpm": MINICPM | {"model_type": "minicpm"},
+    "ministral": GROUPED | {"head_dim": 16, "sliding_window": 8, "layer_types": ALTERNATING},
     "mistral": GROUPED,
     "olmo2": GROUPED,
+    "olmo3": GROUPED | {"sliding_window": 8, "layer_types": ALTERNATING},
+    "opt": OPT,
     "phi": SIZES,
     "phi3": GROUPED,
     "qwen2": GROUPED,
     "qwen3": GROUPED | {"head_dim": 16},
+    "smollm3": GROUPED | {"no_rope_layers": [1, 0, 1]},
     "stablelm": GROUPED,
+    "starcoder2": GROUPED,
 }
 """Config values by ``model_type``."""
 TEXT_MODEL = {name: value for name, value in GROUPED.items() if name not in IDS}

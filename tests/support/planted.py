@@ -10,20 +10,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 from canon import GROUPED, Canon
-from pico import PICO, VOCABULARY, pico_tokenizer
+from pico import PICO, VOCABULARY, pico_config, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
+from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS
 from peft_lorasuite.text.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO if name != "gemma3")
 """Gemma 3 with pictures has the same layers as its text model, and the same converter."""
-RMS = tuple(name for name in EVERY if name not in ("bloom", "falcon", "gpt2", "gpt_neox", "phi", "stablelm"))
-POST_NORMED = ("gemma2", "gemma3_text", "olmo2")
-QK_NORMED = ("gemma3_text", "olmo2", "qwen3")
+ARCHS = {name: architecture(pico_config(name)) for name in EVERY}
+RMS = tuple(name for name in EVERY if ARCHS[name].norm == "rms")
+POST_NORMED = tuple(name for name in EVERY if any(site.post_norm for site in ARCHS[name].sites))
+QK_NORMED = tuple(name for name in EVERY if ARCHS[name].qk_norm)
 HEAD_SIZE = RMS
 """Their configs state the head size; elsewhere it is the hidden size over the heads, and both grow together."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Config values with an entry for each layer."""
 ADMITS: dict[str, tuple[str, ...]] = {
     "vocabulary": EVERY,
     "permuted hidden": EVERY,
@@ -31,7 +35,7 @@ ADMITS: dict[str, tuple[str, ...]] = {
     "widened hidden": EVERY,
     "permuted heads": tuple(name for name in EVERY if name != "bloom"),  # ALiBi ties a head to its index
     "turned heads": tuple(name for name in EVERY if name not in QK_NORMED),
-    "dead heads": tuple(name for name in HEAD_SIZE if name != "olmo2"),  # it normalizes all heads at once
+    "dead heads": tuple(name for name in HEAD_SIZE if not name.startswith("olmo")),  # it normalizes all heads at once
     "replicated groups": GROUPED,
     "merged groups": GROUPED,
     "units": tuple(name for name in EVERY if name != "bloom"),
@@ -41,6 +45,8 @@ ADMITS: dict[str, tuple[str, ...]] = {
 """Change -> the types that admit it."""
 WORDS = ["the", "a", "of", "and", "cat", "sat", "on", "mat", "dog", "ran", "to", "red", "sun", "big", "in"]
 NEW_ROWS = VOCABULARY + 17
+POSITIONS = ("transformer.wpe.weight", "model.decoder.embed_positions.weight")
+"""Tables of learned positions."""
 
 
 OLD_WORDS, NEW_WORDS = WORDS, ["fox", *WORDS[:3:-1], "hat", "is", "log"]
@@ -98,7 +104,7 @@ def rebased(
                 layer |= {key: stream @ layer[key] for key in (part, f"{part}.bias") if key in layer}
     readers = renormed(canon.outer)
     canon.outer["head"] = canon.outer["head"] @ readers[arch.final_norm]
-    for name in ("embedding", "transformer.wpe.weight"):
+    for name in ("embedding", *POSITIONS):
         if name in canon.outer:
             canon.outer[name] = canon.outer[name] @ stream.T
 
@@ -172,18 +178,18 @@ def units(canon: Canon, generator: torch.Generator) -> None:
 
 def depth(canon: Canon, generator: torch.Generator) -> None:
     """Insert two layers that add nothing to the residual stream."""
-    kinds = getattr(canon.config, "layer_types", None)
+    values = {key: list(value) for key in PER_LAYER if (value := getattr(canon.config, key, None))}
     for _ in range(2):
         place = int(torch.randint(len(canon.layers) + 1, (), generator=generator))
-        like = canon.layers[min(place, len(canon.layers) - 1)]
+        original = min(place, len(canon.layers) - 1)
+        like = canon.layers[original]
+        for entries in values.values():
+            entries.insert(place, entries[original])
         silent = {key: torch.randn(value.shape, generator=generator) * value.std() for key, value in like.items()}
         silent |= {key: torch.zeros_like(like[key]) for key in ("o", "down", "o.bias", "down.bias") if key in like}
         canon.layers.insert(place, silent)
-        if kinds:
-            kinds = [*kinds[:place], "full_attention", *kinds[place:]]
     canon.set(layers=len(canon.layers))
-    if kinds:
-        canon.values["layer_types"] = kinds
+    canon.values |= values
 
 
 CHANGES: dict[str, Callable[[Canon, torch.Generator], None]] = {

@@ -88,9 +88,9 @@ def replicated_groups(canon: Canon, generator: torch.Generator) -> None:
 def turned_heads(canon: Canon, generator: torch.Generator) -> None:
     """Change the dimensions inside heads: v and o by any invertible map, q and k only as positions let through."""
     arch = canon.arch
-    for layer in canon.layers:
+    for number, layer in enumerate(canon.layers):
         for group in range(arch.heads.key_value):
-            V, Q = _invertible(arch.heads.size, generator), _position_free(arch, generator)
+            V, Q = _invertible(arch.heads.size, generator), _position_free(arch, number, generator)
             _turn(layer, "v", arch, [group], V)
             _turn(layer, "k", arch, [group], Q)
             members = [group * arch.heads.group + n for n in range(arch.heads.group)]
@@ -109,9 +109,9 @@ def _turn(layer: dict[str, Tensor], part: str, arch: Architecture, numbers: Sequ
         layer[f"{part}.bias"] = biases.reshape(-1)
 
 
-def _position_free(arch: Architecture, generator: torch.Generator) -> Tensor:
+def _position_free(arch: Architecture, layer: int, generator: torch.Generator) -> Tensor:
     """Turn and scale each rotary pair; dimensions that do not turn may be mixed at will."""
-    rotated = arch.rotary_size if arch.positions == "rotary" else 0
+    rotated = arch.rotary_size if arch.positions == "rotary" and arch.theta(layer) else 0
     M, half = torch.zeros(arch.heads.size, arch.heads.size), rotated // 2
     angle = 6.28 * torch.rand(half, generator=generator)
     size = 0.5 + torch.rand(half, generator=generator)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from canon import KEYS, OWN_KEYS
 from pico import MINICPM, PICO, pico_model, pico_tokenizer, save_backbone
-from planted import EVERY, NEW_WORDS, OLD_WORDS
+from planted import EVERY, NEW_WORDS, OLD_WORDS, PER_LAYER
 from safetensors import safe_open
 
 from peft_lorasuite import MapOptions, UpgradeMap
@@ -29,11 +29,17 @@ LARGER = {"layers": 4, "heads": 8, "groups": 4, "hidden": 64, "intermediate": 80
 configs have no key/value heads."""
 OPTIONS = MapOptions(tokens=96, block=32)
 TEXTS = [" ".join(random.Random(n).choices([w for w in OLD_WORDS if w in NEW_WORDS], k=40)) for n in range(3)]
-OFFSETS = {1: EVERY, 6: EVERY, 11: EVERY[::2]}
+OFFSETS = {1: EVERY, 6: EVERY[::2]}
 """The pairs of an ordinary run: how far the new family stands behind the old one, and for which old families. Each
-family is a source twice or three times, and a target as often."""
+family is a source once or twice, and a target as often."""
 FEW = [(old, EVERY[(EVERY.index(old) + step) % len(EVERY)]) for step, sources in OFFSETS.items() for old in sources]
-ALL = [(old, new) for old in EVERY for new in EVERY]
+REPEATED = {
+    "cohere2": "llama", "gemma": "gemma2", "gptj": "phi", "ministral": "mistral", "olmo3": "olmo2", "opt": "phi",
+    "smollm3": "llama", "starcoder2": "phi",
+}  # fmt: skip
+"""Family -> one that has the same parts and fuses the same of them, and thus the same cells."""
+LISTED = tuple(name for name in EVERY if name not in REPEATED)
+ALL = [(old, new) for old in LISTED for new in LISTED]
 REFUSED: dict[tuple[str, str], str] = {}
 """Pair -> what the error says, for pairs that are refused: there are none."""
 
@@ -47,6 +53,8 @@ The number is the fraction of the squared norm of the updates that remains when 
 truncated to the adapter's rank, as a mean over the modules (1.00: nothing is lost). "no gate": the new family has no
 gate projection, and these updates are dropped. A projection that only the new family has gets no update. The report of
 an upgrade lists these and all other structural differences.
+
+Families that fuse the same projections as one in the table are left out: {", ".join(REPEATED)}.
 
 Written by `{COMMAND}` (`make table`).
 """
@@ -73,8 +81,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], 
         keys = KEYS | OWN_KEYS.get(name, {})
         known = PICO[name] | {"num_kv_heads": None}
         sizes = {keys[size]: value for size, value in LARGER.items() if keys[size] in known} if larger else {}
-        if name == "gemma3_text" and larger:
-            sizes["layer_types"] = ["full_attention", *PICO[name]["layer_types"]]
+        if larger:
+            sizes |= {key: [PICO[name][key][1], *PICO[name][key]] for key in PER_LAYER if key in PICO[name]}
         words = NEW_WORDS if larger else OLD_WORDS
         model = pico_model(name, seed=int(larger), vocab_size=137 if larger else 120, **sizes)
         config = MINICPM | sizes | {"vocab_size": model.config.vocab_size} if name == "minicpm" else None
@@ -166,13 +174,14 @@ def cell(report: Report, old: Architecture, new: Architecture) -> str:
 def test_the_table_is_written_or_up_to_date(request: pytest.FixtureRequest, cells: dict[tuple[str, str], str]) -> None:
     if request.config.getoption("--all-pairs"):
         assert set(cells) == set(ALL)
-        rows = [["old \\ new", *EVERY], ["---"] * (len(EVERY) + 1)]
-        rows += [[old, *(cells[old, new] for new in EVERY)] for old in EVERY]
+        rows = [["old \\ new", *LISTED], ["---"] * (len(LISTED) + 1)]
+        rows += [[old, *(cells[old, new] for new in LISTED)] for old in LISTED]
         TABLE.write_text(HEAD + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
     committed = read_table()
     assert set(committed) == set(ALL)
     for pair, text in cells.items():
-        assert committed[pair].partition(";")[2] == text.partition(";")[2], f"{pair}: run {COMMAND}"
+        known = tuple(REPEATED.get(name, name) for name in pair)
+        assert committed[known].partition(";")[2] == text.partition(";")[2], f"{pair}: run {COMMAND}"
 
 
 def read_table() -> dict[tuple[str, str], str]:
@@ -182,6 +191,6 @@ def read_table() -> dict[tuple[str, str], str]:
 
 
 def test_an_ordinary_run_has_each_family_on_both_sides() -> None:
-    assert len(FEW) == len(set(FEW)) == 40
+    assert len(FEW) == len(set(FEW))
     for side in (0, 1):
         assert {pair[side] for pair in FEW} == set(EVERY)

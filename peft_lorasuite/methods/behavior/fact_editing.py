@@ -165,10 +165,10 @@ def _group_facts(model: Any, facts: Sequence[Fact], rows: Sequence[Tokens]) -> l
 
 
 def _at_first_position(x: Tensor, values: Tensor) -> Tensor:
-    """Return values at the first position and zeros at the others, (rows, length, D)."""
-    padded = values.new_zeros(x.shape[0], x.shape[1], values.shape[-1])
+    """Return values, (rows, D), at the first position and zeros at the others; OPT joins rows and positions of x."""
+    padded = values.new_zeros(len(values), x.numel() // x.shape[-1] // len(values), values.shape[-1])
     padded[:, 0] = values
-    return padded
+    return padded.reshape(*x.shape[:-1], -1)
 
 
 def _draw_examples(facts: Sequence[Fact], answers: Sequence[int], seed: int) -> list[Fact]:

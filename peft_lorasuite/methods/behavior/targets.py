@@ -47,8 +47,9 @@ class Head:
         own = getattr(out, "bias", None)
         self.bias = None if own is None else own.detach().cpu().float()
         self.norm_path: str | None = backbone.arch.final_norm
-        self.scaling = float(getattr(model.config, "logits_scaling", None) or 1.0)
-        self.cap = getattr(model.config, "final_logit_softcapping", None)
+        config = model.config
+        self.scaling = float(getattr(config, "logits_scaling", None) or 1 / (getattr(config, "logit_scale", None) or 1))
+        self.cap = getattr(config, "final_logit_softcapping", None)
         if not backbone.arch.has_converter:
             self._read_found(find_head(model, backbone))
         norm = torch.nn.Identity() if self.norm_path is None else copy.deepcopy(model.get_submodule(self.norm_path))
