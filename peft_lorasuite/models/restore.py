@@ -48,6 +48,10 @@ def fixed_seed(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+DROPOUT = ("dropout", "layerdrop")
+"""Ends of the names of rates, as attributes of modules and in configs."""
+
+
 @contextmanager
 def disable_dropout(model: Any) -> Iterator[None]:
     """Set all dropout rates to zero: those of layers, and those that modules pass to functions."""
@@ -67,4 +71,4 @@ def _rates(owner: Any) -> dict[str, float]:
     if isinstance(owner, torch.nn.Dropout):
         return {"p": owner.p}
     values = vars(owner) if hasattr(owner, "__dict__") else {}
-    return {name: rate for name, rate in values.items() if name.endswith("_dropout") and isinstance(rate, float)}
+    return {name: rate for name, rate in values.items() if name.endswith(DROPOUT) and isinstance(rate, float)}
