@@ -238,7 +238,7 @@ def test_a_map_of_an_older_format_is_refused_and_says_what_to_do(place: Path, tm
     shutil.copytree(place / "map", tmp_path / "map")
     meta = json.loads((tmp_path / "map" / "map.json").read_text())
     (tmp_path / "map" / "map.json").write_text(json.dumps({**meta, "format": 1}))
-    with pytest.raises(LoraSuiteError, match=r"unsupported format .*got 1, wanted 2\); build it again .*map OLD NEW"):
+    with pytest.raises(LoraSuiteError, match=r"unsupported format .*got 1, wanted 3\); build it again .*map OLD NEW"):
         UpgradeMap.load(tmp_path / "map")
 
 
