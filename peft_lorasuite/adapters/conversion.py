@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import converts_to_lora
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..io.temporary import temporary_folder
@@ -90,7 +91,7 @@ def _convert_layers(
     """Return factors and bias changes by module, and the mean fraction of the energy that the factors keep."""
     changes = {name: _weight_change(layer) for name, layer in layers.items()}
     biases = {name: bias for name, (_, bias) in changes.items() if bias is not None}
-    if not biases and config.get("bias", "none") == "none" and model.supports_lora_conversion():
+    if not biases and config.get("bias", "none") == "none" and converts_to_lora(model):
         factors = {name: _convert_by_peft(layer, rank) for name, layer in layers.items()}
     else:
         factors = {name: low_rank_approximation(change, rank)[0] for name, (change, _) in changes.items()}

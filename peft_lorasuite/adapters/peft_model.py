@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..arch.spec import Architecture
+from ..compat import check_vera
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import read_tensors
 from ..io.source import Source
@@ -85,6 +86,7 @@ def add_adapter_strict(model: Any, folder: Path, where: str) -> Any:
     shared = "vblora_vector_bank"  # stored once, under the model's own name, and listed for every module
     missing = [key for key in result.missing_keys if shared not in key or key.startswith(f"base_model.{shared}")]
     if missing or result.unexpected_keys:
+        check_vera(result.unexpected_keys, where=where)
         kind: Any = adapted.active_peft_config.peft_type
         raise LoraSuiteError(
             f"the tensors do not match those of {kind.value} on the old backbone",

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arch.layout import join
+from ..compat import unsaved_biases
 from ..linalg.lowrank import check_values
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
@@ -35,6 +36,7 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     tensors = get_peft_model_state_dict(
         model, weights, adapter_name=name, save_embedding_layers=tokenizer is not None and _has_lora_table(model)
     )
+    tensors |= unsaved_biases(model, name, tensors)
     tensors = separate_storage({key: tensor.cpu() for key, tensor in tensors.items()})
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = copy.copy(model.peft_config[name])

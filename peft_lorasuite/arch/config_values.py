@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ..compat import current_config
 from ..errors import LoraSuiteError
 from .registry import architecture, has_converter
 from .spec import Architecture
@@ -27,7 +28,7 @@ def read_config_values(config: Any) -> dict[str, Any]:
     if not has_converter(getattr(config, "model_type", None) or ""):
         return {}
     values: dict[str, Any] = {}
-    wanted = architecture(_Recorder(config, values))
+    wanted = architecture(_Recorder(current_config(config), values))
     try:
         return values if architecture(_Stored(values)) == wanted else {}
     except LoraSuiteError:
@@ -65,8 +66,13 @@ def first_difference(wanted: Architecture, got: Architecture) -> Difference | No
     """Return the first field in which two architectures differ; None if they describe the same backbone.
 
     A checkpoint with ``runs_as`` is the same backbone as its loaded model, which has the model type of ``runs_as``.
+    The head is compared by its name in the checkpoint, since its name in the model depends on the version of
+    transformers.
     """
     left, right = wanted.to_dict(), got.to_dict()
+    for values in (left, right):
+        values["head"] = dict(values["disk"]).get(values["head"], values["head"])
+        values["disk"] = tuple(pair for pair in values["disk"] if pair[1] != values["head"])
     if bool(wanted.runs_as) != bool(got.runs_as):
         for values in (left, right):
             runs_as = dict(values.pop("runs_as"))

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
+from ..compat import current_config, installed_names
 from ..errors import LoraSuiteError
 from .spec import Architecture
 
@@ -160,10 +161,11 @@ def architecture(config: Any) -> Architecture:
     Raises:
         LoraSuiteError: If the model type has no converter or two, or if the converter cannot read the config.
     """
+    config = current_config(config)
     model_type = getattr(config, "model_type", None) or ""
     converter = _converter(model_type)
     try:
-        return converter(config)
+        return installed_names(converter(config))
     except LoraSuiteError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

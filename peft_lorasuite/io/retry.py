@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..compat import transport_error_type
+
 Result = TypeVar("Result")
 
 PAUSES = (1.0, 2.0, 4.0)
@@ -45,13 +47,6 @@ def retry_delay(error: BaseException, pause: float) -> float | None:
     if requested is None:
         return pause
     return None if requested > MAX_PAUSE else requested
-
-
-def transport_error_type() -> type[BaseException]:
-    """Return the base exception of the HTTP library that the installed huggingface_hub uses: httpx, later httpx2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 
 def _retry_after(response: Any) -> float | None:

@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..compat import missing_file_error, resolve_commit, transport_error_type, unreachable_errors
 from ..errors import CONTROL, LoraSuiteError
 from .file_kinds import SCHEMAS
 from .json_file import read_json
 from .paths import exists, is_file, is_folder
-from .retry import transport_error_type, with_retries
+from .retry import with_retries
 from .schema import Kind
 
 LARGE_DOWNLOAD = 50 * 10**6
@@ -108,12 +109,10 @@ class Source:
         from huggingface_hub import HfApi
 
         with hub_errors(self):
-            resolved = with_retries(
-                lambda: HfApi(token=self.token).resolve_revision(
-                    self.name, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.local_files_only
-                )
+            api = HfApi(token=self.token)
+            return with_retries(
+                lambda: resolve_commit(api, self.name, self.revision, self.cache_dir, self.local_files_only)
             )
-        return resolved.resolved
 
     @cached_property
     def listing(self) -> dict[str, tuple[int, str | None]]:
@@ -134,7 +133,7 @@ class Source:
             path = self.folder / filename
             return path if is_file(path) else None
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         with hub_errors(self):
             cached = try_to_load_from_cache(self.name, filename, cache_dir=self.cache_dir, revision=self.commit)
@@ -152,11 +151,11 @@ class Source:
                         local_files_only=self.local_files_only,
                     )
                 )
-            except RemoteEntryNotFoundError:
-                return None
             except LocalEntryNotFoundError:
                 if not self._offline():
                     raise
+                return None
+            except missing_file_error():
                 return None
         if not isinstance(cached, str):
             self._verify(Path(path), filename)
@@ -267,7 +266,7 @@ def hub_errors(source: Source) -> Iterator[None]:
             "not found, neither as a folder nor as a repository on the Hub",
             "check the name; if the repository is private, log in (hf auth login)",
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.RevisionResolutionError):
+    except unreachable_errors():
         raise _hub_error(
             source,
             f"not found {'' if source.hub_only else 'as a folder or '}in the local cache, and the Hub is not reachable",

@@ -6,22 +6,24 @@ from contextlib import suppress
 from typing import Any
 
 from ..arch.spec import Architecture
+from ..compat import require_model_type, spell_scaling
 from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
 
 
 def load_config(source: Source) -> Any:
     """Return the transformers config; for an unknown model type, a config with its plain values."""
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = _read_values(source)
+    require_model_type(values["model_type"], where=source.full_name("config.json"))
     if values["model_type"] not in CONFIG_MAPPING:
         scaling = values.pop("rope_scaling", None) or {}
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
-        return PreTrainedConfig.from_dict({"rope_parameters": rope, **values})
+        return PretrainedConfig.from_dict({"rope_parameters": rope, **values})
     try:
-        return AutoConfig.for_model(**values)
+        return AutoConfig.for_model(**spell_scaling(values))
     except Exception as error:  # strict dataclasses raise many types; all mean the same to the user
         raise LoraSuiteError(
             f"the config cannot be read: {short_message(error)}", where=source.full_name("config.json")
@@ -35,7 +37,7 @@ def running_config(source: Source, arch: Architecture) -> Any:
     from transformers import AutoConfig
 
     values = {name: value for name, value in _read_values(source).items() if name != "auto_map"}
-    return AutoConfig.for_model(**{**values, **dict(arch.runs_as)})
+    return AutoConfig.for_model(**spell_scaling({**values, **dict(arch.runs_as)}))
 
 
 def _read_values(source: Source) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import cache_argument
 from ..errors import LoraSuiteError
 from ..progress import Progress, no_progress
 from ..text.prompt_text import PromptText, encode_prompt
@@ -167,7 +168,7 @@ def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length:
         model.device
     )
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in prompts])
-    cached = {"cache": cache} if common else {}
+    cached = cache_argument(cache) if common else {}
     with _greedy_decoding(model, ends), contiguous_head_input(model), _record_final_states(model) as states:
         output = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **cached)
     return output[:, width:].tolist(), torch.stack(states, dim=1)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..arch.spec import Architecture
+from ..compat import model_type
 from ..errors import LoraSuiteError, short_message
 from .logs import drop_messages
 from .task import CAUSAL, Task
@@ -40,7 +41,7 @@ def auto_class(config: Any, task: Task = CAUSAL) -> Any:
 
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     multimodal = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    only = config.model_type in multimodal and config.model_type not in causal
+    only = model_type(config) in multimodal and model_type(config) not in causal
     return AutoModelForImageTextToText if only and task.causal else task.auto_class
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arch.registry import has_converter
+from ..compat import cache_argument, output_cache
 from .forward import model_inputs, unwrap
 
 MIN_PREFIX = 8
@@ -56,7 +57,7 @@ def _cache_prefix(model: Any, ids: Tensor, first: int) -> tuple[int, Any]:
     count = count_shared_columns(ids, first)
     if len(ids) < 2 or count < MIN_PREFIX or not has_known_cache(model):
         return 0, None
-    cache = decoder(model)(input_ids=ids[:1, :count], use_cache=True).cache
+    cache = output_cache(decoder(model)(input_ids=ids[:1, :count], use_cache=True))
     cache.batch_repeat_interleave(len(ids))
     return count, cache
 
@@ -76,4 +77,5 @@ def reuse_shared_prefix(model: Any, ids: Tensor, mask: Tensor, first: int) -> tu
     count, cache = _cache_prefix(model, ids, first)
     if not count:
         return model_inputs(model, input_ids=ids, attention_mask=mask, use_cache=False), 0
-    return {"input_ids": ids[:, count:], "attention_mask": mask, "cache": cache, "use_cache": True}, count
+    rest = {"input_ids": ids[:, count:], "attention_mask": mask, "use_cache": True}
+    return {**rest, **cache_argument(cache)}, count

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from ..compat import check_tokenizer, tokenizer_error
 from ..errors import LoraSuiteError, short_message
 from ..io.schema import LOOSE, ListOf, check
 from ..io.source import Source
@@ -30,7 +31,7 @@ def open_tokenizer(source: Source, location: str, *, do: str, where: str | None 
 
     for name in FILES:
         if source.fetch(name) is not None:
-            source.read_json(name)
+            check_tokenizer(source.read_json(name), where=source.full_name(name))
     _check_added_tokens(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
@@ -38,6 +39,8 @@ def open_tokenizer(source: Source, location: str, *, do: str, where: str | None 
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the tokenizers library raises bare and panic exceptions for files it cannot read
+        if newer := tokenizer_error(error, where=where or repr(source)):
+            raise newer from error
         raise LoraSuiteError(
             f"the tokenizer cannot be loaded: {short_message(error)}", where=where or repr(source), do=do
         ) from error

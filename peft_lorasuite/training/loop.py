@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ..compat import training_arguments
 from ..errors import LoraSuiteError
 from ..io.temporary import temporary_folder
 from ..models.distributed import runs_on_cpu
@@ -189,7 +190,6 @@ def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> 
         gradient_accumulation_steps=options.batch_size // options.effective_micro_batch_size,
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
-        warmup_steps=options.warmup,  # a value below 1 is a fraction of the steps
         lr_scheduler_type="linear",
         optim="adamw_torch",
         weight_decay=0.0,
@@ -201,6 +201,6 @@ def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> 
         remove_unused_columns=False,
         label_names=["labels"],
         use_cpu=runs_on_cpu(),
-        use_cache=getattr(config, "use_cache", False),  # the Trainer overwrites it in the config
         seed=options.seed,
+        **training_arguments(warmup=options.warmup, use_cache=getattr(config, "use_cache", False)),
     )

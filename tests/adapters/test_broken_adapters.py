@@ -15,6 +15,7 @@ from command_fixtures import Pair, refused
 from pico import pico_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from versions import needs
 
 from peft_lorasuite import upgrade
 from peft_lorasuite.adapters.peft_format import TASKS
@@ -179,6 +180,8 @@ def test_an_adalora_that_peft_refuses(
     values: dict[str, Any], pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The result has the schedule of the old adapter, so PEFT would not load it either."""
+    if "orth_reg_weight" in values:
+        needs("peft", "0.20", "a check of orth_reg_weight")
     config = peft.AdaLoraConfig(init_r=3, target_r=2, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
     folder = other_kind(tmp_path / "adalora", pair, config)
     saved = json.loads((folder / CONFIG).read_text())
@@ -238,6 +241,8 @@ def test_an_absent_entry_has_the_default_of_peft(
 def test_e_fp8_tensors_in_an_adapter(
     dtype: torch.dtype, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if dtype is torch.complex64:
+        needs("safetensors", "0.7", "a complex tensor")
     folder = adapter(tmp_path / "adapter", pair, lambda t: t.update({A: t[A].to(dtype)}))
     info = refused(tmp_path, capsys, *call(pair, folder, tmp_path))
     assert f"{WEIGHTS}, {A}: tensors of dtype " in info

@@ -13,6 +13,7 @@ from canon import write
 from hub_fixtures import ask_client
 from safetensors.torch import load_file, save_file
 from variants import error, pair, trained, upgraded
+from versions import needs
 
 from peft_lorasuite import LoraSuiteError, upgrade
 from peft_lorasuite.adapters.adapter import separate_storage
@@ -71,6 +72,8 @@ def test_conv1d_weights_stored_the_other_way_round_are_exact(tmp_path):
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
+    if bias == "lora_only":
+        needs("peft", "0.21", "save_pretrained with trained biases")
     tuned = trained(tmp_path, qwen, lora(target_modules=["q_proj", "o_proj"], bias=bias))
     new = upgraded(tmp_path, qwen)
     assert error(qwen, tuned, new) < TOLERANCE
@@ -80,6 +83,7 @@ def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
 
 
 def test_trained_biases_become_a_loras_bias_where_a_lora_is_wanted(tmp_path):
+    needs("peft", "0.21", "save_pretrained with trained biases")
     planted = pair(tmp_path, "phi", "permuted hidden", "permuted heads")
     tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj", "fc2"], bias="lora_only"))
     new = upgraded(tmp_path / "adapter", planted, output_type="lora")
@@ -96,6 +100,7 @@ def test_biases_of_norms_are_named_in_the_report(tmp_path):
 
 
 def test_biases_need_the_old_backbone_and_say_so(qwen, tmp_path):
+    needs("peft", "0.21", "save_pretrained with trained biases")
     trained(tmp_path, qwen, lora(target_modules=["q_proj"], bias="lora_only"))
     with pytest.raises(LoraSuiteError, match=r"trained biases.*old backbone is needed to read it; pass the"):
         upgrade(tmp_path, qwen.map)

@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
+from versions import needs
 
 from peft_lorasuite.arch.layout import group_of, split
 from peft_lorasuite.arch.registry import architecture
@@ -79,12 +80,15 @@ def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
     if arch.positions != "rotary":
         assert arch.rotary_size == 0
         return
-    rotary = model.get_submodule(arch.layer_path.rpartition(".")[0]).rotary_emb
+    decoder = model.get_submodule(arch.layer_path.rpartition(".")[0])
     if arch.family == "gptj":  # it has a table of sines and cosines
-        assert close(rotary.embed_positions[1, : arch.rotary_size // 2].asin(), frequencies(arch, 0))
+        table = decoder.rotary_emb.embed_positions
+        assert close(table[1, : arch.rotary_size // 2].asin(), frequencies(arch, 0))
         return
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * arch.layers
     for layer, kind in enumerate(kinds):
+        local = kind == "sliding_attention" and hasattr(decoder, "rotary_emb_local")  # Gemma 3 before transformers 5
+        rotary = decoder.rotary_emb_local if local else decoder.rotary_emb
         found = getattr(rotary, f"{kind}_inv_freq", None)
         found = rotary.inv_freq if found is None else found
         if arch.theta(layer):
@@ -146,6 +150,8 @@ def _record(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Any:
 @torch.no_grad()
 def test_split_returns_the_inputs_of_attention(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, arch = build(case)
+    if arch.family == "stablelm":
+        needs("transformers", "5.0", "the attention interface of StableLM")
     seen: dict[str, Tensor] = {}
     path = f"{arch.layer_path}.1"
     sites = [site for site in arch.sites if set(site.parts) & set("qkv")]

@@ -13,6 +13,7 @@ from pico import MINICPM, pico_config, pico_model, pico_tokenizer, save_backbone
 from transformers import LlamaForCausalLM
 
 from peft_lorasuite import MapOptions, PeftModel, UpgradeMap
+from peft_lorasuite.compat import current_config
 from peft_lorasuite.models.backbone import Backbone
 
 IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
@@ -123,7 +124,7 @@ def test_scaled_rotary_positions_reach_the_model(tmp_path: Path) -> None:
     rope = {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 1e6}
     backbone = Backbone.open(str(saved(tmp_path / "long", **rope)))
     assert backbone.arch.theta(0) == 1e6
-    parameters = backbone.load().config.rope_parameters
+    parameters = current_config(backbone.load().config).rope_parameters
     assert (parameters["rope_theta"], parameters["factor"], parameters["rope_type"]) == (1e6, 4.0, "linear")
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hub_pair import WORDS, make_lora
 from pico import pico_model, pico_tokenizer, save_backbone
+from versions import installed_spelling
 
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.arch import registry
@@ -229,7 +230,7 @@ def test_a_config_with_which_the_layers_compute_something_else_gets_a_map_of_its
     values = json.loads((new / "config.json").read_text())
     (new / "config.json").write_text(json.dumps({**values, "use_cache": False, "eos_token_id": 5}))
     assert load_or_build_map(old, Backbone.open(new), OPTIONS).source, "found again"
-    (new / "config.json").write_text(json.dumps({**values, **change}))
+    (new / "config.json").write_text(json.dumps({**values, **installed_spelling(change)}))
     assert load_or_build_map(old, Backbone.open(new), OPTIONS).source is None
     assert len(list(cache_folder().iterdir())) == 2
 

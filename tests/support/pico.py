@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from versions import installed_spelling, needs, needs_type
 
 from peft_lorasuite.arch.registry import architecture
+from peft_lorasuite.compat import spell_scaling
 from peft_lorasuite.models.loading import auto_class
 
 VOCABULARY = 120
@@ -132,14 +134,17 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
 
 def pico_config(model_type: str, **overrides: Any) -> Any:
     """Return a transformers config of about 20,000 weights; ``overrides`` replace its values."""
+    needs_type(model_type)
+    if model_type == "stablelm" and overrides.get("qk_layernorm"):
+        needs("transformers", "5.0", "random weights of norms without biases")
     values = (PICO | MULTIMODAL)[model_type] | overrides
     if model_type == "minicpm":
-        return PreTrainedConfig.from_dict({name: value for name, value in values.items() if value is not None})
+        return PretrainedConfig.from_dict({name: value for name, value in values.items() if value is not None})
     if model_type == "gemma3" or model_type in MULTIMODAL:
         own = (PICO | MULTIMODAL)[model_type]
         text = {name: overrides.pop(name) for name in list(overrides) if name in own["text_config"]}
         values = own | overrides | {"text_config": own["text_config"] | text}
-    return AutoConfig.for_model(**(values | {"model_type": model_type}))
+    return AutoConfig.for_model(**installed_spelling(values | {"model_type": model_type}))
 
 
 def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
@@ -151,7 +156,7 @@ def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
     arch = architecture(config)
     if arch.runs_as:
         values = {name: value for name, value in config.to_dict().items() if name != "auto_map"}
-        config = AutoConfig.for_model(**(values | dict(arch.runs_as)))
+        config = AutoConfig.for_model(**spell_scaling(values | dict(arch.runs_as)))
     model = auto_class(config).from_config(config, dtype=torch.float32).eval()
     randomize(model, seed, gain_offset=arch.gain_offset)
     return model
@@ -199,8 +204,9 @@ def pico_tokenizer(words: list[str], *, marker: str = "Ġ", bos: bool = False) -
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
 
 
 def save_backbone(folder: Path, model: Any, tokenizer: Any = None, config: dict[str, Any] | None = None) -> Path:

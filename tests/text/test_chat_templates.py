@@ -39,7 +39,12 @@ def test_a_rendered_prompt_has_its_special_tokens_once() -> None:
     assert second == "<|im_start|>user\nred cat<|im_end|>\n<|im_start|>assistant\n"
     ids = [encode_prompt(side.tokenizer, text)["input_ids"] for side, text in ((one, first), (other, second))]
     assert [row.count(1) for row in ids] == [1, 0]
-    assert ids[0] == one.tokenizer.apply_chat_template(list(ASKED.messages), add_generation_prompt=True)["input_ids"]
+    assert (
+        ids[0]
+        == one.tokenizer.apply_chat_template(list(ASKED.messages), add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_the_loss_is_on_assistant_turns_alone() -> None:
             side.tokenizer.decode([row.ids[number] for number in with_loss]) == f"{before}blue{end}{before}sea tea{end}"
         )
         assert with_loss[0] == row.start
-        whole = side.tokenizer.apply_chat_template([*TALK.messages, TALK.reference])["input_ids"]
+        whole = side.tokenizer.apply_chat_template([*TALK.messages, TALK.reference], return_dict=True)["input_ids"]
         assert list(row.ids) == whole[: len(row.ids)]  # what follows the last end of turn is left out
     assert len(encode_conversation(chat(CHATML), TALK, cutoff=9).ids) == 9
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...compat import cache_argument, output_cache
 from ...linalg.lowrank import LowRank, reduced_rank_ridge
 from ...models.backbone import Backbone
 from ...models.generation import Turn
@@ -127,7 +128,7 @@ def _divergence(
 ) -> Float[Tensor, " facts"]:
     """Return the divergence, in nats, from the target at the last token, with values added at the first token."""
     with add_to_output(down, lambda x: _at_first_position(x, values)):
-        states = decoder(model)(input_ids=ids, cache=deepcopy(cache)).last_hidden_state[:, -1]
+        states = decoder(model)(input_ids=ids, **cache_argument(deepcopy(cache))).last_hidden_state[:, -1]
     log_probs = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
     return torch.nn.functional.kl_div(log_probs, target, reduction="none", log_target=True).sum(dim=1)
 
@@ -144,7 +145,7 @@ def _mean_state_norm(model: Any, new: Backbone, layer: int, groups: Sequence[Fac
     hook = module.register_forward_hook(keep)
     try:
         for _, ids, cache in groups:
-            decoder(model)(input_ids=ids[:, :1], cache=deepcopy(cache))
+            decoder(model)(input_ids=ids[:, :1], **cache_argument(deepcopy(cache)))
     finally:
         hook.remove()
     return float(torch.cat(norms).mean()) / (1.0 if normed else new.arch.residual_scale)
@@ -159,7 +160,7 @@ def _group_facts(model: Any, facts: Sequence[Fact], rows: Sequence[Tokens]) -> l
     groups = []
     for (end, deciding), group in shapes.items():
         ids = torch.tensor([rows[fact.turn].ids[: deciding + 1] for fact in group], device=model.device)
-        cache = decoder(model)(input_ids=ids[:, :end], use_cache=True).cache if end else None
+        cache = output_cache(decoder(model)(input_ids=ids[:, :end], use_cache=True)) if end else None
         groups.append((group, ids[:, end:], cache))
     return groups
 
