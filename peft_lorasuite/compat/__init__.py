@@ -7,6 +7,8 @@ floor in setup.cfg reaches the version that it names.
 from __future__ import annotations
 
 from .calls import (
+    body,
+    body_name,
     cache_argument,
     check_tokenizer,
     check_vera,
@@ -21,6 +23,8 @@ from .hub import missing_file_error, resolve_commit, transport_error_type, unrea
 from .versions import has, installed, needs_version, require, version_numbers
 
 __all__ = [
+    "body",
+    "body_name",
     "cache_argument",
     "check_tokenizer",
     "check_vera",

@@ -9,6 +9,16 @@ from ..errors import LoraSuiteError
 from .versions import has, needs_version, require
 
 
+def body_name(model: Any) -> str:
+    """Return the name of a model's part without the head; multimodal classes do not give it (transformers 5.0)."""
+    return model.base_model_prefix or "model"
+
+
+def body(model: Any) -> Any:
+    """Return a model without its head, or a model that has none itself (transformers 5.0)."""
+    return getattr(model, body_name(model), model)
+
+
 def cache_argument(cache: Any) -> dict[str, Any]:
     """Return the keyword argument of a model that takes a cache; a wrong name would be ignored (transformers 5.24)."""
     return {"cache" if has("transformers", "5.24") else "past_key_values": cache}

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..compat import body
 from ..errors import LoraSuiteError
 from ..io.write_errors import write_errors
 from ..text.vocabulary import align_token_ends, check_token_rows
@@ -97,7 +98,7 @@ def layer_outputs(model: Any, backbone: Backbone, texts: Sequence[str], places: 
         rows = torch.tensor([row for text in batch for row, _ in wanted[text]])
         where = torch.tensor([(line, position) for line, text in enumerate(batch) for _, position in wanted[text]])
         with record_layer_outputs(model, arch.layer_path, where) as outputs, torch.inference_mode():
-            forward_pass(model.base_model, inputs)
+            forward_pass(body(model), inputs)
         for layer, hidden in enumerate(outputs):
             kept[layer, rows] = hidden
     return sum_across_processes(kept)
@@ -167,7 +168,7 @@ def encode_text(backbone: Backbone, text: str) -> dict[str, Any]:
 
 
 def forward_pass(model: Any, inputs: dict[str, Tensor]) -> Any:
-    """Run a model once without a cache, on its own device; ``model.base_model`` leaves the head out."""
+    """Run a model once without a cache, on its own device; `body` leaves the head out."""
     return model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False)
 
 

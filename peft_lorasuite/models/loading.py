@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..arch.spec import Architecture
-from ..compat import model_type
+from ..compat import body_name, model_type
 from ..errors import LoraSuiteError, short_message
 from .logs import drop_messages
 from .task import CAUSAL, Task
@@ -66,7 +66,7 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
     model, info = loaded
 
     def needed(name: str) -> bool:
-        return not optional or name.startswith(f"{model.base_model_prefix}.")
+        return not optional or name.startswith(f"{body_name(model)}.")
 
     for name, got, wanted in sorted(one for one in info["mismatched_keys"] if needed(one[0])):
         raise LoraSuiteError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arch.registry import has_converter
-from ..compat import cache_argument, output_cache
+from ..compat import body, cache_argument, model_type, output_cache
 from .forward import model_inputs, unwrap
 
 MIN_PREFIX = 8
@@ -21,12 +21,12 @@ def has_known_cache(model: Any) -> bool:
 
     Others may be recurrent or hybrid: a state has no positions that a mask could hide, or that could be left out.
     """
-    return has_converter(unwrap(model).config.model_type)
+    return has_converter(model_type(unwrap(model).config))
 
 
 def decoder(model: Any) -> Any:
     """Return the decoder of a model, without the head; PEFT adapters stay attached."""
-    return unwrap(model).base_model
+    return body(unwrap(model))
 
 
 def count_shared_columns(ids: Tensor, first: int) -> int:

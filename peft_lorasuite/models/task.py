@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from ..compat import body, body_name
 from ..errors import LoraSuiteError, unknown_name_error
 
 CLASSES = {
@@ -227,7 +228,7 @@ def adapt_model(model: Any, task: Task, padding: int | None) -> Any:
         LoraSuiteError: If a causal language model is needed, and the model has no language-model head.
     """
     if task.kind == "FEATURE_EXTRACTION":
-        return model.base_model
+        return body(model)
     if not task.classifies:
         if task.reads_head and getattr(model, "get_output_embeddings", lambda: None)() is None:
             raise LoraSuiteError(
@@ -241,7 +242,7 @@ def adapt_model(model: Any, task: Task, padding: int | None) -> Any:
         return model
     name = head_name(shell)
     head = getattr(shell, name)
-    setattr(shell, shell.base_model_prefix, model.base_model)
+    setattr(shell, body_name(shell), body(model))
     like = {"device": model.device, "dtype": model.dtype}
     setattr(shell, name, nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, **like))
     shell.config = task.config(model.config, padding)

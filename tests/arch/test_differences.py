@@ -6,6 +6,7 @@ import pytest
 import torch
 from pico import pico_config
 from transformers.activations import ACT2FN
+from versions import installed_spelling
 
 from peft_lorasuite.arch.differences import SAME_FUNCTION, differences
 from peft_lorasuite.arch.registry import architecture
@@ -76,7 +77,7 @@ def test_attention_types_are_named() -> None:
 def test_a_rotary_base_and_a_threshold_are_named() -> None:
     rope = {"rope_type": "default", "rope_theta": 5e5}
     assert "the rotary base is 10000 in the old backbone and 500000" in text(
-        arch("llama"), arch("llama", rope_parameters=rope)
+        arch("llama"), arch("llama", **installed_spelling({"rope_parameters": rope}))
     )
     sparse = arch("minicpm", hidden_act="fatrelu", hidden_act_param=0.03)
     assert "is relu above 0.03 in the old backbone and silu in the new one" in text(sparse, arch("minicpm"))

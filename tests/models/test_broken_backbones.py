@@ -16,6 +16,7 @@ from command_fixtures import Pair, refused
 from pico import pico_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from versions import installed_spelling
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap
 from peft_lorasuite.mapping.samples import hash_weights
@@ -80,7 +81,11 @@ MAPS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
     "the embedding": (fill("embed", float("inf")), {}, "embed_tokens.weight: values are not finite"),
     "norms": (fill("input_layernorm", float("inf")), {}, "input_layernorm.weight: values are not finite"),
     "more tokens": (len, {"vocab_size": 500}, "a weight does not fit the config (got 120 rows"),
-    "no base": (len, {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "the config "),
+    "no base": (
+        len,
+        installed_spelling({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}),
+        "the config ",
+    ),
     "no heads": (len, {"num_key_value_heads": 0}, "config.json, num_key_value_heads: malformed value (got 0"),
 }
 
