@@ -32,8 +32,8 @@ MIXTURE = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Names that PEFT takes for those of experts, whose weights are parameters of more than two dimensions."""
 MULTIMODAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "llava", "internvl", "glm4v")
 """Popular types that `AutoModelForCausalLM` does not load."""
-WHOLE = ("emu3", "mllama")
-"""Types whose text model alone is saved with a config that `AutoModelForCausalLM` does not load."""
+WHOLE = ("dots3_note", "emu3", "llama4", "mllama", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
+"""Types whose checkpoints have a vision tower, and from which `AutoModelForCausalLM` loads the text model."""
 TYPES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MULTIMODAL)
 
 
@@ -116,10 +116,11 @@ def _fixed(value: Any, sizes: Sizes) -> Any:
     return sizes.of(value) if value in ("heads", "hidden", "head", "inner head", "groups", "layers") else value
 
 
-def auto_class(model_type: str) -> Any:
-    """Return the class of transformers that builds and loads a type."""
-    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in WHOLE
-    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
+def load_type(model_type: str, folder: Path) -> Any:
+    """Load a saved model in evaluation mode."""
+    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type != "emu3"  # its text model has other names
+    auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def tiny_model(model_type: str, sizes: Sizes = OLD, seed: int = 0) -> Any:
@@ -128,26 +129,31 @@ def tiny_model(model_type: str, sizes: Sizes = OLD, seed: int = 0) -> Any:
     Gains keep the values of the class: many types have one-dimensional weights of other meanings.
     """
     torch.manual_seed(seed)
-    model = auto_class(model_type).from_config(tiny_config(model_type, sizes), dtype=torch.float32).eval()
+    whole = model_type in (*WHOLE, *MULTIMODAL)
+    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    model = auto.from_config(tiny_config(model_type, sizes), dtype=torch.float32).eval()
     _draw(model, seed)
+    if model_type not in WHOLE:  # of which the text model alone runs on text
+        _enlarge_logits(model)
     _only_words(model)
     return model
 
 
 @torch.no_grad()
-def _only_words(model: torch.nn.Module) -> None:
-    """Make all tokens but the words unlikely, so that the text of an answer has the tokens that were generated.
-
-    Logits that a type divides by a constant are made as large as those of other types.
-    """
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    if weight is None:
-        return
+def _enlarge_logits(model: torch.nn.Module) -> None:
+    """Make logits that a type divides by a constant as large as those of other types."""
     spread = logits_of(model, torch.tensor([[3, 4, 5, 6, 7, 8]])).std()
     if spread < SMALL_LOGITS:
-        weight /= spread
-    weight[:FIRST_WORD] *= 0.1
-    weight[FIRST_WORD + len(WORDS) :] *= 0.1
+        model.get_output_embeddings().weight.div_(spread)
+
+
+@torch.no_grad()
+def _only_words(model: torch.nn.Module) -> None:
+    """Make all tokens but the words unlikely, so that the text of an answer has the tokens that were generated."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None:
+        weight[:FIRST_WORD] *= 0.1
+        weight[FIRST_WORD + len(WORDS) :] *= 0.1
 
 
 @torch.no_grad()
@@ -162,11 +168,10 @@ def _draw(module: torch.nn.Module, seed: int, names: str = "") -> None:
 
 def save_type(model_type: str, folder: Path, *, sizes: Sizes = OLD, seed: int = 0, adapter: Path | None = None) -> None:
     """Write a tiny model and its tokenizer and, if asked, a LoRA that PEFT trained nothing of but filled at random."""
-    model = tiny_model(model_type, sizes, seed)
-    model.save_pretrained(folder)
+    tiny_model(model_type, sizes, seed).save_pretrained(folder)
     pico_tokenizer(WORDS).save_pretrained(folder)
     if adapter is not None:
-        save_adapter(model, folder, adapter, seed + 1)
+        save_adapter(load_type(model_type, folder), folder, adapter, seed + 1)
 
 
 def save_adapter(model: Any, base: Path, folder: Path, seed: int) -> None:

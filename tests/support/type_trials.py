@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import peft
 import torch
 from tiny_sizes import NOT_BUILT
-from tiny_types import NEW, OLD, WORDS, auto_class, logits_of, save_type
+from tiny_types import NEW, OLD, WORDS, load_type, logits_of, save_type
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -92,7 +92,7 @@ class Expected:
 
 
 def _load(side: Side, adapter: Path | None = None) -> Any:
-    model = auto_class(side.model_type).from_pretrained(side.backbone, dtype=torch.float32)
+    model = load_type(side.model_type, side.backbone)
     return (model if adapter is None else peft.PeftModel.from_pretrained(model, str(adapter))).eval()
 
 
