@@ -19,6 +19,7 @@ from ..arch.registry import architecture, has_converter
 from ..arch.spec import Architecture, Heads, Site
 from ..errors import LoraSuiteError, short_message
 from .loading import auto_class
+from .peft_names import names_of_experts
 
 OTHER_TOWERS = re.compile(
     r"vision\w*|visual\w*|image_\w+|audio\w*|speech\w*|\w*(?:vision|audio)_(?:tower|model|encoder|embed\w*)"
@@ -62,16 +63,16 @@ def derive_architecture(config: Any, *, trust_remote_code: bool = False) -> Arch
     sites = tuple(_sites(model, head, names[id(embedding)]))
     if not sites:
         raise LoraSuiteError("the model has no linear modules", where=config.model_type, do="choose another backbone")
-    hidden = head.weight.shape[1]
+    hidden, layer_path = head.weight.shape[1], _layer_path(sites)
     return Architecture(
         family=config.model_type,
-        layers=getattr(config.get_text_config(), "num_hidden_layers", None) or 1,
+        layers=len(model.get_submodule(layer_path)) if layer_path else 1,  # a config may count each loop over them
         hidden=hidden,
         heads=Heads(1, 1, hidden),
         intermediate=max(max(site.shape) for site in sites if site.shape),
         vocabulary=min(embedding.weight.shape[0], head.weight.shape[0]),
         sites=sites,
-        layer_path=_layer_path(sites),
+        layer_path=layer_path,
         embedding=names[id(embedding)],
         head=names[id(head)],
         final_norm="",
@@ -107,11 +108,12 @@ def _linear_modules(model: nn.Module, head: nn.Module) -> Iterator[tuple[str, An
 def _sites(model: nn.Module, head: nn.Module, embedding: str) -> Iterator[Site]:
     from transformers.pytorch_utils import Conv1D
 
-    tower = _text_tower(model, embedding)
-    for name, module in _linear_modules(model, head):
+    tower, found = _text_tower(model, embedding), list(_linear_modules(model, head))
+    experts = names_of_experts(model, (name.rpartition(".")[2] for name, _ in found))
+    for name, module in found:
         conv1d, bias = isinstance(module, Conv1D), module.bias is not None
         rows, columns = module.weight.shape[::-1] if conv1d else module.weight.shape
-        trained = _is_trained(model, name, module, tower)
+        trained = _is_trained(model, name, module, tower) and name.rpartition(".")[2] not in experts
         yield Site(name, (name,), bias=bias, conv1d=conv1d, shape=(rows, columns), trained=trained)
 
 
