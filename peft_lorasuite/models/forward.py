@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import inspect
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from ..errors import LoraSuiteError, short_message
+
+RUNNING = re.compile(r"transformers[/\\](?:models|generation)[/\\]")
+"""Paths of the code that runs a model."""
+
+
+@contextmanager
+def forward_errors(model_types: Sequence[str]) -> Iterator[None]:
+    """Turn what a model's own code raises into a `LoraSuiteError`: some types need more than the ids of a text.
+
+    Args:
+        model_types: The types without a converter that are run; nothing is turned if there is none.
+    """
+    try:
+        yield
+    except (LoraSuiteError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # families raise exceptions of any type
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if not (model_types and any(map(RUNNING.search, files))):
+            raise
+        raise LoraSuiteError(
+            f"the model cannot run on text alone: {short_message(error)}", where=" and ".join(model_types),
+            do="choose another backbone, or update transformers",
+        ) from error  # fmt: skip
 
 
 class _HeadReached(Exception):  # noqa: N818 (control flow, not an error)

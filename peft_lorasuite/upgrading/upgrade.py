@@ -26,6 +26,7 @@ from ..methods.base import MethodInput, MethodResult
 from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
+from ..models.forward import forward_errors
 from ..models.quantized import unquantized_name
 from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
@@ -162,7 +163,8 @@ def upgrade(
     inputs, tokens = _add_tokens(
         MethodInput(adapter, upgrade_map, old, new, prompts, seed, progress, chat), by_behavior=chosen.needs_backbones
     )
-    with error_context(f"{chosen.name} of {adapter.origin}"), decomposition_errors():
+    context = error_context(f"{chosen.name} of {adapter.origin}")
+    with context, decomposition_errors(), forward_errors(upgrade_map.without_converter):
         method_result = chosen.run(inputs, settings)
         facts["prediction"] = prediction.facts(upgrade_map, method, method_result.facts)
         result, modules, type_facts, fates = _convert(inputs, method_result, rank, output_type, method, tokens)

@@ -28,8 +28,8 @@ LINEAR = (torch.nn.Linear, Conv1D)
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_REFUSED = ("out_proj", "conv1d")
 """Modules that PEFT refuses in these types."""
-MIXTURE = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-"""Names that PEFT takes for those of experts, whose weights are parameters of more than two dimensions."""
+MIXTURE = ("weight_proj", "gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names that PEFT takes for those of experts, whose weights are parameters, or that it writes but does not read."""
 MULTIMODAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "llava", "internvl", "glm4v")
 """Popular types that `AutoModelForCausalLM` does not load."""
 WHOLE = ("dots3_note", "emu3", "llama4", "mllama", "qwen3_5", "qwen3_5_moe", "qwen4_exp")

@@ -1,0 +1,54 @@
+"""Model types without a converter, from the saved old backbone to the adapter that PEFT loads on the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import type_trials
+from type_trials import Side
+
+from peft_lorasuite.arch.registry import has_converter
+
+FAST = {
+    "biogpt": "transplant",  # biases, learned positions
+    "deepseek_v3": "distill",  # experts, one of them shared
+    "exaone4": "transplant",  # a norm behind the last projection
+    "mamba": "distill",  # no attention
+    "qwen3_vl": "distill",  # a vision tower
+}
+SLOW = """
+bamba bart blt cohere2_moe dbrx deepseek_v4 emu3 falcon_mamba gemma3n_text gpt_bigcode granitemoehybrid kimi_linear
+lfm2 llama4_text mllama mpt nemotron_h openai-gpt qwen3_next recurrent_gemma rwkv xlnet zamba2
+"""
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Side:
+    return type_trials.save_old("llama", tmp_path_factory.mktemp("llama"), seed=9)
+
+
+@pytest.mark.parametrize("model_type", FAST)
+def test_a_type_without_converter_learns_what_a_llama_does(model_type: str, llama: Side, tmp_path: Path) -> None:
+    assert not has_converter(model_type), "choose another type"
+    new = type_trials.save_new(model_type, tmp_path / "new")
+    (found,) = type_trials.trials(llama, new, tmp_path / "out", [FAST[model_type]])
+    assert found["outcome"] == "learned", found
+
+
+@pytest.mark.parametrize("model_type", SLOW.split())
+def test_more_types_from_the_same_type_and_from_a_llama(model_type: str, llama: Side, tmp_path: Path) -> None:
+    found = type_trials.run_type(model_type, tmp_path, llama)
+    assert found["built"], found
+    (same,), (distilled, transplanted) = found["same"], found["llama"]
+    assert (same["outcome"], distilled["outcome"]) == ("learned", "learned"), found
+    assert transplanted["outcome"] in ("learned", "refused"), transplanted
+
+
+def test_what_a_model_itself_raises_is_one_line(llama: Side, tmp_path: Path) -> None:
+    """The config of a BLT lacks the number of layers from which transformers makes a cache."""
+    old, new = type_trials.save_old("blt", tmp_path / "old"), type_trials.save_new("gpt_neo", tmp_path / "new")
+    (found,) = type_trials.trials(old, new, tmp_path / "out", ["transplant"])
+    assert found["outcome"] == "refused", found
+    assert found["why"].startswith("blt and gpt_neo: the model cannot run on text alone: 'BltConfig'"), found
+    assert not (tmp_path / "out").exists()
