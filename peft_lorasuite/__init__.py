@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .methods.registry import method
     from .model import PeftModel, from_upgraded, install
     from .models.backbone import Backbone
+    from .serving.checking import Checked, check
+    from .serving.exporting import export
     from .text.chat_options import ChatOptions
     from .training.finetune import finetune
     from .upgrading.collection import upgrade_many
@@ -32,6 +34,7 @@ _MODULES = {
     "Architecture": "arch.spec",
     "Backbone": "models.backbone",
     "ChatOptions": "text.chat_options",
+    "Checked": "serving.checking",
     "Heads": "arch.spec",
     "LoraSuiteError": "errors",
     "MapOptions": "mapping.options",
@@ -42,7 +45,9 @@ _MODULES = {
     "UpgradeMap": "mapping.upgrade_map",
     "Upgraded": "upgrading.upgrade",
     "architecture": "arch.registry",
+    "check": "serving.checking",
     "evaluate": "evaluation.harness",
+    "export": "serving.exporting",
     "finetune": "training.finetune",
     "from_upgraded": "model",
     "install": "model",
@@ -57,6 +62,7 @@ __all__ = [
     "Architecture",
     "Backbone",
     "ChatOptions",
+    "Checked",
     "Heads",
     "LoraSuiteError",
     "MapOptions",
@@ -68,7 +74,9 @@ __all__ = [
     "Upgraded",
     "__version__",
     "architecture",
+    "check",
     "evaluate",
+    "export",
     "finetune",
     "from_upgraded",
     "install",

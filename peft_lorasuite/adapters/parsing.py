@@ -19,7 +19,7 @@ from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
 from .key_names import FOREIGN, KeyName, group_by_module, parse_names
 from .modules import check_rank, check_shapes, read_update, scaling, split_parts
-from .peft_format import COPY, LINEAR_ENDINGS, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
+from .peft_format import COPIED, COPY, LINEAR_ENDINGS, PRUNED, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
 
 
@@ -71,7 +71,7 @@ class ParsedAdapter:
         if used is None or key.reason:
             return ""
         one, other = self.tensors[name], self.tensors[used]
-        return f"a copy of {used}" if one.dtype == other.dtype and torch.equal(one, other) else ""
+        return f"{COPIED}{used}" if one.dtype == other.dtype and torch.equal(one, other) else ""
 
     def _parse_module(self, path: str, owned: dict[str, str]) -> None:
         """Parse a module; ``owned`` are the saved names of its tensors by ending."""
@@ -107,7 +107,7 @@ class ParsedAdapter:
             check_rank(self.config, self.saved[path], len(used["lora_A.weight"]), self.where)
         update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
         if update is None:
-            return self._skip(owned.values(), "its rank is zero after pruning")
+            return self._skip(owned.values(), PRUNED)
         for part, piece in split_parts(update, site, self.arch).items():
             self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
         if "lora_magnitude_vector" in used:

@@ -52,8 +52,12 @@ LINEAR_ENDINGS = {
 OPTIONAL_ENDINGS = ("lora_B.bias", *TRAINED_BIAS)
 """Endings that can be absent; of the others, a module has all or none."""
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-COPY = "a copy of the backbone's weight, which PEFT saves with its update"
-"""Why such a copy is not transferred; what starts with ``a copy of`` does not count in the coverage."""
+COPIED = "a copy of "
+"""Start of the reason for copies of other tensors, which do not count in the coverage."""
+COPY = f"{COPIED}the backbone's weight, which PEFT saves with its update"
+"""Why such a copy is not transferred."""
+PRUNED = "its rank is zero after pruning"
+"""Why the tensors of a module are not transferred that AdaLoRA has pruned completely: it changes nothing."""
 UNUSED_TABLE_ENDINGS = {
     "base_layer.weight": COPY,
     **dict.fromkeys(TRAINED_BIAS, "the head's bias: only its weight is transferred"),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
-from importlib.metadata import version
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..arch.layout import join
 from ..compat import unsaved_biases
+from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import check_values
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
@@ -42,12 +44,43 @@ def write_peft_model(model: Any, folder: Path, weights: Any = None) -> None:
     config = copy.copy(model.peft_config[name])
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    _leave_out_defaults(folder / CONFIG, config)
     report, record = getattr(model, "upgrade_report", None), getattr(model, "finetune_record", None)
     for file, value in ((REPORT, report and report.to_dict()), (RECORD, record)):
         if value is not None:
             (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+COMMON: dict[str, Any] = {
+    "inference_mode": True,
+    "bias": "none",
+    "lora_dropout": 0.0,
+    "modules_to_save": None,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+"""Entries that every written config has. PEFT before 0.14 loads no config with an entry that it does not know, and
+engines read some of these without a default; of PEFT's other entries only those with an effect are written."""
+REQUIRED = (
+    *COMMON, "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "r", "lora_alpha",
+    "fan_in_fan_out", "use_dora",
+)  # fmt: skip
+"""Entries that are written even where they have PEFT's default."""
+
+
+def _leave_out_defaults(file: Path, config: Any) -> None:
+    """Rewrite a config that PEFT has written, without the version and without defaults that are not required."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    defaults = {
+        field.name: field.default_factory() if field.default_factory is not MISSING else field.default
+        for field in fields(config)
+    }
+    kept = {name: value for name, value in values.items()
+            if name in REQUIRED or (name != "peft_version" and value != defaults.get(name))}  # fmt: skip
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _has_lora_table(model: Any) -> bool:
@@ -102,33 +135,52 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
     rank = int(settings.pop("r", 0) or adapter.rank)
     common = {
         "peft_type": "ADALORA" if adapter.kind == "adalora" else "LORA",
-        "peft_version": version("peft"),
         "target_modules": sorted(targets),
         "fan_in_fan_out": any(site.conv1d for _, site in sites),
         "task_type": adapter.task.kind,
         "base_model_name_or_path": base,
         "revision": revision,
-        "inference_mode": True,
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "use_rslora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        **COMMON,
         **settings,
     }
     if adapter.kind == "adalora":
         return common | adalora_entries(names, adapter.config)
-    biased = any(update.bias is not None for update in sites.values())
-    return common | {"r": rank, "lora_alpha": rank, "lora_bias": biased, "use_dora": adapter.kind == "dora"}
+    biased = {"lora_bias": True} if any(update.bias is not None for update in sites.values()) else {}
+    return common | {"r": rank, "lora_alpha": rank, "use_dora": adapter.kind == "dora"} | biased
 
 
-def write_adapter(adapter: Adapter, folder: Path, *, base: str, revision: str | None = None) -> None:
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Dtypes of written factors."""
+
+
+def check_dtype(name: str) -> None:
+    """Raise `LoraSuiteError` for a dtype that is not in `DTYPES`."""
+    if name not in DTYPES:
+        raise unknown_name_error("dtype", name, DTYPES)
+
+
+def to_dtype(tensor: Tensor, name: str, *, where: str) -> Tensor:
+    """Return a tensor in the dtype of the written file; raise `LoraSuiteError` if its values do not fit."""
+    dtype = DTYPES[name]
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if largest > torch.finfo(dtype).max:
+        raise LoraSuiteError(
+            f"the result's values do not fit {name}", where=where, got=f"{largest:.3g}",
+            do="save it as bfloat16 or float32",
+        )  # fmt: skip
+    return tensor.to(dtype)
+
+
+def write_adapter(
+    adapter: Adapter, folder: Path, *, base: str, revision: str | None = None, dtype: str = "float32"
+) -> None:
     """Write the PEFT config and weights of an adapter to an existing, empty folder; see `peft_config`."""
     from safetensors.torch import save_file
 
+    check_dtype(dtype)
     config, tensors = peft_config(adapter, base=base, revision=revision), state_dict(adapter)
     for name, tensor in tensors.items():
         check_values(tensor, where=name, whose="result")
+        tensors[name] = to_dtype(tensor, dtype, where=name)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

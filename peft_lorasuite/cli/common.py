@@ -59,6 +59,20 @@ def add_loading(command: ArgumentParser) -> None:
     command.add_argument("--trust-remote-code", action="store_true", help="let repositories run their own code")
 
 
+def add_engine(command: ArgumentParser, *, required: bool, what: str) -> None:
+    """Add ``--for ENGINE``."""
+    from ..serving.engines import ENGINES
+
+    command.add_argument("--for", dest="engine", required=required, choices=tuple(ENGINES), help=what)
+
+
+def add_written_form(command: ArgumentParser) -> None:
+    """Add the options of a written adapter: its dtype, and the name of its backbone."""
+    command.add_argument("--save-dtype", default="float32", choices=("float32", "float16", "bfloat16"),
+                         help="dtype of the written factors (default: float32)")  # fmt: skip
+    command.add_argument("--base-model", metavar="ID", help="Hub id of the backbone, where it is a folder")
+
+
 def add_labels(command: ArgumentParser) -> None:
     """Add the options of classifiers."""
     command.add_argument("--labels", type=names, metavar="A,B,...",

@@ -15,7 +15,7 @@ from .._version import __version__
 from ..errors import LoraSuiteError, printable
 from ..models.distributed import is_main_process
 from ..progress import lenient_stderr
-from . import chat, demo, evaluate, families, finetune, inspect, map, upgrade
+from . import chat, check, demo, evaluate, export, families, finetune, inspect, map, upgrade
 from .common import NAME
 
 WAIT = 5
@@ -23,7 +23,7 @@ WAIT = 5
 reason, the launcher ends them, so that the error is printed once."""
 COMMANDS: dict[str, ModuleType] = {
     "map": map, "upgrade": upgrade, "distill": upgrade, "finetune": finetune, "evaluate": evaluate,
-    "inspect": inspect, "chat": chat, "families": families, "demo": demo,
+    "inspect": inspect, "chat": chat, "export": export, "check": check, "families": families, "demo": demo,
 }  # fmt: skip
 HEAD = """Transfer a LoRA adapter to an upgraded backbone.
 
@@ -36,13 +36,16 @@ TAIL = f"""examples:
   {NAME} map old/backbone new/backbone -o map
   {NAME} upgrade me/old-lora --to new/backbone --map map -o new-lora
       The map once, for any number of adapters.
+  {NAME} upgrade me/old-lora --to new/backbone --for vllm -o new-lora
+      In the form that the program loads whole; `check new-lora --for vllm` says what it would refuse or drop.
   {NAME} inspect new-lora -o report.html
       What was transferred, and whether it is likely to hold, with figures.
   {NAME} demo
       All of it on a small pair that comes with the package.
 
 The result is a plain PEFT folder: PeftModel.from_pretrained(model, "new-lora") loads it, without this package.
-`{NAME} COMMAND --help` has the details. Exit code: 0 if the result was written, 1 for an error, 2 for a wrong call."""
+`{NAME} COMMAND --help` has the details. Exit code: 0 if the result was written or the check passed, 1 for an error or a
+check that did not pass, 2 for a wrong call."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +75,8 @@ def _run(args: argparse.Namespace) -> int:
         text = json.dumps(values, ensure_ascii=not encodable)
     elif args.quiet:
         text = ""
-    return _print(printable(text, keep="\n"), required=args.json or "output" not in values)
+    failed = _print(printable(text, keep="\n"), required=args.json or "output" not in values)
+    return failed or int(values.get("passed") is False)
 
 
 def _print(text: str, *, required: bool) -> int:

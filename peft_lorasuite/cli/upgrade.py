@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,12 @@ from .common import (
     Output,
     add_chat,
     add_command,
+    add_engine,
     add_labels,
     add_loading,
     add_output,
     add_training,
+    add_written_form,
     chat_options,
     load_options,
     pair,
@@ -82,11 +84,12 @@ def _add_arguments(command: ArgumentParser) -> None:
     add_chat(command, old=True, formats=True)
     add_training(command)
     add_output(command, "the new adapter and its report")
+    add_engine(command, required=False, what="write the result in the form that this program loads whole")
+    add_written_form(command)
     group = command.add_argument_group("publishing")
     group.add_argument("--push", metavar="REPO_ID", help="push the result to this Hub repository, with a model card")
     group.add_argument("--private", action="store_true", help="the repository is, or becomes, private")
     group.add_argument("--create-pr", action="store_true", help="push as a pull request")
-    group.add_argument("--base-model", metavar="ID", help="Hub id of the new backbone, where --to is a folder")
     add_loading(command)
 
 
@@ -108,13 +111,14 @@ def run(args: Namespace) -> Output:
         new=inputs.new, prompts=prompts, chat=chat, rank=args.rank, output_type=args.output_type, labels=args.labels,
         problem_type=args.problem_type, seed=args.seed, progress=progress,
     )  # fmt: skip
-    if samples is not None:
-        _finetune(upgraded, inputs.new, samples, chat, args, progress)
-    elif is_main_process():
-        upgraded.save(args.output, overwrite=args.overwrite)
+    if args.base_model:
+        upgraded = replace(upgraded, base=args.base_model, revision=None)
+    checked = _write(upgraded, inputs.new, samples, chat, args, progress)
     seconds = round(time.perf_counter() - start, 2)
     values = {"output": str(args.output), "report": upgraded.report.to_dict(), "seconds": seconds}
     text = _text(args.output, upgraded.report, seconds)
+    if checked is not None:
+        values["check"], text = checked.to_dict(), f"{text}\n{checked}"
     if args.push and is_main_process():
         pushed = _push(args, inputs.upgrade_map)
         values["pushed"], text = asdict(pushed), f"{text}\npushed to {pushed.url}"
@@ -155,8 +159,9 @@ def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOpt
         from ..hub.push import check_push
 
         check_push(args.push, args.base_model or split_revision(args.new)[0])
-    elif args.private or args.create_pr or args.base_model:
-        raise LoraSuiteError("nothing to push", got="--private, --create-pr or --base-model", do="add --push REPO_ID")
+    elif args.private or args.create_pr:
+        raise LoraSuiteError("nothing to push", got="--private or --create-pr", do="add --push REPO_ID")
+    _check_form(args)
     if args.method != "auto":
         make_options(find(args.method), dict(args.options))
     if not args.old:
@@ -164,15 +169,63 @@ def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOpt
     return prompts, samples, chat
 
 
+def _check_form(args: Namespace) -> None:
+    """Check the options of the written files before any long work."""
+    if args.base_model:
+        from ..hub.repository import check_id
+
+        check_id(args.base_model, owner=False)
+    if args.engine == "mlx" and args.push:
+        raise LoraSuiteError(
+            "the files of mlx-lm are no PEFT adapter, which a push expects", got="--for mlx and --push",
+            do="leave one of them out",
+        )  # fmt: skip
+    if args.finetune and args.save_dtype != "float32" and args.engine is None:
+        raise LoraSuiteError(
+            "a fine-tuned adapter is written in float32", got=f"--save-dtype {args.save_dtype}",
+            do="add --for ENGINE, or export the result with that dtype",
+        )  # fmt: skip
+
+
+def _write(
+    upgraded: Any, new: Any, samples: list[Any] | None, chat: ChatOptions, args: Namespace, progress: Progress
+) -> Any:
+    """Write the adapter, fine-tuned if there are samples; for a program in its form, and return what it loads."""
+    if args.engine is None:
+        _write_peft(upgraded, new, samples, chat, args, args.output, progress)
+        return None
+    from ..serving.exporting import export
+
+    with temporary_folder() as scratch:
+        _write_peft(upgraded, new, samples, chat, args, scratch / "adapter", progress)
+        if not is_main_process():
+            return None
+        return export(
+            scratch / "adapter", args.output, engine=args.engine, base=new, base_model=args.base_model, rank=args.rank,
+            dtype=args.save_dtype, overwrite=args.overwrite,
+        )  # fmt: skip
+
+
+def _write_peft(
+    upgraded: Any, new: Any, samples: list[Any] | None, chat: ChatOptions, args: Namespace, folder: str | Path,
+    progress: Progress,
+) -> None:  # fmt: skip
+    if samples is not None:
+        _finetune(upgraded, new, samples, chat, args, folder, progress)
+    elif is_main_process():
+        upgraded.save(folder, overwrite=args.overwrite, dtype="float32" if args.engine else args.save_dtype)
+
+
 def _finetune(
-    upgraded: Any, new: Any, samples: list[Any], chat: ChatOptions, args: Namespace, progress: Progress
-) -> None:
+    upgraded: Any, new: Any, samples: list[Any], chat: ChatOptions, args: Namespace, folder: str | Path,
+    progress: Progress,
+) -> None:  # fmt: skip
     from ..model import attach
     from ..training.finetune import finetune
 
     model = attach(new.load(task=upgraded.adapter.task), upgraded, is_trainable=True)
     finetune(
-        model, samples, tokenizer=upgraded.tokenizer or new.tokenizer, chat=chat, output=args.output,
+        model, samples, tokenizer=upgraded.tokenizer or new.tokenizer, chat=chat, output=folder,
         overwrite=args.overwrite, progress=progress,
         **training_options(args),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
+from ..adapters.plain import exact_lora
 from ..adapters.token_tables import TableUpdate, table_tensors
 from ..arch.spec import Architecture
 from ..linalg.basis import Basis
@@ -23,8 +24,9 @@ TABLES = ("embedding", "head")
 
 
 def add_tables(
-    result: Adapter, inputs: MethodInput, rank: int, added: Mapping[str, Tensor], *, by_id: bool = False
-) -> tuple[Adapter, dict[str, Any], dict[str, str]]:
+    result: Adapter, inputs: MethodInput, rank: int, added: Mapping[str, Tensor], *, by_id: bool = False,
+    as_lora: bool = False,
+) -> tuple[Adapter, dict[str, Any], dict[str, str]]:  # fmt: skip
     """Add the updates of the token tables to a result, and the rows of added tokens.
 
     Args:
@@ -33,6 +35,7 @@ def add_tables(
         rank: Rank of a LoRA.
         added: Table -> new ids of added tokens.
         by_id: Whether rows keep their ids, those without a token included, because both sides have the same tables.
+        as_lora: Whether the updates become a LoRA, exactly, where they are new values of rows.
 
     Returns:
         The result, facts by table, and the fates of the tables' tensors.
@@ -44,6 +47,8 @@ def add_tables(
             table, update, old, new, inputs.map.hidden, inputs.map.inverse, by_id=by_id
         )
         facts[table] = table_facts
+        if as_lora and moved[table] is not None:
+            moved[table] = exact_lora(table, moved[table], rank, new.arch.tied)
         fates |= dict.fromkeys(update.names, _fate(table_facts))
     return write_tables(result, moved, new, rank, inputs.seed, added), facts, fates
 

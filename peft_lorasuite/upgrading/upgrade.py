@@ -43,6 +43,12 @@ from .zero_updates import zero_update_warnings
 
 log = logging.getLogger(__name__)
 
+TIED_HEAD = (
+    "the new backbone's head shares its weight with the embedding: PEFT applies the LoRA to the head alone, llama.cpp, "
+    "Ollama and mlx-lm cannot (`check --for`)"
+)
+"""Hint about a LoRA of a tied head."""
+
 
 @dataclass(frozen=True, eq=False)
 class Upgraded:
@@ -65,12 +71,13 @@ class Upgraded:
     source: Source | None = None
     tokenizer: Any = None
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False, dtype: str = "float32") -> Path:
         """Write a plain PEFT folder with the report, whole or not at all.
 
         Args:
             folder: The output folder.
             overwrite: Replace the folder if it is not empty.
+            dtype: ``float32``, ``float16`` or ``bfloat16``.
 
         Returns:
             The folder.
@@ -80,12 +87,12 @@ class Upgraded:
         """
         check_not_input(folder, (self.base, self.source and self.source.folder))
         with atomic_folder(folder, overwrite=overwrite) as part:
-            self.write(part)
+            self.write(part, dtype)
         return Path(folder)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, dtype: str = "float32") -> None:
         """Write the files of `save` into an existing, empty folder."""
-        write_adapter(self.adapter, folder, base=self.base, revision=self.revision)
+        write_adapter(self.adapter, folder, base=self.base, revision=self.revision, dtype=dtype)
         text = json.dumps(self.report.to_dict(), indent=2) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
         if self.tokenizer is not None:
@@ -173,6 +180,8 @@ def upgrade(
     if tokens.facts:
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
+    if result.arch.tied and result.arch.head in result.settings.get("target_modules", []):
+        facts["hints"] = [*facts.get("hints", []), TIED_HEAD]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = [*warnings, *facts.get("warnings", [])]

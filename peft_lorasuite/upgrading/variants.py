@@ -12,6 +12,7 @@ from torch import Tensor
 from ..adapters.adapter import Adapter, join_sites
 from ..adapters.dora import dora_to_lora
 from ..adapters.peft_format import PREFIX, TRAINED_BIAS
+from ..adapters.plain import refuse_biases
 from ..adapters.token_tables import needs_backbone_error
 from ..arch.spec import Site
 from ..errors import LoraSuiteError, unknown_name_error
@@ -78,7 +79,12 @@ def complete(
     Returns:
         The result; facts for the report; and the fates of the tensors that belong to none of the updates.
     """
-    source, facts, fates = inputs.adapter, dict(inputs.adapter.facts), {}
+    source, facts, fates, plain = inputs.adapter, dict(inputs.adapter.facts), {}, output_type == "lora"
+    if plain and any(map(len, added.values())):
+        raise LoraSuiteError(
+            "the adapter cannot be a plain LoRA: it adds tokens to its backbone", where=source.origin,
+            do="keep its type (--output-type same)",
+        )  # fmt: skip
     if method_result.updates and not method_result.sources:  # fitted to the behavior of the whole adapter
         facts["kind"] = f"{method} fits a new plain LoRA to the behavior of the whole adapter"
         if added:
@@ -92,13 +98,15 @@ def complete(
     facts["kind"] = source.kind
     has_biases = any(update.bias is not None for update in source.updates.values())
     if source.config.get("bias", "none") != "none" and has_biases:
-        result, bias_fates = _add_trained_biases(result, inputs, method_result, same=output_type == "same")
+        result, bias_fates = _add_trained_biases(result, inputs, method_result, same=not plain)
         fates |= bias_fates
     if source.tables or added:
         result, facts["tables"], table_fates = add_tables(
-            result, inputs, rank, added, by_id=method == "rekey" and not added
+            result, inputs, rank, added, by_id=method == "rekey" and not added, as_lora=plain
         )
         fates |= table_fates
+    if plain:
+        refuse_biases(replace(result, source=source.source))
     joined = join_sites(result.updates, result.arch)
     without_bias = sum(update.bias is not None and not site.bias for (_, site), update in joined.items())
     if without_bias:
