@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from .dora import dora_to_lora
 from .peft_format import COPIED, PRUNED
 from .token_tables import TableUpdate, table_tensors
 
+LAYER = re.compile(r"^(?P<before>.+?)\.(?P<layer>\d+)\.(?P<path>.+)$")
+"""A module in a list of layers; of two lists, that of the layers comes before that of the experts."""
 EXACT = 1e-6
 """Fraction of a token table's change that its LoRA may lose."""
 
@@ -58,14 +60,14 @@ def refuse_biases(adapter: Adapter) -> None:
     """Raise `LoraSuiteError` if a module's update has a bias."""
     for (layer, site), update in join_sites(adapter.updates, adapter.arch).items():
         if update.bias is not None:
-            module = f"{adapter.arch.layer_path}.{layer}.{site.path}"
+            module = adapter.arch.module(layer, site)
             raise _not_plain_error(adapter, module, "it has a bias (lora_bias, or a trained bias)")
 
 
 def _not_plain_error(adapter: Adapter, where: str, why: str) -> LoraSuiteError:
     return LoraSuiteError(
         f"the adapter cannot be a plain LoRA: {why}", where=f"{adapter.origin}, {where}",
-        do="keep its type (--output-type same), or let a method fit a plain LoRA to its behavior (--method distill)",
+        do="load it with PEFT as it is, or upgrade it by behavior (--method distill), which gives a plain LoRA",
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def table_as_lora(table: str, update: TableUpdate, tied: bool = False) -> TableU
     names = ", ".join(update.names)
     raise LoraSuiteError(
         f"the change of a token table cannot be a LoRA: {why}", where=names or table, got=changed,
-        do="keep its type (--output-type same), or let a method fit a plain LoRA to its behavior (--method distill)",
+        do="load it with PEFT as it is, or upgrade it by behavior (--method distill), which gives a plain LoRA",
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def one_rank(adapter: Adapter, base: Backbone, rank: int | None = None) -> Adapt
         if final > min(whole.shape):
             raise LoraSuiteError(
                 "the rank exceeds the dimensions of the module",
-                where=f"{adapter.arch.layer_path}.{layer}.{site.path}", got=final, wanted=f"at most {min(whole.shape)}",
+                where=adapter.arch.module(layer, site), got=final, wanted=f"at most {min(whole.shape)}",
             )  # fmt: skip
         padded = whole.padded(final, generator)
         updates |= {(layer, part): LowRank(padded.A, B) for part, B in split(padded.B, site, adapter.arch).items()}
@@ -161,22 +163,31 @@ def _energy_lost(adapter: Adapter, sites: dict[Any, LowRank]) -> float:
     return max([*lost, 0.0])
 
 
+def module_type(module: str) -> str:
+    """Return a module's path in its layer; that of a module outside of the layers is its full name."""
+    match = LAYER.match(module)
+    return match["path"] if match else module
+
+
 def fill_layers(adapter: Adapter, groups: Iterable[tuple[str, ...]] = (), *, everywhere: bool = True) -> Adapter:
     """Return a plain LoRA with updates of zero in modules that a loader takes for granted.
 
     Args:
         adapter: The adapter.
-        groups: Parts of which the loader needs all where it finds one, such as q, k and v.
+        groups: Names of modules of which the loader needs all where it finds one, such as q_proj, k_proj and v_proj.
         everywhere: Whether it needs a module in every layer if it is in one.
     """
     arch, updates = adapter.arch, dict(adapter.updates)
-    parts = {part for _, part in updates} if everywhere else set()
-    wanted = set(product(range(arch.layers), parts))
-    for group in groups:
-        known = [part for part in group if part in arch.parts]
-        layers = {layer for layer, part in {*updates, *wanted} if part in known}
-        wanted |= set(product(layers, known))
-    for layer, part in sorted(wanted - updates.keys()):
-        rows, columns = arch.shape(part)
-        updates[layer, part] = LowRank(torch.zeros(0, columns), torch.zeros(rows, 0))
+    places = {arch.module(layer, site): (layer, site) for layer, site in arch.modules}
+    wanted = {arch.module(layer, site) for layer, site in join_sites(updates, arch)}
+    if everywhere:
+        kinds = set(map(module_type, wanted))
+        wanted |= {module for module in places if module_type(module) in kinds}
+    for module in list(wanted):
+        parent, _, own = module.rpartition(".")
+        wanted |= {f"{parent}.{other}" for group in groups if own in group for other in group}
+    for layer, site in (places[module] for module in sorted(wanted & places.keys())):
+        for part in site.parts:
+            rows, columns = arch.shape(part)
+            updates.setdefault((layer, part), LowRank(torch.zeros(0, columns), torch.zeros(rows, 0)))
     return replace(adapter, updates=updates)

@@ -155,13 +155,13 @@ def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOpt
         samples = read_texts(args.finetune, args.template)
     elif args.finetune:
         samples = read_records(args.finetune, max(args.samples, MAX_EXAMPLES), args.seed)
+    _check_form(args)
     if args.push:
         from ..hub.push import check_push
 
         check_push(args.push, args.base_model or split_revision(args.new)[0])
     elif args.private or args.create_pr:
         raise LoraSuiteError("nothing to push", got="--private or --create-pr", do="add --push REPO_ID")
-    _check_form(args)
     if args.method != "auto":
         make_options(find(args.method), dict(args.options))
     if not args.old:

@@ -65,6 +65,17 @@ class Checked:
         """Whether nothing is refused or dropped."""
         return all(finding.effect == UNPROVEN for finding in self.findings)
 
+    def raise_findings(self, name: str) -> None:
+        """Raise `LoraSuiteError` for the first part of the adapter, of this name, that is refused or dropped."""
+        first = next((finding for finding in self.findings if finding.effect != UNPROVEN), None)
+        if first is None:
+            return
+        rules = ENGINES[self.engine]
+        advice = rules.note if first.feature == "family" else "choose another engine, or train the adapter without it"
+        raise LoraSuiteError(
+            f"{rules.title} ({self.version}) does not load the adapter whole, {first}", where=name, do=advice
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {**asdict(self), "findings": [asdict(finding) for finding in self.findings], "passed": self.passed}
@@ -124,15 +135,20 @@ def read_contents(source: Source) -> Contents:
 def _architecture(source: Source, base: Any, contents: Contents, rules: Engine) -> Architecture | None:
     """Return the architecture of the backbone; None if it cannot be opened and no rule depends on it."""
     try:
-        if base is None:
-            name, revision = base_model_of(source, do="pass the backbone (--base, base=)")
-            base = Backbone.open(name, revision=revision, hub_only=source.folder is None)
-        return Backbone.open(base).arch
+        return open_base(source, base).arch
     except LoraSuiteError:
         tables = {"head", "embedding"} & set(features(contents, rules, None))
         if base is None and not (tables or rules.every_layer or rules.families):
             return None
         raise
+
+
+def open_base(source: Source, base: Any) -> Backbone:
+    """Open the backbone of an adapter: the given one, or the base model of its config."""
+    if base is not None:
+        return Backbone.open(base)
+    name, revision = base_model_of(source, do="pass the backbone (--base, base=)")
+    return Backbone.open(name, revision=revision, hub_only=source.folder is None)
 
 
 def judge(name: str, engine: str, found: dict[str, list[str]], contents: Contents, base: Any) -> Checked:
@@ -157,13 +173,3 @@ def judge(name: str, engine: str, found: dict[str, list[str]], contents: Content
     values["base_option"] = f"--base {base}" if local else f"--base-model-id {base}"
     start = rules.start.format(**values) if all(one.effect == UNPROVEN for one in findings) else ""
     return Checked(name, engine, rules.version, tuple(findings), facts, start)
-
-
-def findings_error(checked: Checked) -> LoraSuiteError:
-    """Build the error for an adapter that its program does not load whole, after all that can be converted was."""
-    first = next(finding for finding in checked.findings if finding.effect != UNPROVEN)
-    rules = ENGINES[checked.engine]
-    advice = rules.note if first.feature == "family" else "choose another engine, or train the adapter without it"
-    return LoraSuiteError(
-        f"{rules.title} ({checked.version}) does not load the adapter whole, {first}", where=checked.adapter, do=advice
-    )

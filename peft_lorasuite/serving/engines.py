@@ -50,7 +50,6 @@ class Engine:
         version: Version that the rules hold for.
         effects: Feature -> what happens to it, where it is not simply loaded.
         fused: Names of modules that it fuses: where one has a pair, the others need one.
-        parts: The same as parts of `arch.spec`.
         every_layer: Whether a module needs a pair in every layer.
         ranks: Allowed values of its largest rank; empty if any.
         families: Families whose adapters it loads; empty if all.
@@ -63,7 +62,6 @@ class Engine:
     version: str
     effects: Mapping[str, str]
     fused: tuple[tuple[str, ...], ...] = ()
-    parts: tuple[tuple[str, ...], ...] = ()
     every_layer: bool = False
     ranks: tuple[int, ...] = ()
     families: tuple[str, ...] = ()
@@ -113,7 +111,6 @@ ENGINES: dict[str, Engine] = {
             "experts": UNPROVEN,
         },
         fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
-        parts=(("q", "k", "v"), ("gate", "up")),
         start="python -m sglang.launch_server --model-path {base} --enable-lora --max-lora-rank {max_rank} "
               "--lora-paths {name}={path}",
         note="reads one r and one lora_alpha; q_proj needs v_proj beside it",

@@ -10,16 +10,17 @@ from typing import Any
 from ..adapters.adapter import Adapter
 from ..adapters.peft_format import RECORD, REPORT, select_adapter
 from ..adapters.plain import fill_layers, one_rank, plain_lora
-from ..adapters.reading import base_model_of, read_adapter, read_config
+from ..adapters.reading import read_adapter, read_config
 from ..adapters.tokenizer import OTHERS, TOKENIZER
-from ..adapters.writing import check_dtype, state_dict, to_dtype, write_adapter
+from ..adapters.writing import check_dtype, peft_config, state_dict, to_dtype, write_adapter
 from ..errors import LoraSuiteError, check_integer
 from ..io.output import atomic_folder, check_not_input
 from ..io.source import Source
 from ..models.backbone import Backbone
 from . import mlx
-from .checking import Checked, check, findings_error
+from .checking import Checked, check, judge, open_base
 from .engines import Engine, find_engine
+from .features import Contents, features
 
 COPIED = (REPORT, RECORD, TOKENIZER, *OTHERS)
 """Files beside the adapter that are copied."""
@@ -76,37 +77,36 @@ def export(
     if mlx.is_layout(source):
         raise LoraSuiteError("the adapter has the files of mlx-lm", where=source.name, wanted="a PEFT adapter")
     config = read_config(source)
-    backbone = _open_base(source, base)
+    backbone = open_base(source, base)
     check_not_input(output, (source.folder, backbone.source.folder))
     own = config.get("base_model_name_or_path") or backbone.name
     name, commit = (base_model, None) if base_model else (own, config.get("revision"))
+    plain = _plain(source, backbone, rules, rank)
+    _check_plain(plain, engine, source.name)
     with atomic_folder(output, overwrite=overwrite) as folder:
-        plain = _plain(source, backbone, rules, rank)
         _write(plain, folder, rules, name, commit, dtype)
         _copy_others(source, folder)
         if engine == "ollama":
             (folder / "Modelfile").write_text(MODELFILE.format(base=name), encoding="utf-8")
-        checked = check(folder, engine=engine, base=backbone)
-        if not checked.passed:
-            raise findings_error(replace(checked, adapter=source.name))
-    final = check(output, engine=engine, base=backbone)
-    return replace(final, facts=final.facts | _facts(plain))
-
-
-def _open_base(source: Source, base: Any) -> Backbone:
-    if base is not None:
-        return Backbone.open(base)
-    name, revision = base_model_of(source, do="pass the backbone (--base, base=)")
-    return Backbone.open(name, revision=revision, hub_only=source.folder is None)
+        check(folder, engine=engine, base=backbone).raise_findings(source.name)
+    checked = check(output, engine=engine, base=backbone)
+    return replace(checked, facts=checked.facts | _facts(plain))
 
 
 def _plain(source: Source, base: Backbone, rules: Engine, rank: int | None) -> Adapter:
     """Read the adapter and convert it; an error is about the input, before anything is written."""
     adapter = plain_lora(read_adapter(source, base.arch, old=base, rank=rank), base, rank)
-    filled = fill_layers(adapter, rules.parts, everywhere=rules.every_layer)
+    filled = fill_layers(adapter, rules.fused, everywhere=rules.every_layer)
     added = len(filled.updates) - len(adapter.updates)
     facts = {"pairs_of_zeros": added} if added else {}
     return one_rank(replace(filled, facts={**adapter.facts, **facts}), base, rank)
+
+
+def _check_plain(adapter: Adapter, engine: str, name: str) -> None:
+    """Raise `LoraSuiteError` for what the program does not load of the converted adapter, in PEFT's names."""
+    shapes = {tensor_name: tuple(tensor.shape) for tensor_name, tensor in state_dict(adapter).items()}
+    contents = Contents(peft_config(adapter, base=""), shapes)
+    judge(name, engine, features(contents, find_engine(engine), adapter.arch), contents, "").raise_findings(name)
 
 
 def _write(adapter: Adapter, folder: Path, rules: Engine, base: str, revision: str | None, dtype: str) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.class_head import is_head
-from ..adapters.modules import find_site
 from ..adapters.peft_format import LORA_DEFAULTS, OTHER_FORMULAS, PREFIX, TRAINED_BIAS, split_ending
+from ..adapters.plain import LAYER, module_type
 from ..adapters.writing import REQUIRED
 from ..arch.spec import Architecture
 from .engines import Engine
 
-LAYER = re.compile(r"^(?P<before>.+?)\.(?P<layer>\d+)\.(?P<path>.+)$")
-"""A module in a list of layers; of two lists, that of the layers comes before that of the experts."""
 PAIRS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 OLD_ENTRIES = {*REQUIRED, "auto_mapping", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
                "megatron_config", "megatron_core", "layer_replication"}  # fmt: skip
@@ -124,12 +121,10 @@ def _lone_parts(pairs: Mapping[str, int], fused: Iterable[tuple[str, ...]]) -> l
 
 
 def _some_layers(pairs: Mapping[str, int], arch: Architecture) -> list[str]:
-    """Return modules that have a pair in some layers alone."""
-    layers = defaultdict(set)
-    for module in pairs:
-        if match := LAYER.match(module):
-            layers[match["path"]].add(int(match["layer"]))
-    return [f"{path} in {len(own)} of {arch.layers} layers" for path, own in layers.items() if len(own) < arch.layers]
+    """Return modules that have a pair in some of the layers alone that have them."""
+    layers = Counter(map(module_type, (arch.module(layer, site) for layer, site in arch.modules)))
+    found = Counter(kind for kind in map(module_type, pairs) if kind in layers)
+    return [f"{kind} in {count} of {layers[kind]} layers" for kind, count in found.items() if count < layers[kind]]
 
 
 def _other_modules(contents: Contents, arch: Architecture) -> list[str]:
@@ -139,7 +134,7 @@ def _other_modules(contents: Contents, arch: Architecture) -> list[str]:
         module, ending = split_ending(name.removeprefix(PREFIX))
         if ending not in PAIRS:
             continue
-        place, table = find_site(module, arch), module in (arch.embedding, arch.head)
+        place, table = arch.find(module), module in (arch.embedding, arch.head)
         if table:
             wanted = {arch.vocabulary, arch.hidden}
         elif place is not None and place[0] < arch.layers:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..adapters.peft_format import CONFIG, PREFIX, split_ending
+from ..adapters.plain import module_type
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import open_safetensors
 from ..io.source import Source
-from .features import LAYER, Contents
+from .features import Contents
 
 WEIGHTS = "adapters.safetensors"
 LAYERS = {"gpt2": "model.h", "gpt_neox": "model.h"}
@@ -47,8 +48,7 @@ def to_mlx(tensors: dict[str, Tensor], rank: int, arch: Architecture) -> tuple[d
         if ending not in FACTORS:
             raise LoraSuiteError("mlx-lm has no such tensor", where=name, wanted=" or ".join(FACTORS))
         path = _module(module, arch)
-        match = LAYER.match(path)
-        keys.add(match["path"] if match else path)
+        keys.add(module_type(path))
         renamed[f"{path}.{FACTORS[ending]}"] = tensor.T.contiguous()
     parameters = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)}
     return renamed, {"fine_tune_type": "lora", "num_layers": arch.layers, "lora_parameters": parameters}

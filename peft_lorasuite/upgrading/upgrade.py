@@ -43,12 +43,6 @@ from .zero_updates import zero_update_warnings
 
 log = logging.getLogger(__name__)
 
-TIED_HEAD = (
-    "the new backbone's head shares its weight with the embedding: PEFT applies the LoRA to the head alone, llama.cpp, "
-    "Ollama and mlx-lm cannot (`check --for`)"
-)
-"""Hint about a LoRA of a tied head."""
-
 
 @dataclass(frozen=True, eq=False)
 class Upgraded:
@@ -180,8 +174,8 @@ def upgrade(
     if tokens.facts:
         facts["added_tokens"] = tokens.facts
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
-    if result.arch.tied and result.arch.head in result.settings.get("target_modules", []):
-        facts["hints"] = [*facts.get("hints", []), TIED_HEAD]
+    if hint := variants.tied_head_hint(result):
+        facts["hints"] = [*facts.get("hints", []), hint]
     facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = [*warnings, *facts.get("warnings", [])]

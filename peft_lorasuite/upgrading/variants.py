@@ -140,3 +140,11 @@ def _add_trained_biases(
                       if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
+
+
+def tied_head_hint(result: Adapter) -> str:
+    """Return a hint if the result has a LoRA of a head that shares its weight with the embedding, else nothing."""
+    if not result.arch.tied or result.arch.head not in result.settings.get("target_modules", []):
+        return ""
+    return ("the new backbone's head shares its weight with the embedding: PEFT applies the LoRA to the head alone; "
+            "llama.cpp, Ollama and mlx-lm cannot (see `check --for`)")  # fmt: skip

@@ -82,13 +82,12 @@ def test_trained_biases_are_carried_as_their_change(bias, qwen, tmp_path):
     new.merge_and_unload()
 
 
-def test_trained_biases_become_a_loras_bias_where_a_lora_is_wanted(tmp_path):
-    needs("peft", "0.21", "save_pretrained with trained biases")
+@pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"lora_bias": True}])
+def test_a_plain_lora_has_no_bias_and_the_error_names_the_module(settings, tmp_path):
     planted = pair(tmp_path, "phi", "permuted hidden", "permuted heads")
-    tuned = trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj", "fc2"], bias="lora_only"))
-    new = upgraded(tmp_path / "adapter", planted, output_type="lora")
-    assert error(planted, tuned, new) < TOLERANCE
-    assert new.peft_config["default"].lora_bias
+    trained(tmp_path / "adapter", planted, lora(target_modules=["q_proj", "fc2"], **settings))
+    with pytest.raises(LoraSuiteError, match=r"layers\.0\.self_attn\.q_proj: .* cannot be a plain LoRA: it has a bias"):
+        upgraded(tmp_path / "adapter", planted, output_type="lora")
 
 
 def test_biases_of_norms_are_named_in_the_report(tmp_path):

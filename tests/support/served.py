@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +40,19 @@ def backbone(folder: Path, family: str = "llama", **values: Any) -> Path:
 
 def adapter(folder: Path, base: Path, kind: str | Any, seed: int = 0) -> Path:
     """Write an adapter of a backbone with random weights, as PEFT saves it."""
-    config = KINDS[kind] if isinstance(kind, str) else kind
+    config = copy.deepcopy(KINDS[kind] if isinstance(kind, str) else kind)
     config.task_type = "CAUSAL_LM"
     torch.manual_seed(seed)
-    model = peft.get_peft_model(load(base), config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of biases that cannot be merged, and of tied heads
+        model = peft.get_peft_model(load(base), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "ranknum" not in name and (weight.requires_grad or ".modules_to_save." in name):
                 weight.add_(torch.randn(weight.shape) * (0.2 if "lora_" in name else 0.05))
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -62,7 +68,9 @@ def logits(base: Path, adapted: Path | None = None) -> Tensor:
     """Logits of a backbone for a fixed text, with an adapter as PEFT loads it."""
     model = load(base)
     if adapted is not None:
-        model = PeftModel.from_pretrained(model, str(adapted)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = PeftModel.from_pretrained(model, str(adapted)).eval()
     ids = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(3))
     return model(ids).logits
 
