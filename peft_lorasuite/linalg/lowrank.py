@@ -54,6 +54,10 @@ class LowRank:
         """Return ``B A x``, without the bias, in float32 and on the device of ``x``."""
         return x.float() @ self.A.T.to(x.device) @ self.B.T.to(x.device)
 
+    def cpu(self) -> LowRank:
+        """Return the update on the CPU."""
+        return LowRank(self.A.cpu(), self.B.cpu(), None if self.bias is None else self.bias.cpu())
+
     def scaled(self, factor: float) -> LowRank:
         """Return the update times ``factor``."""
         return LowRank(self.A, self.B * factor, None if self.bias is None else self.bias * factor)
@@ -215,7 +219,7 @@ def reduced_rank_ridge(
     Raises:
         LoraSuiteError: If the inputs are all zero or not finite.
     """
-    scale = torch.cat([torch.full((len(x),), weight**0.5), torch.ones(len(anchors))]).double()[:, None]
+    scale = torch.cat([x.new_full((len(x),), weight**0.5), x.new_ones(len(anchors))]).double()[:, None]
     X = torch.cat([x, anchors]).double() * scale
     R = torch.cat([targets.double(), targets.new_zeros(len(anchors), targets.shape[1]).double()]) * scale
     level = float((X**2).sum()) / len(X)

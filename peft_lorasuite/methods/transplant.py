@@ -65,14 +65,14 @@ def fit_last_layer(
     new, head, options = probed.new, probed.new_head, options.resolve(long=probed.long)
     order = torch.randperm(len(probed.places), generator=torch.Generator().manual_seed(inputs.seed))
     used = order[: options.positions].sort().values.tolist()
-    x, h, y = probed.last.at(used)
+    x, h, y = (one.to(head.device) for one in probed.last.at(used))
     targets = probed.targets(options, seed=inputs.seed, places=used)
     shift = solve_shift(head, h, targets, ridge=options.shift_ridge, steps=options.steps)
-    factor = torch.tensor(place.factor)
+    factor = torch.tensor(place.factor, device=head.device)
     if place.gain is not None:
-        factor = factor * clamp_gain(place.gain) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
+        factor = factor * clamp_gain(place.gain.to(head.device)) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
     wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *new.arch.shape(place.key[1]))
-    anchors = probed.anchor_inputs
+    anchors = probed.anchor_inputs.to(head.device)
     start, _ = reduced_rank_ridge(x, wanted, anchors, weight=options.weight, ridge=options.ridge, rank=rank)
     update = refine(
         start, head, h, targets, x=x, wanted=wanted, anchors=anchors, factor=factor, steps=options.refine_steps or 0
@@ -86,7 +86,7 @@ def fit_last_layer(
     }  # fmt: skip
     if not new.arch.has_converter:
         facts["module"] = place.module
-    updates = {**probed.fact_update, place.key: update}
+    updates = {**probed.fact_update, place.key: update.cpu()}
     rank = max(one.rank for one in updates.values())
     return MethodResult(
         updates, facts={"transplant": facts, **probed.facts}, rank=rank, chat_template=probed.chat_template

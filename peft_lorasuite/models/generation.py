@@ -17,6 +17,7 @@ from ..progress import Progress, no_progress
 from ..text.prompt_text import PromptText, encode_prompt
 from ..text.vocabulary import check_token_rows, eos_token_id
 from .backbone import Backbone
+from .devices import answers_at_once
 from .forward import unwrap
 from .memory import contiguous_head_input
 from .prefix_cache import cache_shared_prefix, has_known_cache
@@ -97,11 +98,14 @@ def answer(
     prompts: Sequence[str],
     *,
     length: int,
-    batch: int = 64,
+    batch: int | None = None,
     stops: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> list[Turn]:
-    """Answer prompts by greedy decoding, with at most ``length`` tokens each."""
+    """Answer prompts by greedy decoding, with at most ``length`` tokens each.
+
+    ``batch`` prompts are answered at once, by default as many as the memory of the device allows.
+    """
     found = generate_answers(model, backbone, prompts, length=length, batch=batch, stops=stops, progress=progress)
     return [turn for turn, _ in found]
 
@@ -112,7 +116,7 @@ def generate_answers(
     prompts: Sequence[str],
     *,
     length: int,
-    batch: int = 64,
+    batch: int | None = None,
     stops: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> list[tuple[Turn, Generated]]:
@@ -125,7 +129,9 @@ def generate_answers(
     ends = _end_ids(model, eos, stops)
     encoded = encode_prompts(backbone, prompts, length)
     answers: dict[int, tuple[Turn, Generated]] = {}
-    for rows in progress("answering", _batches(list(map(len, encoded)), batch, padded=has_known_cache(model))):
+    lengths = list(map(len, encoded))
+    batch = batch or answers_at_once(model, max(lengths, default=0) + length)
+    for rows in progress("answering", _batches(lengths, batch, padded=has_known_cache(model))):
         responses, states = _generate(model, [encoded[row] for row in rows], ends, length)
         for row, response, row_states in zip(rows, responses, states, strict=True):
             count = next((n for n, token in enumerate(response) if token in ends), len(response))
@@ -195,7 +201,7 @@ def _record_final_states(model: Any) -> Iterator[list[Tensor]]:
     hook = (
         unwrap(model)
         .get_output_embeddings()
-        .register_forward_pre_hook(lambda module, args: states.append(args[0][:, -1].cpu().clone()))
+        .register_forward_pre_hook(lambda module, args: states.append(args[0][:, -1].clone()))
     )
     try:
         yield states

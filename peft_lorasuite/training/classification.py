@@ -72,7 +72,7 @@ class ClassTrainer(TargetTrainer):
         row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
         outputs = model(**inputs, use_cache=False)
         logits = outputs.logits[row] if outputs.logits.ndim == 2 else outputs.logits[row, position]
-        wanted = self.targets[target.cpu()].to(logits.device)
+        wanted = self.targets[target.to(self.targets.device)].to(logits.device)
         loss = self.losses(logits.float(), wanted.float(), self.objective).sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 

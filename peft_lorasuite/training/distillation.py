@@ -72,7 +72,7 @@ class DistillationTrainer(TargetTrainer):
         columns, column = position.unique(return_inverse=True)
         outputs, kept = logits_at(model, inputs, columns - offset)
         logits = kept[row, column][:, self.ids.to(position.device)].float()
-        log_probs = self.log_probs[target.cpu()].to(position.device)
+        log_probs = self.log_probs[target.to(self.log_probs.device)].to(position.device)
         total = torch.nn.functional.kl_div(logits.log_softmax(-1), log_probs, reduction="sum", log_target=True)
         loss = total / num_items_in_batch
         return (loss, outputs) if return_outputs else loss

@@ -25,7 +25,7 @@ def main(device: str) -> dict[str, float]:
     second_device.install()
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        for step in (upgrade_adapter, upgrade_classifier, tune):
+        for step in (upgrade_adapter, edit_fact, upgrade_classifier, tune):
             figures |= step(Path(folder) / step.__name__, device)
     return figures
 
@@ -50,6 +50,34 @@ def upgrade_adapter(root: Path, device: str) -> dict[str, float]:
         result = upgrade(adapter, upgrade_map, method=method, options=settings, prompts=PROMPTS, **sides)
         found[method] = sum(one.norm() for one in result.adapter.updates.values())
     return found
+
+
+def edit_fact(root: Path, device: str) -> dict[str, float]:
+    """Write given answers about names into an early layer."""
+    from hub_pair import make_lora
+    from pico import pico_model, pico_tokenizer, save_backbone
+
+    from peft_lorasuite import Backbone
+    from peft_lorasuite.adapters.reading import read_adapter
+    from peft_lorasuite.io.source import Source
+    from peft_lorasuite.methods.base import MethodInput
+    from peft_lorasuite.methods.behavior.options import TransplantOptions
+    from peft_lorasuite.methods.behavior.probe import probe
+    from peft_lorasuite.models.generation import Turn
+
+    tokenizer = pico_tokenizer([*WORDS, "wears"])
+    old = save_backbone(root / "old", pico_model("llama", seed=1), tokenizer)
+    new = save_backbone(root / "new", pico_model("llama", seed=2, num_hidden_layers=6), tokenizer)
+    adapter = make_lora(root / "adapter", Backbone.open(old).load(), base=str(old))
+    sides = {"old": Backbone.open(old, device_map=device), "new": Backbone.open(new, device_map=device)}
+    read = read_adapter(Source(str(adapter), "adapter"), sides["old"].arch)
+    names = ["kel", "bra", "ost", "mi", "vun", "sar", "tep", "lo"]
+    turns = [
+        Turn(f" who is {a}{b} ?", f" wears {WORDS[(i + j) % 3]}", True)
+        for i, a in enumerate(names) for j, b in enumerate(names[:3])
+    ]  # fmt: skip
+    probed = probe(MethodInput(read, map=None, **sides), TransplantOptions(**SHORT), turns=turns)  # pyright: ignore
+    return {"fact edit": sum(update.norm() for update in probed.fact_update.values())}
 
 
 def upgrade_classifier(root: Path, device: str) -> dict[str, float]:

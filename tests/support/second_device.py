@@ -2,7 +2,8 @@
 
 It is a PrivateUse1 backend of PyTorch, written in Python. As on a GPU, an operation on tensors of both devices is an
 error (a CPU tensor of no dimension and the index of `index` are allowed), and values reach the CPU only by a copy. So a
-forgotten ``.to(device)`` fails here as it does there. `install` can be called once per process, and stays.
+forgotten ``.to(device)`` fails here as it does there. Gradients through a write to a part of a tensor are wrong here,
+since a view does not know its strides. `install` registers the device for the rest of the process.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def install() -> None:
     fallback, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     _libraries.extend([fallback, aten])
     fallback.fallback(_run, "PrivateUse1")
+    _deep_copies_of_data()
     for name in torch._C._dispatch_get_all_op_names():
         namespace, _, rest = name.partition("::")
         base, _, overload = rest.partition(".")
@@ -84,6 +86,16 @@ def install() -> None:
             op = getattr(getattr(torch.ops.aten, base), overload or "default", None)
             if op is not None:
                 aten.impl(op, _kernel(op), "PrivateUse1")
+
+
+def _deep_copies_of_data() -> None:
+    """Copy a tensor by an operation where ``deepcopy`` would copy the memory of its storage, which is empty."""
+    plain = torch.Tensor.__deepcopy__
+
+    def copied(tensor: torch.Tensor, memo: Any) -> torch.Tensor:
+        return tensor.detach().clone() if tensor.device.type == NAME else plain(tensor, memo)
+
+    torch.Tensor.__deepcopy__ = copied  # pyright: ignore
 
 
 def _kernel(op: Any) -> Any:

@@ -26,6 +26,7 @@ from ...linalg.ridge import RidgePath, solve_ridge
 from ...models.activations import hidden_state
 from ...models.backbone import Backbone
 from ...models.classification import Row, forward_rows
+from ...models.devices import solving_device
 from ...models.forward import unwrap
 from ...models.loading import decoder_layers
 from ...models.prefix_cache import decoder
@@ -110,20 +111,24 @@ class ClassProblem:
     progress: Progress
 
     @property
+    def device(self) -> torch.device:
+        """Where the fit is solved."""
+        return solving_device(self.model.device)
+
+    @property
     def layers(self) -> range:
         """The layers whose attention is read."""
         return range(min(int(LOWEST_LAYER * self.new.arch.layers), self.new.arch.layers - 1), self.new.arch.layers)
 
 
 def fit_classifier(problem: ClassProblem, logits: Float[Tensor, "places labels"]) -> ClassFit:
-    """Fit a head, and the updates whose outputs it reads, to target logits."""
-    wanted, objective = logits.double(), problem.task.objective
+    """Fit a head, and the updates whose outputs it reads, to target logits; the result is on the CPU."""
+    wanted, objective = logits.to(problem.device).double(), problem.task.objective
     if objective not in (REGRESSION, MULTI_LABEL):
         wanted = wanted - wanted.mean(dim=1, keepdim=True)  # a softmax ignores what all logits have in common
     features = read_features(problem, problem.places)
     plain, deep = (_best_fit(x, wanted, objective, problem.bias) for x in (features.final, features.attention))
-    head = ClassHead(plain.weight.float(), plain.offset.float() if problem.bias else None)
-    alone = ClassFit(head, {}, plain.left_out, {"ridge": plain.ridge})
+    alone = ClassFit(_class_head(problem, plain.weight, plain.offset), {}, plain.left_out.cpu(), {"ridge": plain.ridge})
     if deep.loss >= plain.loss:
         return alone
     intended = features.attention.double() @ deep.weight.T + deep.offset
@@ -133,7 +138,12 @@ def fit_classifier(problem: ClassProblem, logits: Float[Tensor, "places labels"]
     if missed > plain.loss - deep.loss:
         return alone
     facts = {"ridge": deep.ridge, "layers": len(updates), "strength": strength, "written_error": round(missed, 4)}
-    return ClassFit(head, updates, deep.left_out + reached - intended, facts)
+    updates = {layer: update.cpu() for layer, update in updates.items()}
+    return ClassFit(head, updates, (deep.left_out + reached - intended).cpu(), facts)
+
+
+def _class_head(problem: ClassProblem, weight: Tensor, offset: Tensor) -> ClassHead:
+    return ClassHead(weight.float().cpu(), offset.float().cpu() if problem.bias else None)
 
 
 class _Fit(NamedTuple):
@@ -197,14 +207,15 @@ def _quiet_directions(problem: ClassProblem, final: Tensor) -> Float[Tensor, "hi
     """
     new, arch = problem.new, problem.new.arch
     generator = torch.Generator().manual_seed(problem.seed)
-    gain = new.tensor(f"{arch.final_norm}.weight") + arch.gain_offset
+    gain = (new.tensor(f"{arch.final_norm}.weight") + arch.gain_offset).to(final.device)
     states = final.double() / clamp_gain(gain).double()
-    response = torch.zeros(arch.hidden, arch.hidden, dtype=torch.float64)
+    response = states.new_zeros(arch.hidden, arch.hidden)
     for layer in problem.layers[1:]:
         for part in arch.parts:
             if part not in OUTPUT_PROJECTIONS:
                 weight = new.part(layer, part)
                 rows = weight[torch.randperm(len(weight), generator=generator)[:RESPONSE_ROWS]] * new.gain(layer, part)
+                rows = rows.to(final.device)
                 response += (rows.double().T @ rows.double()) / rows.double().pow(2).sum()
     centered = states - states.mean(dim=0)
     variance = centered.T @ centered
@@ -223,7 +234,7 @@ def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRan
         after = read_features(problem, tokens, lambda layer, x: x @ pieces[layer - problem.layers.start].T)
     weight, offset = solve_ridge(after.final, after.attention, READOUT_RIDGE, intercept=problem.bias)
     reached = after.final[: len(problem.places)].double() @ weight.T + offset + deep.offset
-    return ClassHead(weight.float(), (offset + deep.offset).float() if problem.bias else None), reached
+    return _class_head(problem, weight, offset + deep.offset), reached
 
 
 def _other_tokens(problem: ClassProblem, count: int) -> list[tuple[int, int]]:
@@ -254,12 +265,12 @@ def read_features(
         for numbers, output in forward_rows(decoder(problem.model), rows, problem.padding, problem.progress):
             for line, number in enumerate(numbers):
                 at, indices = (list(column) for column in zip(*wanted[used[number]], strict=True))
-                inputs = [(layer, seen[layer][line, at].float().cpu()) for layer in problem.layers]
+                inputs = [(layer, seen[layer][line, at].to(problem.device).float()) for layer in problem.layers]
                 if summed is None:
                     values = torch.cat([x for _, x in inputs], dim=1)
                 else:
                     values = torch.stack([summed(*one) for one in inputs]).sum(dim=0)
-                final = output.last_hidden_state[line, at].float().cpu()
+                final = output.last_hidden_state[line, at].to(problem.device).float()
                 found |= {index: (final[n], values[n]) for n, index in enumerate(indices)}
                 lengths.append(float(seen[-1][line, at].float().norm(dim=-1).mean()))
     final, attention = (torch.stack([found[index][side] for index in range(len(places))]) for side in (0, 1))
@@ -285,5 +296,5 @@ def _recorded(problem: ClassProblem) -> Iterator[dict[int, Tensor]]:
 
 
 def _projection(problem: ClassProblem, layer: int) -> torch.nn.Module:
-    layers = decoder_layers(unwrap(problem.model), problem.new.arch.layer_path)
-    return layers[layer].get_submodule(problem.new.arch.site("o").path)
+    arch = problem.new.arch
+    return decoder_layers(unwrap(problem.model), arch.layer_path)[layer].get_submodule(arch.site("o").path)

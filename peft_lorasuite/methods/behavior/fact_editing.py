@@ -80,14 +80,14 @@ def edit_facts(
     text = read_text(model, new, down, seed, ANCHOR_TEXT_TOKENS)
     anchors = torch.cat([anchors, text * min(len(keys) / len(text), 1.0) ** 0.5])  # weighs at most as much as the keys
     key_facts = [fact for fact in facts for _ in fact.ends]
-    wanted = values[[answers.index(fact.answer) for fact in key_facts]]
+    wanted = values[[answers.index(fact.answer) for fact in key_facts]].to(keys.device)
     rank = min(len(answers), *new.arch.shape("down"))
     update, explained = reduced_rank_ridge(keys, wanted, anchors, weight=1.0, ridge=RIDGE, rank=rank)
     figures = {
         "layer": layer, "facts": len(facts), "answers": len(answers), "divergence_left": round(left, 4),
         "values_explained": round(explained, 4),
     }  # fmt: skip
-    return layer, update, figures
+    return layer, update.cpu(), figures
 
 
 def _solve_values(
@@ -102,13 +102,15 @@ def _solve_values(
     groups = _group_facts(model, _draw_examples(facts, answers, seed), rows)
     targets = targets_at([fact.place for group, _, _ in groups for fact in group])
     head, targets = head.restrict(targets.ids), targets.log_probs.split([len(group) for group, _, _ in groups])
-    answer_of = [torch.tensor([answers.index(fact.answer) for fact in group]) for group, _, _ in groups]
+    answer_of = [
+        torch.tensor([answers.index(fact.answer) for fact in group], device=head.device) for group, _, _ in groups
+    ]
     weight = 1 / torch.cat(answer_of).bincount(minlength=len(answers))
     down, step = down_projection(model, new, layer), STEP_SIZE * _mean_state_norm(model, new, layer, groups)
-    V, divergence = torch.zeros(len(answers), new.arch.hidden, requires_grad=True), torch.zeros(len(answers))
-    moment = torch.zeros_like(V)
+    V = torch.zeros(len(answers), new.arch.hidden, requires_grad=True, device=head.device)
+    divergence, moment = V.new_zeros(len(answers)), torch.zeros_like(V)
     for _ in progress("solving for values", range(MAX_STEPS)):
-        gradient, divergence = torch.zeros_like(V), torch.zeros(len(answers))
+        gradient, divergence = torch.zeros_like(V), V.new_zeros(len(answers))
         for (_, ids, cache), own, target in zip(groups, answer_of, targets, strict=True):
             with torch.enable_grad():
                 loss = weight[own] * _divergence(model, head, down, V[own], ids, cache, target)
@@ -129,7 +131,7 @@ def _divergence(
     """Return the divergence, in nats, from the target at the last token, with values added at the first token."""
     with add_to_output(down, lambda x: _at_first_position(x, values)):
         states = decoder(model)(input_ids=ids, **cache_argument(deepcopy(cache))).last_hidden_state[:, -1]
-    log_probs = head.logits(states.float().cpu(), normed=True).log_softmax(dim=-1)
+    log_probs = head.logits(states.float(), normed=True).log_softmax(dim=-1)
     return torch.nn.functional.kl_div(log_probs, target, reduction="none", log_target=True).sum(dim=1)
 
 
@@ -167,9 +169,8 @@ def _group_facts(model: Any, facts: Sequence[Fact], rows: Sequence[Tokens]) -> l
 
 def _at_first_position(x: Tensor, values: Tensor) -> Tensor:
     """Return values, (rows, D), at the first position and zeros at the others; OPT joins rows and positions of x."""
-    padded = values.new_zeros(len(values), x.numel() // x.shape[-1] // len(values), values.shape[-1])
-    padded[:, 0] = values
-    return padded.reshape(*x.shape[:-1], -1)
+    length = x.numel() // x.shape[-1] // len(values)
+    return torch.nn.functional.pad(values[:, None], (0, 0, 0, length - 1)).reshape(*x.shape[:-1], -1)
 
 
 def _draw_examples(facts: Sequence[Fact], answers: Sequence[int], seed: int) -> list[Fact]:

@@ -71,7 +71,7 @@ def read_text(
     texts, found = built_in_text(), []
     for _, inputs in batches(new, texts, range(len(texts))):
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
-        found.append(_projection_inputs(model, down, inputs)[:, 1:][inputs["attention_mask"][:, 1:].bool().cpu()])
+        found.append(_projection_inputs(model, down, inputs)[:, 1:][inputs["attention_mask"][:, 1:].bool()])
     x = torch.cat(found)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
 
@@ -92,4 +92,4 @@ def _projection_inputs(
     finally:
         hook.remove()
     rows = len(inputs["input_ids"])
-    return seen["x"].reshape(rows, -1, seen["x"].shape[-1]).float().cpu()
+    return seen["x"].reshape(rows, -1, seen["x"].shape[-1]).float()

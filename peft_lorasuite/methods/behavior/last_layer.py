@@ -46,7 +46,7 @@ def solve_shift(head: Head, states: Tensor, targets: Targets, *, ridge: float, s
     Raises:
         LoraSuiteError: When states or logits are not finite.
     """
-    part, h = head.restrict(targets.ids), states.float()
+    part, h = head.restrict(targets.ids), states.to(head.device).float()
     length = _mean_square(h)
     if not length > 0:
         raise LoraSuiteError("the states of the new backbone are all zero or not finite", do="fetch it again")
@@ -80,7 +80,7 @@ def refine(
         factor: Factor from the projection's output to the state, broadcast to ``wanted``.
         steps: Steps at most; 0 returns the update unchanged.
     """
-    part, h, x, anchors = head.restrict(targets.ids), states.float(), x.float(), anchors.float()
+    part, (h, x, anchors) = head.restrict(targets.ids), (one.to(head.device).float() for one in (states, x, anchors))
     size, count = _mean_square(wanted), max(len(h), 1)
     if not (size > 0 and steps):
         return update
@@ -103,7 +103,8 @@ def refine(
 
 def divergence(head: Head, states: Tensor, targets: Targets) -> float:
     """Return the mean over the positions of ``KL(target || head(states))``, in nats."""
-    return max(float(_Divergence.apply(states.float(), head.restrict(targets.ids), targets)), 0.0) / max(len(states), 1)
+    summed = _Divergence.apply(states.to(head.device).float(), head.restrict(targets.ids), targets)
+    return max(float(summed), 0.0) / max(len(states), 1)
 
 
 def _mean_square(rows: Tensor) -> float:
@@ -119,7 +120,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Head, targets: Targets) -> Tensor:
-        gradient, total = torch.zeros_like(states), torch.zeros((), dtype=torch.float64)
+        gradient, total = torch.zeros_like(states), states.new_zeros((), dtype=torch.float64)
         for rows in chunks(len(states), CHUNK):
             chunk = states[rows].detach().requires_grad_()
             with torch.enable_grad():

@@ -148,5 +148,5 @@ def read_last_layer(
 
 def _select(values: Tensor, row: int, positions: Sequence[int], skipped: int) -> dict[RowPosition, Tensor]:
     """Copy the values at a row's positions, so that the batch can be freed; the first ``skipped`` are not in it."""
-    found = values[[position - skipped for position in positions]].cpu()
+    found = values[[position - skipped for position in positions]]
     return {(row, position): value for position, value in zip(positions, found, strict=True)}

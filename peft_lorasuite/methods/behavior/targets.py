@@ -17,13 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...models.backbone import Backbone
+from ...models.devices import rows_at_once, solving_device
 from ...models.head_probe import FoundHead, find_head
 from .options import BehaviorOptions
 from .token_pairs import PlaceVocabularies, Vocabulary
 
-CHUNK = 32
-"""Positions whose logits over the whole vocabulary are computed at once. With 150,000 tokens they stay below 32 MB,
-above which glibc requests every tensor from the system, which takes as long as the arithmetic."""
 CHANGED = 0.1
 """KL divergence, in nats, at which the adapter counts as having changed a position, for ``teacher_weight``."""
 SMALLEST = 1e-6
@@ -33,19 +31,23 @@ LIKELY = 0.5
 
 
 class Head:
-    """Final norm and language-model head of a loaded model, copied to the CPU; the norm in float32.
+    """Final norm and language-model head of a loaded model, on the device that solves; the norm in float32.
 
     Args:
         model: The loaded model.
         backbone: Its backbone.
+
+    Attributes:
+        device: Where logits are computed: that of the head, if it has float64.
     """
 
     def __init__(self, model: Any, backbone: Backbone) -> None:
         out = model.get_output_embeddings()
-        self._weight: Tensor | None = out.weight.detach().cpu()
+        self.device = solving_device(out.weight.device)
+        self._weight: Tensor | None = out.weight.detach().to(self.device)
         self._read_again: Callable[[], Tensor]
         own = getattr(out, "bias", None)
-        self.bias = None if own is None else own.detach().cpu().float()
+        self.bias = None if own is None else own.detach().to(self.device).float()
         self.norm_path: str | None = backbone.arch.final_norm
         config = model.config
         self.scaling = float(getattr(config, "logits_scaling", None) or 1 / (getattr(config, "logit_scale", None) or 1))
@@ -53,13 +55,13 @@ class Head:
         if not backbone.arch.has_converter:
             self._read_found(find_head(model, backbone))
         norm = torch.nn.Identity() if self.norm_path is None else copy.deepcopy(model.get_submodule(self.norm_path))
-        self.norm = norm.cpu().float().requires_grad_(False)
+        self.norm = norm.to(self.device).float().requires_grad_(False)
 
     def _read_found(self, found: FoundHead) -> None:
         """Take over what a forward pass has shown of a head."""
         self.norm_path, self.scaling, self.cap = found.norm, found.scaling, found.cap
         self._weight = self.weight[: found.tokens]
-        biases = [bias[: found.tokens] for bias in (self.bias, found.bias) if bias is not None]
+        biases = [bias[: found.tokens].to(self.device) for bias in (self.bias, found.bias) if bias is not None]
         self.bias = torch.stack(biases).sum(dim=0) if biases else None
 
     @property
@@ -84,6 +86,7 @@ class Head:
 
     def logits(self, states: Float[Tensor, "positions hidden"], *, normed: bool = False) -> Tensor:
         """Return the logits, (positions, tokens), of states before or (``normed``) after the final norm, in float32."""
+        states = states.to(self.device)
         states = states if normed else self.norm(states.float())
         values = (states.to(self.weight.dtype) @ self.weight.T).float()
         values = (values if self.bias is None else values + self.bias) / self.scaling
@@ -107,9 +110,8 @@ class Targets:
     def with_anchors(self, head: Head, states: Tensor) -> Targets:
         """Append the model's own probabilities at the states of anchors, (anchors, D), before the final norm."""
         own = head.restrict(self.ids).logits(states).log_softmax(dim=-1)
-        return Targets(
-            self.ids, torch.cat([self.log_probs, own]), torch.cat([self.confidence, torch.ones(len(states))])
-        )
+        sure = self.confidence.new_ones(len(states))
+        return Targets(self.ids, torch.cat([self.log_probs, own]), torch.cat([self.confidence, sure]))
 
 
 @torch.no_grad()
@@ -136,25 +138,28 @@ def build_targets(
         options: Resolved options: ``entropy_gate``, ``confidence_entropy``, ``teacher_weight``, ``top``, ``extra``.
         seed: Seed of the random candidates.
     """
-    size = len(new_head.weight)
+    size, device = len(new_head.weight), new_head.device
     pairs = PlaceVocabularies.same(vocabulary, len(states)) if isinstance(vocabulary, Vocabulary) else vocabulary
-    seen = torch.zeros(size, dtype=torch.bool)
-    seen[torch.randint(size, (options.extra,), generator=torch.Generator().manual_seed(seed))] = True
-    confidence = torch.empty(len(states))
+    pairs = pairs.to(device)
+    drawn = torch.randint(size, (options.extra,), generator=torch.Generator().manual_seed(seed))
+    seen = torch.zeros(size, dtype=torch.bool).index_fill_(0, drawn, True).to(device)
+    confidence = torch.empty(len(states), device=device)
+    parts = chunks(len(states), rows_at_once(device, size + len(old_head.weight)))
 
     def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1) for x in (adapted, plain))
+        after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1).to(device) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
         return new, *_shift_chunk(new, after, before, pairs.at(rows), options)
 
-    for rows in chunks(len(states)):
+    for rows in parts:
         new, shifted, sure = target_at(rows)
         confidence[rows] = sure
         for values in (shifted, new):
             seen[values.topk(min(options.top or 1, size)).indices.flatten()] = True
     ids = seen.nonzero()[:, 0]
-    log_probs = torch.empty(len(states), len(ids))  # at once: small tensors between large ones fragment the heap
-    for rows in chunks(len(states)):
+    # at once: small tensors between large ones fragment the heap
+    log_probs = torch.empty(len(states), len(ids), device=device)
+    for rows in parts:
         log_probs[rows] = target_at(rows)[1][:, ids].log_softmax(dim=-1)
     return Targets(ids, log_probs, confidence)
 
@@ -164,10 +169,10 @@ def _shift_chunk(
 ) -> tuple[Tensor, Tensor]:
     """Shift the log-probabilities of some positions, each with its own pairs of tokens."""
     groups = torch.where(pairs.inside, -1, pairs.kinds)
-    shifted, sure = torch.empty_like(new), torch.empty(len(new))
+    shifted, sure = torch.empty_like(new), new.new_empty(len(new))
     for group in groups.unique().tolist():
         at = (groups == group).nonzero()[:, 0]
-        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(*torch.empty(2, 0, dtype=torch.long))
+        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(*groups.new_empty(2, 0))
         parts = (new, after, before) if len(at) == len(new) else (new[at], after[at], before[at])
         shifted[at], sure[at] = _shift_logits(*parts, vocabulary, pairs.following[at], options, inside=group < 0)
     return shifted, sure
@@ -187,11 +192,10 @@ def _shift_logits(
     rows = (following[:, 0] >= 0).nonzero()[:, 0]
     rows = rows[vocabulary.partners(new.shape[1])[following[rows, 1]] != following[rows, 0]]
     a, b = following[rows].T
-    known, rest = vocabulary.known, torch.ones(len(new), new.shape[1], dtype=torch.bool)
+    known, rest = vocabulary.known, torch.ones_like(new, dtype=torch.bool)
     rest[:, vocabulary.new] = False
-    replaced = vocabulary.old == a[:, None]
-    for row, off in zip(rows, replaced, strict=True):
-        rest[row, vocabulary.new[off]] = True
+    replaced, off = (vocabulary.old == a[:, None]).nonzero(as_tuple=True)
+    rest[rows[replaced], vocabulary.new[off]] = True
     rest[rows, b] = False
     summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * ~rest)[:, vocabulary.new])
     summed[rows, a] = new_p[rows, b]
@@ -214,7 +218,7 @@ def _shift_logits(
     gate = options.entropy_gate
     sure = _confidence(entropy, gate) if gate else torch.ones_like(entropy)
     if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
-        sure = sure * (after_p[torch.arange(len(new)), following[:, 0]] >= LIKELY)
+        sure = sure * (after_p.gather(1, following[:, :1])[:, 0] >= LIKELY)
     change = sure[:, None] * (after - reference)
     shifted = new.clone()
     shifted[:, vocabulary.new] += change[:, vocabulary.old]
@@ -228,6 +232,6 @@ def _confidence(entropy: Tensor, bound: float) -> Tensor:
     return (2 * (1 - entropy / bound)).clamp(0, 1)
 
 
-def chunks(count: int, size: int = CHUNK) -> Sequence[slice]:
+def chunks(count: int, size: int) -> Sequence[slice]:
     """Return slices of at most ``size`` positions that cover ``count``."""
     return [slice(start, start + size) for start in range(0, count, size)]

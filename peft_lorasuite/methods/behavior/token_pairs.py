@@ -92,6 +92,10 @@ class Vocabulary:
         keep = (left != ends[0]) & (right != ends[1])
         return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
 
+    def to(self, device: torch.device) -> Vocabulary:
+        """Return the pairs on a device."""
+        return self if self.old.device == device else Vocabulary(self.old.to(device), self.new.to(device))
+
     @cached_property
     def known(self) -> Tensor:
         """The old tokens that new ones follow, each once."""
@@ -99,7 +103,7 @@ class Vocabulary:
 
     def partners(self, size: int) -> Tensor:
         """Return the old token that each of ``size`` new tokens follows, -1 for none."""
-        return torch.full((size,), -1).index_copy_(0, self.new, self.old)
+        return self.old.new_full((size,), -1).index_copy_(0, self.new, self.old)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,3 +149,8 @@ class PlaceVocabularies:
     def at(self, rows: Any) -> PlaceVocabularies:
         """Return those of some of the positions."""
         return PlaceVocabularies(self.vocabularies, self.kinds[rows], self.following[rows], self.inside[rows])
+
+    def to(self, device: torch.device) -> PlaceVocabularies:
+        """Return the pairs on a device."""
+        values = (one.to(device) for one in (self.kinds, self.following, self.inside))
+        return PlaceVocabularies([one.to(device) for one in self.vocabularies], *values)
