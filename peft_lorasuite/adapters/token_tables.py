@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.spec import Architecture
+from ..compat import require
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, check_values
 from ..models.backbone import Backbone
@@ -130,12 +131,14 @@ def trained_tokens(indices: Any, table: str, arch: Architecture) -> list[int]:
     The config has one list for all tables, or one per module; a tied head follows the embedding.
 
     Raises:
-        LoraSuiteError: If the config names none, or names them twice.
+        LoraSuiteError: If the config names none, or names them twice, or if PEFT is too old for two tied tables.
     """
     module = (arch.embedding if table == "embedding" else arch.head).rpartition(".")[2]
     if isinstance(indices, dict):
         named = {name.rpartition(".")[2]: values for name, values in indices.items()}
         other = arch.embedding.rpartition(".")[2]
+        if arch.tied and {other, arch.head} <= set(named):
+            require("peft", "0.19", "trainable_token_indices of both tables of a tied backbone")
         indices = named.get(module, named.get(other) if table == "head" and arch.tied else None)
     valid = isinstance(indices, list) and all(type(token) is int and token >= 0 for token in indices)
     if not valid or len(set(indices)) < max(len(indices), 1):

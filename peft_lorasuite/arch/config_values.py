@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..compat import current_config
+from ..compat import current_config, model_type
 from ..errors import LoraSuiteError
 from .registry import architecture, has_converter
 from .spec import Architecture
@@ -25,7 +25,7 @@ def read_config_values(config: Any) -> dict[str, Any]:
         JSON values; empty if they do not determine the architecture, such as for a converter that calls a method of
         the config, or if the model type has no converter.
     """
-    if not has_converter(getattr(config, "model_type", None) or ""):
+    if not has_converter(model_type(config)):
         return {}
     values: dict[str, Any] = {}
     wanted = architecture(_Recorder(current_config(config), values))

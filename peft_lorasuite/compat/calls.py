@@ -19,6 +19,17 @@ def body(model: Any) -> Any:
     return getattr(model, body_name(model), model)
 
 
+def mismatched_weights(model: Any, info: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (name, shape in the checkpoint, shape in the model) of the weights that do not fit (transformers 5.0).
+
+    Before, the loading info has the names alone: the shape in the checkpoint is None.
+    """
+    if has("transformers", "5.0"):
+        return sorted((name, tuple(got), tuple(wanted)) for name, got, wanted in info["mismatched_keys"])
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return [(name, None, shapes.get(name)) for name in sorted(info["mismatched_keys"])]
+
+
 def cache_argument(cache: Any) -> dict[str, Any]:
     """Return the keyword argument of a model that takes a cache; a wrong name would be ignored (transformers 5.24)."""
     return {"cache" if has("transformers", "5.24") else "past_key_values": cache}

@@ -14,17 +14,19 @@ from .versions import has, needs_version, require
 
 ROPE_DEFAULTS = {"rope_type": "default", "partial_rotary_factor": 1.0}
 OLDER_ROPE_NAMES = {"type": "rope_type"}
+SLIDING_UNSCALED = ("olmo3",)
+"""Model types whose layers with a sliding window have the same rotary base, but no scaling of it."""
 OLDER_HEADS = {"gpt_neox": ("lm_head", "embed_out", "5.14")}
 """Family -> path of the head in a model, its path before, and the version of transformers that renamed it."""
 
 
 def first_version(model_type: str) -> str | None:
     """Return the version of transformers that added a model type; None if 4.57.1 has it or no version is known."""
-    return next((version for version, types in _new_model_types().items() if model_type in types), None)
+    return next((version for version, types in new_model_types().items() if model_type in types), None)
 
 
 @cache
-def _new_model_types() -> dict[str, list[str]]:
+def new_model_types() -> dict[str, list[str]]:
     """Return version of transformers -> types of causal language models that it added after 4.57.1."""
     return json.loads((files("peft_lorasuite") / "data" / "model_types.json").read_text(encoding="utf-8"))
 
@@ -76,7 +78,7 @@ class _CurrentConfig:
 def model_type(config: Any) -> str:
     """Return the model type, which a multimodal Qwen2 gives as that of its text model (transformers 5.0)."""
     if has("transformers", "5.0"):
-        return config.model_type
+        return getattr(config, "model_type", None) or ""
     return vars(config).get("model_type") or getattr(type(config), "model_type", "")
 
 
@@ -95,8 +97,8 @@ def _rope_parameters(config: Any) -> dict[str, Any]:
     scaling = {OLDER_ROPE_NAMES.get(name, name): value for name, value in (config.rope_scaling or {}).items()}
     used = {**ROPE_DEFAULTS, "partial_rotary_factor": getattr(config, "partial_rotary_factor", None) or 1.0, **scaling}
     used["rope_theta"] = config.rope_theta
-    if hasattr(config, "rope_local_base_freq"):
-        local = {**ROPE_DEFAULTS, "rope_theta": config.rope_local_base_freq}
+    if hasattr(config, "rope_local_base_freq") or model_type(config) in SLIDING_UNSCALED:
+        local = {**ROPE_DEFAULTS, "rope_theta": getattr(config, "rope_local_base_freq", config.rope_theta)}
         used = {"full_attention": used, "sliding_attention": local}
     _check_rope(config.__dict__.get("rope_parameters"), used)
     return used

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..arch.registry import architecture, has_converter
 from ..arch.spec import Architecture, Heads, Site
+from ..compat import model_type
 from ..errors import LoraSuiteError, short_message
 from .loading import auto_class
 from .peft_names import names_of_experts
@@ -41,7 +42,7 @@ def read_architecture(config: Any, *, trust_remote_code: bool = False) -> Archit
     Raises:
         LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
     """
-    if has_converter(getattr(config, "model_type", None) or ""):
+    if has_converter(model_type(config)):
         return architecture(config)
     return derive_architecture(config, trust_remote_code=trust_remote_code)
 

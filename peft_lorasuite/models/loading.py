@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..arch.spec import Architecture
-from ..compat import body_name, model_type
+from ..compat import body_name, mismatched_weights, model_type
 from ..errors import LoraSuiteError, short_message
 from .logs import drop_messages
+from .quantized import quantized_error
 from .task import CAUSAL, Task
 
 ACCESS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
@@ -68,10 +69,11 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
     def needed(name: str) -> bool:
         return not optional or name.startswith(f"{body_name(model)}.")
 
-    for name, got, wanted in sorted(one for one in info["mismatched_keys"] if needed(one[0])):
-        raise LoraSuiteError(
-            "a weight does not fit the config", where=f"{where}, {name}", got=tuple(got), wanted=tuple(wanted)
-        )
+    for name, got, wanted in mismatched_weights(model, info):
+        if needed(name):
+            raise LoraSuiteError("a weight does not fit the config", where=f"{where}, {name}", got=got, wanted=wanted)
+    if not getattr(config, "quantization_config", None):
+        check_plain(model, where)
     missing = sorted(filter(needed, info["missing_keys"]))
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -79,6 +81,13 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
             "the checkpoint lacks a tensor", where=where, wanted=f"{missing[0]}{more}", do="fetch it again"
         )
     return model
+
+
+def check_plain(model: nn.Module, where: str) -> None:
+    """Refuse 8-bit numbers without a quantization config, which not every version of transformers converts."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.element_size() == 1:
+            raise quantized_error(name, f"{where}, {name}", weight.dtype)
 
 
 def check_depth(names: Iterable[str], layers: int, *, where: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from versions import installed_spelling
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap
+from peft_lorasuite.compat import has
 from peft_lorasuite.mapping.samples import hash_weights
 from peft_lorasuite.models.backbone import Backbone
 
@@ -60,7 +61,8 @@ def test_a_model_that_cannot_be_loaded_whole(kind: str, pair: Pair, tmp_path: Pa
         broken.load()
     info = str(caught.value)
     assert info.startswith(f"backbone {tmp_path / 'new'}")
-    assert f": {message}" in info
+    shapes = has("transformers", "5.0")  # before, it tells the names alone
+    assert f": {message if shapes else message.partition(' (got (')[0]}" in info
     assert "\n" not in info
     assert len(info) < 500
 
@@ -84,7 +86,7 @@ MAPS: dict[str, tuple[Callable[[Tensors], object], dict[str, Any], str]] = {
     "no base": (
         len,
         installed_spelling({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}),
-        "the config ",
+        "the config " if has("transformers", "5.0") else "rope_theta: malformed value",
     ),
     "no heads": (len, {"num_key_value_heads": 0}, "config.json, num_key_value_heads: malformed value (got 0"),
 }

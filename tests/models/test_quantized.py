@@ -15,6 +15,7 @@ from hub_pair import make_lora
 from pico import pico_model, pico_tokenizer, save_backbone
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from versions import needs
 
 from peft_lorasuite import MapOptions, PeftModel, UpgradeMap, upgrade
 from peft_lorasuite.adapters.peft_model import load_with_adapter
@@ -130,6 +131,7 @@ def test_d14_an_old_backbone_in_few_bits_is_run_as_it_was_trained(folders: Path,
 
 @needs_gguf
 def test_a_gguf_backbone_is_dequantized_for_the_map_and_takes_the_adapter(folders: Path, tmp_path: Path) -> None:
+    needs("transformers", "5.20", "GgufConfig")
     from transformers import GgufConfig
 
     place = save_backbone(tmp_path / "gguf", pico_model("qwen2", seed=2, **SIZES), pico_tokenizer(WORDS))
