@@ -17,6 +17,7 @@ from ..linalg.lowrank import LowRank, stack
 from ..models.task import CAUSAL, HEADS, HeadPlace, LabelsLike, Task
 from .added_tokens import AddedTokens
 from .class_head import ClassHead
+from .experts import ExpertKey, join_experts
 from .token_tables import TableUpdate
 
 Key = tuple[int, str]
@@ -43,6 +44,8 @@ class Adapter:
         added: Tokens that were added to its backbone, if any.
         task: What it was trained for.
         head: Its classification head, if it has one.
+        experts: ``(layer, expert, part)`` -> update of an expert, with the scaling in its factors.
+        expert_names: The same -> names of the tensors that it was read from.
     """
 
     arch: Architecture
@@ -60,6 +63,8 @@ class Adapter:
     added: AddedTokens | None = None
     task: Task = CAUSAL
     head: ClassHead | None = None
+    experts: Mapping[ExpertKey, LowRank] = field(default_factory=dict)
+    expert_names: Mapping[ExpertKey, tuple[str, ...]] = field(default_factory=dict)
 
     def with_head(self, head: ClassHead, place: HeadPlace) -> Adapter:
         """Return the adapter with a classification head, at its place in the model."""
@@ -76,7 +81,17 @@ class Adapter:
     def rank(self) -> int:
         """The largest rank of the updates."""
         tables = [table.rows.shape[1] for table in self.tables.values() if table.form == "lora"]
-        return max([update.rank for update in self.updates.values()] + tables, default=0)
+        updates = [*self.updates.values(), *self.experts.values()]
+        return max([update.rank for update in updates] + tables, default=0)
+
+    def at_one_rank(self) -> Adapter:
+        """Return the adapter with the same rank in all linear modules and parameters: the largest joint rank."""
+        joint = [*join_sites(self.updates, self.arch).values()]
+        joint += [one for experts in join_experts(self.experts, self.arch).values() for one in experts]
+        rank = max((one.rank for one in joint), default=1)
+        none = torch.Generator().manual_seed(0)
+        padded = {key: update.padded(rank, none) for key, update in self.updates.items()}
+        return replace(self, updates=padded, settings={**self.settings, "r": rank})
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ..linalg.lowrank import LowRank
 from ..models.backbone import Backbone
 from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
+from .experts import INNER, ExpertReader, find_expert_module
 from .key_names import FOREIGN, KeyName, group_by_module, parse_names
 from .modules import check_rank, check_shapes, read_update, scaling, split_parts
 from .peft_format import COPIED, COPY, LINEAR_ENDINGS, PRUNED, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
@@ -49,6 +50,10 @@ class ParsedAdapter:
     tables: dict[str, TableUpdate] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
     head: ClassHead | None = None
+    experts: ExpertReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.experts = ExpertReader(self.config, self.arch, self.where)
 
     def parse(self) -> ParsedAdapter:
         """Parse every module, by the names that `key_names` resolves; returns itself."""
@@ -62,7 +67,13 @@ class ParsedAdapter:
             groups[parsed[name].module].pop(parsed[name].ending)
         self.saved = {key.module: key.saved_module for key in parsed.values() if not key.reason}
         for path, owned in groups.items():
-            self._parse_module(path, owned)
+            expert = find_expert_module(path, self.arch) if adapter_kind(self.config) == "lora" else None
+            if expert is None:
+                self._parse_module(path, owned)
+            else:
+                used = {ending: self.tensors[name] for ending, name in owned.items()}
+                both = expert.inner or f"{path}.{INNER}" in groups
+                self.experts.read(expert, used, tuple(owned.values()), self.saved[path], both=both)
         return self
 
     def _same(self, name: str, groups: Mapping[str, Mapping[str, str]], key: KeyName) -> str:
@@ -151,7 +162,7 @@ def from_tensors(
     """
     where = f"{source.name}/{WEIGHTS}"
     parsed = ParsedAdapter(tensors, config, arch, old, where).parse()
-    if not parsed.updates and not parsed.tables and not parsed.head:
+    if not parsed.updates and not parsed.tables and not parsed.head and not parsed.experts.updates:
         raise _no_update_error(parsed)
     return Adapter(
         arch,
@@ -165,6 +176,8 @@ def from_tensors(
         parsed.tables,
         task=adapter_task(config, parsed.head, where=where),
         head=parsed.head,
+        experts=parsed.experts.updates,
+        expert_names=parsed.experts.names,
     )
 
 

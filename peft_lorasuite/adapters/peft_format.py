@@ -66,12 +66,9 @@ UNUSED_TABLE_ENDINGS = {
 """Ending of a tensor that can be saved with a token table's update -> why it is not transferred."""
 OTHER_FORMULAS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
-    "target_parameters", "use_bdlora", "use_qalora",
+    "use_bdlora", "use_qalora",
 )  # fmt: skip
 """Options with which a LoRA computes something else than ``W + scaling * B A``."""
-
-MEANING = {"target_parameters": ": it trains parameters, such as the 3-D weights of experts"}
-"""What an option of `OTHER_FORMULAS` means, where the name says too little."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     for option in OTHER_FORMULAS:
         if _has_effect(option, config.get(option)):
             raise LoraSuiteError(
-                f"adapters with {option} are not transferred{MEANING.get(option, '')}", where=where, got=config[option],
+                f"adapters with {option} are not transferred", where=where, got=config[option],
                 do="train the adapter again without that option",
             )  # fmt: skip
     _check_adalora(config, where)
@@ -222,7 +219,10 @@ def adapter_kind(config: Mapping[str, Any]) -> str:
 
 def needs_backbones(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Whether the upgrade of an adapter needs the backbones, by its config and the names of its tensors."""
+    names = list(names)
     if config["peft_type"] not in DIRECT_KINDS or config.get("use_dora"):
+        return True
+    if any(".experts." in name for name in names):
         return True
     endings = ("base_layer.bias", "bias", "weight", "lora_embedding_A", "token_adapter.trainable_tokens_delta")
     found = {(ending, module.rpartition(".")[2]) for module, ending in map(split_ending, names)}
@@ -247,7 +247,7 @@ def skip_reason(owned: Mapping[str, str], family: str) -> str:
     if set(owned) <= {*TRAINED_BIAS}:
         return "a LoRA has no biases outside of the layers' linear modules, such as a norm's or the head's"
     if any(".experts." in name for name in owned.values()):
-        return "experts of a mixture of experts are not transferred"
+        return f"{family} has no such experts"
     if "weight" in owned:
         return "only token tables are transferred from modules_to_save; train it as LoRA instead"
     return f"{family} has no such module in its layers"

@@ -49,8 +49,8 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
     """
     with backbone.running(task=adapter.task.running) as model, temporary_folder() as folder:
-        if adapter.source is None:
-            write_adapter(adapter, folder, base=backbone.name)
+        if adapter.source is None or (adapter.experts and not adapter.tables):
+            write_adapter(adapter.at_one_rank() if adapter.experts else adapter, folder, base=backbone.name)
         else:
             tensors = read_tensors(adapter.source.require(WEIGHTS), where=f"{adapter.origin}/{WEIGHTS}")
             own = [name for update in adapter.tables.values() for name in update.names

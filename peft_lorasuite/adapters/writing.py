@@ -20,6 +20,7 @@ from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import check_values
 from .adalora import adalora_entries, split_update
 from .adapter import Adapter, join_sites, separate_storage
+from .experts import expert_tensors, target_parameters
 from .peft_format import CONFIG, PREFIX, RECORD, REPORT, WEIGHTS
 
 
@@ -91,7 +92,8 @@ def _has_lora_table(model: Any) -> bool:
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors of an adapter by their PEFT names."""
-    tensors = dict(adapter.extras)
+    rank = int(adapter.settings.get("r") or adapter.rank)
+    tensors = {**adapter.extras, **expert_tensors(adapter.experts, adapter.arch, rank)}
     sites = join_sites(adapter.updates, adapter.arch)
     biased = any(update.bias is not None for update in sites.values())
     for (layer, site), update in sites.items():
@@ -143,6 +145,8 @@ def peft_config(adapter: Adapter, *, base: str, revision: str | None = None) -> 
         **COMMON,
         **settings,
     }
+    if adapter.experts:
+        common["target_parameters"] = target_parameters(adapter.experts, adapter.arch)
     if adapter.kind == "adalora":
         return common | adalora_entries(names, adapter.config)
     biased = {"lora_bias": True} if any(update.bias is not None for update in sites.values()) else {}

@@ -29,7 +29,7 @@ def differences(old: Architecture, new: Architecture) -> list[str]:
     """
     if not (old.has_converter and new.has_converter):
         return []
-    checks = (_parts, _fusion, _biases, _attention, _positions, _blocks, _norms, _activation, _scales)
+    checks = (_parts, _experts, _fusion, _biases, _attention, _positions, _blocks, _norms, _activation, _scales)
     return [sentence for check in checks for sentence in check(old, new)]
 
 
@@ -39,6 +39,16 @@ def _parts(old: Architecture, new: Architecture) -> Iterator[str]:
             yield f"only the old layers have a {part} projection: its updates are dropped"
         if part in new.parts and part not in old.parts:
             yield f"only the new layers have a {part} projection: it gets no update"
+
+
+def _experts(old: Architecture, new: Architecture) -> Iterator[str]:
+    counts = [side.experts.count if side.experts else 0 for side in (old, new)]
+    if counts[0] != counts[1]:
+        kinds = [f"{count} experts" if count else "no experts" for count in counts]
+        yield (
+            f"the old layers have {kinds[0]} and the new ones {kinds[1]}: updates of experts are dropped, new experts"
+            " get no update"
+        )
 
 
 def _fusion(old: Architecture, new: Architecture) -> Iterator[str]:
@@ -134,6 +144,8 @@ def _norms(old: Architecture, new: Architecture) -> Iterator[str]:
         )
     for field, position, parts in (("norm", "before", ("q", "up")), ("post_norm", "after", ("o", "down"))):
         for block, part in zip(("attention", "feed-forward"), parts, strict=True):
+            if part not in old.parts or part not in new.parts:
+                continue
             has = [getattr(side.site(part), field) is not None for side in (old, new)]
             if has[0] != has[1]:
                 side = "old" if has[0] else "new"

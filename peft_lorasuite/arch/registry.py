@@ -37,6 +37,7 @@ BUILT_IN = {
     "gemma3_text": BuiltIn("gemma3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "glm4": BuiltIn("glm4", "gate+up by part; optional q, k, v biases; GQA; rotary; RMSNorm"),
     "gpt2": BuiltIn("gpt2", "q+k+v by part; biases; MHA; learned; LayerNorm"),
+    "gpt_oss": BuiltIn("gpt_oss", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "gpt_neox": BuiltIn("gpt_neox", "q+k+v by head; MLP biases, others optional; MHA; rotary; LayerNorm"),
     "gptj": BuiltIn("gptj", "not fused; up, down biases; MHA; rotary; LayerNorm"),
     "granite": BuiltIn("granite", "not fused; optional biases; GQA; rotary; RMSNorm"),
@@ -46,6 +47,7 @@ BUILT_IN = {
     "ministral": BuiltIn("llama", "not fused; no biases; GQA; rotary; RMSNorm"),
     "mistral": BuiltIn("llama", "not fused; no biases; GQA; rotary; RMSNorm"),
     "mistral3": BuiltIn("multimodal", "not fused; no biases; GQA; rotary; RMSNorm"),
+    "mixtral": BuiltIn("mixtral", "not fused; no biases; GQA; rotary; RMSNorm"),
     "olmo2": BuiltIn("olmo2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "olmo3": BuiltIn("olmo2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "opt": BuiltIn("opt", "not fused; optional biases; MHA; learned; LayerNorm"),
@@ -56,6 +58,7 @@ BUILT_IN = {
     "qwen2_vl": BuiltIn("multimodal", "not fused; q, k, v biases; GQA; rotary; RMSNorm"),
     "qwen3": BuiltIn("qwen3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "smollm3": BuiltIn("smollm3", "not fused; optional biases; GQA; rotary; RMSNorm"),
+    "qwen3_moe": BuiltIn("qwen3_moe", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "stablelm": BuiltIn("stablelm", "not fused; optional q, k, v biases; GQA; rotary; LayerNorm"),
     "starcoder2": BuiltIn("starcoder2", "not fused; optional biases; GQA; rotary; LayerNorm"),
 }

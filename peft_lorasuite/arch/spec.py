@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import LoraSuiteError, unknown_name_error
+from .experts import Experts, read_experts
 
 OUTPUT_PROJECTIONS = ("o", "down")
 """Parts whose output is added to the residual stream. The others, the input projections, take its normalized state."""
@@ -163,6 +164,7 @@ class Architecture:
         disk: Pairs (path in the model, path in the checkpoint) where the two differ.
         runs_as: Config values, including ``model_type``, with which transformers loads a checkpoint whose own model
             type it does not support; empty for the types that it supports.
+        experts: Its experts, if it is a mixture of experts; they are not among the sites.
     """
 
     family: str
@@ -192,6 +194,7 @@ class Architecture:
     residual_scale: float = 1.0
     disk: tuple[tuple[str, str], ...] = ()
     runs_as: tuple[tuple[str, Any], ...] = ()
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         parts = [part for site in self.sites for part in site.parts]
@@ -200,12 +203,8 @@ class Architecture:
         if min(self.layers, self.hidden, self.intermediate, self.vocabulary) < 1:
             raise LoraSuiteError("sizes must be positive", where=self.family, got=self.sizes())
         if len(self.rope_thetas) not in (1, self.layers):
-            raise LoraSuiteError(
-                "wrong number of rotary bases",
-                where=self.family,
-                got=len(self.rope_thetas),
-                wanted=f"1 or {self.layers}, one per layer",
-            )
+            got, wanted = len(self.rope_thetas), f"1 or {self.layers}, one per layer"
+            raise LoraSuiteError("wrong number of rotary bases", where=self.family, got=got, wanted=wanted)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -261,17 +260,17 @@ class Architecture:
     def parameter_count(self) -> int:
         """Return the number of weights of all linear modules, the embedding and an untied head; no norms or biases."""
         layer = sum(rows * columns for rows, columns in map(self.shape, self.parts))
-        count = self.layers if self.has_converter else 1
-        return count * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        layer += self.experts.parameter_count(self.hidden) if self.experts else 0
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return (self.layers if self.has_converter else 1) * layer + tables
 
     def sizes(self) -> dict[str, Any]:
         """Return the family and the sizes that distinguish two backbones.
 
         The family of a checkpoint with ``runs_as`` is that of its loaded model.
         """
-        names = ("family", "layers", "hidden", "heads", "intermediate", "vocabulary")
-        family = dict(self.runs_as).get("model_type", self.family)
-        return {**{name: asdict(self)[name] for name in names}, "family": family}
+        names = ("layers", "hidden", "heads", "intermediate", "vocabulary")
+        return {"family": dict(self.runs_as).get("model_type", self.family)} | {n: asdict(self)[n] for n in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` is the inverse. Sites have a shape only without a converter."""
@@ -279,18 +278,20 @@ class Architecture:
         if self.has_converter:
             for site in values["sites"]:
                 del site["shape"], site["trained"]
+        if self.experts is None:
+            del values["experts"]
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Create an architecture from the values of `to_dict`; unknown or missing fields are an error."""
-        known = {field.name for field in fields(cls)}
+        values, known = {"experts": None, **values}, {field.name for field in fields(cls)}
         if set(values) != known:
             raise LoraSuiteError("unknown or missing fields in an architecture record", got=sorted(set(values) ^ known))
         sites = tuple(map(_read_site, values["sites"]))
         pairs = {name: tuple((left, right) for left, right in values[name]) for name in ("disk", "runs_as")}
-        thetas = tuple(values["rope_thetas"])
-        return cls(**{**values, **pairs, "heads": Heads(**values["heads"]), "sites": sites, "rope_thetas": thetas})
+        fixed = {"heads": Heads(**values["heads"]), "sites": sites, "rope_thetas": tuple(values["rope_thetas"])}
+        return cls(**{**values, **pairs, **fixed, "experts": read_experts(values["experts"])})
 
 
 def _read_site(values: dict[str, Any]) -> Site:

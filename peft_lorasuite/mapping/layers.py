@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..arch.layout import group_of, heads_first
 from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..linalg.assignment import assign, assign_by_index, assign_units
-from ..linalg.basis import Basis, Rotary, fit_heads, fit_units, part_basis, pseudo_inverse
+from ..linalg.basis import Basis, Rotary, UnitFit, fit_heads, fit_units, part_basis, pseudo_inverse
 from ..linalg.similarity import head_similarity, sketch, sketch_signs, unit_similarity
 from ..models.backbone import Backbone
 from ..models.memory import release_memory
@@ -77,19 +78,14 @@ class LayerMatcher:
         return old, new, norms
 
     def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
-        """Match the feed-forward units and fit their scales; wide layers are compared in sketches to save memory."""
-        old, new, norms = {}, {}, {}
-        signs = sketch_signs(self.units, self.new.arch.hidden)
-        for part in self.units:
-            weight = _units_first(self.old.part(i, part), part)
-            norms[part] = weight.norm(dim=1)
-            old[part] = weight @ sketch(self._matrix(i, j, part), signs[part])
-            new[part] = sketch(_units_first(self.new.part(j, part), part), signs[part])
-        pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
-        left, right = pairs[:, 0], pairs[:, 1]
-        return pairs, {
-            part: fit_units(old[part][left], new[part][right], float(norms[part][left].norm())) for part in self.units
-        }
+        """Match the feed-forward units and fit their scales."""
+        if not self.units:  # experts are matched when an adapter of them is transferred
+            return torch.zeros(0, 2, dtype=torch.long), {}
+        old, new = (
+            {part: units_first(backbone.part(layer, part), part) for part in self.units}
+            for backbone, layer in ((self.old, i), (self.new, j))
+        )
+        return match_units(old, new, {part: self._matrix(i, j, part) for part in self.units})
 
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
         """Return the change of basis, (D_o, D_n), for heads or units of a part, as rows over hidden dimensions."""
@@ -114,6 +110,29 @@ class LayerMatcher:
         return Rotary(old.rotary_size, new.rotary_size, *bases)
 
 
-def _units_first(weight: Tensor, part: str) -> Tensor:
+def match_units(
+    old: dict[str, Tensor], new: dict[str, Tensor], matrices: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, UnitFit]]:
+    """Match feed-forward units and fit their scales; wide layers are compared in sketches to save memory.
+
+    Args:
+        old: Part -> weights with one row per unit, (units, D_o). They are removed, to save memory.
+        new: The same of the new layer, (units, D_n).
+        matrices: Part -> change of basis, (D_o, D_n).
+    """
+    parts = list(old)
+    norms, signs = {}, sketch_signs(parts, new[parts[0]].shape[1])
+    for part in parts:
+        norms[part] = old[part].norm(dim=1)
+        old[part] = old[part] @ sketch(matrices[part], signs[part])
+        new[part] = sketch(new[part], signs[part])
+    pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
+    left, right = pairs[:, 0], pairs[:, 1]
+    return pairs, {
+        part: fit_units(old[part][left], new[part][right], float(norms[part][left].norm())) for part in parts
+    }
+
+
+def units_first(weight: Tensor, part: str) -> Tensor:
     """View a feed-forward weight with one row per unit; a unit of ``down`` is a column."""
     return weight.T if part == "down" else weight

@@ -11,8 +11,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..arch.experts import EXPERT_PARTS
 from ..io.checkpoint import evenly_spaced
 from ..models.backbone import Backbone
+from ..models.experts import belongs_to_mixture, read_expert, read_router
+from ..models.quantized import quantization
 from ..models.stored_names import find_stored, list_stored
 
 TABLE_ROWS, PART_ROWS = 64, 8
@@ -114,6 +117,23 @@ def _projections(backbone: Backbone) -> Iterator[Sample]:
         shapes = [arch.shape(part) for part in site.parts]
         width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
         yield Sample(path, values, (count, width))
+    for layer in range(arch.layers) if arch.experts else ():
+        yield from _experts(backbone, layer)
+
+
+def _experts(backbone: Backbone, layer: int) -> Iterator[Sample]:
+    """Sample the router, and the first and the last expert of a layer."""
+    experts = backbone.arch.experts
+    if experts is None or layer in experts.dense:
+        return
+    if quantization(backbone.config) is not None:
+        yield Sample(f"{layer}.{experts.path}", None)
+        return
+    yield Sample(f"{layer}.{experts.router}", read_router(backbone, layer))
+    for expert in sorted({0, experts.count - 1}):
+        for part in EXPERT_PARTS:
+            rows = read_expert(backbone, layer, expert, part)
+            yield Sample(f"{layer}.{experts.path}.{expert}.{part}", rows[evenly_spaced(len(rows), PART_ROWS)])
 
 
 def _biases(backbone: Backbone) -> Iterator[Sample]:
@@ -134,6 +154,8 @@ def _norms(backbone: Backbone) -> Iterator[Sample]:
     for path, stored in sorted(list_stored(arch.layer_path, backbone.weights, arch).items()):
         layer, _, rest = path.removeprefix(f"{arch.layer_path}.").partition(".")
         module, _, kind = rest.rpartition(".")
+        if belongs_to_mixture(module, arch.experts):
+            continue
         if kind in ("weight", "bias") and module not in sites and layer.isdigit() and int(layer) < arch.layers:
             values = backbone.weights.sample_rows(stored, PART_ROWS)
             if kind == "weight" or values.ndim == 1:  # old files of GPT-2 have a mask of that name

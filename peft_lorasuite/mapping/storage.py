@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.experts import Experts
 from ..arch.spec import ATTENTION, PARTS, Architecture, Heads
 from ..errors import LoraSuiteError
 from ..io.dataclass_schema import record_of
@@ -29,6 +30,7 @@ ARCHITECTURE = record_of(
     layers=integer(1, 10**5), hidden=_size, intermediate=_size, vocabulary=_size, rotary_size=integer(0, 2**31 - 1),
     heads=record_of(Heads, query=_size, key_value=_size, size=_size), norm=one_of("rms", "layer"),
     positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(0.0), fewest=1),
+    experts=optional(record_of(Experts, count=_size, intermediate=_size)),
     embedding_scale=number(above=0.0), residual_scale=number(above=0.0), activation_floor=number(0.0),
 )  # fmt: skip
 _hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)

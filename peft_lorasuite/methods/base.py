@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters.adapter import Adapter, Key
 from ..adapters.class_head import ClassHead
+from ..adapters.experts import ExpertKey
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
@@ -59,6 +60,23 @@ class MethodInput:
 
 
 @dataclass(frozen=True, eq=False)
+class MovedExperts:
+    """Updates of the new backbone's experts.
+
+    Attributes:
+        updates: ``(new layer, new expert, part)`` -> update.
+        sources: The same -> the old ``(layer, expert, part)`` that it comes from.
+        dropped: Old ``(layer, expert, part)`` -> why it is not transferred.
+        figures: New key -> figures for the report.
+    """
+
+    updates: dict[ExpertKey, LowRank] = field(default_factory=dict)
+    sources: dict[ExpertKey, ExpertKey] = field(default_factory=dict)
+    dropped: dict[ExpertKey, str] = field(default_factory=dict)
+    figures: dict[ExpertKey, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class MethodResult:
     """Result of a method: updates of the new backbone, per layer and part.
 
@@ -71,6 +89,7 @@ class MethodResult:
         rank: Rank of the new adapter, if not that of the old one.
         chat_template: The chat template that the new adapter was made for, if it is not the new backbone's own.
         head: Classification head of the new adapter, if the method fitted one.
+        experts: Updates of experts; None if the method does not transfer them.
     """
 
     updates: Mapping[Key, LowRank]
@@ -81,3 +100,9 @@ class MethodResult:
     rank: int | None = None
     chat_template: str | None = None
     head: ClassHead | None = None
+    experts: MovedExperts | None = None
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether there is an update of a module or an expert."""
+        return bool(self.updates or (self.experts and self.experts.updates))

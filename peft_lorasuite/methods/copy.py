@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..linalg.lowrank import LowRank
 from .base import MethodInput, MethodResult
+from .experts import keep_experts
 from .registry import NoOptions, method
 
 
@@ -24,7 +25,7 @@ def copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
         A, B = _resize(update.A, update.rank, columns), _resize(update.B, rows, update.rank)
         updates[layer, part] = LowRank(A, B, bias)
         sources[layer, part] = (layer, part)
-    return MethodResult(updates, sources, dropped)
+    return MethodResult(updates, sources, dropped, experts=keep_experts(inputs))
 
 
 def _resize(matrix: Tensor, rows: int, columns: int) -> Tensor:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..adapters.adapter import join_sites
+from ..adapters.experts import join_experts
 from ..errors import LoraSuiteError
-from ..mapping.same_base import compare_pair, residual_factor
+from ..mapping.same_base import compare_pair
+from ..mapping.sample_pairs import residual_factor
 from .base import MethodInput, MethodResult
+from .experts import keep_experts
 from .registry import method
 
 
@@ -42,7 +45,10 @@ def rekey(inputs: MethodInput, options: RekeyOptions) -> MethodResult:
         key: update if factors[key[1]] == 1 else update.scaled(factors[key[1]])
         for key, update in inputs.adapter.updates.items()
     }
-    ranks = [update.rank for update in join_sites(updates, new).values()]
+    kept = keep_experts(inputs, {"down": old.residual_scale / new.residual_scale})
+    joint = [*join_sites(updates, new).values()]
+    joint += [one for experts in join_experts(kept.updates, new).values() for one in experts]
     scaled = {part: factor for part, factor in factors.items() if factor != 1}
     facts = {"equal": list(found.equal), "unread": list(found.unread), "factors": scaled}
-    return MethodResult(updates, {key: key for key in updates}, facts={"rekey": facts}, rank=max(ranks, default=None))
+    rank = max((update.rank for update in joint), default=None)
+    return MethodResult(updates, {key: key for key in updates}, facts={"rekey": facts}, rank=rank, experts=kept)

@@ -27,8 +27,11 @@ class Choice:
 
 
 def is_continued_training(upgrade_map: UpgradeMap) -> bool:
-    """Whether the new backbone is the old one after more training: embeddings and heads are nearly the same."""
-    if embedding_similarity(upgrade_map) < 1 - MAX_DISTANCE:
+    """Whether the new backbone is the old one after more training: embeddings and heads are nearly the same.
+
+    A map has nothing of experts, which may be in another order.
+    """
+    if upgrade_map.old.arch.experts or embedding_similarity(upgrade_map) < 1 - MAX_DISTANCE:
         return False
     distances = [
         float((fit.T - torch.eye(fit.T.shape[-1])).norm() / fit.T.norm().clamp(min=1e-30))
@@ -68,6 +71,8 @@ def pick(
         return Choice("lorasuite", f"no texts were given (prompts=, --prompts), which 'transplant' needs; {low}")
     if task.kind == "FEATURE_EXTRACTION":
         return Choice("lorasuite", f"embedding models are transferred by weights; {low}")
+    if can_run and upgrade_map.new.arch.experts:
+        return Choice("distill", f"{low}, both backbones can be run, and 'transplant' has no place in experts")
     if can_run:
         return Choice("transplant", f"{low}, and both backbones can be run")
     return Choice(
@@ -82,7 +87,7 @@ def _pick_by_behavior(upgrade_map: UpgradeMap) -> Choice:
     names = " and ".join(map(repr, upgrade_map.without_converter))
     have = "has" if len(upgrade_map.without_converter) == 1 else "have"
     reason = f"{names} {have} no converter, so weights cannot be mapped"
-    if upgrade_map.new.arch.has_converter:
+    if upgrade_map.new.arch.has_converter and not upgrade_map.new.arch.experts:
         return Choice("transplant", f"{reason}, and the last layer of the new backbone is known")
     return Choice("distill", f"{reason}, and the new backbone may have no place for a transplant")
 

@@ -155,17 +155,29 @@ REPORT_SCHEMA = Record(
 
 def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str]:
     """Return for every tensor of the adapter ``"transferred"``, or ``"not transferred: ..."`` with the reason."""
-    reasons: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for key, names in adapter.names.items():
-        for name in names:
-            counts[name] = counts.get(name, 0) + 1
-            if key in method_result.dropped:
-                reasons.setdefault(name, []).append(f"{key[1]}: {method_result.dropped[key]}")
-    fates = {}
-    for name, count in counts.items():
-        lost = reasons.get(name, [])
-        partly = "in part; " if lost and len(lost) < count else ""
-        fates[name] = f"{partly}not transferred: {'; '.join(lost)}" if lost else TRANSFERRED
+    fates = fates_of(adapter.names, method_result.dropped)
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
     return dict(sorted(fates.items()))
+
+
+def fates_of(owners: Mapping[Any, Sequence[str]], dropped: Mapping[Any, str]) -> dict[str, str]:
+    """Return the fates of tensors by their names.
+
+    Args:
+        owners: Key of an update, which ends with its part -> names of its tensors; one can have several owners.
+        dropped: Keys of updates that are not transferred -> the reason.
+    """
+    reasons: dict[str, dict[str, None]] = {}
+    counts: dict[str, list[int]] = {}
+    for key, names in owners.items():
+        for name in names:
+            count = counts.setdefault(name, [0, 0])
+            count[0] += 1
+            if key in dropped:
+                count[1] += 1
+                reasons.setdefault(name, {})[f"{key[-1]}: {dropped[key]}"] = None
+    fates = {}
+    for name, (count, lost) in counts.items():
+        partly = "in part; " if lost and lost < count else ""
+        fates[name] = f"{partly}not transferred: {'; '.join(reasons[name])}" if lost else TRANSFERRED
+    return fates

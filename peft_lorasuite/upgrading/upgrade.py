@@ -36,6 +36,7 @@ from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
 from .class_heads import add_task
 from .equal_logits import prove
+from .experts import add_experts
 from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
 from .module_ranks import join_modules
 from .report import Report, tensor_fates
@@ -255,7 +256,7 @@ def _convert(
 ) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any], dict[str, str]]:
     """Return the adapter of a method's result; its modules, facts and fates of tensors for the report."""
     adapter, arch = inputs.adapter, inputs.map.new.arch
-    if not (method_result.updates or adapter.tables or tokens.ids or adapter.head):
+    if not (method_result.has_updates or adapter.tables or tokens.ids or adapter.head):
         raise LoraSuiteError(
             "nothing of the adapter can be transferred to the new backbone", got=dict(method_result.dropped)
         )
@@ -264,8 +265,9 @@ def _convert(
     result, facts, fates = variants.complete(
         result, inputs, method_result, output_type=output_type, method=method, rank=final, added=tokens.ids
     )
+    result, experts, expert_fates = add_experts(result, adapter, method_result, method, final)
     result, task_facts, head_fates = add_task(result, inputs, method_result, method)
-    return result, modules, {**facts, **task_facts}, {**fates, **head_fates}
+    return result, [*modules, *experts], {**facts, **task_facts}, {**fates, **expert_fates, **head_fates}
 
 
 def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:

@@ -35,7 +35,8 @@ def zero_update_warnings(adapter: Adapter, result: Adapter, old: Backbone | None
 def _largest(adapter: Adapter) -> float:
     """Return the root mean square of the largest update, of a module or a token table, over its entries."""
     tables = [LowRank(table.shared, table.rows) for table in adapter.tables.values()]
-    return max((_root_mean_square(update) for update in [*adapter.updates.values(), *tables]), default=0.0)
+    updates = [*adapter.updates.values(), *adapter.experts.values(), *tables]
+    return max((_root_mean_square(update) for update in updates), default=0.0)
 
 
 def _root_mean_square(update: LowRank) -> float:

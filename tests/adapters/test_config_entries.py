@@ -23,8 +23,7 @@ WITHOUT_EFFECT = {
     "alpha_pattern": {}, "bias": "all", "loftq_config": {}, "megatron_config": None, "lora_bias": False,
 }  # fmt: skip
 WITH_EFFECT = {
-    "alora_invocation_tokens": [5], "target_parameters": ["model.layers.0.mlp.experts"], "kasa_config": {},
-    "arrow_config": {}, "layer_replication": [[0, 2], [1, 3]],
+    "alora_invocation_tokens": [5], "kasa_config": {}, "arrow_config": {}, "layer_replication": [[0, 2], [1, 3]],
 }  # fmt: skip
 
 

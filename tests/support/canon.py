@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pico import PICO, pico_config, pico_model
+from canon_experts import NAMES, put_experts, take_experts
+from pico import EXPERTS, PICO, pico_config, pico_model
 from torch import Tensor
 
 from peft_lorasuite.arch.layout import join, split
@@ -29,7 +30,7 @@ OWN_KEYS = {
     "falcon": {"intermediate": "ffn_hidden_size", "groups": "num_kv_heads"},
 }
 """Names of the sizes in a config, and where a type has its own."""
-GROUPED = tuple(name for name in PICO if name not in ("bloom", "gpt2", "gpt_neox", "gptj", "opt", "gemma3"))
+GROUPED = tuple(name for name in PICO | EXPERTS if name not in ("bloom", "gpt2", "gpt_neox", "gptj", "opt", "gemma3"))
 """Types whose config has a number of key/value heads."""
 BASE = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
@@ -88,7 +89,8 @@ def read(name: str, seed: int = 0, **values: Any) -> Canon:
     for number in range(arch.layers):
         prefix = f"{arch.layer_path}.{number}."
         rest = {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-        layers.append(_parts(rest, arch) | {key: _gain(key, value, arch.gain_offset) for key, value in rest.items()})
+        layer = _parts(rest, arch) | take_experts(rest, arch)
+        layers.append(layer | {key: _gain(key, value, arch.gain_offset) for key, value in rest.items()})
     outer |= {key: _gain(key, value, arch.gain_offset) for key, value in tensors.items()}
     return Canon(name, values, outer, layers)
 
@@ -119,8 +121,9 @@ def write(canon: Canon) -> Any:
     for number, layer in enumerate(canon.layers):
         modules = _modules(layer, arch)
         norms = {key: _gain(key, value, -arch.gain_offset) for key, value in layer.items() if key.count(".") and
-                 key.partition(".")[0] not in arch.parts}  # fmt: skip
-        tensors |= {f"{arch.layer_path}.{number}.{key}": value for key, value in (modules | norms).items()}
+                 key.partition(".")[0] not in arch.parts and not key.startswith(NAMES)}  # fmt: skip
+        own = modules | norms | put_experts(layer, arch)
+        tensors |= {f"{arch.layer_path}.{number}.{key}": value for key, value in own.items()}
     model.load_state_dict(tensors, strict=True)
     return model
 

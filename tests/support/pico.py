@@ -132,12 +132,23 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
 """Config values of multimodal types, whose vision towers have the sizes of the text model."""
 
 
+EXPERTS: dict[str, dict[str, Any]] = {
+    "gpt_oss": GROUPED
+    | {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8,
+       "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "mixtral": GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 16},
+    "qwen3_moe": GROUPED
+    | {"head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True},
+}  # fmt: skip
+"""Config values of mixtures of experts."""
+
+
 def pico_config(model_type: str, **overrides: Any) -> Any:
     """Return a transformers config of about 20,000 weights; ``overrides`` replace its values."""
     needs_type(model_type)
     if model_type == "stablelm" and overrides.get("qk_layernorm"):
         needs("transformers", "5.0", "random weights of norms without biases")
-    values = (PICO | MULTIMODAL)[model_type] | overrides
+    values = (PICO | MULTIMODAL | EXPERTS)[model_type] | overrides
     if model_type == "minicpm":
         return PretrainedConfig.from_dict({name: value for name, value in values.items() if value is not None})
     if model_type == "gemma3" or model_type in MULTIMODAL:

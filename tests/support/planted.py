@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from canon import GROUPED, Canon
-from pico import PICO, VOCABULARY, pico_config, pico_tokenizer
+from canon_experts import permuted_experts, rebase_experts
+from pico import EXPERTS, PICO, VOCABULARY, pico_config, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS
 from peft_lorasuite.text.vocabulary import shared_tokens
 
-EVERY = tuple(name for name in PICO if name != "gemma3")
+EVERY = tuple(name for name in PICO | EXPERTS if name != "gemma3")
 """Gemma 3 with pictures has the same layers as its text model, and the same converter."""
 ARCHS = {name: architecture(pico_config(name)) for name in EVERY}
 RMS = tuple(name for name in EVERY if ARCHS[name].norm == "rms")
@@ -38,8 +39,9 @@ ADMITS: dict[str, tuple[str, ...]] = {
     "dead heads": tuple(name for name in HEAD_SIZE if not name.startswith("olmo")),  # it normalizes all heads at once
     "replicated groups": GROUPED,
     "merged groups": GROUPED,
-    "units": tuple(name for name in EVERY if name != "bloom"),
-    "permuted units": EVERY,
+    "units": tuple(name for name in EVERY if name != "bloom" and name not in EXPERTS),
+    "permuted units": tuple(name for name in EVERY if name not in EXPERTS),
+    "permuted experts": tuple(EXPERTS),
     "depth": EVERY,
 }
 """Change -> the types that admit it."""
@@ -102,6 +104,7 @@ def rebased(
                 layer[part] = layer[part] @ (stream.T if path is None else readers[path])
             else:
                 layer |= {key: stream @ layer[key] for key in (part, f"{part}.bias") if key in layer}
+        rebase_experts(layer, arch, stream, readers)
     readers = renormed(canon.outer)
     canon.outer["head"] = canon.outer["head"] @ readers[arch.final_norm]
     for name in ("embedding", *POSITIONS):
@@ -186,7 +189,8 @@ def depth(canon: Canon, generator: torch.Generator) -> None:
         for entries in values.values():
             entries.insert(place, entries[original])
         silent = {key: torch.randn(value.shape, generator=generator) * value.std() for key, value in like.items()}
-        silent |= {key: torch.zeros_like(like[key]) for key in ("o", "down", "o.bias", "down.bias") if key in like}
+        ends = [key for key in like if key in ("o", "o.bias") or f".{key}".endswith((".down", ".down.bias"))]
+        silent |= {key: torch.zeros_like(like[key]) for key in ends}
         canon.layers.insert(place, silent)
     canon.set(layers=len(canon.layers))
     canon.values |= values
@@ -203,6 +207,7 @@ CHANGES: dict[str, Callable[[Canon, torch.Generator], None]] = {
     "replicated groups": replicated_groups,
     "units": units,
     "permuted units": permuted_units,
+    "permuted experts": permuted_experts,
     "depth": depth,
 }
 """Every change but the merged groups, which start from an old backbone with replicated ones."""

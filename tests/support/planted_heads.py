@@ -48,6 +48,9 @@ def _selected(
         ]
         new = torch.cat(chosen)
         layer[key] = new.T if part == "o" else new
+    sinks = layer.get("self_attn.sinks")
+    if part == "q" and sinks is not None:
+        layer["self_attn.sinks"] = torch.stack([torch.zeros(()) if n is None else sinks[n] for n in numbers])
 
 
 def permuted_heads(canon: Canon, generator: torch.Generator) -> None:

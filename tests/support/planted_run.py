@@ -15,6 +15,7 @@ from planted import CHANGES, NEW_WORDS, OLD_WORDS, replicated_groups
 from torch import Tensor
 
 from peft_lorasuite import Backbone, PeftModel, UpgradeMap
+from peft_lorasuite.arch.experts import PARAMETERS
 from peft_lorasuite.arch.layout import group_of, join, split
 from peft_lorasuite.arch.spec import Architecture, Heads
 from peft_lorasuite.text.vocabulary import shared_tokens
@@ -58,18 +59,20 @@ def save(folder: Path, canon: Canon, words: list[str]) -> Path:
 
 
 def adapter(folder: Path, model: Any, arch: Architecture, case: Case, merged: Heads | None) -> Any:
-    """Put a random LoRA on every linear module, save it, and return the model with it."""
+    """Put a random LoRA on every linear module and the parameters of experts, save it, and return the model with it."""
     torch.manual_seed(case.seed)
     names = [f"{arch.layer_path}.{n}.{site.path}" for n in range(arch.layers) for site in arch.sites]
     conv1d = any(site.conv1d for site in arch.sites)
     lora = {"r": 3, "lora_alpha": 5, "fan_in_fan_out": conv1d} | case.lora
+    if arch.experts:
+        lora["target_parameters"] = [f"{arch.experts.path}.{name}" for name in PARAMETERS]
     tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, task_type="CAUSAL_LM", **lora))
     with torch.no_grad():
         for name, weight in tuned.named_parameters():
             if "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape) / 2)
-                site = next(site for site in arch.sites if f"{site.path}.lora_B" in name)
-                if merged and {"k", "v"} & set(site.parts):
+                site = next((site for site in arch.sites if f"{site.path}.lora_B" in name), None)
+                if site and merged and {"k", "v"} & set(site.parts):
                     parts = {part: alike(rows, part, merged) for part, rows in split(weight, site, arch).items()}
                     weight.copy_(join(parts, site, arch))
     tuned.save_pretrained(folder)

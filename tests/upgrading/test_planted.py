@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pico import PICO
+from pico import EXPERTS, PICO
 from planted import ADMITS, EVERY
 from planted_run import Case, error
 
@@ -83,4 +83,4 @@ def test_the_map_that_is_built_when_none_is_given_is_exact_and_kept(name: str, t
 
 
 def test_every_type_that_has_a_converter_is_planted() -> None:
-    assert set(EVERY) == set(PICO) - {"gemma3"}
+    assert set(EVERY) == set(PICO | EXPERTS) - {"gemma3"}
