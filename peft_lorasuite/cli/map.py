@@ -91,6 +91,9 @@ def _output(args: Namespace, built: Any, seconds: float) -> Output:
     values = {"output": str(args.output), "layers": built.pairs, "facts": dict(built.facts), "seconds": seconds}
     values["sections"] = list(built.sections)
     values["bytes"] = {path.stem: path.stat().st_size for path in sorted(Path(args.output).glob("*.safetensors"))}
+    if not built.maps_weights:
+        names = " and ".join(map(repr, built.without_converter))
+        return values, f"wrote {args.output}: no converter for {names}, so the map identifies the pair and no more"
     agreement = built.facts["hidden"]["agreement"]
     sections = f", with the sections of {', '.join(args.methods)}" if args.methods else ""
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in values["bytes"].items())

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..training.distillation import TargetRow
 
 
-SHARED_FACTS = ("hints", "chat", "format", "warnings")
+SHARED_FACTS = ("hints", "chat", "format", "warnings", "found")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
 
 
@@ -49,7 +49,7 @@ SHARED_FACTS = ("hints", "chat", "format", "warnings")
 def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     """Train a LoRA toward the adapter's effect on the logits, without labels."""
     _, new = inputs.backbones("the method 'distill'")
-    check_task(inputs.adapter.task, "distill")
+    check_task(inputs.adapter.task, "distill", new)
     if inputs.adapter.task.classifies:
         return _distill_classifier(inputs, new, options)
     from ..training.distillation import DistillationTrainer, target_batch

@@ -28,7 +28,7 @@ from .registry import method
 def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     """Fit the new model's last layer to the adapter's effect on the logits; training-free."""
     _, new = inputs.backbones("the method 'transplant'")
-    check_task(inputs.adapter.task, "transplant")
+    check_task(inputs.adapter.task, "transplant", new)
     if inputs.adapter.task.classifies:
         return transplant_classifier(inputs, options)
     if new.arch.has_converter:

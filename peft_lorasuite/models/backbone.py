@@ -107,7 +107,7 @@ class Backbone:
     @cached_property
     def arch(self) -> Architecture:
         """Shape and layout, from the converter registered for the model type; without one, from an empty model."""
-        return read_architecture(self.config, trust_remote_code=self.trust_remote_code)
+        return read_architecture(self.config, self._model, trust_remote_code=self.trust_remote_code)
 
     @property
     def context(self) -> int:

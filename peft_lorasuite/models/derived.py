@@ -36,26 +36,31 @@ PLAIN_SUBCLASSES = ("FalconLinear", "NonDynamicallyQuantizableLinear")
 """Subclasses of `torch.nn.Linear` with a forward function of their own that computes the same."""
 
 
-def read_architecture(config: Any, *, trust_remote_code: bool = False) -> Architecture:
-    """Return the architecture of a backbone: from its converter or, without one, from a model without weights.
+def read_architecture(config: Any, model: Any = None, *, trust_remote_code: bool = False) -> Architecture:
+    """Return the architecture of a backbone: from its converter or, without one, from its model.
+
+    Args:
+        config: The backbone's config.
+        model: The loaded model; by default one without weights is built.
+        trust_remote_code: As in transformers.
 
     Raises:
         LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
     """
     if has_converter(model_type(config)):
         return architecture(config)
-    return derive_architecture(config, trust_remote_code=trust_remote_code)
+    return derive_architecture(_empty_model(config, trust_remote_code) if model is None else model)
 
 
-def derive_architecture(config: Any, *, trust_remote_code: bool = False) -> Architecture:
-    """Return the architecture of a backbone without a converter.
+def derive_architecture(model: Any) -> Architecture:
+    """Return the architecture of a model without a converter, with or without weights.
 
     Raises:
-        LoraSuiteError: If transformers cannot build the model, or it has no language-model head or no linear modules.
+        LoraSuiteError: If it has no language-model head or no linear modules.
     """
-    model = _empty_model(config, trust_remote_code)
+    config = model.config
     names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()
     if getattr(head, "weight", None) is None or id(embedding) not in names or id(head) not in names:
         raise LoraSuiteError(
             "the model has no token embedding or no language-model head", where=config.model_type,

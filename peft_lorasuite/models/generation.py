@@ -18,7 +18,7 @@ from ..text.prompt_text import PromptText, encode_prompt
 from ..text.vocabulary import check_token_rows, eos_token_id
 from .backbone import Backbone
 from .devices import answers_at_once
-from .forward import unwrap
+from .forward import model_inputs, unwrap
 from .memory import contiguous_head_input
 from .prefix_cache import cache_shared_prefix, has_known_cache
 
@@ -175,9 +175,34 @@ def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length:
     )
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in prompts])
     cached = cache_argument(cache) if common else {}
-    with _greedy_decoding(model, ends), contiguous_head_input(model), _record_final_states(model) as states:
-        output = model.generate(input_ids=ids, attention_mask=mask.to(model.device), max_new_tokens=length, **cached)
+    inputs = {"input_ids": ids, "attention_mask": mask.to(model.device), "max_new_tokens": length, **cached}
+    with _greedy_decoding(model, ends), contiguous_head_input(model):
+        try:
+            with _record_final_states(model) as states:
+                output = model.generate(**inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # families raise exceptions of any type
+            if has_known_cache(model):
+                raise
+            return _generate_without_cache(model, ids, ends, length)
     return output[:, width:].tolist(), torch.stack(states, dim=1)
+
+
+def _generate_without_cache(model: Any, ids: Tensor, ends: list[int], length: int) -> tuple[list[list[int]], Tensor]:
+    """Generate as `_generate` does, with a pass over the whole text per token, where ``generate`` does not work."""
+    width, states = ids.shape[1], []
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(length):
+        with _record_final_states(model) as found:
+            logits = model(**model_inputs(model, input_ids=ids, use_cache=False)).logits[:, -1]
+        token = torch.where(done, ends[0], logits.argmax(dim=-1))
+        done |= torch.isin(token, torch.tensor(ends, device=token.device))
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        states.append(found[-1])
+        if bool(done.all()):
+            break
+    return ids[:, width:].tolist(), torch.stack(states, dim=1)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ TOKENS = 16
 """Tokens of the text that the model reads."""
 EXACT, EXACT_16 = 1e-4, 2e-2
 """Relative error up to which logits, or what the final norm reads, count as explained, in float32 and in 16 bits."""
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""Names of the soft cap of the logits in configs."""
 CANDIDATES = 6
 """Linear modules that are tried from the last one on."""
 
@@ -37,7 +39,8 @@ class FoundHead:
         cap: Soft cap of the logits, if there is one.
         bias: Constant that is added to the logits beside the head's own bias, if there is one.
         tokens: Number of logits: the rows of the head, or fewer.
-        norm: Name of the module whose output is the state; None if there is none.
+        norm: Name of the module whose output is the state, up to a factor; None if there is none.
+        norm_factor: That factor.
     """
 
     scaling: float
@@ -45,6 +48,7 @@ class FoundHead:
     bias: Tensor | None
     tokens: int
     norm: str | None
+    norm_factor: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +128,7 @@ class ModelReader:
         hooks = [module.register_forward_pre_hook(lambda _, args, kwargs: found.append(first_tensor(args, kwargs)),
                                                   with_kwargs=True)]  # fmt: skip
         if changed is not None:
-            hooks.append(changed.register_forward_hook(lambda _, args, output: output + change))
+            hooks.append(changed.register_forward_hook(lambda _, args, output: output + change))  # pyright: ignore
         try:
             self.run()
         finally:
@@ -155,8 +159,13 @@ def find_head(model: Any, backbone: Backbone) -> FoundHead:
         )
     last = top[-1]
     raw, tokens = last.y.reshape(-1, last.y.shape[-1]).float(), logits.shape[-1]
+    if len(raw) != len(logits) or raw.shape[1] < tokens:
+        raise LoraSuiteError(
+            "the model's logits are not those of its head", where=repr(backbone), got=tuple(raw.shape),
+            wanted=tuple(logits.shape), do=ANOTHER,
+        )  # fmt: skip
     scale, cap, bias = _fit_logits(raw[:, :tokens], logits, backbone, reader.tolerance)
-    return FoundHead(1 / scale, cap, bias, tokens, _find_norm(calls, last.x, reader.tolerance))
+    return FoundHead(1 / scale, cap, bias, tokens, *_find_norm(calls, last.x, reader.tolerance))
 
 
 ANOTHER = "choose another backbone, or add a converter with peft_lorasuite.register, see docs/add-a-family.md"
@@ -166,9 +175,10 @@ def _fit_logits(
     raw: Tensor, logits: Tensor, backbone: Backbone, tolerance: float
 ) -> tuple[float, float | None, Tensor | None]:
     """Return scale, soft cap and constant with which the head's output gives the logits."""
-    cap = getattr(backbone.config.get_text_config(), "final_logit_softcapping", None)
-    if cap and _error(cap * torch.tanh(raw / cap), logits) < tolerance:
-        return 1.0, float(cap), None
+    values = backbone.config.get_text_config().to_dict()
+    for cap in (values.get(name) for name in SOFT_CAPS):
+        if cap and _error(cap * torch.tanh(raw / cap), logits) < tolerance:
+            return 1.0, float(cap), None
     scale = float((logits * raw).sum() / (raw * raw).sum())
     if _error(scale * raw, logits) < tolerance:
         return scale, None, None
@@ -187,17 +197,24 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
-def _find_norm(calls: list[Call], state: Tensor, tolerance: float) -> str | None:
-    """Return the last module without submodules whose output is the state, if it needs nothing but its input."""
+def _find_norm(calls: list[Call], state: Tensor, tolerance: float) -> tuple[str | None, float]:
+    """Return the last module without submodules whose output is the state up to a factor, and the factor.
+
+    There is none if the module needs more than its input.
+    """
     for call in reversed(calls):
-        if call.y.shape == state.shape and call.x.shape == state.shape and torch.equal(call.y, state):
+        if call.y.shape == call.x.shape == state.shape and not isinstance(call.module, (nn.Linear, nn.Dropout)):
+            x, y, wanted = (values.float() for values in (call.x, call.y, state))
+            factor = float((wanted * y).sum() / (y * y).sum().clamp_min(1e-30))
+            if not factor or _error(factor * y, wanted) > tolerance:
+                continue
             try:
-                again = copy.deepcopy(call.module).cpu().float()(call.x.cpu().float())
+                again = copy.deepcopy(call.module).cpu().float()(x.cpu())
             except (TypeError, RuntimeError):  # it needs more than its input
-                return None
-            same = torch.is_tensor(again) and _error(again, state.cpu().float()) < max(tolerance, 1e-3)
-            return call.name if same else None
-    return None
+                break
+            same = torch.is_tensor(again) and _error(again, y.cpu()) < max(tolerance, 1e-3)
+            return (call.name, 1.0 if torch.equal(y, wanted) else factor) if same else (None, 1.0)
+    return None, 1.0
 
 
 @torch.no_grad()
@@ -233,9 +250,9 @@ def _reaches(reader: ModelReader, target: nn.Module, before: Tensor, call: Call)
     """Return c if adding d to a module's output adds c d to what the target reads; else None."""
     noise = torch.randn(call.y.shape, generator=torch.Generator().manual_seed(0)).to(call.y)
     change = noise * call.y.float().pow(2).mean().sqrt().to(call.y)
-    moved = reader.input_of(target, call.module, change) - before
-    if moved.numel() != change.numel() or not float(change.norm()):
+    if before.numel() != change.numel() or not float(change.norm()):
         return None
+    moved = reader.input_of(target, call.module, change) - before
     moved, change = moved.reshape(-1), change.reshape(-1).float()
     factor = float(moved @ change / (change @ change))
     close = abs(factor) > 1e-3 and _error(moved, factor * change) < 10 * reader.tolerance

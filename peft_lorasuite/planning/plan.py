@@ -212,7 +212,7 @@ def plan(
     """
     if rank < 1:
         raise LoraSuiteError("the rank must be positive", got=rank)
-    left, right = (_side(Backbone.open(one, token=token, cache_dir=cache_dir), dtype) for one in (old, new))
+    left, right = (_known_side(Backbone.open(one, token=token, cache_dir=cache_dir), dtype) for one in (old, new))
     return Plan(left, right, options or MapOptions(), rank, low_memory, rates or Rates())
 
 
@@ -224,6 +224,16 @@ class _ConfigFile(Source):
 
     def full_name(self, filename: str) -> str:
         return self.name
+
+
+def _known_side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
+    side = _side(backbone, dtype)
+    if not side.arch.has_converter:
+        raise LoraSuiteError(
+            "the costs of a map are estimated from the layers, which only a converter describes", where=side.name,
+            got=f"no converter for {side.arch.family!r}", do="run the upgrade: such a pair needs no map of the weights",
+        )  # fmt: skip
+    return side
 
 
 def _side(backbone: Backbone, dtype: torch.dtype | str) -> Side:

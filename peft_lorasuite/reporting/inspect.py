@@ -105,7 +105,7 @@ def card_pictures(
         "explained.png": map_figures.residual_figure, "hidden_map.png": map_figures.hidden_figure,
         "prediction.png": map_figures.prediction_figure,
     }  # fmt: skip
-    for name, draw in figures.items():
+    for name, draw in figures.items() if upgrade_map.maps_weights else ():
         draw(upgrade_map).savefig(Path(folder) / name)
     if rows is not None:
         adapter_figures.gap_figure(read_results(rows)).savefig(Path(folder) / "gap.png")

@@ -23,7 +23,8 @@ def map_page(upgrade_map: UpgradeMap, results: Sequence[Result], contents: Repor
     old, new = shorten(upgrade_map.old.name, 60), shorten(upgrade_map.new.name, 60)
     sections = [*map_sections(upgrade_map, contents), gap_section(results, contents), _provenance_section(upgrade_map)]
     about = "Upgrade map: how the layers, heads and hidden dimensions of two backbones correspond."
-    return html.page(f"{old} to {new}", about, [map_verdict(upgrade_map, "lorasuite")], sections)
+    head = map_verdict(upgrade_map, "lorasuite" if upgrade_map.maps_weights else "distill")
+    return html.page(f"{old} to {new}", about, [head], sections)
 
 
 HEADLINES = {
@@ -55,7 +56,10 @@ def verdict(outcome: str, method: str, gap: float, because: str) -> str:
 
 
 def map_sections(upgrade_map: UpgradeMap, contents: ReportContents) -> list[Section]:
-    """Return the sections with a map's figures."""
+    """Return the sections with a map's figures; a map of backbones without converters has none."""
+    if not upgrade_map.maps_weights:
+        choice = auto.pick(upgrade_map, can_run=True)
+        return [Section("Prediction", [html.paragraph(f"auto picks {choice.method}: {choice.reason}.")])]
     return [
         _prediction_section(upgrade_map, contents),
         _layers_section(upgrade_map, contents),
@@ -152,16 +156,18 @@ def _provenance_section(upgrade_map: UpgradeMap) -> Section:
     }
     seconds = upgrade_map.facts.get("seconds") or {}
     values |= {f"seconds, {name}": value for name, value in seconds.items()}
-    differences_element = differences_table(differences(old.arch, new.arch))
-    return Section("How it was made", [html.name_value_table(values), differences_element])
+    compared = [differences_table(differences(old.arch, new.arch))] if upgrade_map.maps_weights else []
+    return Section("How it was made", [html.name_value_table(values), *compared])
 
 
 def _describe_backbone(identity: Any) -> str:
     arch = identity.arch
     revision = f" at {identity.revision[:12]}" if identity.revision else ""
+    heads = f"{arch.heads.query} query and {arch.heads.key_value} key/value heads of {arch.heads.size}"
+    layers = heads if arch.has_converter else "no converter"
     return (
         f"{shorten(identity.name, 80)}{revision} ({arch.family}, {arch.layers} layers, hidden size {arch.hidden}, "
-        f"{arch.heads.query} query and {arch.heads.key_value} key/value heads of {arch.heads.size})"
+        f"{layers})"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
+from ..models.forward import logits_at
 from ..models.prefix_cache import reuse_shared_prefix
 from ..models.restore import restore_model
 from ..progress import Progress, no_progress
@@ -123,7 +124,7 @@ def _score_batch(
     labels = inputs.pop("labels")[:, first + 1 :]
     inputs, offset = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], first)
     keep = torch.arange(first - offset, inputs["input_ids"].shape[1], device=model.device)
-    logits = model(**inputs, logits_to_keep=keep).logits.float()
+    logits = logits_at(model, inputs, keep)[1].float()
     scores = []
     for row_logits, row_labels, choice in zip(logits, labels, choices, strict=True):
         response = row_labels != IGNORE_INDEX

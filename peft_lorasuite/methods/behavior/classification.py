@@ -62,8 +62,17 @@ def needs_texts_error(method: str) -> LoraSuiteError:
     )  # fmt: skip
 
 
-def check_task(task: Task, method: str) -> None:
-    """Raise `LoraSuiteError` for an embedding model, whose outputs have another size in the new backbone."""
+def check_task(task: Task, method: str, new: Backbone) -> None:
+    """Raise `LoraSuiteError` for an embedding model, whose outputs have another size in the new backbone.
+
+    A classifier is fitted to the layers of the new backbone, which only a converter describes.
+    """
+    if task.classifies and not new.arch.has_converter:
+        raise LoraSuiteError(
+            "classifiers need a converter for the new backbone", where=repr(new),
+            got=f"no converter for {new.arch.family!r}",
+            do="choose another new backbone, or add a converter (docs/add-a-family.md)",
+        )  # fmt: skip
     if task.kind == "FEATURE_EXTRACTION":
         raise LoraSuiteError(
             f"the method {method!r} does not transfer embedding models", got=f"task_type {task.kind}",

@@ -19,6 +19,7 @@ from ...text.examples import Prompt
 from ..base import MethodInput
 from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
+from .found import describe_found
 from .options import BehaviorOptions, TransplantOptions
 from .positions import (
     Place,
@@ -144,7 +145,8 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
             new, vocabulary, turns, places, adapted_states, plain_states, old_head, new_head, new_states=last.h,
             place=place, last=last, rows=rows + texts, anchors=anchors, anchor_states=anchored.h,
             anchor_inputs=anchored.x,
-            facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {}),
+            facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {})
+            | describe_found((old, old_head), (new, new_head), model, place),
             chat_template=chosen.chat.saved_template if chosen else None,
         )  # fmt: skip
         if options.edit_facts and new.arch.has_converter:  # otherwise no early layer is known

@@ -49,6 +49,7 @@ class Head:
         own = getattr(out, "bias", None)
         self.bias = None if own is None else own.detach().to(self.device).float()
         self.norm_path: str | None = backbone.arch.final_norm
+        self.norm_factor = 1.0
         config = model.config
         self.scaling = float(getattr(config, "logits_scaling", None) or 1 / (getattr(config, "logit_scale", None) or 1))
         self.cap = getattr(config, "final_logit_softcapping", None)
@@ -59,7 +60,8 @@ class Head:
 
     def _read_found(self, found: FoundHead) -> None:
         """Take over what a forward pass has shown of a head."""
-        self.norm_path, self.scaling, self.cap = found.norm, found.scaling, found.cap
+        self.norm_path, self.norm_factor = found.norm, found.norm_factor
+        self.scaling, self.cap = found.scaling, found.cap
         self._weight = self.weight[: found.tokens]
         biases = [bias[: found.tokens].to(self.device) for bias in (self.bias, found.bias) if bias is not None]
         self.bias = torch.stack(biases).sum(dim=0) if biases else None
@@ -87,7 +89,7 @@ class Head:
     def logits(self, states: Float[Tensor, "positions hidden"], *, normed: bool = False) -> Tensor:
         """Return the logits, (positions, tokens), of states before or (``normed``) after the final norm, in float32."""
         states = states.to(self.device)
-        states = states if normed else self.norm(states.float())
+        states = states if normed else self.norm(states.float()) * self.norm_factor
         values = (states.to(self.weight.dtype) @ self.weight.T).float()
         values = (values if self.bias is None else values + self.bias) / self.scaling
         return values if self.cap is None else self.cap * torch.tanh(values / self.cap)
