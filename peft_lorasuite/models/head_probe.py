@@ -127,8 +127,11 @@ class ModelReader:
         found: list[Tensor] = []
         hooks = [module.register_forward_pre_hook(lambda _, args, kwargs: found.append(first_tensor(args, kwargs)),
                                                   with_kwargs=True)]  # fmt: skip
-        if changed is not None:
-            hooks.append(changed.register_forward_hook(lambda _, args, output: output + change))  # pyright: ignore
+        if changed is not None and change is not None:
+            added = change  # a module that is called more than once may have outputs of other shapes
+            hooks.append(changed.register_forward_hook(
+                lambda _, args, output: output + added if output.shape == added.shape else output
+            ))  # fmt: skip
         try:
             self.run()
         finally:

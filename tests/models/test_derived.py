@@ -1,14 +1,79 @@
-"""What is read from a model without weights where a type has no converter."""
+"""Architectures that are read from a model: linear modules by full name, with their shapes, without other towers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import peft
 import pytest
 import torch
-from tiny_types import logits_of, tiny_config, tiny_model
+from any_model import OTHERS, load, other_backbone
+from pico import pico_model
+from tiny_types import logits_of, tiny_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from peft_lorasuite import Architecture, LoraSuiteError
+from peft_lorasuite.arch.registry import without_converters
+from peft_lorasuite.mapping.fingerprint import read_identity
+from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.derived import derive_architecture
 from peft_lorasuite.models.peft_names import names_of_experts
+
+NOT_TRAINED = {
+    "jamba": {"dt_proj", "out_proj", "x_proj"},
+    "mamba": {"dt_proj", "out_proj", "x_proj"},
+}
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_sites_are_the_linear_modules_of_the_text_model(model_type: str, tmp_path: Path) -> None:
+    folder = other_backbone(tmp_path, model_type)
+    with without_converters(model_type):
+        backbone = Backbone.open(str(folder))
+        arch = backbone.arch
+        in_memory = Backbone.open(load(folder))
+        assert in_memory.arch == arch
+        assert read_identity(in_memory).samples == read_identity(backbone).samples
+    model = load(folder)
+    linear = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and "visual" not in name and name != arch.head
+    }  # fmt: skip
+    assert {site.path: site.shape for site in arch.sites} == {
+        name: tuple(module.weight.shape) for name, module in linear.items()
+    }
+    assert all(site.bias == (linear[site.path].bias is not None) for site in arch.sites)
+    left_out = {site.path.rpartition(".")[2] for site in arch.sites if not site.trained}
+    assert left_out == NOT_TRAINED.get(model_type, set())
+    assert model.get_submodule(arch.embedding) is model.get_input_embeddings()
+    assert model.get_submodule(arch.head) is model.get_output_embeddings()
+    assert arch.tied == (model.get_input_embeddings().weight is model.get_output_embeddings().weight)
+    assert not arch.has_converter
+    assert Architecture.from_dict(arch.to_dict()) == arch
+    assert arch.find(arch.sites[-1].path) == (2, arch.sites[-1])
+
+
+def test_modules_with_transposed_weights_have_the_shape_of_a_linear_module() -> None:
+    model = pico_model("gpt2")
+    with without_converters("gpt2"):
+        arch = Backbone.open(model).arch
+    assert arch.shape("transformer.h.0.attn.c_attn") == (96, 32)
+    assert all(site.conv1d for site in arch.sites)
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    decoder = pico_model("llama").model
+    with without_converters("llama"), pytest.raises(LoraSuiteError, match="no language-model head"):
+        Backbone.open(decoder).arch  # noqa: B018
+
+
+def test_a_type_that_transformers_does_not_know_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    folder = other_backbone(tmp_path, "xglm")
+    text = (folder / "config.json").read_text().replace('"xglm"', '"owlet"')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(LoraSuiteError, match=r"no converter for model type 'owlet'.*docs/add-a-family\.md"):
+        Backbone.open(str(folder)).arch  # noqa: B018
 
 
 def leaves(model: torch.nn.Module) -> set[str]:
@@ -24,7 +89,7 @@ def test_a_shared_expert_has_no_lora_since_peft_takes_its_names_for_those_of_exp
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=[name], r=2))
     assert isinstance(adapted.get_submodule(f"base_model.model.{name}"), torch.nn.Linear)
     assert adapted.peft_config["default"].target_parameters == {"down_proj"}
-    trained = {site.path.rpartition(".")[2] for site in derive_architecture(model.config).sites if site.trained}
+    trained = {site.path.rpartition(".")[2] for site in derive_architecture(model).sites if site.trained}
     assert trained
     assert not trained & taken
 
@@ -36,9 +101,8 @@ def test_other_types_keep_all_names(model_type: str) -> None:
 
 
 def test_the_layers_of_a_model_that_loops_over_them_are_counted_once() -> None:
-    config = tiny_config("hrm_text")
-    arch = derive_architecture(config)
-    assert arch.layers == 3 < config.num_hidden_layers
+    model = tiny_model("hrm_text")
+    assert derive_architecture(model).layers == 3 < model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neo", "olmo_hybrid", "zamba"])

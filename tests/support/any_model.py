@@ -14,6 +14,8 @@ from transformers import AutoConfig
 from peft_lorasuite.models.loading import auto_class
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
+FIRST_WORD = 3
+"""Token id of the first word, after the special tokens."""
 PROMPTS = [f" the {a} {b} {c}" for a in WORDS[:2] for b in WORDS[2:4] for c in WORDS[8:]]
 MAMBA = {"state_size": 8, "time_step_rank": 8}
 OTHERS: dict[str, dict[str, Any]] = {
@@ -38,11 +40,15 @@ OTHERS: dict[str, dict[str, Any]] = {
 (exaone4), multimodal (glm4v), recurrent (mamba), hybrid with experts (jamba), with experts (mixtral)."""
 
 
+@torch.no_grad()
 def other_backbone(folder: Path, model_type: str, seed: int = 0, **overrides: Any) -> Path:
-    """Write a backbone with random weights and the tokenizer of `WORDS`."""
+    """Write a backbone with random weights and the tokenizer of `WORDS`, whose tokens it prefers in its answers."""
     config = AutoConfig.for_model(model_type, **(OTHERS[model_type] | overrides))
     model = auto_class(config).from_config(config, dtype=torch.float32).eval()
     randomize(model, seed)
+    head = model.get_output_embeddings().weight
+    head[:FIRST_WORD] *= 0.1
+    head[FIRST_WORD + len(WORDS) :] *= 0.1
     return save_backbone(folder, model, pico_tokenizer(WORDS))
 
 

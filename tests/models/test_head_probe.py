@@ -1,0 +1,96 @@
+"""What a forward pass shows of models without a converter: head, final norm and last projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from any_model import OTHERS, WORDS, other_backbone
+from pico import pico_model, pico_tokenizer, save_backbone
+
+from peft_lorasuite import LoraSuiteError
+from peft_lorasuite.arch.registry import without_converters
+from peft_lorasuite.methods.behavior.states import LastProjection, last_projection
+from peft_lorasuite.methods.behavior.targets import Head
+from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.models.forward import final_states
+
+IDS = torch.tensor([[5, 17, 40, 3, 99, 58, 7, 110]])
+LAST = {
+    "codegen": "transformer.h.2.mlp.fc_out",
+    "exaone4": "model.layers.2.mlp.down_proj",
+    "glm4v": "model.language_model.layers.2.mlp.down_proj",
+    "jamba": "model.layers.2.feed_forward.down_proj",
+    "mamba": None,
+    "mixtral": None,
+    "mpt": "transformer.blocks.2.ffn.down_proj",
+    "xglm": "model.layers.2.fc2",
+}
+"""Last projections; Mamba's is one that PEFT refuses, and Mixtral's last layer ends with experts."""
+
+
+BEHIND_A_NORM = ("exaone4", "glm4v")
+"""Types whose layers have norms between the projections and the residual stream."""
+
+
+def found_in(folder: Path) -> tuple[Any, Head, LastProjection | None]:
+    """Return the loaded model, its head and its last projection."""
+    backbone = Backbone.open(str(folder))
+    model = backbone.load()
+    head = Head(model, backbone)
+    return model, head, last_projection(model, backbone, head)
+
+
+@torch.no_grad()
+def check_head(model: Any, head: Head) -> None:
+    """Check that the head gives the model's logits, from the final states and from what the final norm reads."""
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((*args, *kwargs.values())[0])
+
+    hook = model.get_submodule(head.norm_path).register_forward_pre_hook(keep, with_kwargs=True)
+    logits = model(input_ids=IDS).logits[0]
+    hook.remove()
+    states = final_states(model, {"input_ids": IDS})[0]
+    torch.testing.assert_close(head.logits(states, normed=True), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.logits(seen[-1][0]), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_head_final_norm_and_last_projection_of_every_kind(model_type: str, tmp_path: Path) -> None:
+    with without_converters(model_type):
+        model, head, place = found_in(other_backbone(tmp_path, model_type))
+    check_head(model, head)
+    assert (place and place.module) == LAST[model_type]
+    if place is not None:
+        assert (place.gain is not None) == (model_type in BEHIND_A_NORM)
+        assert place.factor == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "gemma2", "gpt2", "gpt_neox", "granite", "olmo2", "phi"])
+def test_what_is_found_is_what_the_converter_says(model_type: str, tmp_path: Path) -> None:
+    """Multipliers of logits and of the residual stream, soft caps, gains stored minus one, and heads with biases."""
+    folder = save_backbone(tmp_path, pico_model(model_type), pico_tokenizer(WORDS))
+    _, _, known = found_in(folder)
+    with without_converters(model_type):
+        model, head, found = found_in(folder)
+    check_head(model, head)
+    assert found is not None
+    assert known is not None
+    assert (found.module, found.target) == (known.module, known.target)
+    assert found.factor == pytest.approx(known.factor, rel=1e-3)
+    assert (found.gain is None) == (known.gain is None)
+    if found.gain is not None and known.gain is not None:
+        torch.testing.assert_close(found.gain, known.gain, rtol=1e-3, atol=1e-3)
+
+
+def test_logits_that_are_not_those_of_the_head_are_an_error(tmp_path: Path) -> None:
+    backbone = Backbone.open(str(other_backbone(tmp_path, "xglm")))
+    with without_converters("xglm"):
+        model = backbone.load()
+        model.register_forward_hook(lambda _, args, output: setattr(output, "logits", output.logits**3))
+        with pytest.raises(LoraSuiteError, match="logits are no multiple of its head's output"):
+            Head(model, backbone)
