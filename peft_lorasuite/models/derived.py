@@ -60,7 +60,8 @@ def derive_architecture(model: Any) -> Architecture:
     """
     config = model.config
     names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()
+    embedding = model.get_input_embeddings()
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     if getattr(head, "weight", None) is None or id(embedding) not in names or id(head) not in names:
         raise LoraSuiteError(
             "the model has no token embedding or no language-model head", where=config.model_type,

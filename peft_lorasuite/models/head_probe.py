@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -128,16 +129,18 @@ class ModelReader:
         hooks = [module.register_forward_pre_hook(lambda _, args, kwargs: found.append(first_tensor(args, kwargs)),
                                                   with_kwargs=True)]  # fmt: skip
         if changed is not None and change is not None:
-            added = change  # a module that is called more than once may have outputs of other shapes
-            hooks.append(changed.register_forward_hook(
-                lambda _, args, output: output + added if output.shape == added.shape else output
-            ))  # fmt: skip
+            hooks.append(changed.register_forward_hook(partial(_add, change)))
         try:
             self.run()
         finally:
             for hook in hooks:
                 hook.remove()
         return found[-1].float()
+
+
+def _add(change: Tensor, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Add a change to a module's output; a module that is called more than once may have outputs of other shapes."""
+    return output + change if output.shape == change.shape else output
 
 
 def first_tensor(args: Any, kwargs: Any) -> Tensor:

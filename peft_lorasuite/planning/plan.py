@@ -230,8 +230,8 @@ def _known_side(backbone: Backbone, dtype: torch.dtype | str) -> Side:
     side = _side(backbone, dtype)
     if not side.arch.has_converter:
         raise LoraSuiteError(
-            "the costs of a map are estimated from the layers, which only a converter describes", where=side.name,
-            got=f"no converter for {side.arch.family!r}", do="run the upgrade: such a pair needs no map of the weights",
+            f"no converter for model type {side.arch.family!r}, which describes the layers that a map depends on",
+            where=side.name, do="run the upgrade itself: such a pair needs no map of the weights",
         )  # fmt: skip
     return side
 
