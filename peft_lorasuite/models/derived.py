@@ -20,7 +20,7 @@ from ..arch.spec import Architecture, Heads, Site
 from ..compat import model_type
 from ..errors import LoraSuiteError, short_message
 from .loading import auto_class
-from .peft_names import names_of_experts
+from .peft_names import modules_for_lora
 
 OTHER_TOWERS = re.compile(
     r"vision\w*|visual\w*|image_\w+|audio\w*|speech\w*|\w*(?:vision|audio)_(?:tower|model|encoder|embed\w*)"
@@ -116,12 +116,13 @@ def _sites(model: nn.Module, head: nn.Module, embedding: str) -> Iterator[Site]:
     from transformers.pytorch_utils import Conv1D
 
     tower, found = _text_tower(model, embedding), list(_linear_modules(model, head))
-    experts = names_of_experts(model, (name.rpartition(".")[2] for name, _ in found))
+    trained = modules_for_lora(
+        copy.deepcopy(model), [name for name, module in found if _is_trained(model, name, module, tower)]
+    )
     for name, module in found:
         conv1d, bias = isinstance(module, Conv1D), module.bias is not None
         rows, columns = module.weight.shape[::-1] if conv1d else module.weight.shape
-        trained = _is_trained(model, name, module, tower) and name.rpartition(".")[2] not in experts
-        yield Site(name, (name,), bias=bias, conv1d=conv1d, shape=(rows, columns), trained=trained)
+        yield Site(name, (name,), bias=bias, conv1d=conv1d, shape=(rows, columns), trained=name in trained)
 
 
 def _layer_path(sites: tuple[Site, ...]) -> str:

@@ -94,6 +94,28 @@ def test_a_shared_expert_has_no_lora_since_peft_takes_its_names_for_those_of_exp
     assert not trained & taken
 
 
+@pytest.mark.parametrize(
+    ("model_type", "lost"),
+    [
+        ("laguna", "model.layers.1.mlp.shared_experts.down_proj"),
+        ("inkling2_text", "model.layers.2.self_attn.k_proj.sconv.weight_proj"),
+    ],
+)
+def test_a_module_whose_tensors_peft_does_not_find_again_has_no_lora(
+    model_type: str, lost: str, tmp_path: Path
+) -> None:
+    """The renaming of older checkpoints hits the names of these tensors, and PEFT leaves them out with a warning."""
+    adapted = peft.get_peft_model(tiny_model(model_type), peft.LoraConfig(target_modules=[lost]))
+    torch.nn.init.ones_(adapted.get_submodule(f"base_model.model.{lost}").lora_B["default"].weight)
+    adapted.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        again = peft.PeftModel.from_pretrained(tiny_model(model_type), str(tmp_path))
+    assert not again.get_submodule(f"base_model.model.{lost}").lora_B["default"].weight.any()
+    sites = {site.path: site.trained for site in derive_architecture(tiny_config(model_type)).sites}
+    assert not sites[lost]
+    assert any(sites.values())
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "llama4_text"])
 def test_other_types_keep_all_names(model_type: str) -> None:
     model = tiny_model(model_type)

@@ -192,7 +192,7 @@ def lora_targets(model: Any) -> list[str]:
     """
     refused = MAMBA_REFUSED if model.config.model_type in MAMBA else ()
     if any(weight.ndim == 3 and ".experts." in name for name, weight in model.named_parameters()):
-        refused = MIXTURE
+        refused = (*refused, *MIXTURE)
     head, found = model.get_output_embeddings(), {}
 
     def rows(module: Any) -> int:
