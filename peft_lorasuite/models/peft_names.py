@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ def _lost(model: Any, paths: list[str]) -> list[str]:
 
     if not paths:
         return []
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=paths, r=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transposed weights, and of layers without weights
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=paths, r=1))
     shapes = {name: weight for name, weight in adapted.named_parameters() if ".lora_" in name}
     stored = {name.replace(".default.", "."): torch.empty_like(weight) for name, weight in shapes.items()}
     missing = set(peft.set_peft_model_state_dict(adapted, stored).missing_keys)
