@@ -111,7 +111,7 @@ def test_a_module_whose_tensors_peft_does_not_find_again_has_no_lora(
     with pytest.warns(UserWarning, match="missing adapter keys"):
         again = peft.PeftModel.from_pretrained(tiny_model(model_type), str(tmp_path))
     assert not again.get_submodule(f"base_model.model.{lost}").lora_B["default"].weight.any()
-    sites = {site.path: site.trained for site in derive_architecture(tiny_config(model_type)).sites}
+    sites = {site.path: site.trained for site in derive_architecture(tiny_model(model_type).config).sites}
     assert not sites[lost]
     assert any(sites.values())
 
