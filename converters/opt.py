@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_lorasuite.arch.registry import register
+from peft_lorasuite.arch.registry import UndescribedLayoutError, register
 from peft_lorasuite.arch.spec import Architecture, Heads, Site
-from peft_lorasuite.errors import LoraSuiteError
 
 
 @register("opt")
@@ -14,15 +13,15 @@ def opt(config: Any) -> Architecture:
     """Describe an OPT backbone.
 
     Raises:
-        LoraSuiteError: For a layout without norms before the blocks and before the head (350M), or without gains.
+        UndescribedLayoutError: For a layout without norms before blocks and head (350M), or without gains.
     """
     if not config.do_layer_norm_before or config._remove_final_layer_norm or not config.layer_norm_elementwise_affine:
-        raise LoraSuiteError(
+        raise UndescribedLayoutError(
             "this OPT has no norm with gains before each block and before the head (opt-350m, Galactica)",
             wanted="do_layer_norm_before and layer_norm_elementwise_affine, and a final norm",
         )
     if config.word_embed_proj_dim not in (None, config.hidden_size):
-        raise LoraSuiteError(
+        raise UndescribedLayoutError(
             "the embedding of this OPT is projected to the hidden size",
             got=f"word_embed_proj_dim {config.word_embed_proj_dim}, hidden size {config.hidden_size}",
         )

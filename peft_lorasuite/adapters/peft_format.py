@@ -250,4 +250,4 @@ def skip_reason(owned: Mapping[str, str], family: str) -> str:
         return f"{family} has no such experts"
     if "weight" in owned:
         return "only token tables are transferred from modules_to_save; train it as LoRA instead"
-    return f"{family} has no such module in its layers"
+    return f"the converter of {family} describes no such module in this layer"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..compat import current_config, model_type
 from ..errors import LoraSuiteError
-from .registry import architecture, has_converter
+from .registry import UndescribedLayoutError, architecture, has_converter
 from .spec import Architecture
 
 SCALE_ROUNDING = 2.0**-8
@@ -23,12 +23,15 @@ def read_config_values(config: Any) -> dict[str, Any]:
 
     Returns:
         JSON values; empty if they do not determine the architecture, such as for a converter that calls a method of
-        the config, or if the model type has no converter.
+        the config, or if no converter describes it.
     """
     if not has_converter(model_type(config)):
         return {}
     values: dict[str, Any] = {}
-    wanted = architecture(_Recorder(current_config(config), values))
+    try:
+        wanted = architecture(_Recorder(current_config(config), values))
+    except UndescribedLayoutError:
+        return {}
     try:
         return values if architecture(_Stored(values)) == wanted else {}
     except LoraSuiteError:

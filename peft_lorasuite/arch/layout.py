@@ -35,13 +35,18 @@ def _halves(rows: Tensor, arch: Architecture) -> Tensor:
 def _rows_of_parts(site: Site, arch: Architecture) -> dict[str, Tensor]:
     if site.rows == "part head dim":
         return _rows_by_part(site, arch)
-    if site.rows == "head part dim" and arch.heads.group != 1:
+    if site.rows == "head part dim" and "k" in site.parts and arch.heads.group != 1:
         raise LoraSuiteError(
             "rows ordered head by head need as many key/value heads as query heads",
             where=site.path,
             got=f"{arch.heads.query} query and {arch.heads.key_value} key/value heads",
         )
-    return _rows_by_group(arch.heads)
+    return _rows_by_group(arch.heads) if site.rows == "group part dim" else _rows_by_head(site, arch.heads)
+
+
+def _rows_by_head(site: Site, heads: Heads) -> dict[str, Tensor]:
+    table = torch.arange(heads.query * len(site.parts) * heads.size).reshape(heads.query, len(site.parts), heads.size)
+    return {part: table[:, number].reshape(-1) for number, part in enumerate(site.parts)}
 
 
 def _rows_by_part(site: Site, arch: Architecture) -> dict[str, Tensor]:
@@ -54,7 +59,7 @@ def _rows_by_part(site: Site, arch: Architecture) -> dict[str, Tensor]:
 
 
 def _rows_by_group(heads: Heads) -> dict[str, Tensor]:
-    """Return the rows of ``(group, query heads then key and value, dim)``; head by head: groups of one query head."""
+    """Return the rows of ``(group, query heads then key and value, dim)``."""
     table = torch.arange(heads.key_value * (heads.group + 2) * heads.size)
     table = table.reshape(heads.key_value, heads.group + 2, heads.size)
     return {"q": table[:, :-2].reshape(-1), "k": table[:, -2].reshape(-1), "v": table[:, -1].reshape(-1)}

@@ -20,6 +20,10 @@ from .spec import Architecture
 Converter = Callable[[Any], Architecture]
 
 
+class UndescribedLayoutError(LoraSuiteError):
+    """Raised by a converter for a layout of its model type that it does not describe: it is as if it had none."""
+
+
 class BuiltIn(NamedTuple):
     """A built-in model type: the module of `peft_lorasuite.converters` that registers it, and a one-line summary."""
 
@@ -57,6 +61,8 @@ BUILT_IN = {
     "qwen2_5_vl": BuiltIn("multimodal", "not fused; q, k, v biases; GQA; rotary; RMSNorm"),
     "qwen2_vl": BuiltIn("multimodal", "not fused; q, k, v biases; GQA; rotary; RMSNorm"),
     "qwen3": BuiltIn("qwen3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "qwen3_5": BuiltIn("qwen3_5", "q+q_gate by head; optional q, k, v, o, q_gate biases; GQA; rotary; RMSNorm"),
+    "qwen3_5_text": BuiltIn("qwen3_5", "q+q_gate by head; optional q, k, v, o, q_gate biases; GQA; rotary; RMSNorm"),
     "smollm3": BuiltIn("smollm3", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "qwen3_moe": BuiltIn("qwen3_moe", "not fused; optional biases; GQA; rotary; RMSNorm"),
     "stablelm": BuiltIn("stablelm", "not fused; optional q, k, v biases; GQA; rotary; LayerNorm"),
@@ -162,7 +168,8 @@ def architecture(config: Any) -> Architecture:
         config: The backbone's config: any object with ``model_type`` and the attributes that its converter reads.
 
     Raises:
-        LoraSuiteError: If the model type has no converter or two, or if the converter cannot read the config.
+        LoraSuiteError: If the model type has no converter or two, or if the converter cannot read the config or does
+            not describe its layout.
     """
     config = current_config(config)
     model_type = getattr(config, "model_type", None) or ""

@@ -1,128 +1,17 @@
-"""Records of a backbone's structure: attention heads, linear modules and sizes. Nothing here imports torch."""
+"""The record of a backbone's structure: sites, heads and sizes. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from ..errors import LoraSuiteError, unknown_name_error
+from ..errors import LoraSuiteError
 from .experts import Experts, read_experts
+from .site import ATTENTION, OUTPUT_PROJECTIONS, PARTS, ROWS, Heads, Site, check_parts
 
-OUTPUT_PROJECTIONS = ("o", "down")
-"""Parts whose output is added to the residual stream. The others, the input projections, take its normalized state."""
-PARTS = ("q", "k", "v", "o", "gate", "up", "down")
-ATTENTION = ("q", "k", "v", "o")
-ROWS = ("part head dim", "head part dim", "group part dim")
-"""Orders of a projection's output rows: one part after another (Phi-3, and every projection that is not fused); query,
-key and value of one head after another (GPT-NeoX, Bloom); or, for each key/value group, its query heads, its key and
-its value (Falcon)."""
-
-
-def check_parts(parts: Iterable[str]) -> None:
-    """Raise an error for a name that is not in `PARTS`."""
-    for part in parts:
-        if part not in PARTS:
-            raise unknown_name_error("part", part, PARTS)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Attention heads of one layer.
-
-    Attributes:
-        query: Number of query heads, H.
-        key_value: Number of key/value heads, G; divides ``query`` (G = H is MHA, G = 1 is MQA).
-        size: Dimensions of one head, d.
-    """
-
-    query: int
-    key_value: int
-    size: int
-
-    def __post_init__(self) -> None:
-        if min(self.query, self.key_value, self.size) < 1 or self.query % self.key_value:
-            raise LoraSuiteError(
-                "inconsistent attention heads",
-                got=f"{self.query} query heads, {self.key_value} key/value heads of {self.size}",
-                wanted="positive numbers, and query heads a multiple of key/value heads",
-                do="check num_attention_heads, num_key_value_heads and head_dim in the backbone's config.json",
-            )
-
-    @classmethod
-    def of(cls, config: Any) -> Heads:
-        """Read the heads from a config; ``head_dim`` and ``num_key_value_heads`` may be absent or None."""
-        query = config.num_attention_heads
-        size = getattr(config, "head_dim", None)
-        if not size and config.hidden_size % query:
-            raise LoraSuiteError(
-                "the hidden size must be a multiple of the number of heads",
-                got=f"hidden size {config.hidden_size}, {query} heads",
-            )
-        return cls(query, getattr(config, "num_key_value_heads", None) or query, size or config.hidden_size // query)
-
-    @property
-    def group(self) -> int:
-        """Number of query heads per key/value head."""
-        return self.query // self.key_value
-
-    def count(self, part: str) -> int:
-        """Return the number of heads of ``part``: G for keys and values, H for queries and for the columns of ``o``."""
-        return self.key_value if part in ("k", "v") else self.query
-
-
-@dataclass(frozen=True)
-class Site:
-    """One linear module of a decoder layer.
-
-    Attributes:
-        path: Path of the module in the layer, such as ``self_attn.q_proj``.
-        parts: Parts in the module, in order: ``("q",)``, ``("q", "k", "v")``, ``("gate", "up")``, ...
-        rows: Order of the output rows, one of `ROWS`.
-        bias: Whether the module has a bias.
-        norm: Path of the norm before an input projection, or None (OLMo 2).
-        post_norm: Path of the norm after an output projection (Gemma 2, OLMo 2), or None.
-        conv1d: Whether the weight is stored as ``(in, out)`` (GPT-2).
-        shape: Shape of the weight, ``(out, in)``, in a backbone without a converter, where the site is one module of
-            the whole model: ``path`` is its full name and the site's only part. None where the parts give the shape.
-        trained: Whether training puts a LoRA there: not on the routers of a mixture of experts, for example.
-    """
-
-    path: str
-    parts: tuple[str, ...]
-    rows: str = "part head dim"
-    bias: bool = False
-    norm: str | None = None
-    post_norm: str | None = None
-    conv1d: bool = False
-    shape: tuple[int, int] | None = None
-    trained: bool = True
-
-    def __post_init__(self) -> None:
-        if self.shape is not None and self.parts == (self.path,):
-            return
-        if not self.parts or len(set(self.parts) & set(PARTS)) < len(self.parts):
-            raise LoraSuiteError(
-                "invalid parts of a site", where=self.path, got=self.parts, wanted=f"one or more of {PARTS}, each once"
-            )
-        if self.rows not in ROWS:
-            raise LoraSuiteError("unknown order of rows", where=self.path, got=repr(self.rows), wanted=ROWS)
-        if self.rows != "part head dim" and self.parts != ("q", "k", "v"):
-            raise LoraSuiteError(
-                "this order of rows needs a fused q, k, v projection", where=self.path, got=(self.rows, self.parts)
-            )
-
-    @property
-    def fused(self) -> bool:
-        """Whether the module has more than one part."""
-        return len(self.parts) > 1
-
-    @property
-    def number(self) -> int:
-        """The first number in the path, which is that of the layer if the path is a module's full name; else 0."""
-        return next((int(name) for name in self.path.split(".") if name.isdecimal()), 0)
+__all__ = ["ATTENTION", "OUTPUT_PROJECTIONS", "PARTS", "ROWS", "Architecture", "Heads", "Site", "check_parts"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +50,7 @@ class Architecture:
         embedding_scale: Multiplier of the embedding's output.
         embedding_norm: Path of a norm after the embedding (Bloom), or None.
         residual_scale: Multiplier of what an output projection adds to the residual stream.
+        other_weights: Number of weights of linear modules in the layers that are not among the sites (Qwen3.5).
         disk: Pairs (path in the model, path in the checkpoint) where the two differ.
         runs_as: Config values, including ``model_type``, with which transformers loads a checkpoint whose own model
             type it does not support; empty for the types that it supports.
@@ -192,6 +82,7 @@ class Architecture:
     embedding_scale: float = 1.0
     embedding_norm: str | None = None
     residual_scale: float = 1.0
+    other_weights: int = 0
     disk: tuple[tuple[str, str], ...] = ()
     runs_as: tuple[tuple[str, Any], ...] = ()
     experts: Experts | None = None
@@ -208,7 +99,7 @@ class Architecture:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Parts of a decoder layer, in the order of `PARTS`; without a converter, of the whole model."""
+        """Parts of the decoder layers, in the order of `PARTS`; without a converter, of the whole model."""
         return tuple(self._sites) if not self.has_converter else tuple(part for part in PARTS if part in self._sites)
 
     @cached_property
@@ -235,7 +126,11 @@ class Architecture:
         """Every linear module of the model, as its layer and its site."""
         if not self.has_converter:
             return tuple((site.number, site) for site in self.sites)
-        return tuple((layer, site) for layer in range(self.layers) for site in self.sites)
+        return tuple((layer, site) for layer in range(self.layers) for site in self.sites if site.is_in(layer))
+
+    def has(self, layer: int, part: str) -> bool:
+        """Return whether a layer has a part."""
+        return part in self._sites and self._sites[part].is_in(layer)
 
     def find(self, module: str) -> tuple[int, Site] | None:
         """Return the layer and the site of a module, by its name in the model; None for other modules."""
@@ -243,8 +138,9 @@ class Architecture:
             site = self._sites.get(module)
             return None if site is None else (site.number, site)
         match = re.fullmatch(rf"{re.escape(self.layer_path)}\.(\d{{1,9}})\.(.+)", module)
-        site = next((site for site in self.sites if match and site.path == match[2]), None)
-        return None if match is None or site is None else (int(match[1]), site)
+        layer, path = (int(match[1]), match[2]) if match else (0, "")
+        known = [site for site in self.sites if site.path == path and (site.is_in(layer) or layer >= self.layers)]
+        return (layer, known[0]) if known else None
 
     def theta(self, layer: int) -> float:
         """Return the rotary base of a layer; 0 if it rotates nothing."""
@@ -259,10 +155,10 @@ class Architecture:
 
     def parameter_count(self) -> int:
         """Return the number of weights of all linear modules, the embedding and an untied head; no norms or biases."""
-        layer = sum(rows * columns for rows, columns in map(self.shape, self.parts))
-        layer += self.experts.parameter_count(self.hidden) if self.experts else 0
+        shapes = [self.shape(part) for _, site in self.modules for part in site.parts]
+        experts = self.layers * self.experts.parameter_count(self.hidden) if self.experts else 0
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return (self.layers if self.has_converter else 1) * layer + tables
+        return sum(rows * columns for rows, columns in shapes) + self.other_weights + experts + tables
 
     def sizes(self) -> dict[str, Any]:
         """Return the family and the sizes that distinguish two backbones.
@@ -295,5 +191,6 @@ class Architecture:
 
 
 def _read_site(values: dict[str, Any]) -> Site:
-    shape = values.get("shape")
-    return Site(**{**values, "parts": tuple(values["parts"]), "shape": shape and (shape[0], shape[1])})
+    shape, layers = values.get("shape"), values["layers"]
+    fixed = {"parts": tuple(values["parts"]), "shape": shape and (shape[0], shape[1])}
+    return Site(**{**values, **fixed, "layers": None if layers is None else tuple(layers)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -32,45 +33,50 @@ class LayerMatcher:
     def __init__(self, old: Backbone, new: Backbone, hidden: Tensor, options: MapOptions) -> None:
         self.old, self.new, self.options = old, new, options
         self.hidden, self.inverse = hidden, pseudo_inverse(hidden)
-        self.attention = [part for part in ATTENTION if part in old.arch.parts and part in new.arch.parts]
-        self.units = [part for part in ("gate", "up", "down") if part in old.arch.parts and part in new.arch.parts]
         self._heads = lru_cache(maxsize=1)(self._read_heads)  # the tie-break of the layer map and `match` read the same
 
     def weight_similarity(self, i: int, j: int) -> float:
-        """Return the mean similarity of the matched heads of layers i and j: the tie-break of the layer map."""
-        return float(self._match_heads(i, j)[1].mean())
+        """Return the mean similarity of the matched heads of layers i and j, 0 without any: it decides ties."""
+        scores = self._match_heads(i, j)[1]
+        return float(scores.mean()) if len(scores) else 0.0
 
     def match(self, i: int, j: int) -> LayerPair:
         """Match the heads and units of old layer i and new layer j, and fit their maps."""
         heads, scores = self._match_heads(i, j)
         old, new, norms = self._heads(i, j)
         fits = {}
-        for part in self.attention:
+        for part in old:
             left, right = self._rows(part, heads)
             rotary = self._rotary(i, j) if part in ("q", "k") else None
             fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
         units, unit_fits = self._match_units(i, j)
-        gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*self.attention, *self.units)}
+        gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*fits, *unit_fits)}
         self._heads.cache_clear()
         release_memory()
         return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
 
+    def _common(self, i: int, j: int, parts: Iterable[str]) -> list[str]:
+        return [part for part in parts if self.old.arch.has(i, part) and self.new.arch.has(j, part)]
+
     def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:
         old, new, _ = self._heads(i, j)
+        if not old:
+            return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
         scores = head_similarity(old, new, self.old.arch.heads, self.new.arch.heads)
         counts = self.old.arch.heads.query, self.new.arch.heads.query
         pairs = assign(scores) if self.options.head_map == "hungarian" else assign_by_index(*counts)
         return pairs, scores[pairs[:, 0], pairs[:, 1]]
 
     def _read_heads(self, i: int, j: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Read the heads of both layers.
+        """Read the heads of both layers, if both have all parts that the similarity of heads needs.
 
         Returns:
             Part -> old heads in the new hidden basis, (heads, d_o, D_n); part -> new heads, (heads, d_n, D_n);
             part -> norms of the old heads in their own basis, (heads,).
         """
         old, new, norms = {}, {}, {}
-        for part in ATTENTION:
+        common = self._common(i, j, ATTENTION)
+        for part in common if set(common) >= {"q", "k", "v", "o"} else ():
             heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
             norms[part] = heads.flatten(1).norm(dim=1)
             old[part] = (heads.flatten(0, 1) @ self._matrix(i, j, part)).unflatten(0, heads.shape[:2])
@@ -79,13 +85,14 @@ class LayerMatcher:
 
     def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
         """Match the feed-forward units and fit their scales."""
-        if not self.units:  # experts are matched when an adapter of them is transferred
+        units = self._common(i, j, ("gate", "up", "down"))
+        if not units:  # experts are matched when an adapter of them is transferred
             return torch.zeros(0, 2, dtype=torch.long), {}
         old, new = (
-            {part: units_first(backbone.part(layer, part), part) for part in self.units}
+            {part: units_first(backbone.part(layer, part), part) for part in units}
             for backbone, layer in ((self.old, i), (self.new, j))
         )
-        return match_units(old, new, {part: self._matrix(i, j, part) for part in self.units})
+        return match_units(old, new, {part: self._matrix(i, j, part) for part in units})
 
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
         """Return the change of basis, (D_o, D_n), for heads or units of a part, as rows over hidden dimensions."""
@@ -98,9 +105,9 @@ class LayerMatcher:
 
     def _rows(self, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the old and new heads of a part for the matched query heads: with GQA, k and v use their groups."""
-        if part in ("q", "o"):
-            return heads[:, 0], heads[:, 1]
-        return group_of(self.old.arch.heads)[heads[:, 0]], group_of(self.new.arch.heads)[heads[:, 1]]
+        if part in ("k", "v"):
+            return group_of(self.old.arch.heads)[heads[:, 0]], group_of(self.new.arch.heads)[heads[:, 1]]
+        return heads[:, 0], heads[:, 1]
 
     def _rotary(self, i: int, j: int) -> Rotary | None:
         old, new = self.old.arch, self.new.arch

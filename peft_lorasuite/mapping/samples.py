@@ -145,18 +145,23 @@ def _biases(backbone: Backbone) -> Iterator[Sample]:
             yield Sample(path, None if stored is None else backbone.weights.sample_rows(stored, 1))
 
 
+OWN_TENSORS = ("weight", "bias", "A_log", "dt_bias")
+"""Names of the tensors of a module that are no buffers."""
+
+
 def _norms(backbone: Backbone) -> Iterator[Sample]:
     """Sample all other tensors of the layers, since converters do not name every norm, and the norms around them."""
     arch = backbone.arch
     if not arch.has_converter:  # which tensors are norms is not known
         return
-    sites = {site.path for site in arch.sites}
+    sites = {(layer, site.path) for layer, site in arch.modules}
     for path, stored in sorted(list_stored(arch.layer_path, backbone.weights, arch).items()):
         layer, _, rest = path.removeprefix(f"{arch.layer_path}.").partition(".")
         module, _, kind = rest.rpartition(".")
         if belongs_to_mixture(module, arch.experts):
             continue
-        if kind in ("weight", "bias") and module not in sites and layer.isdigit() and int(layer) < arch.layers:
+        known = not layer.isdigit() or int(layer) >= arch.layers or (int(layer), module) in sites
+        if kind in OWN_TENSORS and not known:
             values = backbone.weights.sample_rows(stored, PART_ROWS)
             if kind == "weight" or values.ndim == 1:  # old files of GPT-2 have a mask of that name
                 yield Sample(path, values)

@@ -31,7 +31,8 @@ ARCHITECTURE = record_of(
     heads=record_of(Heads, query=_size, key_value=_size, size=_size), norm=one_of("rms", "layer"),
     positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(0.0), fewest=1),
     experts=optional(record_of(Experts, count=_size, intermediate=_size)),
-    embedding_scale=number(above=0.0), residual_scale=number(above=0.0), activation_floor=number(0.0),
+    embedding_scale=number(above=0.0), residual_scale=number(above=0.0), other_weights=integer(0),
+    activation_floor=number(0.0),
 )  # fmt: skip
 _hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 _samples = Record(fields=dict.fromkeys(KINDS, _hash), required=list(KINDS))

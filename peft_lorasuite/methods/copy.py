@@ -17,7 +17,7 @@ def copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
     arch = inputs.map.new.arch
     updates, sources, dropped = {}, {}, {}
     for (layer, part), update in inputs.adapter.updates.items():
-        if layer >= arch.layers or part not in arch.parts:
+        if layer >= arch.layers or not arch.has(layer, part):
             dropped[layer, part] = f"{arch.family} has no {part} projection in layer {layer}"
             continue
         rows, columns = arch.shape(part)

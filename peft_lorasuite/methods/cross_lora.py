@@ -52,7 +52,7 @@ def build_svd(request: SectionRequest) -> dict[str, Tensor]:
     """Decompose the weights of every matched layer, in bfloat16: ``2 k (out_o + in_o + out_n + in_n)`` bytes a part."""
     tensors: dict[str, Tensor] = {}
     for pair in request.progress("decomposing weights", request.layers):
-        for part in request.parts:
+        for part in [part for part in request.parts if part in pair.gains]:
             weights = request.old.part(pair.old, part), request.new.part(pair.new, part)
             factors = align_svd(*weights, request.options.rank, request.basis(pair, part), part, request.seed)
             tensors |= {

@@ -36,6 +36,11 @@ def drop_reason(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> s
     """Return why a part of an old layer cannot be transferred; empty if it can."""
     if pair is None:
         return "no new layer is matched with this layer"
-    if part not in upgrade_map.new.arch.parts:
-        return f"{upgrade_map.new.arch.family} has no {part} projection"
+    new = upgrade_map.new.arch
+    if part not in new.parts:
+        return f"{new.family} has no {part} projection"
+    if not new.has(pair.new, part):
+        return f"{new.family} has no {part} projection in layer {pair.new}, which is matched with this layer"
+    if part not in pair.gains:
+        return f"layer {pair.new}, which is matched with this layer, lacks others of q, k, v and o"
     return ""

@@ -10,12 +10,13 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..arch.registry import architecture, has_converter
+from ..arch.registry import UndescribedLayoutError, architecture, has_converter
 from ..arch.spec import Architecture, Heads, Site
 from ..compat import model_type
 from ..errors import LoraSuiteError, short_message
@@ -48,7 +49,8 @@ def read_architecture(config: Any, model: Any = None, *, trust_remote_code: bool
         LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
     """
     if has_converter(model_type(config)):
-        return architecture(config)
+        with suppress(UndescribedLayoutError):
+            return architecture(config)
     return derive_architecture(_empty_model(config, trust_remote_code) if model is None else model)
 
 

@@ -19,9 +19,12 @@ MIN_PREFIX = 8
 def has_known_cache(model: Any) -> bool:
     """Return whether the cache of a model can hold a prefix and padding, which is known of types with a converter.
 
-    Others may be recurrent or hybrid: a state has no positions that a mask could hide, or that could be left out.
+    Others may be recurrent or hybrid, as Qwen3.5 is: a state has no positions that a mask could hide, or that could be
+    left out.
     """
-    return has_converter(model_type(unwrap(model).config))
+    config = unwrap(model).config
+    hybrid = "linear_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
+    return has_converter(model_type(config)) and not hybrid
 
 
 def decoder(model: Any) -> Any:

@@ -178,7 +178,7 @@ class Plan:
         """Fit the hidden map, then match the heads and units of one pair of layers at a time."""
         old, new, D, E = self.old.arch, self.new.arch, self.old.arch.hidden, self.new.arch.hidden
         shared, width = min(old.vocabulary, new.vocabulary, max(FIT_TOKENS, 8 * D)), min(E, SKETCH_SIZE)
-        attention = sum(rows * columns for rows, columns in map(old.shape, ATTENTION))
+        attention = sum(rows * columns for rows, columns in map(old.shape, set(ATTENTION) & set(old.parts)))
         heads = old.heads.query * new.heads.query + old.heads.key_value * new.heads.key_value
         moved, units = E * attention + width * (self.old.layer - attention), old.intermediate * new.intermediate
         products = 2 * (moved + units * width) + 4 * E * heads * old.heads.size * new.heads.size

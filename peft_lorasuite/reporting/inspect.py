@@ -105,6 +105,8 @@ def card_pictures(
         "explained.png": map_figures.residual_figure, "hidden_map.png": map_figures.hidden_figure,
         "prediction.png": map_figures.prediction_figure,
     }  # fmt: skip
+    if not map_figures.has_heads(upgrade_map):
+        del figures["heads.png"]
     for name, draw in figures.items() if upgrade_map.maps_weights else ():
         draw(upgrade_map).savefig(Path(folder) / name)
     if rows is not None:

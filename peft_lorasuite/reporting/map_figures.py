@@ -68,6 +68,11 @@ def _layer_title(upgrade_map: UpgradeMap, name: str) -> str:
     return f"{name} and the best ordered path" if how == "cka" else f"Layer map {how!r}: similarity not measured"
 
 
+def has_heads(upgrade_map: UpgradeMap) -> bool:
+    """Whether any heads are matched: a hybrid's layers of attention can all be matched with others."""
+    return any(len(pair.heads) for pair in upgrade_map.layers)
+
+
 def heads_figure(upgrade_map: UpgradeMap) -> Figure:
     """Draw which old query head each new one is matched with, and how similar they are.
 
@@ -76,10 +81,11 @@ def heads_figure(upgrade_map: UpgradeMap) -> Figure:
     """
     import numpy as np
 
-    rows, columns = len(upgrade_map.layers), upgrade_map.new.arch.heads.query
+    pairs = [pair for pair in upgrade_map.layers if len(pair.heads)]
+    rows, columns = len(pairs), upgrade_map.new.arch.heads.query
     scores = np.full((rows, columns), np.nan)
     old_heads = np.full((rows, columns), -1)
-    for row, pair in enumerate(upgrade_map.layers):
+    for row, pair in enumerate(pairs):
         scores[row, pair.heads[:, 1].numpy()] = pair.head_scores.numpy()
         old_heads[row, pair.heads[:, 1].numpy()] = pair.heads[:, 0].numpy()
     top = max(0.1, math.ceil(10 * float(np.nanmax(scores))) / 10)  # unrelated backbones are far below 1
@@ -88,7 +94,7 @@ def heads_figure(upgrade_map: UpgradeMap) -> Figure:
         image = cells.imshow(scores, cmap=COLORMAP, vmin=0, vmax=top, aspect="auto", interpolation="none")
         figure.colorbar(image, ax=cells, label="cosine of both heads (at most 1)")
         _number_cells(cells, scores / top, old_heads)
-        cells.set(xticks=ticks(columns), yticks=range(rows), yticklabels=[pair.new for pair in upgrade_map.layers])
+        cells.set(xticks=ticks(columns), yticks=range(rows), yticklabels=[pair.new for pair in pairs])
         cells.set_xlabel("query head of the new backbone\n(in the cell: the old head; -: none)")
         cells.set_ylabel("layer of the new backbone")
         cells.set_title("Assignment of heads")

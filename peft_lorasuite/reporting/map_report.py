@@ -101,11 +101,16 @@ def _heads_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section
         "Each cell is a query head of the new backbone. Its number is the old head that it is matched with, its color "
         "their similarity. Key and value heads follow the query heads of their group."
     )
+    heads = map_figures.has_heads(upgrade_map)
     explained = "How much of the new backbone's weights the fitted maps of heads and feed-forward units explain."
     return Section(
         "Heads and units",
         [
-            contents.add_figure("heads", lambda: map_figures.heads_figure(upgrade_map), assignment),
+            *(
+                [contents.add_figure("heads", lambda: map_figures.heads_figure(upgrade_map), assignment)]
+                if heads
+                else []
+            ),
             contents.add_figure("explained", lambda: map_figures.residual_figure(upgrade_map), explained),
         ],
     )

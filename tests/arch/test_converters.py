@@ -37,10 +37,11 @@ def test_the_sites_are_the_linear_modules_of_every_layer(case: int) -> None:
     model, arch = build(case)
     layers = model.get_submodule(arch.layer_path)
     assert len(layers) == arch.layers
-    for layer in layers:
+    for number, layer in enumerate(layers):
         linear = {name: part for name, part in layer.named_modules() if isinstance(part, nn.Linear | Conv1D)}
-        assert set(linear) == {site.path for site in arch.sites}
-        for site in arch.sites:
+        sites = [site for site in arch.sites if site.is_in(number)]
+        assert {name for name in linear if not name.startswith("linear_attn.")} == {site.path for site in sites}
+        for site in sites:
             module = linear[site.path]
             weight = module.weight.T if site.conv1d else module.weight
             rows = sum(arch.shape(part)[0] for part in site.parts)
@@ -58,7 +59,7 @@ def test_norms_embedding_and_head_have_the_paths_of_the_architecture(case: int) 
     final = model.get_submodule(arch.final_norm)
     assert final.weight.shape == (arch.hidden,)
     assert ("LayerNorm" in type(final).__name__) == (arch.norm == "layer")
-    layer = model.get_submodule(f"{arch.layer_path}.0")
+    layer = model.get_submodule(f"{arch.layer_path}.1")
     found = {name for name, module in layer.named_children() if "norm" in type(module).__name__.lower()}
     named = {name for site in arch.sites for name in (site.norm, site.post_norm) if name}
     if "use_parallel_residual" in CASES[case][1]:
@@ -234,7 +235,7 @@ def test_a_checkpoint_has_the_weights_of_the_model(case: int, tmp_path: Path) ->
     assert folder.arch == arch
     assert Architecture.from_dict(arch.to_dict()) == arch
     for layer in range(arch.layers):
-        for part in arch.parts:
+        for part in [part for part in arch.parts if arch.has(layer, part)]:
             weight = folder.part(layer, part)
             assert weight.shape == arch.shape(part)
             assert torch.equal(weight, memory.part(layer, part))
@@ -271,17 +272,3 @@ def test_gemmas_embedding_multiplier_is_rounded_as_in_transformers() -> None:
 def test_the_error_for_a_missing_config_value_has_its_name() -> None:
     with pytest.raises(ValueError, match=r"falcon: the config lacks a value: .*new_decoder_architecture.*config\.json"):
         architecture(SimpleNamespace(model_type="falcon"))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"do_layer_norm_before": False}, "no norm with gains before each block and before the head"),
-        ({"layer_norm_elementwise_affine": False}, "no norm with gains before each block"),
-        ({"_remove_final_layer_norm": True}, "before the head"),
-        ({"word_embed_proj_dim": 16}, "the embedding of this OPT is projected .*got word_embed_proj_dim 16"),
-    ],
-)
-def test_an_opt_of_another_layout_is_refused(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        architecture(pico_config("opt", **overrides))

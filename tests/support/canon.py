@@ -37,9 +37,10 @@ BASE = {
     "phi": {"num_key_value_heads": 2},
     "olmo2": {"rms_norm_eps": 1e-9},
     "olmo3": {"rms_norm_eps": 1e-9},
+    "qwen3_5_text": {"rms_norm_eps": 1e-9},
 }
-"""What the pico configs are given beside, so that every change has something to do. In OLMo, hidden, query and
-key norms share one epsilon, of which widening changes the first alone; it is made too small to matter."""
+"""What the pico configs are given beside, so that every change has something to do. In OLMo and Qwen3.5, hidden,
+query and key norms share one epsilon, of which widening changes the first alone; it is made too small to matter."""
 
 
 @dataclass
@@ -89,15 +90,15 @@ def read(name: str, seed: int = 0, **values: Any) -> Canon:
     for number in range(arch.layers):
         prefix = f"{arch.layer_path}.{number}."
         rest = {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-        layer = _parts(rest, arch) | take_experts(rest, arch)
+        layer = _parts(rest, arch, number) | take_experts(rest, arch)
         layers.append(layer | {key: _gain(key, value, arch.gain_offset) for key, value in rest.items()})
     outer |= {key: _gain(key, value, arch.gain_offset) for key, value in tensors.items()}
     return Canon(name, values, outer, layers)
 
 
-def _parts(rest: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+def _parts(rest: dict[str, Tensor], arch: Architecture, number: int) -> dict[str, Tensor]:
     layer: dict[str, Tensor] = {}
-    for site in arch.sites:
+    for site in [site for site in arch.sites if site.is_in(number)]:
         factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
         weight = rest.pop(f"{site.path}.weight") * factor
         layer |= split(weight.T if site.conv1d else weight, site, arch)
@@ -119,7 +120,7 @@ def write(canon: Canon) -> Any:
     tensors = {key: _gain(key, value, -arch.gain_offset) for key, value in outer.items()}
     tensors |= {f"{arch.embedding}.weight": table, f"{arch.head}.weight": table if arch.tied else head}
     for number, layer in enumerate(canon.layers):
-        modules = _modules(layer, arch)
+        modules = _modules(layer, arch, number)
         norms = {key: _gain(key, value, -arch.gain_offset) for key, value in layer.items() if key.count(".") and
                  key.partition(".")[0] not in arch.parts and not key.startswith(NAMES)}  # fmt: skip
         own = modules | norms | put_experts(layer, arch)
@@ -128,9 +129,9 @@ def write(canon: Canon) -> Any:
     return model
 
 
-def _modules(layer: dict[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+def _modules(layer: dict[str, Tensor], arch: Architecture, number: int) -> dict[str, Tensor]:
     modules = {}
-    for site in arch.sites:
+    for site in [site for site in arch.sites if site.is_in(number)]:
         factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
         weight = join(layer, site, arch) / factor
         modules[f"{site.path}.weight"] = weight.T if site.conv1d else weight

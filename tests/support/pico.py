@@ -48,6 +48,14 @@ GEMMA = GROUPED | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar":
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4} | IDS
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 256} | IDS
+QWEN3_5 = GROUPED | {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 OTHER = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
 FALCON, OPT = OTHER | {"ffn_hidden_size": 48}, OTHER | {"ffn_dim": 48}
 
@@ -95,6 +103,7 @@ PICO: dict[str, dict[str, Any]] = {
     "phi3": GROUPED,
     "qwen2": GROUPED,
     "qwen3": GROUPED | {"head_dim": 16},
+    "qwen3_5_text": QWEN3_5,
     "smollm3": GROUPED | {"no_rope_layers": [1, 0, 1]},
     "stablelm": GROUPED,
     "starcoder2": GROUPED,
@@ -121,6 +130,16 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
         "text_config": TEXT_MODEL | {"model_type": "mistral"},
         "vision_config": VISION | {"model_type": "pixtral", "image_size": 8, "head_dim": 8},
         "image_token_index": VOCABULARY - 1,
+    },
+    "qwen3_5": {
+        "text_config": {name: value for name, value in QWEN3_5.items() if name not in IDS},
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+        },
     },
     "qwen2_vl": QWEN_VL
     | {"vision_config": {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}},

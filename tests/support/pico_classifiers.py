@@ -50,7 +50,7 @@ def add_adapter(folder: Path, kind: str, labels: int, seed: int = 0, **config: A
     torch.manual_seed(seed)
     model = CLASSES[kind].from_pretrained(folder, num_labels=labels)
     arch = architecture(model.config)
-    modules = [f"{arch.layer_path}.{n}.{site.path}" for n in range(arch.layers) for site in arch.sites]
+    modules = [arch.module(n, site) for n, site in arch.modules]
     conv1d = any(site.conv1d for site in arch.sites)
     settings = {"r": 4, "lora_alpha": 8, "fan_in_fan_out": conv1d, "task_type": kind} | config
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=modules, **settings))

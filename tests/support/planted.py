@@ -98,13 +98,18 @@ def rebased(
 
     for layer in canon.layers:
         readers = renormed(layer)
-        for part in arch.parts:
+        for part in [part for part in arch.parts if part in layer]:
             if part not in OUTPUT_PROJECTIONS:
                 path = arch.site(part).norm
                 layer[part] = layer[part] @ (stream.T if path is None else readers[path])
             else:
                 layer |= {key: stream @ layer[key] for key in (part, f"{part}.bias") if key in layer}
         rebase_experts(layer, arch, stream, readers)
+        for key in [key for key in layer if key.startswith("linear_attn.")]:  # what Qwen3.5 has beside its sites
+            if ".in_proj" in key:
+                layer[key] = layer[key] @ readers["input_layernorm"]
+            elif ".out_proj" in key:
+                layer[key] = stream @ layer[key]
     readers = renormed(canon.outer)
     canon.outer["head"] = canon.outer["head"] @ readers[arch.final_norm]
     for name in ("embedding", *POSITIONS):
@@ -115,7 +120,9 @@ def rebased(
 def _is_norm(key: str) -> bool:
     """Whether a tensor belongs to a norm of the hidden state (and not of queries or keys)."""
     owner = f".{key}".split(".")[-2]
-    return owner.startswith("ln_") or ("norm" in owner and owner not in ("q_norm", "k_norm"))
+    return owner.startswith("ln_") or (
+        "norm" in owner and owner not in ("q_norm", "k_norm") and "linear_attn" not in key
+    )
 
 
 def permuted_hidden(canon: Canon, generator: torch.Generator) -> None:
@@ -179,6 +186,10 @@ def units(canon: Canon, generator: torch.Generator) -> None:
     canon.set(intermediate=wide)
 
 
+SILENCED = ("o", "o.bias", "linear_attn.out_proj.weight")
+"""What is zero in a layer that adds nothing to the residual stream."""
+
+
 def depth(canon: Canon, generator: torch.Generator) -> None:
     """Insert two layers that add nothing to the residual stream."""
     values = {key: list(value) for key in PER_LAYER if (value := getattr(canon.config, key, None))}
@@ -189,7 +200,7 @@ def depth(canon: Canon, generator: torch.Generator) -> None:
         for entries in values.values():
             entries.insert(place, entries[original])
         silent = {key: torch.randn(value.shape, generator=generator) * value.std() for key, value in like.items()}
-        ends = [key for key in like if key in ("o", "o.bias") or f".{key}".endswith((".down", ".down.bias"))]
+        ends = [key for key in like if key in SILENCED or f".{key}".endswith((".down", ".down.bias"))]
         silent |= {key: torch.zeros_like(like[key]) for key in ends}
         canon.layers.insert(place, silent)
     canon.set(layers=len(canon.layers))

@@ -64,7 +64,7 @@ def permuted_heads(canon: Canon, generator: torch.Generator) -> None:
         for n in torch.randperm(heads.group, generator=generator)
     ]
     for layer in canon.layers:
-        for part in ("q", "o"):
+        for part in ("q", "o", "q_gate"):
             _selected(layer, part, heads, query, generator)
 
 

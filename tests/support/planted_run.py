@@ -61,7 +61,7 @@ def save(folder: Path, canon: Canon, words: list[str]) -> Path:
 def adapter(folder: Path, model: Any, arch: Architecture, case: Case, merged: Heads | None) -> Any:
     """Put a random LoRA on every linear module and the parameters of experts, save it, and return the model with it."""
     torch.manual_seed(case.seed)
-    names = [f"{arch.layer_path}.{n}.{site.path}" for n in range(arch.layers) for site in arch.sites]
+    names = [arch.module(n, site) for n, site in arch.modules]
     conv1d = any(site.conv1d for site in arch.sites)
     lora = {"r": 3, "lora_alpha": 5, "fan_in_fan_out": conv1d} | case.lora
     if arch.experts:

@@ -66,7 +66,7 @@ def test_the_same_base_in_another_format_is_rekeyed_without_loss(
     old, new = formats[kind][::-1] if back else formats[kind]
     backbone = Backbone.open(old)
     arch = backbone.arch
-    paths = [f"{arch.layer_path}.{layer}.{site.path}" for layer in range(arch.layers) for site in arch.sites]
+    paths = [arch.module(layer, site) for layer, site in arch.modules]
     wanted = adapted(tmp_path / "adapter", backbone.load(dtype=torch.float32), old, target_modules=paths)
     upgraded = PeftModel.from_upgraded(new, tmp_path / "adapter", source_model=old, dtype="float32")
     with torch.no_grad():

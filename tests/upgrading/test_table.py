@@ -40,7 +40,9 @@ REPEATED = {
     "smollm3": "llama", "starcoder2": "phi",
 }  # fmt: skip
 """Family -> one that has the same parts and fuses the same of them, and thus the same cells."""
-LISTED = tuple(name for name in TYPES if name not in REPEATED)
+HYBRID = ("qwen3_5_text",)
+"""Types whose layers differ: what is transferred depends on which layers are matched."""
+LISTED = tuple(name for name in TYPES if name not in REPEATED and name not in HYBRID)
 ALL = [(old, new) for old in LISTED for new in LISTED]
 REFUSED: dict[tuple[str, str], str] = {}
 """Pair -> what the error says, for pairs that are refused: there are none."""
@@ -56,7 +58,8 @@ truncated to the adapter's rank, as a mean over the modules (1.00: nothing is lo
 gate projection, and these updates are dropped. A projection that only the new family has gets no update. The report of
 an upgrade lists these and all other structural differences.
 
-Families that fuse the same projections as one in the table are left out: {", ".join(REPEATED)}.
+Families that fuse the same projections as one in the table are left out: {", ".join(REPEATED)}. So are those whose
+layers differ: {", ".join(HYBRID)}.
 
 Written by `{COMMAND}` (`make table`).
 """
@@ -104,7 +107,7 @@ def adapter(
     def made(name: str) -> Path:
         torch.manual_seed(0)
         old = backbone(name, False)
-        modules = [f"{old.arch.layer_path}.{n}.{site.path}" for n in range(old.arch.layers) for site in old.arch.sites]
+        modules = [old.arch.module(n, site) for n, site in old.arch.modules]
         conv1d = any(site.conv1d for site in old.arch.sites)
         config = peft.LoraConfig(
             r=3, target_modules=modules, fan_in_fan_out=conv1d, init_lora_weights=False, task_type="CAUSAL_LM"
@@ -158,9 +161,12 @@ def check_coverage(report: Report, source: Path, old: Architecture, new: Archite
     with safe_open(source / "adapter_model.safetensors", "pt") as file:
         assert set(report.tensors) == set(file.keys())
     lost = [part for part in old.parts if part not in new.parts]
+    hybrid = any(site.layers is not None for site in new.sites)
     sites = {f".{site.path}.": [part for part in site.parts if part in lost] for site in old.sites}
     for name, fate in report.tensors.items():
         missing = next(parts for path, parts in sites.items() if path in name)
+        if hybrid and fate.endswith("which is matched with this layer"):
+            continue
         assert (fate == "transferred") == (not missing), name
         assert all(f"{new.family} has no {part} projection" in fate for part in missing), fate
     for part in lost:
@@ -181,7 +187,7 @@ def test_the_table_is_written_or_up_to_date(request: pytest.FixtureRequest, cell
         TABLE.write_text(HEAD + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
     committed = read_table()
     assert set(committed) == set(ALL)
-    for pair, text in cells.items():
+    for pair, text in ((pair, text) for pair, text in cells.items() if not set(pair) & set(HYBRID)):
         known = tuple(REPEATED.get(name, name) for name in pair)
         assert committed[known].partition(";")[2] == text.partition(";")[2], f"{pair}: run {COMMAND}"
 

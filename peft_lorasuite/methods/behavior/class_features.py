@@ -116,9 +116,11 @@ class ClassProblem:
         return solving_device(self.model.device)
 
     @property
-    def layers(self) -> range:
+    def layers(self) -> list[int]:
         """The layers whose attention is read."""
-        return range(min(int(LOWEST_LAYER * self.new.arch.layers), self.new.arch.layers - 1), self.new.arch.layers)
+        arch = self.new.arch
+        lowest = min(int(LOWEST_LAYER * arch.layers), arch.layers - 1)
+        return [layer for layer in range(lowest, arch.layers) if arch.has(layer, "o")]
 
 
 def fit_classifier(problem: ClassProblem, logits: Float[Tensor, "places labels"]) -> ClassFit:
@@ -212,7 +214,7 @@ def _quiet_directions(problem: ClassProblem, final: Tensor) -> Float[Tensor, "hi
     response = states.new_zeros(arch.hidden, arch.hidden)
     for layer in problem.layers[1:]:
         for part in arch.parts:
-            if part not in OUTPUT_PROJECTIONS:
+            if part not in OUTPUT_PROJECTIONS and arch.has(layer, part):
                 weight = new.part(layer, part)
                 rows = weight[torch.randperm(len(weight), generator=generator)[:RESPONSE_ROWS]] * new.gain(layer, part)
                 rows = rows.to(final.device)
@@ -231,7 +233,7 @@ def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRan
     with ExitStack() as stack:
         for layer, update in updates.items():
             stack.enter_context(apply_update(_projection(problem, layer), update))
-        after = read_features(problem, tokens, lambda layer, x: x @ pieces[layer - problem.layers.start].T)
+        after = read_features(problem, tokens, lambda layer, x: x @ pieces[problem.layers.index(layer)].T)
     weight, offset = solve_ridge(after.final, after.attention, READOUT_RIDGE, intercept=problem.bias)
     reached = after.final[: len(problem.places)].double() @ weight.T + offset + deep.offset
     return _class_head(problem, weight, offset + deep.offset), reached
@@ -286,7 +288,7 @@ def _recorded(problem: ClassProblem) -> Iterator[dict[int, Tensor]]:
         return lambda module, args, output: seen.__setitem__(layer, args[0])
 
     hooks = [_projection(problem, layer).register_forward_hook(keep_input(layer)) for layer in problem.layers]
-    first = decoder_layers(unwrap(problem.model), problem.new.arch.layer_path)[problem.layers.start]
+    first = decoder_layers(unwrap(problem.model), problem.new.arch.layer_path)[problem.layers[0]]
     hooks.append(first.register_forward_hook(lambda module, args, output: seen.__setitem__(-1, hidden_state(output))))
     try:
         yield seen
