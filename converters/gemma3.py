@@ -12,7 +12,8 @@ from .gemma2 import normed
 
 def thetas(config: Any) -> tuple[float, ...]:
     """Return the rotary base of each layer, which depends on its type of attention."""
-    return tuple(float(config.rope_parameters[kind]["rope_theta"]) for kind in config.layer_types)
+    rope = config.rope_parameters
+    return tuple(float(rope.get(kind, rope)["rope_theta"]) for kind in config.layer_types)
 
 
 @register("gemma3_text")

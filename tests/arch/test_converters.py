@@ -25,6 +25,10 @@ from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS, Architecture
 from peft_lorasuite.models.backbone import Backbone
 
+INTERFACES = {
+    "gptj": ("5.24", "the attention interface of GPT-J"),
+    "stablelm": ("5.0", "the attention interface of StableLM"),
+}
 IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
 
 
@@ -83,6 +87,7 @@ def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
         return
     decoder = model.get_submodule(arch.layer_path.rpartition(".")[0])
     if arch.family == "gptj":  # it has a table of sines and cosines
+        needs("transformers", *INTERFACES["gptj"])
         table = decoder.rotary_emb.embed_positions
         assert close(table[1, : arch.rotary_size // 2].asin(), frequencies(arch, 0))
         return
@@ -151,8 +156,8 @@ def _record(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Any:
 @torch.no_grad()
 def test_split_returns_the_inputs_of_attention(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, arch = build(case)
-    if arch.family == "stablelm":
-        needs("transformers", "5.0", "the attention interface of StableLM")
+    if arch.family in ("gptj", "stablelm"):
+        needs("transformers", *INTERFACES[arch.family])
     seen: dict[str, Tensor] = {}
     path = f"{arch.layer_path}.1"
     sites = [site for site in arch.sites if set(site.parts) & set("qkv")]

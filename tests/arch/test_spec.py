@@ -38,7 +38,7 @@ def test_parameter_count_is_that_of_the_models_matrices(model_type):
         (lambda: Site("attn.qkv", ("q", "k", "v"), rows="dim head part"), "attn.qkv: unknown order of rows"),
         (
             lambda: Site("mlp.gate_up", ("gate", "up"), rows="head part dim"),
-            "mlp.gate_up: this order of rows needs a fused q, k, v",
+            "mlp.gate_up: this order of rows needs a fused projection of heads",
         ),
         (lambda: Site("attn.q", ("q", "q")), "attn.q: invalid parts of a site"),
         (lambda: Site("attn.x", ("q", "x")), "attn.x: invalid parts of a site"),

@@ -34,7 +34,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
             "attention_bias": True,
             "rope_parameters": {
                 "full_attention": {"rope_type": "default", "rope_theta": 7e5},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 7e5},
             },
         },
     ),

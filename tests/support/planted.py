@@ -11,20 +11,19 @@ from collections.abc import Callable, Sequence
 import torch
 from canon import GROUPED, Canon
 from canon_experts import permuted_experts, rebase_experts
-from pico import EXPERTS, PICO, VOCABULARY, pico_config, pico_tokenizer
+from pico import EXPERTS, PICO, VOCABULARY, pico_tokenizer
 from planted_heads import dead_heads, more_heads, permuted_heads, replicated_groups, turned_heads
 from torch import Tensor
 
-from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import OUTPUT_PROJECTIONS
 from peft_lorasuite.text.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO | EXPERTS if name != "gemma3")
 """Gemma 3 with pictures has the same layers as its text model, and the same converter."""
-ARCHS = {name: architecture(pico_config(name)) for name in EVERY}
-RMS = tuple(name for name in EVERY if ARCHS[name].norm == "rms")
-POST_NORMED = tuple(name for name in EVERY if any(site.post_norm for site in ARCHS[name].sites))
-QK_NORMED = tuple(name for name in EVERY if ARCHS[name].qk_norm)
+LAYER_NORMED = ("bloom", "cohere2", "falcon", "gpt2", "gpt_neox", "gptj", "opt", "phi", "stablelm", "starcoder2")
+RMS = tuple(name for name in EVERY if name not in LAYER_NORMED)
+POST_NORMED = ("gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
+QK_NORMED = ("gemma3_text", "olmo2", "olmo3", "qwen3", "qwen3_5_text", "qwen3_moe")
 HEAD_SIZE = RMS
 """Their configs state the head size; elsewhere it is the hidden size over the heads, and both grow together."""
 PER_LAYER = ("layer_types", "no_rope_layers")
