@@ -119,12 +119,20 @@ def _sites(model: nn.Module, head: nn.Module, embedding: str) -> Iterator[Site]:
 
     tower, found = _text_tower(model, embedding), list(_linear_modules(model, head))
     trained = modules_for_lora(
-        copy.deepcopy(model), [name for name, module in found if _is_trained(model, name, module, tower)]
+        _without_weights(model), [name for name, module in found if _is_trained(model, name, module, tower)]
     )
     for name, module in found:
         conv1d, bias = isinstance(module, Conv1D), module.bias is not None
         rows, columns = module.weight.shape[::-1] if conv1d else module.weight.shape
         yield Site(name, (name,), bias=bias, conv1d=conv1d, shape=(rows, columns), trained=name in trained)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that has no memory for its weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in tensors}
+    memo |= {id(one): nn.Parameter(memo[id(one)], requires_grad=False) for one in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def _layer_path(sites: tuple[Site, ...]) -> str:

@@ -111,7 +111,7 @@ def test_a_module_whose_tensors_peft_does_not_find_again_has_no_lora(
     with pytest.warns(UserWarning, match="missing adapter keys"):
         again = peft.PeftModel.from_pretrained(tiny_model(model_type), str(tmp_path))
     assert not again.get_submodule(f"base_model.model.{lost}").lora_B["default"].weight.any()
-    sites = {site.path: site.trained for site in derive_architecture(tiny_model(model_type).config).sites}
+    sites = {site.path: site.trained for site in derive_architecture(tiny_model(model_type)).sites}
     assert not sites[lost]
     assert any(sites.values())
 
@@ -132,3 +132,10 @@ def test_a_tiny_type_is_small_and_says_something(model_type: str) -> None:
     model = tiny_model(model_type)
     assert sum(weight.numel() for weight in model.parameters()) < 300_000
     assert logits_of(model, torch.tensor([[3, 4, 5, 6]])).std() > 0.1
+
+
+def test_a_model_in_memory_keeps_its_modules_and_weights() -> None:
+    model = tiny_model("gpt_neo")
+    before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    assert any(site.trained for site in derive_architecture(model).sites)
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == before
