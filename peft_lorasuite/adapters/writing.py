@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..arch.layout import join
-from ..compat import unsaved_biases
+from ..compat import require, unsaved_biases
 from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import check_values
 from .adalora import adalora_entries, split_update
@@ -93,6 +93,9 @@ def _has_lora_table(model: Any) -> bool:
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors of an adapter by their PEFT names."""
     rank = int(adapter.settings.get("r") or adapter.rank)
+    if adapter.experts:
+        require("transformers", "5.0", "experts as 3-D parameters", where=adapter.origin)
+        require("peft", "0.19", "the order of the factors of 3-D parameters", where=adapter.origin)
     tensors = {**adapter.extras, **expert_tensors(adapter.experts, adapter.arch, rank)}
     sites = join_sites(adapter.updates, adapter.arch)
     biased = any(update.bias is not None for update in sites.values())

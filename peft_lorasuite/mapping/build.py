@@ -15,7 +15,7 @@ from ..models.activations import Sampling, paired_activations
 from ..models.backbone import Backbone
 from ..models.distributed import gather_items, split_between_processes
 from ..models.offload import resolve_device_map
-from ..models.quantized import quantization, quantized_error
+from ..models.quantized import layers_quantization, quantized_error
 from ..progress import Progress, no_progress
 from ..text.calibration import calibration_texts
 from .fingerprint import read_identity
@@ -56,7 +56,9 @@ def build_map(
     if not (old.arch.has_converter and new.arch.has_converter):
         return _without_layers(old, new)
     for backbone in (old, new):
-        method = None if backbone.in_memory else quantization(backbone.config)
+        method = (
+            None if backbone.in_memory else layers_quantization(backbone.config, experts=bool(backbone.arch.experts))
+        )
         if method is not None:  # before its weights are downloaded
             raise quantized_error(backbone.name, repr(backbone), method)
         resolve_device_map(backbone.device_map, low_memory)  # it may have been opened with a device map of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from .upgrade_map import UpgradeMap
 
 MAP_TOLERANCE = 4e-3
 """Largest difference of a map's fits from the identity for copies in other dtypes, which round by 2 to the power -8."""
+PLAIN_SUFFIX = re.compile(r"-(?:bf16|fp16|f16|fp32|f32)$", re.IGNORECASE)
+"""What the names of copies end with that were dequantized, or cast to another dtype."""
 EQUAL_SHARE = 0.9
 """Smallest share of values that are equal after rounding to the coarser dtype."""
 
@@ -134,6 +137,7 @@ def _other_name(old: Backbone, new: Backbone, unread: list[str]) -> str:
     if not any(quantization(one.config) for one in (old, new)):
         return f"the {unread[0]} cannot be read"
     names = [(unquantized_name(one.name) or one.name).rstrip("/").rpartition("/")[2] for one in (old, new)]
+    names = [PLAIN_SUFFIX.sub("", name) for name in names]
     return "" if names[0] == names[1] else f"the {unread[0]} are quantized, and the names differ: {' and '.join(names)}"
 
 

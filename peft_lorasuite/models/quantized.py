@@ -31,6 +31,17 @@ def quantization(config: Any) -> str | None:
     return str(method or "unknown")
 
 
+def layers_quantization(config: Any, *, experts: bool) -> str | None:
+    """Return the quantization method of the modules in a checkpoint's layers; None if they are plain numbers.
+
+    Args:
+        config: The config.
+        experts: Whether the layers have experts, which MXFP4 quantizes alone (GPT-OSS).
+    """
+    method = quantization(config)
+    return None if experts and method == "mxfp4" else method
+
+
 def quantized_error(name: str, where: str, got: object) -> LoraSuiteError:
     """Build the error for weights of a backbone that cannot be read as plain numbers."""
     short = unquantized_name(name)

@@ -182,6 +182,9 @@ def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
 
     A MiniCPM is the Granite that computes the same (its own class is not in transformers).
     """
+    if model_type in EXPERTS:
+        needs("transformers", "5.0", "experts as 3-D parameters")
+        needs("peft", "0.19", "the order of the factors of 3-D parameters")
     config = pico_config(model_type, **overrides)
     arch = architecture(config)
     if arch.runs_as:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from expert_adapters import split_adapter
 from pico import EXPERTS, pico_model, pico_tokenizer, save_backbone
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_lorasuite import MapOptions, PeftModel, UpgradeMap, upgrade
+from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.mapping.same_base import compare_bases
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.models.experts import read_expert
 
 WORDS = ["cat", "dog", "red"]
 IDS = torch.tensor([[1, 17, 40, 3, 99, 58, 7, 110]])
@@ -136,3 +138,36 @@ def test_between_other_weights_something_is_transferred(old: str, new: str, tmp_
     ).report.tensors
     reasons = {fate.split(": ")[-1] for name, fate in crossed.items() if "experts" in name}
     assert reasons == ({"cross-lora does not transfer experts"} if old == "mixtral" else set())
+
+
+def packed(folder: Path, place: Path) -> Path:
+    """Copy a GPT-OSS with its experts as MXFP4 stores them; all other weights are plain."""
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    tensors = load_file(place / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        count, into, out = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.zeros(count, out, into // 32, 16, dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.zeros(count, out, into // 32, dtype=torch.uint8)
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return place
+
+
+def test_quantized_experts_do_not_keep_attention_from_being_mapped(tmp_path: Path) -> None:
+    plain, other = saved(tmp_path / "oss", "gpt_oss"), saved(tmp_path / "other", "gpt_oss", 2)
+    old = packed(plain, tmp_path / "packed")
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(pico_model("gpt_oss", 1), config).save_pretrained(tmp_path / "adapter")
+    built = [UpgradeMap.build(one, other, OPTIONS) for one in (old, plain)]
+    one, two = (upgrade(tmp_path / "adapter", pair, method="lorasuite").adapter.updates for pair in built)
+    assert all(torch.equal(one[key].delta_weight(), two[key].delta_weight()) for key in two)
+    copies = (
+        Backbone.open(packed(plain, tmp_path / "copy" / "oss")),
+        Backbone.open(saved(tmp_path / "copy" / "oss-BF16", "gpt_oss")),
+    )
+    found = compare_bases(*copies)
+    assert found.same
+    assert found.unread == ("experts",)
+    with pytest.raises(LoraSuiteError, match="the weights are quantized"):
+        read_expert(copies[0], 0, 0, "down")
