@@ -13,6 +13,7 @@ if it leaves less than 90 % of the divergence (KL) from the target, read from th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -32,7 +33,7 @@ FILE, TABLE = RESULTS / "any_type" / "types.json", RESULTS / "any_type" / "table
 SHIPPED = ROOT / "peft_lorasuite" / "data" / "model_types.json"
 SECONDS = 240
 """Time for one type."""
-CHUNK = 12
+CHUNK = 18
 """Types of one process."""
 ROWS = {
     ("same", "distill"): "type to type",
@@ -65,7 +66,8 @@ def work(types: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         llama = type_trials.save_old("llama", Path(scratch) / "llama", seed=9)
         for model_type in types:
-            found = type_trials.run_type(model_type, Path(scratch) / "type" / model_type, llama)
+            with contextlib.redirect_stdout(sys.stderr):  # some models print
+                found = type_trials.run_type(model_type, Path(scratch) / "type" / model_type, llama)
             print(json.dumps({"type": model_type, **found}), flush=True)
 
 

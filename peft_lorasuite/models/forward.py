@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import LoraSuiteError, short_message
 
-RUNNING = re.compile(r"transformers[/\\](?:models|generation)[/\\]")
-"""Paths of the code that runs a model."""
+RUNNING = re.compile(r"transformers[/\\](?:models|generation)[/\\]|torch[/\\]autograd[/\\]")
+"""Paths of the code that runs a model and computes its gradients."""
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def forward_errors(model_types: Sequence[str]) -> Iterator[None]:
         if not (model_types and any(map(RUNNING.search, files))):
             raise
         raise LoraSuiteError(
-            f"the model cannot run on text alone: {short_message(error)}", where=" and ".join(model_types),
-            do="choose another backbone, or update transformers",
+            f"the model cannot be run or trained on text alone: {short_message(error)}",
+            where=" and ".join(model_types), do="choose another backbone, or update transformers",
         ) from error  # fmt: skip
 
 

@@ -25,7 +25,7 @@ TOKENS = 16
 """Tokens of the text that the model reads."""
 EXACT, EXACT_16 = 1e-4, 2e-2
 """Relative error up to which logits, or what the final norm reads, count as explained, in float32 and in 16 bits."""
-SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the soft cap of the logits in configs."""
 CANDIDATES = 6
 """Linear modules that are tried from the last one on."""
