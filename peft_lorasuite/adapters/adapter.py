@@ -15,6 +15,7 @@ from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..linalg.lowrank import LowRank, stack
 from ..models.task import CAUSAL, HEADS, HeadPlace, LabelsLike, Task
+from ..text.summary import Summarized
 from .added_tokens import AddedTokens
 from .class_head import ClassHead
 from .experts import ExpertKey, join_experts
@@ -24,8 +25,8 @@ Key = tuple[int, str]
 """Layer and part."""
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter(Summarized):
     """An adapter, independent of how its backbone fuses modules.
 
     Attributes:
@@ -65,6 +66,14 @@ class Adapter:
     head: ClassHead | None = None
     experts: Mapping[ExpertKey, LowRank] = field(default_factory=dict)
     expert_names: Mapping[ExpertKey, tuple[str, ...]] = field(default_factory=dict)
+
+    def _summary(self) -> tuple[str, dict[str, str]]:
+        rows = {
+            "from": self.origin, "type": f"{self.kind}, {self.task.kind}", "rank": str(self.rank),
+            "updates": f"{len(self.updates)} of {', '.join(self.parts)}",
+        }  # fmt: skip
+        rows |= {"tables": ", ".join(self.tables)} if self.tables else {}
+        return "Adapter", rows | ({"not transferable": f"{len(self.unused)} tensors"} if self.unused else {})
 
     def with_head(self, head: ClassHead, place: HeadPlace) -> Adapter:
         """Return the adapter with a classification head, at its place in the model."""

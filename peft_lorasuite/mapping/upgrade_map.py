@@ -20,6 +20,7 @@ from ..io.output import atomic_folder
 from ..io.source import Source, split_revision
 from ..linalg.basis import Basis, part_basis
 from ..linalg.lowrank import decomposition_errors
+from ..text.summary import Summarized
 from .fingerprint import Identity
 from .layer_pair import LayerPair
 from .options import MapOptions
@@ -29,8 +30,8 @@ from .storage import FORMAT, check_finite, flatten, read_description, rebuild
 META, CORE = "map.json", "core.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class UpgradeMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class UpgradeMap(Summarized):
     """Matched layers, heads and units of a pair of backbones, and the changes of basis between them.
 
     Attributes:
@@ -56,6 +57,18 @@ class UpgradeMap:
     facts: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
     sections: Mapping[str, Section] = field(default_factory=dict)
+
+    def _summary(self) -> tuple[str, dict[str, str]]:
+        def side(identity: Identity) -> str:
+            arch = identity.arch
+            return f"{identity.name} ({arch.family}, {arch.layers} layers, hidden size {arch.hidden})"
+
+        rows = {
+            "old": side(self.old), "new": side(self.new), "layers matched": str(len(self.layers)),
+            "shared tokens": str(self.facts.get("shared_tokens", "unknown")),
+            "sections": ", ".join(self.sections) or "none",
+        }  # fmt: skip
+        return "UpgradeMap", rows
 
     @classmethod
     def build(cls, old: Any, new: Any, options: MapOptions | None = None, **settings: Any) -> UpgradeMap:

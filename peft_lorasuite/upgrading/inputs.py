@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +16,22 @@ from ..adapters.reading import adapter_needs_backbones, read_config
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, check_integer
 from ..io.source import LoadOptions, Source
+from ..mapping.fingerprint import public_name
 from ..mapping.identity_map import identity_map
 from ..mapping.same_base import compare_bases
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.behavior.classification import needs_texts_error
 from ..methods.registry import find, reads_old
 from ..models.backbone import Backbone
+from ..models.quantized import unquantized_name
 from ..models.task import CLASSIFIERS
 from ..progress import Progress, no_progress
 from .map_cache import load_or_build_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 BackboneLike: TypeAlias = "str | Path | PreTrainedModel | Backbone"
 """A folder, a Hub id (``owner/name`` or ``owner/name@revision``), a loaded model, or a `Backbone`."""
@@ -164,3 +170,22 @@ def check_rank(rank: int | None, arch: Architecture) -> None:
         raise LoraSuiteError(
             "the rank exceeds the dimensions of the modules", where="rank", got=rank, wanted=f"1 to {most}"
         )
+
+
+def check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
+    """Return a warning for the report if the adapter's base model is not the old backbone of the map.
+
+    It is not an error, since a folder may be a copy of a repository: if one of both is a folder, only the last parts
+    of the names are compared.
+    """
+    base = adapter.config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return {}
+    names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (base, upgrade_map.old.name)]
+    names = [unquantized_name(name) or name for name in names]
+    compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
+    if compared[0] == compared[1]:
+        return {}
+    warning = f"the adapter's base model is {names[0]}, and the map was built for {names[1]}"
+    log.warning("%s: make sure that they are the same", warning)
+    return {"named_base": warning}

@@ -11,6 +11,7 @@ from ..adapters.adapter import Adapter
 from ..io.dataclass_schema import record_of
 from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
 from ..methods.base import MethodResult
+from ..text.summary import Summarized
 
 SHOWN_LABELS = 6
 """Labels that are listed; the report has all."""
@@ -21,7 +22,7 @@ TRANSFERRED = "transferred"
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Summarized):
     """Report of an upgrade; written beside the weights as ``lorasuite_report.json``.
 
     Attributes:
@@ -113,17 +114,15 @@ class Report:
         shares = {"coverage": coverage, "energy_kept": round(self.energy_kept, 6)}
         return {"verdict": self.verdict, **asdict(self), **shares}
 
-    def __repr__(self) -> str:
-        lost = sum(fate != TRANSFERRED for fate in self.tensors.values())
-        lines = [
-            f"Report: {self.verdict}",
-            f"  {self.adapter} from {self.old} to {self.new}",
-            f"  method {self.method['name']}, rank {self.rank}, {len(self.modules)} modules",
-        ]
+    def _summary(self) -> tuple[str, dict[str, str]]:
+        rows = {
+            "adapter": self.adapter, "from": self.old, "to": self.new,
+            "method": f"{self.method['name']}, rank {self.rank}, {len(self.modules)} modules",
+        }  # fmt: skip
         if not self.by_behavior:
-            lines.append(f"  {len(self.tensors) - lost} of {len(self.tensors)} tensors transferred")
-        lines += [f"  {self.task_summary}"] if self.task_summary else []
-        return "\n".join(lines)
+            lost = sum(fate != TRANSFERRED for fate in self.tensors.values())
+            rows["tensors"] = f"{len(self.tensors) - lost} of {len(self.tensors)} transferred"
+        return f"Report: {self.verdict}", rows | ({"task": self.task_summary} if self.task_summary else {})
 
 
 _module = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,17 @@ from ..methods.options import make_options
 from ..methods.registry import find
 from ..models.backbone import Backbone
 from ..models.forward import forward_errors
-from ..models.quantized import unquantized_name
 from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
 from ..text.chat_options import ChatLike, ChatOptions
 from ..text.examples import PromptsLike
+from ..text.summary import Summarized
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
 from .class_heads import add_task
 from .equal_logits import prove
 from .experts import add_experts
-from .inputs import AdapterLike, BackboneLike, MapLike, check_rank
+from .inputs import AdapterLike, BackboneLike, MapLike, check_base_model, check_rank
 from .module_ranks import join_modules
 from .report import Report, tensor_fates
 from .zero_updates import zero_update_warnings
@@ -45,8 +44,8 @@ from .zero_updates import zero_update_warnings
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Upgraded:
+@dataclass(frozen=True, eq=False, repr=False)
+class Upgraded(Summarized):
     """An upgraded adapter.
 
     Attributes:
@@ -65,6 +64,10 @@ class Upgraded:
     revision: str | None = None
     source: Source | None = None
     tokenizer: Any = None
+
+    def _summary(self) -> tuple[str, dict[str, str]]:
+        _, rows = self.report._summary()
+        return f"Upgraded: {self.report.verdict}", rows | {"next": "save(folder), report"}
 
     def save(self, folder: str | Path, *, overwrite: bool = False, dtype: str = "float32") -> Path:
         """Write a plain PEFT folder with the report, whole or not at all.
@@ -151,7 +154,7 @@ def upgrade(
     with decomposition_errors():
         adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
     adapter = adapter.with_labels(labels, problem_type)
-    facts: dict[str, Any] = _check_base_model(adapter, upgrade_map)
+    facts: dict[str, Any] = check_base_model(adapter, upgrade_map)
     if method == "auto":
         choice = auto.pick(
             upgrade_map, can_run=bool(old and new), task=adapter.task, texts=prompts is not None,
@@ -268,25 +271,6 @@ def _convert(
     result, experts, expert_fates = add_experts(result, adapter, method_result, method, final)
     result, task_facts, head_fates = add_task(result, inputs, method_result, method)
     return result, [*modules, *experts], {**facts, **task_facts}, {**fates, **expert_fates, **head_fates}
-
-
-def _check_base_model(adapter: Adapter, upgrade_map: UpgradeMap) -> dict[str, str]:
-    """Return a warning for the report if the adapter's base model is not the old backbone of the map.
-
-    It is not an error, since a folder may be a copy of a repository: if one of both is a folder, only the last parts
-    of the names are compared.
-    """
-    base = adapter.config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        return {}
-    names = [public_name(re.sub(r"@[^/]*$", "", text)) for text in (base, upgrade_map.old.name)]
-    names = [unquantized_name(name) or name for name in names]
-    compared = names if all("/" in name for name in names) else [name.rpartition("/")[2] for name in names]
-    if compared[0] == compared[1]:
-        return {}
-    warning = f"the adapter's base model is {names[0]}, and the map was built for {names[1]}"
-    log.warning("%s: make sure that they are the same", warning)
-    return {"named_base": warning}
 
 
 def _revisions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import command_fixtures
 import pytest
@@ -11,7 +12,8 @@ import torch
 from command_fixtures import Pair
 from safetensors.torch import load_file, save_file
 
-from peft_lorasuite import upgrade
+import peft_lorasuite
+from peft_lorasuite import UpgradeMap, upgrade
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.upgrading.prediction import Scores, judge
 
@@ -99,3 +101,25 @@ def test_the_whole_update_is_there_after_writing(pair, tmp_path):
     upgraded.save(tmp_path / "out")
     tensors = load_file(tmp_path / "out" / WEIGHTS)
     assert sum(float(torch.linalg.norm(t)) for name, t in tensors.items() if "lora_B" in name) > 0
+
+
+def test_results_show_themselves_in_one_screen(pair):
+    upgrade_map = UpgradeMap.load(pair.map)
+    upgraded = upgrade(pair.adapter, upgrade_map, method="copy")
+    for shown in (upgrade_map, upgraded, upgraded.report, upgraded.adapter):
+        lines = repr(shown).splitlines()
+        assert 3 < len(lines) < 12
+        assert all(len(line) < 200 for line in lines)
+        page = shown._repr_html_()
+        assert page.count("<tr>") == len(lines) - 1
+        assert "<th>" in page
+    assert repr(upgraded).startswith(f"Upgraded: {upgraded.report.verdict}")
+
+
+def test_a_notebook_shows_names_as_text(pair):
+    shown = replace(UpgradeMap.load(pair.map), facts={"shared_tokens": "<script>"})
+    assert "&lt;script&gt;" in shown._repr_html_()
+
+
+def test_the_package_lists_its_public_names_alone():
+    assert dir(peft_lorasuite) == sorted(peft_lorasuite.__all__)
