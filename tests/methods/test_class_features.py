@@ -11,7 +11,8 @@ from pico_classifiers import WORDS, texts
 
 from peft_lorasuite import Backbone, LoraSuiteError
 from peft_lorasuite.linalg.ridge import RidgePath, solve_ridge
-from peft_lorasuite.methods.behavior.class_features import ClassProblem, fit_classifier, read_features
+from peft_lorasuite.methods.behavior.class_features import fit_classifier
+from peft_lorasuite.methods.behavior.class_states import ClassProblem, read_features
 from peft_lorasuite.methods.behavior.fact_editing import apply_update
 from peft_lorasuite.models.classification import encode_for, padding_of
 from peft_lorasuite.models.task import DECODER, Task

@@ -9,8 +9,8 @@ reads the sum there. No training is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,22 +23,13 @@ from ...arch.spec import OUTPUT_PROJECTIONS
 from ...linalg.basis import clamp_gain
 from ...linalg.lowrank import LowRank
 from ...linalg.ridge import RidgePath, solve_ridge
-from ...models.activations import hidden_state
-from ...models.backbone import Backbone
-from ...models.classification import Row, forward_rows
-from ...models.devices import solving_device
-from ...models.forward import unwrap
-from ...models.loading import decoder_layers
-from ...models.prefix_cache import decoder
-from ...models.task import MULTI_LABEL, REGRESSION, Task
-from ...progress import Progress
+from ...models.task import MULTI_LABEL, REGRESSION
 from ...training.class_loss import teacher_losses
+from .class_states import ClassProblem, Features, projection, read_features
 from .fact_editing import apply_update
 
 RIDGES = tuple(10.0**power for power in range(-6, 3))
 """Candidate ridges, relative to the mean squared length of the features."""
-LOWEST_LAYER = 2 / 3
-"""Depth of the first layer whose attention is read."""
 STRENGTHS = (0.1, 0.3, 1.0)
 """Candidate lengths of what is written, relative to that of the residual state of the first layer: weak components are
 lost among what later layers add, and strong ones change what these layers compute."""
@@ -49,20 +40,6 @@ RESPONSE_ROWS = 256
 READOUT_RIDGE = 1e-6
 TOKENS_PER_DIMENSION = 3
 """Tokens of the texts, per dimension of the final state, on which the head is fitted to read what is written."""
-
-
-class Features(NamedTuple):
-    """States of the new model at some tokens.
-
-    Attributes:
-        final: After the final norm, (tokens, D).
-        attention: Inputs of the ``o`` projections of the layers, or what a function made of them, (tokens, values).
-        length: Mean length of the output of the first layer.
-    """
-
-    final: Tensor
-    attention: Tensor
-    length: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,47 +57,6 @@ class ClassFit:
     updates: Mapping[int, LowRank]
     left_out: Tensor
     facts: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class ClassProblem:
-    """What a head of the new model is fitted to.
-
-    Attributes:
-        model: The loaded new model.
-        new: Its backbone.
-        rows: The texts.
-        places: Row and position of every target.
-        task: The task; it decides how outputs are compared.
-        bias: Whether the head has a bias.
-        rank: Rank of the updates.
-        padding: Padding token.
-        seed: Seed of the choice of further tokens.
-        progress: Shows the progress.
-    """
-
-    model: Any
-    new: Backbone
-    rows: Sequence[Row]
-    places: Sequence[tuple[int, int]]
-    task: Task
-    bias: bool
-    rank: int
-    padding: int
-    seed: int
-    progress: Progress
-
-    @property
-    def device(self) -> torch.device:
-        """Where the fit is solved."""
-        return solving_device(self.model.device)
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers whose attention is read."""
-        arch = self.new.arch
-        lowest = min(int(LOWEST_LAYER * arch.layers), arch.layers - 1)
-        return [layer for layer in range(lowest, arch.layers) if arch.has(layer, "o")]
 
 
 def fit_classifier(problem: ClassProblem, logits: Float[Tensor, "places labels"]) -> ClassFit:
@@ -232,7 +168,7 @@ def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRan
     pieces = deep.weight.float().split(problem.new.arch.shape("o")[1], dim=1)
     with ExitStack() as stack:
         for layer, update in updates.items():
-            stack.enter_context(apply_update(_projection(problem, layer), update))
+            stack.enter_context(apply_update(projection(problem, layer), update))
         after = read_features(problem, tokens, lambda layer, x: x @ pieces[problem.layers.index(layer)].T)
     weight, offset = solve_ridge(after.final, after.attention, READOUT_RIDGE, intercept=problem.bias)
     reached = after.final[: len(problem.places)].double() @ weight.T + offset + deep.offset
@@ -245,58 +181,3 @@ def _other_tokens(problem: ClassProblem, count: int) -> list[tuple[int, int]]:
     others = [(row, at) for row in used for at in range(1, len(problem.rows[row].ids)) if (row, at) not in taken]
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(problem.seed))[:count]
     return [others[number] for number in order.tolist()]
-
-
-def read_features(
-    problem: ClassProblem, places: Sequence[tuple[int, int]], summed: Callable[[int, Tensor], Tensor] | None = None
-) -> Features:
-    """Return the states of the new model at some places, given as (row, position).
-
-    Args:
-        problem: The problem.
-        places: The places.
-        summed: Function of a layer and the input of its projection, whose results are added up over the layers;
-            without it the inputs themselves are concatenated.
-    """
-    wanted: dict[int, list[tuple[int, int]]] = {}
-    for index, (row, position) in enumerate(places):
-        wanted.setdefault(row, []).append((position, index))
-    used, found, lengths = sorted(wanted), {}, []
-    with _recorded(problem) as seen:
-        rows = [problem.rows[row] for row in used]
-        for numbers, output in forward_rows(decoder(problem.model), rows, problem.padding, problem.progress):
-            for line, number in enumerate(numbers):
-                at, indices = (list(column) for column in zip(*wanted[used[number]], strict=True))
-                inputs = [(layer, seen[layer][line, at].to(problem.device).float()) for layer in problem.layers]
-                if summed is None:
-                    values = torch.cat([x for _, x in inputs], dim=1)
-                else:
-                    values = torch.stack([summed(*one) for one in inputs]).sum(dim=0)
-                final = output.last_hidden_state[line, at].to(problem.device).float()
-                found |= {index: (final[n], values[n]) for n, index in enumerate(indices)}
-                lengths.append(float(seen[-1][line, at].float().norm(dim=-1).mean()))
-    final, attention = (torch.stack([found[index][side] for index in range(len(places))]) for side in (0, 1))
-    return Features(final, attention, sum(lengths) / len(lengths))
-
-
-@contextmanager
-def _recorded(problem: ClassProblem) -> Iterator[dict[int, Tensor]]:
-    """Record, at every pass, the input of each layer's ``o`` projection and, as -1, the output of the first layer."""
-    seen: dict[int, Tensor] = {}
-
-    def keep_input(layer: int) -> Any:
-        return lambda module, args, output: seen.__setitem__(layer, args[0])
-
-    hooks = [_projection(problem, layer).register_forward_hook(keep_input(layer)) for layer in problem.layers]
-    first = decoder_layers(unwrap(problem.model), problem.new.arch.layer_path)[problem.layers[0]]
-    hooks.append(first.register_forward_hook(lambda module, args, output: seen.__setitem__(-1, hidden_state(output))))
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _projection(problem: ClassProblem, layer: int) -> torch.nn.Module:
-    arch = problem.new.arch
-    return decoder_layers(unwrap(problem.model), arch.layer_path)[layer].get_submodule(arch.site("o").path)

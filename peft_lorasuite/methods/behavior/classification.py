@@ -25,7 +25,8 @@ from ...text.examples import MAX_PROMPTS, PromptOrText, check_prompt_count, read
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
-from .class_features import ClassProblem, fit_classifier
+from .class_features import fit_classifier
+from .class_states import ClassProblem
 from .options import BehaviorOptions
 from .prompts import ChosenPrompts, open_chat
 
