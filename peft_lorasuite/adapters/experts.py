@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arch.experts import EXPERT_PARTS, PARAMETERS, Experts
+from ..arch.experts import EXPERT_PARTS, PARAMETERS, ROUTER, Experts
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, check_values, stack
@@ -22,7 +22,7 @@ from .modules import check_rank, scaling
 from .peft_format import PREFIX
 
 ExpertKey = tuple[int, int, str]
-"""Layer, expert and part."""
+"""Layer, expert and part; a router is part ``router`` of expert 0."""
 INNER = "base_layer"
 SWAPPED_BEFORE = (0, 19)
 """Version of PEFT since which the factors of a parameter ``(E, out, in)`` are those of a linear module."""
@@ -47,6 +47,8 @@ class ExpertModule:
 
 def find_expert_module(module: str, arch: Architecture) -> ExpertModule | None:
     """Return what of the experts a module path belongs to; None for other modules."""
+    if router := _find_router(module, arch):
+        return router
     match = re.fullmatch(rf"{re.escape(arch.layer_path)}\.(\d{{1,9}})\.([^.]+)\.experts(?:\.(.+))?", module)
     if match is None or arch.experts is None or match[2] not in arch.experts.mixtures:
         return None
@@ -57,6 +59,14 @@ def find_expert_module(module: str, arch: Architecture) -> ExpertModule | None:
     if own is None:
         return None
     return ExpertModule(int(match[1]), int(own[1]), EXPERT_PARTS[arch.experts.modules.index(own[2])])
+
+
+def _find_router(module: str, arch: Architecture) -> ExpertModule | None:
+    match = re.fullmatch(rf"{re.escape(arch.layer_path)}\.(\d{{1,9}})\.([^.]+)\.([^.]+)", module)
+    if match is None or arch.experts is None or match[2] not in arch.experts.mixtures:
+        return None
+    is_router = match[3] == arch.experts.router.rpartition(".")[2]
+    return ExpertModule(int(match[1]), 0, ROUTER) if is_router else None
 
 
 @dataclass
@@ -97,8 +107,9 @@ class ExpertReader:
             out, in_ = experts.shape(place.part, self.arch.hidden)
             if A.ndim != 2 or tuple(A.shape) != (len(A), in_) or tuple(B.shape) != (out, len(A)):
                 raise self._error(saved, got=f"{tuple(A.shape)} and {tuple(B.shape)}", wanted=f"(r, {in_}), ({out}, r)")
-            check_rank(self.config, saved, len(A), self.where)
-            self._add(place.layer, place.expert, place.part, A, B * scaling(self.config, saved, len(A)), names)
+            path = f"{saved}.weight" if place.part == ROUTER and self.config.get("target_parameters") else saved
+            check_rank(self.config, path, len(A), self.where)
+            self._add(place.layer, place.expert, place.part, A, B * scaling(self.config, path, len(A)), names)
             return
         parameter, A, B = self._unstacked(A, B, place, experts, saved, both=both)
         path = f"{saved.removesuffix(f'.{INNER}')}.{parameter}"
@@ -175,12 +186,16 @@ def join_experts(updates: Mapping[ExpertKey, LowRank], arch: Architecture) -> di
     """Join the parts of each 3-D parameter.
 
     Returns:
-        ``(layer, parameter)`` -> the update of every expert, of rank zero where it has none.
+        ``(layer, parameter)`` -> the update of every expert, of rank zero where it has none; ``(layer, "router")`` ->
+        that of the router alone.
     """
     experts, joined = arch.experts, {}
     for layer, parameter in sorted({(layer, _parameter(part)) for layer, _, part in updates}):
         parts = ("down",) if parameter == "down_proj" else ("gate", "up")
         if experts is None:
+            continue
+        if parameter == ROUTER:
+            joined[layer, parameter] = [updates[layer, 0, ROUTER]]
             continue
         shapes = {part: experts.shape(part, arch.hidden) for part in parts}
         whole = []
@@ -194,7 +209,15 @@ def join_experts(updates: Mapping[ExpertKey, LowRank], arch: Architecture) -> di
 
 
 def _parameter(part: str) -> str:
-    return PARAMETERS[part == "down"]
+    return ROUTER if part == ROUTER else PARAMETERS[part == "down"]
+
+
+def parameter_path(layer: int, parameter: str, arch: Architecture) -> str:
+    """Return the full name of a 3-D parameter, or of a router's weight, in the backbone."""
+    if arch.experts is None:
+        raise LoraSuiteError("the backbone has no experts", got=arch.family)
+    own = f"{arch.experts.router}.weight" if parameter == ROUTER else f"{arch.experts.path}.{parameter}"
+    return f"{arch.layer_path}.{layer}.{own}"
 
 
 def expert_tensors(updates: Mapping[ExpertKey, LowRank], arch: Architecture, rank: int) -> dict[str, Tensor]:
@@ -214,6 +237,10 @@ def expert_tensors(updates: Mapping[ExpertKey, LowRank], arch: Architecture, ran
         inner = parameter == PARAMETERS[0] and (layer, PARAMETERS[1]) in joined
         module = f"{PREFIX}{arch.layer_path}.{layer}.{arch.experts.path}{f'.{INNER}' if inner else ''}"
         padded = [one.padded(rank, generator) for one in stacked]
+        if parameter == ROUTER:
+            module = f"{PREFIX}{parameter_path(layer, parameter, arch)}".removesuffix(".weight")
+            tensors |= {f"{module}.lora_A.weight": padded[0].A, f"{module}.lora_B.weight": padded[0].B}
+            continue
         A, B = torch.stack([one.A for one in padded]), torch.stack([one.B for one in padded])
         if parameter == PARAMETERS[0] and arch.experts.transposed:  # gate and up rows alternate
             B = B.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
@@ -224,5 +251,4 @@ def expert_tensors(updates: Mapping[ExpertKey, LowRank], arch: Architecture, ran
 
 def target_parameters(updates: Mapping[ExpertKey, LowRank], arch: Architecture) -> list[str]:
     """Return the full names of the parameters that updates of experts change, for the PEFT config."""
-    path = arch.experts.path if arch.experts else ""
-    return [f"{arch.layer_path}.{layer}.{path}.{parameter}" for layer, parameter in join_experts(updates, arch)]
+    return [parameter_path(layer, parameter, arch) for layer, parameter in join_experts(updates, arch)]

@@ -222,7 +222,7 @@ def needs_backbones(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     names = list(names)
     if config["peft_type"] not in DIRECT_KINDS or config.get("use_dora"):
         return True
-    if any(".experts." in name for name in names):
+    if config.get("target_parameters") or any(".experts." in name for name in names):
         return True
     endings = ("base_layer.bias", "bias", "weight", "lora_embedding_A", "token_adapter.trainable_tokens_delta")
     found = {(ending, module.rpartition(".")[2]) for module, ending in map(split_ending, names)}

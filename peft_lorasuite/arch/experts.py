@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import LoraSuiteError
 
 EXPERT_PARTS = ("gate", "up", "down")
+ROUTER = "router"
 PARAMETERS = ("gate_up_proj", "down_proj")
 """The 3-D parameters of all experts in transformers 5."""
 
@@ -48,7 +49,9 @@ class Experts:
             raise LoraSuiteError("sizes of experts must be positive", got=f"{self.count} of {self.intermediate}")
 
     def shape(self, part: str, hidden: int) -> tuple[int, int]:
-        """Return the shape of one expert's part as ``(out_features, in_features)``."""
+        """Return the shape of one expert's part, or of the router, as ``(out_features, in_features)``."""
+        if part == ROUTER:
+            return self.count, hidden
         return (hidden, self.intermediate) if part == "down" else (self.intermediate, hidden)
 
     def parameter_count(self, hidden: int) -> int:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..adapters.experts import ExpertKey
-from ..arch.experts import EXPERT_PARTS
+from ..arch.experts import EXPERT_PARTS, ROUTER
 from ..arch.spec import Architecture
 from ..linalg.assignment import assign
 from ..linalg.basis import EXACT, Basis, fit_units
+from ..linalg.lowrank import LowRank
 from ..mapping.layer_pair import LayerPair
 from ..mapping.layers import match_units, units_first
 from ..models.backbone import Backbone
@@ -88,7 +89,14 @@ def _move_layer(
     unit = torch.nn.functional.normalize
     routers = bases["gate"].map_inputs(read_router(old, pair.old)), read_router(new, pair.new)
     counterparts = dict(assign(unit(routers[0]) @ unit(routers[1]).T).tolist())
-    for expert in sorted({expert for _, expert, _ in keys}):
+    if (pair.old, 0, ROUTER) in keys:
+        router = inputs.adapter.experts[pair.old, 0, ROUTER]
+        rows = torch.empty_like(router.B)
+        rows[[counterparts[expert] for expert in range(len(rows))]] = router.B
+        key = (pair.new, 0, ROUTER)
+        moved.updates[key] = LowRank(bases["gate"].map_inputs(router.A), rows)
+        moved.sources[key] = (pair.old, 0, ROUTER)
+    for expert in sorted({expert for _, expert, part in keys if part != ROUTER}):
         target = counterparts[expert]
         matched = _match_expert(pair, bases, (old, expert), (new, target))
         for part in [part for part in EXPERT_PARTS if (pair.old, expert, part) in inputs.adapter.experts]:

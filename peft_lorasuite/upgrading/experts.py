@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..adapters.adapter import Adapter
-from ..adapters.experts import ExpertKey, join_experts
-from ..arch.experts import PARAMETERS
+from ..adapters.experts import ExpertKey, join_experts, parameter_path
+from ..arch.experts import PARAMETERS, ROUTER
 from ..linalg.lowrank import LowRank
 from ..methods.base import MethodResult, MovedExperts
 from .report import fates_of
@@ -45,8 +45,8 @@ def add_experts(
 
 
 def _parts(update: LowRank, layer: int, expert: int, parameter: str, result: Adapter) -> dict[ExpertKey, LowRank]:
-    if parameter == PARAMETERS[1]:
-        return {(layer, expert, "down"): update}
+    if parameter in (ROUTER, PARAMETERS[1]):
+        return {(layer, expert, ROUTER if parameter == ROUTER else "down"): update}
     half = len(update.B) // 2
     return {(layer, expert, "gate"): LowRank(update.A, update.B[:half]),
             (layer, expert, "up"): LowRank(update.A, update.B[half:])}  # fmt: skip
@@ -56,11 +56,10 @@ def _module(
     result: Adapter, moved: MovedExperts, layer: int, parameter: str, kept: list[tuple[float, float]]
 ) -> dict[str, Any]:
     """Describe a 3-D parameter for the report; figures are means over its experts."""
-    parts = ("down",) if parameter == PARAMETERS[1] else ("gate", "up")
+    parts = {ROUTER: (ROUTER,), PARAMETERS[1]: ("down",)}.get(parameter, ("gate", "up"))
     keys = [key for key in moved.updates if key[0] == layer and key[2] in parts]
-    path = result.arch.experts.path if result.arch.experts else ""
     return {
-        "module": f"{result.arch.layer_path}.{layer}.{path}.{parameter}",
+        "module": parameter_path(layer, parameter, result.arch),
         "from": {key[2]: [moved.sources[key][0], key[2]] for key in keys},
         "energy_kept": round(sum(share for share, _ in kept) / max(len(kept), 1), 6),
         "norm": round(sum(norm**2 for _, norm in kept) ** 0.5, 6),

@@ -59,6 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gate and up alone": {"target_parameters": BOTH[:1], "use_rslora": True},
     "experts alone": {"target_modules": []},
     "full names": {"target_parameters": [f"model.layers.1.{name}" for name in BOTH]},
+    "routers": {"target_parameters": [*BOTH, "gate.weight", "router.weight"]},
     "patterns": {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {r".*\.1\.mlp.*": 9}},
 }
 
@@ -71,7 +72,7 @@ def test_what_was_read_is_written_as_peft_loads_it(family: str, kind: str, tmp_p
     assert not adapter.unused
     layers = 1 if kind == "full names" else 3
     parts = {"down alone": 1, "gate and up alone": 2}.get(kind, 3)
-    assert len(adapter.experts) == layers * 3 * parts
+    assert len(adapter.experts) == layers * 3 * parts + (3 if kind == "routers" else 0)
     with torch.no_grad():
         plain = pico_model(family, 1)(IDS).logits
     assert (wanted - plain).abs().max() > 0.01

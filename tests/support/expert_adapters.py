@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.models.experts import read_expert
+from peft_lorasuite.models.experts import read_expert, read_router
 
 MODULES = {
     "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
@@ -21,20 +21,34 @@ MODULES = {
 
 
 def split_adapter(family: str, folder: Path) -> dict[tuple[int, int, str], Tensor]:
-    """Write a LoRA of each expert's modules, as transformers 4 had them; return what it adds to the weights."""
+    """Write a LoRA of the routers and of each expert's modules; return what it adds to the weights."""
     mixture, modules = MODULES[family]
     generator, tensors, changes = torch.Generator().manual_seed(0), {}, {}
     backbone = Backbone.open(pico_model(family, 1))
+
+    def add(key: tuple[int, int, str], path: str, shape: torch.Size) -> None:
+        A, B = torch.randn(2, shape[1], generator=generator), torch.randn(shape[0], 2, generator=generator)
+        path = f"base_model.model.model.layers.{key[0]}.{mixture}.{path}"
+        tensors.update({f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B})
+        changes[key] = 1.5 * B @ A
+
     for layer in range(3):
+        add((layer, 0, "router"), "gate", read_router(backbone, layer).shape)
         for expert in range(3):
             for module, part in zip(modules, ("gate", "up", "down"), strict=True):
-                out, in_ = read_expert(backbone, layer, expert, part).shape
-                A, B = torch.randn(2, in_, generator=generator), torch.randn(out, 2, generator=generator)
-                path = f"base_model.model.model.layers.{layer}.{mixture}.experts.{expert}.{module}"
-                tensors |= {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
-                changes[layer, expert, part] = 1.5 * B @ A
+                add(
+                    (layer, expert, part),
+                    f"experts.{expert}.{module}",
+                    read_expert(backbone, layer, expert, part).shape,
+                )
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": list(modules), "task_type": "CAUSAL_LM"}
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 3,
+        "target_modules": ["gate", *modules],
+        "task_type": "CAUSAL_LM",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return changes

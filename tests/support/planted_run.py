@@ -65,7 +65,8 @@ def adapter(folder: Path, model: Any, arch: Architecture, case: Case, merged: He
     conv1d = any(site.conv1d for site in arch.sites)
     lora = {"r": 3, "lora_alpha": 5, "fan_in_fan_out": conv1d} | case.lora
     if arch.experts:
-        lora["target_parameters"] = [f"{arch.experts.path}.{name}" for name in PARAMETERS]
+        own = [f"{arch.experts.path}.{name}" for name in PARAMETERS]
+        lora["target_parameters"] = [*own, f"{arch.experts.router}.weight"]
     tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, task_type="CAUSAL_LM", **lora))
     with torch.no_grad():
         for name, weight in tuned.named_parameters():

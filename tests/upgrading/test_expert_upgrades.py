@@ -53,7 +53,7 @@ def test_c13_modules_of_experts_become_the_parameters_of_today(
     assert main([str(word) for word in call]) == 0
     assert capsys.readouterr().out.startswith("lossless: both backbones hold the same weights; logits of both adapted")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert len(config["target_parameters"]) == 6
+    assert len(config["target_parameters"]) == 9  # two of the experts and the router, in three layers
     assert config["r"] == 4  # gate and up have different A
     report = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
     assert set(report["tensors"].values()) == {"transferred"}
