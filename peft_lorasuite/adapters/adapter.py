@@ -47,6 +47,8 @@ class Adapter(Summarized):
         head: Its classification head, if it has one.
         experts: ``(layer, expert, part)`` -> update of an expert, with the scaling in its factors.
         expert_names: The same -> names of the tensors that it was read from.
+        others: Tensors of a backbone without a converter that are not of its linear modules, such as those of experts:
+            they are not read, but PEFT loads them where the old model runs.
     """
 
     arch: Architecture
@@ -66,6 +68,7 @@ class Adapter(Summarized):
     head: ClassHead | None = None
     experts: Mapping[ExpertKey, LowRank] = field(default_factory=dict)
     expert_names: Mapping[ExpertKey, tuple[str, ...]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def _summary(self) -> tuple[str, dict[str, str]]:
         rows = {
@@ -91,7 +94,8 @@ class Adapter(Summarized):
         """The largest rank of the updates."""
         tables = [table.rows.shape[1] for table in self.tables.values() if table.form == "lora"]
         updates = [*self.updates.values(), *self.experts.values()]
-        return max([update.rank for update in updates] + tables, default=0)
+        others = [int(self.config.get("r") or 0)] if self.others else []
+        return max([update.rank for update in updates] + tables + others, default=0)
 
     def at_one_rank(self) -> Adapter:
         """Return the adapter with the same rank in all linear modules and parameters: the largest joint rank."""

@@ -50,6 +50,7 @@ class ParsedAdapter:
     tables: dict[str, TableUpdate] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
     head: ClassHead | None = None
+    others: list[str] = field(default_factory=list)
     experts: ExpertReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +106,8 @@ class ParsedAdapter:
         elif is_head(path) and self.head is None:
             used = {ending: self.tensors[name] for ending, name in owned.items()}
             self.head = read_head(used, tuple(owned.values()), self.arch, where=f"{self.where}, {path}")
+        elif not self.arch.has_converter:
+            self.others += owned.values()
         else:
             self._skip(owned.values(), skip_reason(owned, self.arch.family))
 
@@ -162,7 +165,7 @@ def from_tensors(
     """
     where = f"{source.name}/{WEIGHTS}"
     parsed = ParsedAdapter(tensors, config, arch, old, where).parse()
-    if not parsed.updates and not parsed.tables and not parsed.head and not parsed.experts.updates:
+    if not (parsed.updates or parsed.tables or parsed.head or parsed.experts.updates or parsed.others):
         raise _no_update_error(parsed)
     return Adapter(
         arch,
@@ -178,6 +181,7 @@ def from_tensors(
         head=parsed.head,
         experts=parsed.experts.updates,
         expert_names=parsed.experts.names,
+        others=tuple(parsed.others),
     )
 
 

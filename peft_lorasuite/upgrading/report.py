@@ -156,6 +156,7 @@ def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str
     """Return for every tensor of the adapter ``"transferred"``, or ``"not transferred: ..."`` with the reason."""
     fates = fates_of(adapter.names, method_result.dropped)
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
+    fates |= dict.fromkeys(adapter.others, TRANSFERRED)
     return dict(sorted(fates.items()))
 
 

@@ -46,7 +46,7 @@ def _root_mean_square(update: LowRank) -> float:
 
 def _changes_more(adapter: Adapter, old: Backbone | None) -> bool:
     """Whether an adapter changes added tokens, a head, or the magnitudes of a DoRA."""
-    if (adapter.added and adapter.added.saved) or adapter.extras or adapter.head:
+    if (adapter.added and adapter.added.saved) or adapter.extras or adapter.head or adapter.others:
         return True
     if not adapter.magnitudes or old is None:
         return bool(adapter.magnitudes)

@@ -99,6 +99,22 @@ def test_an_old_backbone_without_a_converter_is_enough_for_auto_to_take_transpla
     assert upgraded.report.facts["auto"].startswith("'mamba' has no converter, so weights cannot be mapped")
 
 
+def test_an_adapter_of_experts_alone_is_transferred_by_its_effect(tmp_path: Path) -> None:
+    """The old model runs with it, so that nothing of it is read; the report says that experts are not trained."""
+    old, new = other_backbone(tmp_path / "old", "mixtral"), other_backbone(tmp_path / "new", "mixtral", seed=2)
+    adapter = write_adapter(tmp_path / "adapter", old, [], target_parameters=["experts.down_proj"])
+    upgraded = transfer(adapter, new, "distill", FAST | {"epochs": 1, "anchor_text_tokens": 0})
+    report = upgraded.report
+    assert set(report.tensors.values()) == {"transferred"}
+    assert len(report.tensors) == 6
+    assert "down_proj" in report.facts["found"]["new"]["not_trained"]
+    assert report.facts["found"]["new"]["last_projection"] is None
+    assert any("training starts from zero" in hint for hint in report.facts["hints"])
+    assert report.rank == 4
+    before, after = log_probs(old), log_probs(old, adapter)
+    assert divergence(after, before) > 0.01
+
+
 def test_methods_that_transfer_weights_name_the_types_without_a_converter(tmp_path: Path) -> None:
     old, new = known_backbone(tmp_path / "old"), other_backbone(tmp_path / "new", "mpt")
     adapter = write_adapter(tmp_path / "adapter", old, ["q_proj"])
