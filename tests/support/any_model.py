@@ -70,11 +70,15 @@ def write_adapter(folder: Path, base: Path, modules: Any, **options: Any) -> Pat
     return folder
 
 
-@torch.no_grad()
 def log_probs(base: Path, adapter: Path | None = None) -> torch.Tensor:
     """Return the next-token log-probabilities after the prompts, of a backbone or with an adapter."""
     model = load(base)
-    model = model if adapter is None else peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    return log_probs_of(model if adapter is None else peft.PeftModel.from_pretrained(model, str(adapter)).eval())
+
+
+@torch.no_grad()
+def log_probs_of(model: Any) -> torch.Tensor:
+    """Return the next-token log-probabilities of a model after the prompts."""
     ids = torch.tensor([pico_tokenizer(WORDS)(prompt)["input_ids"] for prompt in PROMPTS])
     return model(input_ids=ids).logits[:, -1].float().log_softmax(-1)
 
