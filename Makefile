@@ -5,7 +5,16 @@ BIN := $(VENV)/bin
 EXTRAS := test,check,evaluate,report
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test slow fuzz check coverage table docs dist clean
+# The lowest versions that setup.cfg allows. PyPI's torch 2.8 brings gigabytes of CUDA libraries: LOWEST_TORCH names
+# another version, and PIP_EXTRA_INDEX_URL an index with CPU builds.
+LOWEST_PYTHON ?= $(or $(shell command -v python3.10),$(PYTHON))
+LOWEST_VENV ?= .venv-lowest
+LOWEST_TORCH ?= 2.8.0
+LOWEST_TESTS ?= tests
+QUICK := tests/compat tests/arch tests/models/test_prefix_cache.py tests/models/test_generation.py tests/training \
+	tests/adapters/test_peft_types.py tests/upgrading/test_laws.py tests/hub/test_hub_pull.py
+
+.PHONY: demo test slow fuzz lowest lowest-quick check coverage table docs dist clean
 
 demo: $(VENV)/ready
 	$(BIN)/peft-lorasuite demo
@@ -17,6 +26,15 @@ test: $(VENV)/ready
 # The tests marked slow alone.
 slow: $(VENV)/ready
 	$(PYTEST) -m slow
+
+# The default tests with the lowest versions of all libraries.
+lowest: $(LOWEST_VENV)/ready
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(LOWEST_VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(LOWEST_TESTS)
+
+# The same for maps, models, training, adapters and the Hub alone, with the torch that `make test` installs.
+lowest-quick:
+	$(MAKE) lowest LOWEST_PYTHON=$(PYTHON) LOWEST_TORCH=2.13.0 LOWEST_TESTS="$(QUICK)"
 
 # Thousands of mutated inputs; the default tests run 300 of them.
 fuzz: $(VENV)/ready
@@ -53,5 +71,12 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	touch $@
 
+$(LOWEST_VENV)/ready: setup.cfg tests/lowest.txt
+	test -x $(LOWEST_VENV)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST_VENV)/bin/python -m pip install --quiet torch==$(LOWEST_TORCH)
+	$(LOWEST_VENV)/bin/python -m pip install --quiet -c tests/lowest.txt -e ".[test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(LOWEST_VENV) build dist site *.egg-info
