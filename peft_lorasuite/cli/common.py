@@ -13,6 +13,7 @@ from ..errors import LoraSuiteError, check_integer, check_seed, printable
 from ..io.source import LoadOptions
 from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress, progress_bars
+from .brief_help import BriefParser
 
 if TYPE_CHECKING:
     from ..text.chat_options import ChatOptions
@@ -28,7 +29,7 @@ Output = tuple[dict[str, Any], str]
 """What a command returns: the values for ``--json``, and the text for a terminal."""
 
 
-def add_command(commands: Any, name: str, summary: str, epilog: str = "") -> ArgumentParser:
+def add_command(commands: Any, name: str, summary: str, epilog: str = "") -> BriefParser:
     """Add a command with the options that all commands have."""
     command = commands.add_parser(
         name, help=summary, description=summary[:1].upper() + summary[1:] + ".", epilog=epilog,

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .._version import __version__
-from ..errors import LoraSuiteError, printable
+from ..errors import LoraSuiteError, printable, unknown_name_error
 from ..models.distributed import is_main_process
 from ..progress import lenient_stderr
 from . import chat, check, demo, evaluate, export, families, finetune, inspect, map, upgrade
+from .brief_help import BriefParser
 from .common import NAME
 
 WAIT = 5
@@ -54,7 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show must not fail
     with lenient_stderr():
-        return _run(_parser().parse_args(list(sys.argv[1:] if argv is None else argv)))
+        return _run(_parse(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse the arguments; none at all print the help, and an unknown command gets the nearest name."""
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        parser.exit()
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(str(unknown_name_error("command", words[0], COMMANDS)))
+    return parser.parse_args(words)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -93,7 +105,7 @@ def _print(text: str, *, required: bool) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = BriefParser(
         prog=NAME, description=HEAD, epilog=TAIL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")

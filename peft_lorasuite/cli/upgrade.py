@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ..io.temporary import temporary_folder
 from ..methods.registry import summaries
 from ..models.distributed import is_main_process
 from ..progress import Progress
+from .brief_help import BriefParser
 from .common import (
     DATA,
     PROMPTS,
@@ -39,6 +40,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..text.chat_options import ChatOptions
 
+USUAL = ("--method", "--prompts", "--to", "--from", "--map", "--finetune", "-o", "--push")
+"""Options of the brief help."""
 SHOWN = 5
 """Tensors that are listed as not transferred; the report has all."""
 
@@ -65,7 +68,7 @@ def add(commands: Any) -> None:
     _add_arguments(command)
 
 
-def _add_arguments(command: ArgumentParser) -> None:
+def _add_arguments(command: BriefParser) -> None:
     command.add_argument("adapter", metavar="ADAPTER", help="the old adapter")
     command.add_argument("--to", required=True, metavar="NEW", dest="new", help="new backbone")
     command.add_argument("--from", metavar="OLD", dest="old", help="old backbone (default: the adapter's base model)")
@@ -91,6 +94,7 @@ def _add_arguments(command: ArgumentParser) -> None:
     group.add_argument("--private", action="store_true", help="the repository is, or becomes, private")
     group.add_argument("--create-pr", action="store_true", help="push as a pull request")
     add_loading(command)
+    command.show_only(*USUAL)
 
 
 def run(args: Namespace) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -102,3 +103,29 @@ def test_an_interrupted_push_says_where_the_adapter_is(stocked: HubServer, made:
     assert worker.returncode == 130, error
     assert error.endswith(f"peft-lorasuite: interrupted, the adapter itself was written to {out}\n")
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == NEW
+
+
+def test_no_arguments_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_a_mistyped_command_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["upgrad", "my-lora"])
+    assert ended.value.code == 2
+    assert "did you mean 'upgrade'?" in capsys.readouterr().err
+
+
+def test_help_shows_eight_options_and_help_all_every_one(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["upgrade", option])
+        pages[option] = set(re.findall(r"^  (?:-\w(?: \w+)?, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    usual = {"--method", "--prompts", "--to", "--from", "--map", "--finetune", "--output", "--push"}
+    assert pages["--help"] == {*usual, "--help", "--help-all"}
+    assert {*pages["--help"], "--device-map", "--rank", "--epochs"} < pages["--help-all"]
+    assert main(["upgrade", "none", "--to", "none", "-o", "out", "--rank", "2"]) == 1  # left out, not removed
