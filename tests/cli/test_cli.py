@@ -62,9 +62,10 @@ def test_families_lists_every_model_type_with_its_summary(
     assert rows == {name: family._asdict() for name, family in registry.families().items()}
     assert run("families") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(f"{name:13}{one.summary}" in lines for name, one in registry.BUILT_IN.items())
-    assert "owl          no gate projection" in lines
-    assert any(line.startswith("eagle_owl    (no summary; from test_cli.") for line in lines)
+    text = " ".join(" ".join(lines).split())  # a long summary goes on in the next line
+    assert all(f" {name} {one.summary}" in text for name, one in registry.BUILT_IN.items())
+    assert " owl no gate projection" in text
+    assert " eagle_owl (no summary; from test_cli." in text
     assert max(map(len, lines)) <= 80
 
 
@@ -162,7 +163,6 @@ def test_upgrade_and_fine_tuning_in_one_go(pair: Pair, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "COMMAND"),
         (["upgrade", "a", "-o", "b"], "--to"),
         (["upgrade", "a", "--to", "b"], "-o/--output"),
         (["upgrade", "a", "--to", "b", "-o", "c", "--set", "gain"], "expected KEY=VALUE, got 'gain'"),
