@@ -67,6 +67,20 @@ def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
     torch.testing.assert_close(teacher.log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_without_a_gate_the_confidence_is_still_measured(pair):
+    """It judges the answers, and asks for nothing."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
+    adapted, plain = torch.stack([sure, torch.zeros(32)]), torch.zeros(2, 32)
+    found = build_targets(
+        *heads, Vocabulary.pair(old, new), adapted, plain, torch.zeros(2, 48), options(top=9, extra=9), seed=0
+    )
+    assert found.confidence.tolist() == [1.0, 0.0]
+    changed = heads[1].restrict(found.ids).logits(torch.zeros(2, 48)).log_softmax(-1) - found.log_probs
+    assert float(changed[0].abs().max()) > 1
+
+
 def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]

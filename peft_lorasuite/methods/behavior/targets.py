@@ -26,6 +26,8 @@ CHANGED = 0.1
 """KL divergence, in nats, at which the adapter counts as having changed a position, for ``teacher_weight``."""
 SMALLEST = 1e-6
 """Smallest probability of all tokens without a partner together."""
+CONFIDENT = 0.5
+"""Entropy, in nats, from which on the confidence is 0 where there is no gate; that of `transplant`'s gate."""
 LIKELY = 0.5
 """Probability of an old token from which on the new tokens inside it are taught."""
 
@@ -102,7 +104,8 @@ class Targets:
     Attributes:
         ids: New token ids of the candidates, (candidates,).
         log_probs: Target log-probabilities, normalized over the candidates, (positions, candidates).
-        confidence: Value of the entropy gate at each position, from 0 to 1, (positions,).
+        confidence: Confidence of the old adapted model at each position, from 0 to 1, (positions,): the value of the
+            entropy gate or, without one, that of a gate at `CONFIDENT`.
     """
 
     ids: Tensor
@@ -184,7 +187,7 @@ def _shift_logits(
     new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, following: Tensor, options: BehaviorOptions, *,
     inside: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shift the new log-probabilities by the adapter's change; also return the value of the entropy gate.
+    """Shift the new log-probabilities by the adapter's change; also return the confidence.
 
     All new tokens that follow no old token share the change of the probability of all old tokens that none follows.
     Where the text goes on with tokens that are no pair elsewhere, no other new token follows the old one there.
@@ -217,16 +220,17 @@ def _shift_logits(
         summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
         reference = torch.lerp(before, summed, share[:, None])
         other_reference = torch.lerp(other_before, other_new, share)
-    gate = options.entropy_gate
-    sure = _confidence(entropy, gate) if gate else torch.ones_like(entropy)
+    confidence = _confidence(entropy, options.entropy_gate or CONFIDENT)
+    sure = confidence if options.entropy_gate else torch.ones_like(entropy)
     if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
-        sure = sure * (after_p.gather(1, following[:, :1])[:, 0] >= LIKELY)
+        likely = after_p.gather(1, following[:, :1])[:, 0] >= LIKELY
+        sure, confidence = sure * likely, confidence * likely
     change = sure[:, None] * (after - reference)
     shifted = new.clone()
     shifted[:, vocabulary.new] += change[:, vocabulary.old]
     shifted = torch.where(rest, new + (sure * (other_after - other_reference))[:, None], shifted)
     shifted[rows, b] = new[rows, b] + change[rows, a]
-    return shifted, sure
+    return shifted, confidence
 
 
 def _confidence(entropy: Tensor, bound: float) -> Tensor:
