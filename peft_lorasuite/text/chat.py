@@ -107,12 +107,13 @@ class Chat:
         """Return the text before the first special token of a text, and the token; the EOS token if there is none."""
         encoded = self.tokenizer(tail, add_special_tokens=False, return_offsets_mapping=True)
         for number, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if number in self._special_ids:
+            if number in self.special_ids:
                 return tail[:start], number
         return "", eos_token_id(self.tokenizer)
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special and added tokens, without white space and the token for unknown words."""
         added = self.tokenizer.added_tokens_decoder  # some vocabularies have runs of spaces among them
         special = {*self.tokenizer.all_special_ids, *(id for id, one in added.items() if one.content.strip())}
         return frozenset(special - {self.tokenizer.unk_token_id})
@@ -120,13 +121,14 @@ class Chat:
     @property
     def special_tokens(self) -> list[str]:
         """The special tokens as text."""
-        return [self.tokenizer.convert_ids_to_tokens(number) for number in sorted(self._special_ids)]
+        return [self.tokenizer.convert_ids_to_tokens(number) for number in sorted(self.special_ids)]
 
     def assistant_spans(self, conversation: Conversation) -> tuple[PromptText, list[tuple[int, int]]]:
         """Render a conversation with its reference; also return the characters of the assistant turns.
 
-        A span reaches from the end of the generation prompt to the end of the end-of-turn token. Turns that a template
-        renders in another way once others follow have no span.
+        A span reaches from the end of the generation prompt to the end of the end-of-turn token. Where a turn does not
+        continue the generation prompt, or is rendered in another way once others follow (without its thoughts), the
+        span starts at its content. A turn whose content is not found has no span.
         """
         conversation = conversation.with_system(self.system)
         messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
@@ -137,28 +139,33 @@ class Chat:
                 continue
             start = self._render(conversation, messages[:number], generate=True)
             end = self._render(conversation, messages[: number + 1])
+            at = len(start)
             if not (whole.startswith(start) and whole.startswith(end)):
-                start, end = self._find_turn(whole, start, end, message)
-            if start and len(start) < len(end):
-                spans.append((len(start), len(start) + self._turn_length(end[len(start) :])))
+                before = self._render(conversation, messages[:number]) if number else ""
+                at, end = self._find_turn(whole, before, message)
+            if at < len(end):
+                spans.append((at, at + self._turn_length(end[at:])))
         return PromptText(whole, rendered=not self.plain), spans
 
-    def _find_turn(self, whole: str, start: str, end: str, message: Message) -> tuple[str, str]:
-        """Return a turn's start and end where its rendering does not continue the generation prompt."""
-        if not whole.startswith(end) or not message["content"].strip():
-            return "", ""
-        at = end.rfind(message["content"].strip())
-        return (end[:at], end) if at > 0 else ("", "")
+    def _find_turn(self, whole: str, before: str, message: Message) -> tuple[int, str]:
+        """Return where a turn's content starts, and the text up to its end-of-turn token; 0 and "" without content."""
+        content = message["content"].strip()
+        at = whole.find(content, len(before)) if content and whole.startswith(before) else -1
+        if at < 0:
+            return 0, ""
+        end = at + len(content)
+        return at, whole[: end + next(iter(self._special_ends(whole[end:])), 0)]
 
     def _turn_length(self, text: str) -> int:
         """Return the length of a turn up to its end-of-turn token; white space after it is the template's."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [
-            end
-            for number, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if number in self._special_ids
-        ]
+        ends = self._special_ends(text)
         return ends[-1] if ends else len(text.rstrip())
+
+    def _special_ends(self, text: str) -> list[int]:
+        """Return the characters at which special tokens end."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [end for number, (_, end) in pairs if number in self.special_ids]
 
     def _render(self, conversation: Conversation, messages: Sequence[Message], *, generate: bool = False) -> str:
         if self.plain:

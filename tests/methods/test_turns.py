@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from chat_pair import CHATML, LLAMA2, tokenizer_with
 from pico import pico_model
@@ -10,9 +12,10 @@ from peft_lorasuite.methods.behavior.positions import align, pair_places, tokeni
 from peft_lorasuite.methods.behavior.prompts import ChosenPrompts
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.generation import Turn
+from peft_lorasuite.text.chat import Chat
 from peft_lorasuite.text.chat_options import ChatOptions
 from peft_lorasuite.text.chat_pair import ChatPair
-from peft_lorasuite.text.conversations import user_turn
+from peft_lorasuite.text.conversations import Conversation, user_turn
 
 THOUGHT = "<think>\n\n</think>\n\n"
 THINKING = CHATML.replace(
@@ -20,6 +23,18 @@ THINKING = CHATML.replace(
     "{{ '" + THOUGHT.replace("\n", "\\n") + "' if message['role'] == 'assistant' else '' }}{{ message['content'] }}",
 )
 """ChatML that writes an empty block of thoughts before an answer, as that of Qwen3 does."""
+OPTIONAL = (
+    "{%- set last = namespace(user=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' and loop.last and loop.index0 > last.user %}"
+    "{{- '<think>\n' + (message.reasoning_content or '') + '\n</think>\n\n' }}{%- endif %}"
+    "{{- message.content.lstrip('\n') + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+"""Like the template of Qwen3: thoughts before the last answer alone, and without thinking in the generation prompt."""
 ASKED = user_turn("red cat")
 
 
@@ -30,10 +45,14 @@ def backbone(template: str) -> Backbone:
     return found
 
 
-def turns(old: str, new: str, response: str, *, ended: bool = True) -> tuple[Turn, Turn, Backbone, Backbone]:
+def turns(
+    old: str, new: str, response: str, *, ended: bool = True, **variables: Any
+) -> tuple[Turn, Turn, Backbone, Backbone]:
     sides = backbone(old), backbone(new)
     pair = ChatPair.open(
-        ChatOptions(), *((name, one.tokenizer) for name, one in zip("ab", sides, strict=True)), [ASKED]
+        ChatOptions(template_kwargs=variables),
+        *((name, one.tokenizer) for name, one in zip("ab", sides, strict=True)),
+        [ASKED],
     )
     chosen = ChosenPrompts([ASKED], pair)
     (stop,) = chosen.stops
@@ -62,6 +81,48 @@ def test_the_answer_is_what_both_turns_share(old: str, new: str, response: str, 
     )
     end = "</s>" if new == LLAMA2 else "<|im_end|>"
     assert side.tokenizer.convert_ids_to_tokens(right.end) == end
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "thinking", "response"),
+    [
+        (OPTIONAL, CHATML, True, f"{THOUGHT}sea tea"),
+        (OPTIONAL, CHATML, False, "sea tea"),
+        (CHATML, OPTIONAL, True, "sea tea"),
+        (CHATML, OPTIONAL, False, "sea tea"),
+        (OPTIONAL, LLAMA2, False, "sea tea"),
+    ],
+)
+def test_an_empty_block_of_thoughts_is_no_part_of_the_answer(old: str, new: str, thinking: bool, response: str) -> None:
+    """The block is in the generation prompt without thinking, and in the response with it."""
+    left, right, one, other = turns(old, new, response, enable_thinking=thinking)
+    assert left.content == right.content == "sea tea"
+    for turn, template in ((left, old), (right, new)):
+        assert turn.prompt.endswith(THOUGHT) is (template == OPTIONAL and not thinking)
+    rows = [tokenize(one, left)], [tokenize(other, right)]
+    places = align(*rows)
+    words = {
+        tuple(
+            side.tokenizer.convert_ids_to_tokens(token).strip("Ġ")
+            for side, token in zip((one, other), place.following, strict=True)
+        )
+        for place in pair_places(*rows, places)
+    }
+    assert ("tea", "tea") in words
+    ends = ("<|im_end|>", "</s>" if new == LLAMA2 else "<|im_end|>")
+    assert any(pair == ends for pair in words)
+    assert not any("think" in token for pair in words for token in pair)
+
+
+def test_the_loss_of_a_template_with_thoughts_covers_the_last_turn_as_it_is_written() -> None:
+    side = Chat("the model", tokenizer_with(OPTIONAL, chatml=True, bos=True), variables={"enable_thinking": False})
+    talk = Conversation(
+        (*ASKED.messages, {"role": "assistant", "content": "blue"}, {"role": "user", "content": "sun dog"}),
+        {"role": "assistant", "content": "sea tea"},
+    )
+    text, spans = side.assistant_spans(talk)
+    assert text.count(THOUGHT) == 1
+    assert [text[start:end] for start, end in spans] == ["blue<|im_end|>", "sea tea<|im_end|>"]
 
 
 @pytest.mark.parametrize(("old", "new"), [(LLAMA2, CHATML), (CHATML, LLAMA2)])
