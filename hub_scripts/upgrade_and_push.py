@@ -24,7 +24,7 @@ from peft_lorasuite.io.temporary import temporary_folder
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.reporting.inspect import card_pictures
 from peft_lorasuite.reporting.style import require_matplotlib
-from peft_lorasuite.text.examples import check_prompt_count, read_prompts
+from peft_lorasuite.text.examples import given_prompts
 from peft_lorasuite.upgrading.inputs import open_inputs
 
 
@@ -47,9 +47,8 @@ def run(args: Namespace) -> int:
         require_matplotlib()
     adapter, revision = split_revision(args.adapter)
     chosen = {"method": args.method, "progress": progress_bars}
-    chat, prompts = chat_options(args), None
-    if args.prompts:
-        prompts = check_prompt_count(read_prompts(args.prompts, form=chat.prompt_format))
+    chat = chat_options(args)
+    prompts = given_prompts(args.prompts, form=chat.prompt_format)
     inputs = open_inputs(
         adapter, args.to, old=args.old, upgrade_map=args.map, prompts=prompts is not None, revision=revision, **chosen
     )

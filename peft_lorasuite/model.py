@@ -15,7 +15,7 @@ from .io.temporary import temporary_folder
 from .models.task import LabelsLike
 from .progress import Progress, progress_bars
 from .text.chat_options import ChatLike, ChatOptions
-from .text.examples import PromptsLike, check_prompt_count, prompt_limit, read_prompts
+from .text.examples import PromptsLike, given_prompts
 from .upgrading.inputs import BackboneLike, MapLike, open_inputs
 from .upgrading.upgrade import Upgraded, upgrade
 
@@ -63,7 +63,8 @@ def from_upgraded(
         method: Name of a method (``peft-lorasuite upgrade --help`` lists them), or ``"auto"``.
         options: Options of the method: its dataclass, or a mapping of names to values.
         prompts: Unlabeled prompts, for methods that run the models: a file, the Hub id of a dataset, a dataset or a
-            list. Conversations are rendered by the chat template of each side.
+            list; ``"self"`` lets the old models write them. Conversations are rendered by the chat template of each
+            side.
         chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
         rank: Rank of the result; by default the largest of the adapter.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA.
@@ -92,9 +93,7 @@ def from_upgraded(
     """
     check_seed(seed)
     chat = ChatOptions.of(chat)
-    if prompts is not None:
-        read = read_prompts(prompts, limit=prompt_limit(options), seed=seed, form=chat.prompt_format)
-        prompts = check_prompt_count(read)
+    prompts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
     _check_name(adapter_name)
     load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
     inputs = open_inputs(

@@ -129,7 +129,7 @@ def run(args: Namespace) -> Output:
     return values, text
 
 
-def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOptions]:
+def _check(args: Namespace) -> tuple[Any, list[Any] | None, ChatOptions]:
     """Check all inputs before any long work; return prompts, samples and how conversations are rendered."""
     given = (args.adapter, args.new, args.old, args.map, args.prompts, args.finetune)
     check_output(args.output, overwrite=args.overwrite, inputs=given)
@@ -139,17 +139,16 @@ def _check(args: Namespace) -> tuple[list[Any] | None, list[Any] | None, ChatOpt
     from ..methods.options import make_options
     from ..methods.registry import find
     from ..models.task import CLASSIFIERS
-    from ..text.examples import check_prompt_count, prompt_limit, read_prompts, read_records, read_texts
+    from ..text.examples import given_prompts, read_records, read_texts
     from ..text.templates import check_template
     from ..training.options import MAX_EXAMPLES, FinetuneOptions
 
     if args.template is not None:
         check_template(args.template)
-    chat, prompts = chat_options(args), None
-    if args.prompts:
-        limit = prompt_limit(dict(args.options))
-        read = read_prompts(args.prompts, args.template, limit=limit, seed=args.seed, form=chat.prompt_format)
-        prompts = check_prompt_count(read)
+    chat = chat_options(args)
+    prompts = given_prompts(
+        args.prompts, args.template, options=dict(args.options), seed=args.seed, form=chat.prompt_format
+    )
     if args.finetune:
         FinetuneOptions(**training_options(args))
     adapter, revision = split_revision(args.adapter)

@@ -17,13 +17,16 @@ from .templates import check_template, format_prompt
 from .texts import LABELS, Text, has_text, parse_text
 
 __all__ = [
+    "BUILT_IN",
+    "NAMED",
+    "SELF",
     "Example",
     "Prompt",
     "PromptOrText",
     "PromptsLike",
     "check_prompt_count",
     "format_example",
-    "prompt_limit",
+    "given_prompts",
     "read_examples",
     "read_prompts",
     "read_records",
@@ -31,12 +34,18 @@ __all__ = [
 ]
 
 PromptsLike: TypeAlias = "str | Path | Iterable[Any]"
-"""Unlabeled prompts: a file, the Hub id of a dataset, a `datasets.Dataset`, or a list; see `read_prompts`."""
+"""Unlabeled prompts: a file, the Hub id of a dataset, a `datasets.Dataset`, or a list (see `read_prompts`),
+`SELF` or `BUILT_IN`."""
 Prompt: TypeAlias = "str | Conversation"
 """A formatted prompt, or a conversation, which every model gets through its own chat template."""
 PromptOrText: TypeAlias = "str | Conversation | Text"
 """A prompt, or what a classifier reads that is more than a string."""
 AnyPrompt = TypeVar("AnyPrompt", bound=PromptOrText)
+SELF = "self"
+"""Prompts that the old models write; a file of this name is ``./self``."""
+BUILT_IN = "built-in"
+"""The prompts of this package."""
+NAMED = (SELF, BUILT_IN)
 MIN_PROMPTS = 2
 """Methods need at least this many prompts."""
 MAX_PROMPTS = 2048
@@ -105,7 +114,7 @@ def read_records(source: Any, limit: int | None = None, seed: int = 0) -> list[R
 
 def read_prompts(
     source: Any, template: str | None = None, *, limit: int | None = MAX_PROMPTS, seed: int = 0,
-    form: Format | None = None,
+    form: Format | None = None, token: str | bool | None = None,
 ) -> list[PromptOrText]:  # fmt: skip
     """Read unlabeled prompts.
 
@@ -117,6 +126,7 @@ def read_prompts(
         seed: Seed of the draw.
         form: Format of records with an instruction or a question, in place of ``template``; ``"chat"`` makes strings
             user turns as well.
+        token: Hub token, for the Hub id of a dataset.
 
     Returns:
         Formatted prompts as strings, conversations and, for classifiers, pairs of texts and texts that are split into
@@ -125,7 +135,7 @@ def read_prompts(
     Raises:
         LoraSuiteError: As in `read_records`.
     """
-    stream = open_stream(source, text_lines=True, limit=limit, seed=seed)
+    stream = open_stream(source, text_lines=True, limit=limit, seed=seed, token=token)
     prompts: list[PromptOrText] = []
     for number, record in stream.draw(limit, seed):
         if isinstance(record, (PromptText, Text)):  # read before
@@ -180,6 +190,29 @@ def _read_labeled(record: Any, where: str, template: str | None) -> Text:
     if text.label is None or text.label == "":
         raise LoraSuiteError("a record has no label", where=where, wanted=" or ".join(LABELS))
     return text
+
+
+def given_prompts(
+    source: Any, template: str | None = None, *, options: Any = None, seed: int = 0, form: Format | None = None,
+    token: str | bool | None = None,
+) -> list[PromptOrText] | str | None:  # fmt: skip
+    """Read a caller's prompts before any model is loaded; None, `SELF` and `BUILT_IN` stay as they are.
+
+    Args:
+        source: As for `read_prompts`, or one of these.
+        template: As for `read_prompts`.
+        options: Options of the method, which may ask for more prompts than `MAX_PROMPTS`.
+        seed: As for `read_prompts`.
+        form: As for `read_prompts`.
+        token: As for `read_prompts`.
+
+    Raises:
+        LoraSuiteError: As in `read_prompts`, and for too few prompts.
+    """
+    if source is None or (isinstance(source, str) and source in NAMED):
+        return source
+    limit = prompt_limit(options)
+    return check_prompt_count(read_prompts(source, template, limit=limit, seed=seed, form=form, token=token))
 
 
 def prompt_limit(options: Any) -> int:

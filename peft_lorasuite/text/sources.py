@@ -58,7 +58,9 @@ class Stream:
         return [(number, self.parse(item) if self.parse else item) for number, item in drawn]
 
 
-def open_stream(source: Any, *, text_lines: bool = False, limit: int | None = None, seed: int = 0) -> Stream:
+def open_stream(
+    source: Any, *, text_lines: bool = False, limit: int | None = None, seed: int = 0, token: str | bool | None = None
+) -> Stream:
     """Open a source of records.
 
     Args:
@@ -68,12 +70,13 @@ def open_stream(source: Any, *, text_lines: bool = False, limit: int | None = No
         text_lines: Whether a ``.txt`` file has one record per line.
         limit: How many records will be drawn; a Hub dataset is only read as far as it takes.
         seed: Seed of the order in which a Hub dataset is read.
+        token: Hub token.
 
     Raises:
         LoraSuiteError: If there is no such file or dataset, or it is not a collection of records.
     """
     if isinstance(source, (str, Path)):
-        return _open_name(str(source), text_lines, limit, seed)
+        return _open_name(str(source), text_lines, limit, seed, token)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise LoraSuiteError(
             "the data must be a collection of records", got=type(source).__name__,
@@ -86,12 +89,13 @@ def open_stream(source: Any, *, text_lines: bool = False, limit: int | None = No
     return Stream("the data", source)
 
 
-def _open_name(name: str, text_lines: bool, limit: int | None, seed: int) -> Stream:
+def _open_name(name: str, text_lines: bool, limit: int | None, seed: int, token: str | bool | None) -> Stream:
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
     dataset = HUB_DATASET.fullmatch(name)
     if dataset and not is_file(path) and suffix not in (*BUILDERS, *JSON_SUFFIXES):
-        return Stream(name, _load_dataset(name, dataset["name"], split=dataset["split"], limit=limit, seed=seed))
+        records = _load_dataset(name, dataset["name"], split=dataset["split"], limit=limit, seed=seed, token=token)
+        return Stream(name, records)
     if not is_file(path):
         wanted = "JSON, JSON Lines, CSV or Parquet, or the Hub id of a dataset (owner/name)"
         raise LoraSuiteError("file not found", where=path, wanted=wanted, do="check the name")

@@ -21,7 +21,7 @@ from ..models.backbone import Backbone
 from ..models.distributed import process_index_and_count
 from ..progress import Progress, no_progress
 from ..text.chat_options import ChatLike, ChatOptions
-from ..text.examples import prompt_limit, read_prompts
+from ..text.examples import given_prompts
 from .adapter_list import assign_folders, list_names
 from .inputs import BackboneLike, MapLike, open_pair
 from .journal import SETTINGS, Journal, Outcome
@@ -88,9 +88,8 @@ def upgrade_many(
     old, new = (None if one is None else Backbone.open(one, **load.model_kwargs()) for one in (old, new))
     upgrade_map = _open_map(upgrade_map, old, new, method, load, progress)
     folders = assign_folders(list_names(adapters, column))
-    texts, limit = None, prompt_limit(options)
-    if prompts is not None:  # read once: they may be a generator
-        texts = read_prompts(prompts, limit=limit, seed=seed, form=chat.prompt_format)
+    # read once: they may be a generator
+    texts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(
         upgrade_map, method, options, rank, seed, texts, can_run, *([chat] if chat != ChatOptions() else [])

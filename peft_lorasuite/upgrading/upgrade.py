@@ -29,7 +29,7 @@ from ..models.forward import forward_errors
 from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
 from ..text.chat_options import ChatLike, ChatOptions
-from ..text.examples import PromptsLike
+from ..text.examples import NAMED, PromptsLike, given_prompts
 from ..text.summary import Summarized
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
@@ -128,11 +128,10 @@ def upgrade(
         old: The old backbone, for methods that read or run it.
         new: The new backbone, for methods that read or run it.
         prompts: Unlabeled prompts, for methods that run the models: a file, the Hub id of a dataset, a dataset or a
-            list. Conversations are rendered by the chat template of each side.
+            list, or ``"self"``. Conversations are rendered by the chat template of each side.
         chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
         rank: Rank of the result; by default the largest of the adapter.
-        output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA. All other
-            types become a LoRA in either case.
+        output_type: ``"same"`` keeps a DoRA or an AdaLoRA, ``"lora"`` makes it a LoRA; all other types become one.
         labels: Names of a classifier's labels by index, or ``id2label``; by default those of files beside the adapter.
         problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.
         seed: Seed of the padding and of the method.
@@ -154,11 +153,12 @@ def upgrade(
     with decomposition_errors():
         adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
     adapter = adapter.with_labels(labels, problem_type)
+    prompts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
     facts: dict[str, Any] = check_base_model(adapter, upgrade_map)
     if method == "auto":
         choice = auto.pick(
-            upgrade_map, can_run=bool(old and new), task=adapter.task, texts=prompts is not None,
-            same=compare_pair(upgrade_map, old, new),
+            upgrade_map, can_run=bool(old and new), task=adapter.task,
+            texts=prompts is not None and prompts not in NAMED, same=compare_pair(upgrade_map, old, new),
         )  # fmt: skip
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
