@@ -39,11 +39,13 @@ WITHOUT_EFFECT = {
 
 
 @contextmanager
-def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
+def load_with_adapter(backbone: Backbone, adapter: Adapter, *, merge: bool = True) -> Iterator[Any]:
     """Load a backbone with its adapter, of any PEFT type, under normalized tensor names.
 
-    A model that is loaded only for this is merged with the adapter, which makes it two to three times faster. A model
-    that the caller has loaded is not merged, nor is a quantized one, whose weights cannot hold the update.
+    Args:
+        backbone: The backbone.
+        adapter: Its adapter.
+        merge: Merge them, see `merge_adapter`; otherwise PEFT can disable the adapter.
 
     Raises:
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
@@ -59,8 +61,16 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter) -> Iterator[Any]:
             folder = normalized_folder(adapter.source, config, tensors, backbone.arch, folder, own)
         with torch.random.fork_rng():  # PEFT initializes factors randomly before it loads them
             adapted = add_adapter_strict(model, folder, adapter.origin).eval()
-        keep = backbone.in_memory or quantization(backbone.config) is not None
-        yield adapted if keep else adapted.merge_and_unload().eval()
+        yield merge_adapter(adapted, backbone) if merge else adapted
+
+
+def merge_adapter(model: Any, backbone: Backbone) -> Any:
+    """Merge the adapter of a model that is loaded only for this, which makes it two to three times faster.
+
+    A model that the caller has loaded is not merged, nor is a quantized one, whose weights cannot hold the update.
+    """
+    keep = backbone.in_memory or quantization(backbone.config) is not None
+    return model if keep else model.merge_and_unload().eval()
 
 
 def add_adapter_strict(model: Any, folder: Path, where: str) -> Any:

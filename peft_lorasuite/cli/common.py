@@ -23,7 +23,10 @@ DATA = (
     "a file (JSON, JSON Lines, CSV or Parquet) or a Hub dataset (owner/name:split) of conversations (messages), of "
     "instruction and output, or of prompt and completion"
 )
-PROMPTS = f"{DATA}; answers are not used; a .txt file has one prompt per line"
+PROMPTS = (
+    f"{DATA}; answers are not used; a .txt file has one prompt per line; or self (the old models write them), or "
+    "built-in"
+)
 
 Output = tuple[dict[str, Any], str]
 """What a command returns: the values for ``--json``, and the text for a terminal."""

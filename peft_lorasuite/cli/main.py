@@ -105,9 +105,7 @@ def _print(text: str, *, required: bool) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = BriefParser(
-        prog=NAME, description=HEAD, epilog=TAIL, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = BriefParser(prog=NAME, description=HEAD, epilog=TAIL, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in dict.fromkeys(COMMANDS.values()):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..training.distillation import TargetRow
 
 
-SHARED_FACTS = ("hints", "chat", "format", "warnings", "found")
+SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
 
 

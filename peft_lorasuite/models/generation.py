@@ -1,4 +1,4 @@
-"""Greedy responses of a model, and the hidden states that predicted them."""
+"""Responses of a model, greedy or sampled, and the hidden states that predicted them."""
 
 from __future__ import annotations
 
@@ -118,12 +118,13 @@ def generate_answers(
     length: int,
     batch: int | None = None,
     stops: Collection[int] = (),
+    temperature: float = 0.0,
     progress: Progress = no_progress,
 ) -> list[tuple[Turn, Generated]]:
     """Answer prompts as `answer` does, and return the generated tokens and their states with each turn.
 
     A response ends with the tokenizer's end-of-sequence token, one of the model's generation config, or one of
-    ``stops``, the end-of-turn tokens of a chat template.
+    ``stops``, the end-of-turn tokens of a chat template. With a ``temperature`` it is sampled by torch's random state.
     """
     tokenizer, eos = backbone.tokenizer, eos_token_id(backbone.tokenizer)
     ends = _end_ids(model, eos, stops)
@@ -132,7 +133,7 @@ def generate_answers(
     lengths = list(map(len, encoded))
     batch = batch or answers_at_once(model, max(lengths, default=0) + length)
     for rows in progress("answering", _batches(lengths, batch, padded=has_known_cache(model))):
-        responses, states = _generate(model, [encoded[row] for row in rows], ends, length)
+        responses, states = _generate(model, [encoded[row] for row in rows], ends, length, temperature)
         for row, response, row_states in zip(rows, responses, states, strict=True):
             count = next((n for n, token in enumerate(response) if token in ends), len(response))
             ids, ended = response[:count], count < len(response)
@@ -164,8 +165,10 @@ def _decode_after(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
 
 
 @torch.inference_mode()
-def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length: int) -> tuple[list[list[int]], Tensor]:
-    """Return greedy responses, and the final states (rows, steps, D) that predicted their tokens.
+def _generate(
+    model: Any, prompts: Sequence[list[int]], ends: list[int], length: int, temperature: float
+) -> tuple[list[list[int]], Tensor]:
+    """Return responses, and the final states (rows, steps, D) that predicted their tokens.
 
     The prefix that all prompts share is computed once. The padding follows it, hidden by the mask.
     """
@@ -176,7 +179,7 @@ def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length:
     mask = torch.tensor([[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in prompts])
     cached = cache_argument(cache) if common else {}
     inputs = {"input_ids": ids, "attention_mask": mask.to(model.device), "max_new_tokens": length, **cached}
-    with _greedy_decoding(model, ends), contiguous_head_input(model):
+    with _decoding(model, ends, temperature), contiguous_head_input(model):
         try:
             with _record_final_states(model) as states:
                 output = model.generate(**inputs)
@@ -185,18 +188,23 @@ def _generate(model: Any, prompts: Sequence[list[int]], ends: list[int], length:
         except Exception:  # families raise exceptions of any type
             if has_known_cache(model):
                 raise
-            return _generate_without_cache(model, ids, ends, length)
+            return _generate_without_cache(model, ids, ends, length, temperature)
     return output[:, width:].tolist(), torch.stack(states, dim=1)
 
 
-def _generate_without_cache(model: Any, ids: Tensor, ends: list[int], length: int) -> tuple[list[list[int]], Tensor]:
+def _generate_without_cache(
+    model: Any, ids: Tensor, ends: list[int], length: int, temperature: float
+) -> tuple[list[list[int]], Tensor]:
     """Generate as `_generate` does, with a pass over the whole text per token, where ``generate`` does not work."""
     width, states = ids.shape[1], []
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(length):
         with _record_final_states(model) as found:
             logits = model(**model_inputs(model, input_ids=ids, use_cache=False)).logits[:, -1]
-        token = torch.where(done, ends[0], logits.argmax(dim=-1))
+        chosen = logits.argmax(dim=-1)
+        if temperature:
+            chosen = torch.multinomial((logits.float() / temperature).softmax(dim=-1), 1)[:, 0]
+        token = torch.where(done, ends[0], chosen)
         done |= torch.isin(token, torch.tensor(ends, device=token.device))
         ids = torch.cat([ids, token[:, None]], dim=1)
         states.append(found[-1])
@@ -206,13 +214,14 @@ def _generate_without_cache(model: Any, ids: Tensor, ends: list[int], length: in
 
 
 @contextmanager
-def _greedy_decoding(model: Any, ends: list[int]) -> Iterator[None]:
-    """Decode greedily, whatever the checkpoint's generation config asks for: penalties, sampling, beams, no cache."""
+def _decoding(model: Any, ends: list[int], temperature: float) -> Iterator[None]:
+    """Decode greedily or sample, whatever the checkpoint's generation config asks for: penalties, beams, no cache."""
     from transformers import GenerationConfig
 
     inner = unwrap(model)
     own = inner.generation_config
-    inner.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=ends[0], eos_token_id=ends)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    inner.generation_config = GenerationConfig(use_cache=True, pad_token_id=ends[0], eos_token_id=ends, **sampling)
     try:
         yield
     finally:

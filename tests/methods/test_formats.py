@@ -50,9 +50,9 @@ def test_the_adapter_tells_the_format_that_it_was_trained_on(old: Backbone, name
         [Example(one.instruction) for one in EXAMPLES], ChatPair.open(ChatOptions(), *sides, [])
     )
     assert list(trial.texts) == [*TEMPLATES, CHAT]
-    with load_with_adapter(old, read_adapter(Source(str(tmp_path), "adapter"), old.arch)) as model:
-        trial.read_adapted(model, old)
-    trial.read_plain(old.load(), old)
+    adapter = read_adapter(Source(str(tmp_path), "adapter"), old.arch)
+    with load_with_adapter(old, adapter, merge=False) as model:
+        trial.read(model, old)
     assert trial.choose() == name
     assert set(trial.facts(name)["format"]["scores"]) == set(trial.texts)
 

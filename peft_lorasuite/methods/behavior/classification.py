@@ -21,7 +21,7 @@ from ...models.memory import free_models
 from ...models.task import DECODER, Task, find_head
 from ...text.chat import Chat
 from ...text.conversations import Conversation
-from ...text.examples import MAX_PROMPTS, PromptOrText, check_prompt_count, read_prompts
+from ...text.examples import MAX_PROMPTS, NAMED, PromptOrText, check_prompt_count, read_prompts
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import MethodInput, MethodResult
@@ -104,7 +104,7 @@ def choose_texts(inputs: MethodInput, method: str, count: int) -> ChosenTexts:
     Raises:
         LoraSuiteError: If there are none or too few, or the task reads no pairs or no conversations.
     """
-    if inputs.prompts is None:
+    if inputs.prompts is None or (isinstance(inputs.prompts, str) and inputs.prompts in NAMED):
         raise needs_texts_error(method)
     old, new = inputs.backbones("a classifier")
     read = read_prompts(inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed)

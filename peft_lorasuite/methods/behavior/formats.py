@@ -9,72 +9,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...models.forward import final_states, unwrap
-from ...models.generation import encode_prompts, generate_answers
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation, user_turn
 from ...text.examples import Prompt
 from ...text.formats import ALPACA, CHAT, TEMPLATES, Format
 from ...text.records import Example, Record
-from .targets import Head
+from .answer_scores import AnswerScore, score_answers
 
 PROMPTS = 8
 """Prompts that are read in every format."""
-STEPS = 4
-"""Tokens of an answer that are read."""
-CHANGED = 1.0
-"""Change, in nats, that counts in full. More says little: a base model may know the adapter's format, and no other."""
-SMALLEST_ENTROPY = 0.1
-"""Entropies below this, in nats, count alike."""
 CLEAR = 1.25
 """A format wins clearly if its score is this many times that of the other."""
 GIVEN = "given"
 """Name of the format of given prompts that are strings."""
 
 
-class FormatScore(NamedTuple):
-    """How an adapter reads one format: means over the prompts, at the first tokens of an answer.
-
-    Attributes:
-        change: KL divergence of the old adapted model from the old model, in nats.
-        entropy: Entropy of the old adapted model, in nats.
-    """
-
-    change: float
-    entropy: float
-
-    @property
-    def value(self) -> float:
-        """How sure the adapter is where it changes anything: higher is better."""
-        return min(self.change / CHANGED, 1.0) / (self.entropy + SMALLEST_ENTROPY)
-
-
 @dataclass(eq=False)
 class FormatTrial:
-    """Prompts in several formats, and how both old models answer them.
+    """Prompts in several formats, and how the old model starts its answers with and without the adapter.
 
     Attributes:
         texts: Format -> prompts as the old model reads them.
-        answers: Format -> token ids of prompt and answer, and log-probabilities of the old adapted model at the answer,
-            once they are read.
-        scores: Format -> its score, once both models have read it.
+        scores: Format -> its score, once the model has read it.
     """
 
     texts: Mapping[str, Sequence[str]]
-    answers: dict[str, list[tuple[list[int], Tensor]]] = field(default_factory=dict)
-    scores: dict[str, FormatScore] = field(default_factory=dict)
+    scores: dict[str, AnswerScore] = field(default_factory=dict)
 
     @classmethod
-    def of_records(cls, records: Sequence[Record], chat: ChatPair) -> FormatTrial:
-        """Return a trial of the built-in prompts."""
-        chosen = records[:: max(len(records) // PROMPTS, 1)][:PROMPTS]
+    def of_records(cls, records: Sequence[Record], chat: ChatPair, count: int = PROMPTS) -> FormatTrial:
+        """Return a trial of ``count`` instructions."""
+        chosen = records[:: max(len(records) // count, 1)][:count]
         texts = {name: [str(Format.read(name).write(one)) for one in chosen] for name in TEMPLATES}
         if chat.old.has_template:
             with suppress(LoraSuiteError):  # a template that does not render them is no candidate
@@ -97,30 +66,10 @@ class FormatTrial:
             return None
         return cls({GIVEN: own, CHAT: asked}) if chat.old.has_template else None
 
-    def read_adapted(self, model: Any, backbone: Backbone) -> None:
-        """Let the old adapted model begin an answer to every prompt."""
-        head = Head(unwrap(model), backbone)
+    def read(self, model: Any, backbone: Backbone) -> None:
+        """Score every format with a PEFT model of the old backbone that is not merged."""
         for name, texts in self.texts.items():
-            found = generate_answers(model, backbone, texts, length=STEPS)
-            prompts = encode_prompts(backbone, texts, STEPS)
-            self.answers[name] = [
-                ([*prompt, *written.ids], head.logits(written.states, normed=True).log_softmax(-1).half())
-                for prompt, (_, written) in zip(prompts, found, strict=True)
-            ]
-
-    @torch.inference_mode()
-    def read_plain(self, model: Any, backbone: Backbone) -> None:
-        """Read prompts and answers with the old model, and score every format."""
-        head = Head(unwrap(model), backbone)
-        for name, answers in self.answers.items():
-            changes, entropies = [], []
-            for ids, half in answers:
-                after, tokens = half.float(), torch.tensor([ids], device=model.device)
-                states = final_states(model, {"input_ids": tokens})[0, -len(after) :].cpu()
-                before = head.logits(states, normed=True).log_softmax(-1)
-                changes.append(float((after.exp() * (after - before)).sum(-1).mean()))
-                entropies.append(float(-(after.exp() * after).sum(-1).mean()))
-            self.scores[name] = FormatScore(sum(changes) / len(changes), sum(entropies) / len(entropies))
+            self.scores[name] = AnswerScore.mean(score_answers(model, backbone, texts))
 
     def facts(self, used: str | None) -> dict[str, Any]:
         """Return entries of the report; ``used`` is the format of the built-in prompts, None for given prompts."""
@@ -132,16 +81,16 @@ class FormatTrial:
         entry = {"used": used or next(iter(found)), "scores": found}
         return {"format": entry} | ({"warnings": [warning]} if warning else {})
 
-    def choose(self) -> str:
-        """Return the format that wins clearly over that of LLM-Adapters, else this one."""
-        best = max(self.scores, key=lambda name: self.scores[name].value)
-        return best if self.scores[best].value >= CLEAR * self.scores[ALPACA].value else ALPACA
+    def choose(self, usual: str = ALPACA, margin: float = CLEAR) -> str:
+        """Return the best format if its score is ``margin`` times that of the usual one, else this one."""
+        best = max(self.scores, key=lambda name: self.scores[name].sureness)
+        return best if self.scores[best].sureness >= margin * self.scores[usual].sureness else usual
 
     def warning(self) -> str | None:
         """Return a warning where the format of given prompts loses clearly against another."""
         (_, score), *others = self.scores.items()
-        best = max(others, key=lambda one: one[1].value, default=None)
-        if best is None or best[1].value < CLEAR * max(score.value, 1e-3):
+        best = max(others, key=lambda one: one[1].sureness, default=None)
+        if best is None or best[1].sureness < CLEAR * max(score.sureness, 1e-3):
             return None
         return (
             f"the adapter was probably trained on prompts in the format {best[0]!r}: there it changes the start "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...adapters.adapter import Key
-from ...adapters.peft_model import load_with_adapter
+from ...adapters.peft_model import load_with_adapter, merge_adapter
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, generate_answers
@@ -31,7 +31,8 @@ from .positions import (
     shared_prefix,
     tokenize,
 )
-from .prompts import ChosenPrompts, choose_prompts
+from .prompt_sources import Choice, plan_prompts
+from .prompts import ChosenPrompts
 from .states import (
     LastLayer,
     LastProjection,
@@ -126,9 +127,9 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     old, new = inputs.backbones("the method 'transplant'")
     Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
     count = options.prompts or PROMPTS
-    chosen = choose_prompts(inputs, old, new, count, options.length) if turns is None else None
-    turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
-        inputs, old, new, options, chosen, turns
+    choose = plan_prompts(inputs, old, new, count, options.length) if turns is None else None
+    chosen, turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
+        inputs, old, new, options, choose, turns
     )
     vocabulary = PlaceVocabularies.pair(old, new, pair_places(old_rows, rows, places))
     old_head.release(old)
@@ -186,17 +187,22 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
 
 
 def _probe_old(
-    inputs: MethodInput, old: Backbone, new: Backbone, options: BehaviorOptions, chosen: ChosenPrompts | None,
+    inputs: MethodInput,
+    old: Backbone,
+    new: Backbone,
+    options: BehaviorOptions,
+    choose: Choice | None,
     turns: Sequence[Turn] | None,
-) -> tuple[Sequence[Turn], list[Tokens], list[Tokens], list[Place], Tensor, Tensor, Head]:  # fmt: skip
+) -> tuple[ChosenPrompts | None, Sequence[Turn], list[Tokens], list[Tokens], list[Place], Tensor, Tensor, Head]:
     """Generate the old adapted model's answers, and compute the final states with and without the adapter."""
-    with load_with_adapter(old, inputs.adapter) as model:
+    with load_with_adapter(old, inputs.adapter, merge=False) as adapted:
+        chosen = choose(adapted) if choose else None
+        model = merge_adapter(adapted, old)
+        del adapted
         if chosen is None:
             old_turns = new_turns = list(turns or [])
             generated: Sequence[Generated | None] = [None] * len(old_turns)
         else:
-            if chosen.trial is not None and not chosen.trial.answers:
-                chosen.trial.read_adapted(model, old)
             old_turns, new_turns, generated = _answer(model, old, chosen, inputs, options)
         rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
         places = align(rows, new_rows)
@@ -205,10 +211,8 @@ def _probe_old(
     del model
     free_models()
     with old.running() as plain:
-        if chosen is not None and chosen.trial is not None and not chosen.trial.scores:
-            chosen.trial.read_plain(plain, old)
         plain_states = read_final_states(plain, rows, wanted, {}, inputs.progress)
-        return new_turns, rows, new_rows, places, states, plain_states, Head(plain, old)
+        return chosen, new_turns, rows, new_rows, places, states, plain_states, Head(plain, old)
 
 
 def _answer(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from ...adapters.chat_template import read_chat_template
-from ...adapters.peft_model import load_with_adapter
 from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
-from ...models.generation import Turn, encode_prompts, fits_context
-from ...models.memory import free_models
+from ...models.generation import Turn
 from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation
-from ...text.examples import MAX_PROMPTS, Prompt, PromptOrText, check_prompt_count, read_prompts
-from ...text.formats import ALPACA, AUTO, CHAT, Format
-from ...text.records import read_record
-from ...text.sources import open_stream
+from ...text.examples import Prompt, PromptOrText
 from ...text.texts import Text
 from ..base import MethodInput
 from .formats import FormatTrial
@@ -35,12 +27,14 @@ class ChosenPrompts:
         chat: The templates.
         form: Name of their format, for the report; None for given prompts.
         trial: Prompts in several formats, to compare.
+        origin: Where they are from, for the report.
     """
 
     prompts: Sequence[Prompt]
     chat: ChatPair
     form: str | None = None
     trial: FormatTrial | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def old_texts(self) -> list[str]:
@@ -87,7 +81,7 @@ class ChosenPrompts:
 
     def facts(self) -> dict[str, Any]:
         """Return entries of the report."""
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {"prompts": dict(self.origin)} if self.origin else {}
         if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts):
             facts["chat"] = {
                 "conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system
@@ -97,68 +91,6 @@ class ChosenPrompts:
         elif self.form is not None:
             facts["format"] = {"used": self.form}
         return facts
-
-
-def choose_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int) -> ChosenPrompts:
-    """Draw at most ``count`` of the caller's prompts or, without any, of the built-in ones that fit the old context.
-
-    Raises:
-        LoraSuiteError: For too few prompts, for a prompt of the caller that is too long, and for a conversation that a
-            chat template does not render.
-    """
-    if inputs.prompts is None:
-        prompts, form, trial = _built_in_prompts(inputs, old, new, length)
-    else:
-        form, trial = None, None
-        read = read_prompts(
-            inputs.prompts, limit=max(count, MAX_PROMPTS), seed=inputs.seed, form=inputs.chat.prompt_format
-        )
-        prompts = check_single(check_prompt_count(read))
-    chat = open_chat(inputs, old, new, prompts)
-    # checks all of them, so that the error has the caller's number
-    encode_prompts(old, ChosenPrompts(prompts, chat).old_texts, length)
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(inputs.seed)).tolist()
-    drawn = [prompts[number] for number in sorted(order[:count])]
-    encode_prompts(new, [chat.new.write(prompt) for prompt in drawn], length)
-    if inputs.prompts is not None and inputs.chat.prompt_format.name == AUTO:
-        trial = FormatTrial.of_prompts(drawn, chat)
-    return ChosenPrompts(drawn, chat, form, trial)
-
-
-def _built_in_prompts(
-    inputs: MethodInput, old: Backbone, new: Backbone, length: int
-) -> tuple[list[Prompt], str, FormatTrial | None]:
-    """Return the built-in prompts in the format that was asked for, else in the one that the adapter was trained on."""
-    with as_file(files("peft_lorasuite").joinpath("data/prompts.jsonl")) as path:
-        records = [read_record(one, "built-in", labeled=False) for _, one in open_stream(path).draw(None, 0)]
-    form, trial = inputs.chat.prompt_format, None
-    if form.name == AUTO:
-        chat = open_chat(inputs, old, new, [])
-        usual = Format(ALPACA)
-        fitting = [one for one in records if fits_context(old, str(usual.write(one)), length)]
-        trial = FormatTrial.of_records(fitting, chat)
-        form = Format.read(_detect(trial, inputs, old))
-        if form.name == CHAT and not chat.new_has_template:
-            form = usual  # the report has the scores
-    prompts = [form.write(one) for one in records]
-    chat = open_chat(inputs, old, new, prompts)
-    prompts = [prompt for prompt in prompts if fits_context(old, chat.old.write(prompt), length)]
-    return check_prompt_count(prompts, "pass prompts that fit the old backbone's context"), form.name, trial
-
-
-def _detect(trial: FormatTrial, inputs: MethodInput, old: Backbone) -> str:
-    """Let both old models read the prompts of a trial; return the format that it chooses."""
-    if not all(trial.texts.values()):
-        return ALPACA
-    with load_with_adapter(old, inputs.adapter) as model:
-        trial.read_adapted(model, old)
-    del model
-    free_models()
-    with old.running() as model:
-        trial.read_plain(model, old)
-    del model
-    free_models()
-    return trial.choose()
 
 
 def check_single(prompts: Sequence[PromptOrText]) -> list[Prompt]:
