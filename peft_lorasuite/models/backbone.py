@@ -111,8 +111,8 @@ class Backbone:
 
     @property
     def context(self) -> int:
-        """Length of the context in tokens; unbounded where the config has no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        """Length of the context in tokens; unbounded where the config has no limit, or -1."""
+        return max(getattr(self.config.get_text_config(), "max_position_embeddings", None) or 0, 0) or 1 << 30
 
     @cached_property
     def tokenizer(self) -> Any:

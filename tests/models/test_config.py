@@ -26,3 +26,10 @@ def test_a_number_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"Infinity"', '"much"'))
     with pytest.raises(LoraSuiteError, match=r"config\.json: the config cannot be read.*time_step_limit"):
         _ = Backbone.open(str(tmp_path)).config
+
+
+def test_a_context_of_minus_one_is_unbounded(tmp_path: Path) -> None:
+    tiny_config("xlnet").save_pretrained(tmp_path)
+    backbone = Backbone.open(str(tmp_path))
+    assert backbone.config.max_position_embeddings == -1
+    assert backbone.context == 1 << 30
