@@ -27,6 +27,8 @@ EXACT, EXACT_16 = 1e-4, 2e-2
 """Relative error up to which logits, or what the final norm reads, count as explained, in float32 and in 16 bits."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the soft cap of the logits in configs."""
+CHANGE, REACHED = 4.0, 3e-3
+"""Size of a change of a module's output, relative to the output; relative error of what arrives, beside rounding."""
 CANDIDATES = 6
 """Linear modules that are tried from the last one on."""
 
@@ -253,15 +255,17 @@ def find_projection(model: Any, backbone: Backbone, target: str) -> FoundProject
 
 
 def _reaches(reader: ModelReader, target: nn.Module, before: Tensor, call: Call) -> float | None:
-    """Return c if adding d to a module's output adds c d to what the target reads; else None."""
+    """Return c if adding d to a module's output adds c d to what the target reads, up to rounding; else None."""
     noise = torch.randn(call.y.shape, generator=torch.Generator().manual_seed(0)).to(call.y)
-    change = noise * call.y.float().pow(2).mean().sqrt().to(call.y)
+    change = CHANGE * noise * call.y.float().pow(2).mean().sqrt().to(call.y)
     if before.numel() != change.numel() or not float(change.norm()):
         return None
-    moved = reader.input_of(target, call.module, change) - before
-    moved, change = moved.reshape(-1), change.reshape(-1).float()
+    after = reader.input_of(target, call.module, change)
+    moved, change = (after - before).reshape(-1), change.reshape(-1).float()
     factor = float(moved @ change / (change @ change))
-    close = abs(factor) > 1e-3 and _error(moved, factor * change) < 10 * reader.tolerance
+    rounding = 2 * torch.finfo(reader.model.dtype).eps * (before.abs() + after.abs()).reshape(-1)
+    left = ((moved - factor * change).abs() - rounding).clamp_min(0)
+    close = abs(factor) > 1e-3 and float(left.norm()) < REACHED * float(moved.norm())
     return factor if close else None
 
 

@@ -35,9 +35,9 @@ BEHIND_A_NORM = ("exaone4", "glm4v")
 """Types whose layers have norms between the projections and the residual stream."""
 
 
-def found_in(folder: Path) -> tuple[Any, Head, LastProjection | None]:
+def found_in(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Head, LastProjection | None]:
     """Return the loaded model, its head and its last projection."""
-    backbone = Backbone.open(str(folder))
+    backbone = Backbone.open(str(folder), dtype=dtype)
     model = backbone.load()
     head = Head(model, backbone)
     return model, head, last_projection(model, backbone, head)
@@ -85,6 +85,15 @@ def test_what_is_found_is_what_the_converter_says(model_type: str, tmp_path: Pat
     assert (found.gain is None) == (known.gain is None)
     if found.gain is not None and known.gain is not None:
         torch.testing.assert_close(found.gain, known.gain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["codegen", "exaone4", "mixtral"])
+def test_rounding_to_16_bits_hides_nothing(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Experts after the last linear module change what it adds by a few per cent, which must not pass for rounding."""
+    with without_converters(model_type):
+        _, _, place = found_in(other_backbone(tmp_path, model_type), dtype)
+    assert (place and place.module) == LAST[model_type]
 
 
 def test_logits_that_are_not_those_of_the_head_are_an_error(tmp_path: Path) -> None:

@@ -60,11 +60,26 @@ def load(folder: Path) -> Any:
 
 def write_adapter(folder: Path, base: Path, modules: Any, **options: Any) -> Path:
     """Write a random LoRA of a backbone that changes its predictions, with PEFT."""
-    torch.manual_seed(0)
     config = peft.LoraConfig(
         r=4, lora_alpha=24, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM", **options
     )
-    peft.get_peft_model(load(base), config).save_pretrained(folder, save_embedding_layers=False)
+    torch.manual_seed(0)
+    return _save(peft.get_peft_model(load(base), config), folder, base)
+
+
+@torch.no_grad()
+def save_trained(folder: Path, base: Path, config: Any) -> Path:
+    """Write an adapter of any kind as if it had been trained: all of its weights are changed."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load(base), config)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight += 0.3 * torch.randn_like(weight)
+    return _save(model, folder, base)
+
+
+def _save(model: Any, folder: Path, base: Path) -> Path:
+    model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
     return folder

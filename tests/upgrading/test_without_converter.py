@@ -10,7 +10,18 @@ from typing import Any
 import peft
 import pytest
 import torch
-from any_model import OTHERS, PROMPTS, WORDS, divergence, load, log_probs, log_probs_of, other_backbone, write_adapter
+from any_model import (
+    OTHERS,
+    PROMPTS,
+    WORDS,
+    divergence,
+    load,
+    log_probs,
+    log_probs_of,
+    other_backbone,
+    save_trained,
+    write_adapter,
+)
 from pico import pico_model, pico_tokenizer, save_backbone
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap
@@ -33,6 +44,15 @@ MODULES = {
     "mpt": ["Wqkv", "out_proj"],
 }
 """Targets of a LoRA, where they are not ``q_proj`` and ``v_proj``."""
+
+
+LORA = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+KINDS: dict[str, Any] = {
+    "DoRA": peft.LoraConfig(use_dora=True, **LORA),
+    "LoHa": peft.LoHaConfig(**LORA),
+    "trained biases": peft.LoraConfig(bias="lora_only", **LORA),
+    "embedding": peft.LoraConfig(modules_to_save=["embed_tokens"], **LORA),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +121,17 @@ def test_an_old_backbone_without_a_converter_is_enough_for_auto_to_take_transpla
     upgraded = transfer(adapter, new, "auto")
     assert upgraded.report.method["name"] == "transplant"
     assert upgraded.report.facts["auto"].startswith("'mamba' has no converter, so weights cannot be mapped")
+
+
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")  # PEFT, when it merges
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_every_kind_are_read_where_the_old_backbone_has_no_converter(kind: str, tmp_path: Path) -> None:
+    old, new = other_backbone(tmp_path / "old", "xglm"), other_backbone(tmp_path / "new", "codegen", seed=2)
+    adapter = save_trained(tmp_path / "adapter", old, KINDS[kind])
+    upgraded = transfer(adapter, new, "transplant", FAST)
+    assert set(upgraded.report.tensors.values()) == {"transferred"}
+    facts = upgraded.report.facts["transplant"]
+    assert facts["divergence_left"] < 0.5 * facts["divergence"]
 
 
 def test_an_adapter_of_experts_alone_is_transferred_by_its_effect(tmp_path: Path) -> None:
