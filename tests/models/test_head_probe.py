@@ -70,11 +70,15 @@ def test_head_final_norm_and_last_projection_of_every_kind(model_type: str, tmp_
         assert place.factor == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("model_type", ["falcon", "gemma2", "gpt2", "gpt_neox", "granite", "olmo2", "phi"])
+DESCRIBED = ["cohere2", "falcon", "gemma2", "glm4", "gpt2", "gpt_neox", "gptj", "granite", "olmo2", "opt", "phi"]
+
+
+@pytest.mark.parametrize("model_type", [*DESCRIBED, "qwen3_5_text"])
 def test_what_is_found_is_what_the_converter_says(model_type: str, tmp_path: Path) -> None:
     """Multipliers of logits and of the residual stream, soft caps, gains stored minus one, and heads with biases."""
     folder = save_backbone(tmp_path, pico_model(model_type), pico_tokenizer(WORDS))
-    _, _, known = found_in(folder)
+    model, head, known = found_in(folder)
+    check_head(model, head)
     with without_converters(model_type):
         model, head, found = found_in(folder)
     check_head(model, head)
