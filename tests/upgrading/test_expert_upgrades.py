@@ -55,6 +55,9 @@ def test_c13_modules_of_experts_become_the_parameters_of_today(
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert len(config["target_parameters"]) == 9  # two of the experts and the router, in three layers
     assert config["r"] == 4  # gate and up have different A
+    assert main(["check", str(tmp_path / "out"), "--base", str(base), "--for", "vllm"]) == 1
+    said = capsys.readouterr().out
+    assert "a LoRA of experts" in said  # no engine has been tried with the stacked factors
     report = json.loads((tmp_path / "out" / "lorasuite_report.json").read_text())
     assert set(report["tensors"].values()) == {"transferred"}
     assert report["coverage"] == 1
