@@ -110,7 +110,7 @@ class ChatPair:
     def upgraded(self, row: str) -> Any:
         """Return the new backbone with the adapter of a row, and facts of its report."""
         method, options, count, form = UPGRADES[row]
-        prompts: list[Any] | None = conversations(self.train[:count], labeled=False) if count else None
+        prompts: list[Any] | str = conversations(self.train[:count], labeled=False) if count else "built-in"
         if form == "text":
             prompts = [item.instruction for item in self.train[:count]]
         chat = {"new_template": "old"} if form == "old" else None

@@ -129,7 +129,7 @@ class RealPair:
         method, options, given = UPGRADES[row]
         pair_map = load_or_build_map(self.old, self.new, progress=progress_bars)
         folder, start = self.args.work / f"{row}-{self.seed}", time.perf_counter()
-        prompts = [{"messages": one[:-1]} for one in self.unlabeled] if given else None
+        prompts = [{"messages": one[:-1]} for one in self.unlabeled] if given else "built-in"
         options = {**options, **({"prompts": len(self.unlabeled)} if given else {}), **pairs_of(self.args.set)}
         found = upgrade(
             self.adapter, pair_map, method=method, options=options, old=self.old, new=self.new, prompts=prompts,

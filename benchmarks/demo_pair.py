@@ -123,7 +123,8 @@ class DemoPair:
             start = time.perf_counter()
             used = add_section(used, method, self.old, self.new, options=settings)
             section = time.perf_counter() - start
-        prompts = None if "built-in" in row else [format_example(item, TEMPLATE) for item in self.train[: self.prompts]]
+        task = [format_example(item, TEMPLATE) for item in self.train[: self.prompts]]
+        prompts = "built-in" if "built-in" in row else task
         upgraded = upgrade(
             self.adapter, used, method=method, options=settings, old=self.old, new=self.new, prompts=prompts, seed=seed
         )

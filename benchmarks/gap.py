@@ -145,10 +145,10 @@ class PairRun:
                 found.write(part)
         return folder
 
-    def prompts(self, which: str | None) -> list[str] | None:
-        """Return the prompts of a row; None for no prompts and for the built-in ones."""
+    def prompts(self, which: str | None) -> list[str] | str | None:
+        """Return the prompts of a row; None for none."""
         if which not in ("task", "elicited"):
-            return None
+            return which
         more = stage(self.stages, "elicited", self.elicited)["prompts"] if which == "elicited" else []
         return [*self.task.prompts, *more]
 

@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the runs")
     parser.add_argument("--runs", default=",".join(MAPS), help=f"default: {','.join(MAPS)}; also {', '.join(UPGRADES)}")
     parser.add_argument("--adapter", help="adapter of OLD, for upgrade and transplant")
-    parser.add_argument("--prompts", help="unlabeled prompts for transplant; by default the built-in ones")
+    parser.add_argument(
+        "--prompts", default="built-in", help="unlabeled prompts for transplant; by default the built-in ones"
+    )
     parser.add_argument("--dtype", default="auto", help="of the models in transplant: float32 is faster on some CPUs")
     parser.add_argument("--deeper", action="store_true", help="NEW as a random model with twice the layers")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the table of these files instead")

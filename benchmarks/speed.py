@@ -168,7 +168,9 @@ def main() -> None:
     parser.add_argument("--new", help="new backbone, a folder")
     parser.add_argument("--adapter", help="adapter of the old backbone, a folder")
     parser.add_argument("--map", help="the pair's upgrade map, a folder")
-    parser.add_argument("--prompts", help="prompts of ``dtypes``, a file; by default the built-in ones")
+    parser.add_argument(
+        "--prompts", default="built-in", help="prompts of ``dtypes``, a file; by default the built-in ones"
+    )
     parser.add_argument("--methods", default="transplant,distill", help="methods of ``dtypes`` (default: both)")
     parser.add_argument("--number", type=int, default=64, help="how many of them are read (default: 64)")
     parser.add_argument("--layers", type=int, default=2, help="layers that are timed in the naive form (default: 2)")
