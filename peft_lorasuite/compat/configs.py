@@ -94,7 +94,8 @@ def _rope_parameters(config: Any) -> dict[str, Any]:
     """Return the ``rope_parameters`` by which transformers 4 runs a model."""
     if not hasattr(config, "rope_theta") or not type(config).model_type:
         return config.rope_parameters
-    scaling = {OLDER_ROPE_NAMES.get(name, name): value for name, value in (config.rope_scaling or {}).items()}
+    written = getattr(config, "rope_scaling", None) or {}  # GLM-4 has none
+    scaling = {OLDER_ROPE_NAMES.get(name, name): value for name, value in written.items()}
     used = {**ROPE_DEFAULTS, "partial_rotary_factor": getattr(config, "partial_rotary_factor", None) or 1.0, **scaling}
     used["rope_theta"] = config.rope_theta
     if hasattr(config, "rope_local_base_freq") or model_type(config) in SLIDING_UNSCALED:

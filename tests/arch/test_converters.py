@@ -94,7 +94,8 @@ def test_positions_and_activation_are_those_of_the_model(case: int) -> None:
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * arch.layers
     for layer, kind in enumerate(kinds):
         local = kind == "sliding_attention" and hasattr(decoder, "rotary_emb_local")  # Gemma 3 before transformers 5
-        rotary = decoder.rotary_emb_local if local else decoder.rotary_emb
+        rotary = decoder.rotary_emb_local if local else getattr(decoder, "rotary_emb", None)
+        rotary = decoder.rotary_embs[kind] if rotary is None else rotary  # OLMo 3 before transformers 5
         found = getattr(rotary, f"{kind}_inv_freq", None)
         found = rotary.inv_freq if found is None else found
         if arch.theta(layer):
