@@ -30,10 +30,10 @@ from common import RESULTS, machine, write_json
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
 FILE, TABLE = RESULTS / "any_type" / "types.json", RESULTS / "any_type" / "table.md"
-SHIPPED = ROOT / "peft_lorasuite" / "data" / "model_types.json"
+SHIPPED = ROOT / "peft_lorasuite" / "data" / "methods_by_type.json"
 SECONDS = 240
 """Time for one type."""
-CHUNK = 18
+CHUNK = 40
 """Types of one process."""
 ROWS = {
     ("same", "distill"): "type to type",
@@ -117,7 +117,10 @@ def gets(found: dict[str, Any]) -> str:
     rows = outcomes(found)
     learned = {key for key, row in rows.items() if row["outcome"] == "learned"}
     best = [method for method in METHODS if learned >= {key for key in ROWS if key[1] == method}]
-    return best[-1] if best else next((row["why"] for row in rows.values() if "why" in row), "runs, but did not learn")
+    whys = [row["why"] for key, row in rows.items() if key[1] == "distill" and "why" in row]
+    if best or not whys:
+        return best[-1] if best else "distill runs, but did not learn on a tiny model"
+    return whys[0].partition(";")[0].partition(" (")[0].removeprefix("backbone backbone: ")
 
 
 def table(types: dict[str, Any]) -> str:
@@ -141,12 +144,12 @@ def write(types: dict[str, Any]) -> None:
     write_json(FILE, {"machine": machine(), "types": dict(sorted(types.items()))})
 
 
-def write_tables(types: dict[str, Any]) -> None:
-    """Write the counts, and the table that `peft-lorasuite families --all` shows."""
+def write_tables(types: dict[str, Any], names: Sequence[str]) -> None:
+    """Write the counts, and the table that `peft-lorasuite families --all` shows, of all the named types."""
     import transformers
 
     TABLE.write_text(table(types), encoding="utf-8")
-    shown = {name: gets(found) for name, found in sorted(types.items())}
+    shown = {name: gets(types[name]) if name in types else "not measured" for name in sorted(names)}
     write_json(SHIPPED, {"transformers": transformers.__version__, "types": shown})
 
 
@@ -172,7 +175,7 @@ def main() -> int:
         types[row.pop("type")] = row
         write(types)
     if args.table:
-        write_tables(types)
+        write_tables(types, TYPES)
     print(table(types))
     return int(any(row["outcome"] == "fault" for found in types.values() for row in outcomes(found).values()))
 

@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import textwrap
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
-from ..arch.registry import Family, families
+from ..arch.registry import families
 from .common import Output, add_command
 
 WIDTH = 80
 LEGEND = """\
 by part, by head, by group: order of the rows of a fused projection.
 optional: depends on the config.
-GQA: the config sets the number of key/value heads (MHA and MQA included)."""
+GQA: the config sets the number of key/value heads (MHA and MQA included).
+Other model types are served without a converter: see families --all."""
+ALL_LEGEND = """\
+all: every method; the type has a converter (see families).
+distill, transplant: run the models, and need no converter.
+Measured on tiny random models of transformers {version}."""
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    add_command(commands, "families", "list the supported model families and their layers")
+    command = add_command(commands, "families", "list the supported model families and their layers")
+    command.add_argument("--all", action="store_true", dest="every",
+                         help="list every model type of transformers, and the methods it gets")  # fmt: skip
 
 
 def run(args: Namespace) -> Output:
-    """List the families."""
+    """List the families, or all model types."""
+    if args.every:
+        return _list_types()
     found = families()
     rows = [{"model_type": model_type, **family._asdict()} for model_type, family in found.items()]
-    return {"families": rows}, f"{_table(found)}\n\n{LEGEND}"
+    lines = [(name, family.summary or f"(no summary; from {family.origin})") for name, family in found.items()]
+    return {"families": rows}, f"{_table([('model type', 'decoder layer'), *lines])}\n\n{LEGEND}"
 
 
-def _table(found: dict[str, Family]) -> str:
-    """Format one line per model type; a line that is too long continues in the column of summaries."""
-    lines = [("model type", "decoder layer")]
-    lines += [(name, family.summary or f"(no summary; from {family.origin})") for name, family in found.items()]
+def _list_types() -> Output:
+    from ..arch.model_types import measured, model_types
+
+    found = model_types()
+    rows = [{"model_type": name, **one._asdict()} for name, one in found.items()]
+    lines = [(name, ", ".join(one.methods) or f"none: {one.why}") for name, one in found.items()]
+    text = _table([("model type", "methods"), *lines])
+    return {"model_types": rows}, f"{text}\n\n{ALL_LEGEND.format(version=measured().transformers)}"
+
+
+def _table(lines: Iterable[tuple[str, str]]) -> str:
+    """Format one line per model type; a line that is too long continues in the second column."""
+    lines = list(lines)
     column = max(len(name) for name, _ in lines) + 2
     return "\n".join(
         textwrap.fill(f"{name:{column}}{text}", max(WIDTH, 2 * column), subsequent_indent=" " * column)
