@@ -41,8 +41,7 @@ def answers_at_once(model: Any, tokens: int) -> int:
     On an accelerator their keys and values take at most half of the free memory, as if every head had its own.
     """
     free, config = free_memory(model.device), model.config.get_text_config()
-    sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size")]
-    if free is None or None in sizes:
+    layers, hidden = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    if free is None or layers is None or hidden is None:
         return ANSWERS_ON_CPU
-    layers, hidden = sizes
     return max(1, min(MOST_ANSWERS, free // (2 * 2 * layers * hidden * model.dtype.itemsize * tokens)))
