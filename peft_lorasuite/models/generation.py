@@ -189,7 +189,7 @@ def _generate(
             if has_known_cache(model):
                 raise
             return _generate_without_cache(model, ids, ends, length, temperature)
-    return output[:, width:].tolist(), torch.stack(states, dim=1)
+    return output[:, width:].tolist(), _stack(states)
 
 
 def _generate_without_cache(
@@ -210,7 +210,7 @@ def _generate_without_cache(
         states.append(found[-1])
         if bool(done.all()):
             break
-    return ids[:, width:].tolist(), torch.stack(states, dim=1)
+    return ids[:, width:].tolist(), _stack(states)
 
 
 @contextmanager
@@ -241,3 +241,13 @@ def _record_final_states(model: Any) -> Iterator[list[Tensor]]:
         yield states
     finally:
         hook.remove()
+
+
+def _stack(states: Sequence[Tensor]) -> Tensor:
+    """Stack what the head read at each step, (rows, D), to (rows, steps, D)."""
+    if states[0].ndim != 2:
+        raise LoraSuiteError(
+            "the model's head reads more than one state for a token", got=tuple(states[0].shape), wanted="(rows, D)",
+            do="choose another backbone",
+        )  # fmt: skip
+    return torch.stack(list(states), dim=1)

@@ -52,3 +52,11 @@ def test_what_a_model_itself_raises_is_one_line(llama: Side, tmp_path: Path) -> 
     assert found["outcome"] == "refused", found
     assert found["why"].startswith("reformer: the model cannot be run or trained on text alone: element 0"), found
     assert not (tmp_path / "out").exists()
+
+
+def test_a_head_of_several_tokens_is_refused(llama: Side, tmp_path: Path) -> None:
+    """A ProphetNet predicts two tokens at once."""
+    old, new = type_trials.save_old("prophetnet", tmp_path / "old"), Side("llama", llama.backbone, llama.adapter)
+    (found,) = type_trials.trials(old, new, tmp_path / "out", ["transplant"])
+    assert found["outcome"] == "refused", found
+    assert "reads more than one state for a token" in found["why"]
