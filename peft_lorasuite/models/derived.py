@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -158,6 +159,14 @@ def _empty_model(config: Any, trust_remote_code: bool) -> Any:
         raise LoraSuiteError(
             f"no converter for model type {config.model_type!r}, and transformers cannot build its model:"
             f" {short_message(error)}",
-            do="check the model_type in config.json, or add a converter with peft_lorasuite.register, see"
-            " docs/add-a-family.md",
+            do=f"{_nearest_type(config.model_type)}check the model_type in config.json, or add a converter with"
+            " peft_lorasuite.register, see docs/add-a-family.md",
         ) from error  # fmt: skip
+
+
+def _nearest_type(model_type: str) -> str:
+    """Return a question about the nearest model type of transformers, if the given one is not among them."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    near = get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=1)
+    return f"did you mean {near[0]!r}? " if near and model_type not in CONFIG_MAPPING_NAMES else ""

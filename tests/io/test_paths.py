@@ -96,7 +96,6 @@ def test_a_folder_below_a_file_says_so(tmp_path: Path) -> None:
         ["upgrade", "{}/adapter", "--to", LONG, "-o", "{}/out"],
         ["upgrade", "{}/adapter", "--to", "{}/new", "-o", f"{{}}/{LONG}"],
         ["upgrade", "{}/adapter", "--to", "{}/new", "-o", "{}/out", "--prompts", LONG],
-        ["upgrade", "{}/adapter", "--to", "{}/new", "-o", "{}/out", "--push", "me/x", "--base-model", LONG],
         ["map", "{}/old", "{}/new", "-o", "{}/out", "--calibration", LONG],
         ["inspect", "{}/map", "-o", f"{{}}/{LONG}"],
         ["inspect", "{}/map", "-o", "{}/out.html", "--rows", LONG],
@@ -161,3 +160,8 @@ def test_a_base_of_a_config_that_is_no_name(mine: Path, tmp_path: Path, pair: Pa
         config.write_text((pair.adapter / "adapter_config.json").read_text().replace(str(pair.old), name))
         info = refused(tmp_path, capsys, "upgrade", mine / "adapter", "--to", mine / "new", "-o", mine / "out")
         assert "the path cannot be accessed" in info
+
+
+def test_a_base_model_must_be_a_hub_id(mine: Path, tmp_path: Path, capsys) -> None:
+    words = ["upgrade", f"{mine}/adapter", "--to", f"{mine}/new", "-o", f"{mine}/out", "--base-model", LONG]
+    assert "not a valid Hub id" in refused(tmp_path, capsys, *words)
