@@ -18,9 +18,9 @@ FAST = {
     "qwen3_vl": "distill",  # a vision tower
 }
 SLOW = """
-bamba bart blt cohere2_moe dbrx deepseek_v4 emu3 falcon_mamba gemma3n_text gpt_bigcode granitemoehybrid kimi_linear
-lfm2 llama4_text mllama mpt nemotron_h openai-gpt qwen3_next recurrent_gemma rwkv xlnet zamba2
+bamba bart dbrx deepseek_v4 falcon_mamba gemma3n_text lfm2 llama4_text mllama mpt openai-gpt rwkv xlnet
 """
+"""One of each kind; benchmarks/any_type.py runs all."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def test_a_type_without_converter_learns_what_a_llama_does(model_type: str, llam
     assert found["outcome"] == "learned", found
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # PEFT sets it for Conv1D
 @pytest.mark.parametrize("model_type", SLOW.split())
 def test_more_types_from_the_same_type_and_from_a_llama(model_type: str, llama: Side, tmp_path: Path) -> None:
     found = type_trials.run_type(model_type, tmp_path, llama)
