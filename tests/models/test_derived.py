@@ -12,6 +12,7 @@ from pico import pico_model
 from tiny_types import logits_of, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+from versions import needs_tiny
 
 from peft_lorasuite import Architecture, LoraSuiteError
 from peft_lorasuite.arch.registry import without_converters
@@ -28,6 +29,7 @@ NOT_TRAINED = {
 
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_sites_are_the_linear_modules_of_the_text_model(model_type: str, tmp_path: Path) -> None:
+    needs_tiny(model_type)
     folder = other_backbone(tmp_path, model_type)
     with without_converters(model_type):
         backbone = Backbone.open(str(folder))
@@ -82,6 +84,7 @@ def leaves(model: torch.nn.Module) -> set[str]:
 
 def test_a_shared_expert_has_no_lora_since_peft_takes_its_names_for_those_of_experts() -> None:
     """PEFT adds the parameters of all experts instead of this module."""
+    needs_tiny("qwen2_moe")
     model = tiny_model("deepseek_v3")
     taken = names_of_experts(model, leaves(model))
     assert taken == {"gate", "gate_proj", "up_proj", "down_proj"}
@@ -105,6 +108,7 @@ def test_a_module_whose_tensors_peft_does_not_find_again_has_no_lora(
     model_type: str, lost: str, tmp_path: Path
 ) -> None:
     """The renaming of older checkpoints hits the names of these tensors, and PEFT leaves them out with a warning."""
+    needs_tiny(model_type)
     adapted = peft.get_peft_model(tiny_model(model_type), peft.LoraConfig(target_modules=[lost]))
     torch.nn.init.ones_(adapted.get_submodule(f"base_model.model.{lost}").lora_B["default"].weight)
     adapted.save_pretrained(tmp_path)
@@ -123,18 +127,21 @@ def test_other_types_keep_all_names(model_type: str) -> None:
 
 
 def test_the_layers_of_a_model_that_loops_over_them_are_counted_once() -> None:
+    needs_tiny("hrm_text")
     model = tiny_model("hrm_text")
     assert derive_architecture(model).layers == 3 < model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neo", "olmo_hybrid", "zamba"])
 def test_a_tiny_type_is_small_and_says_something(model_type: str) -> None:
+    needs_tiny(model_type)
     model = tiny_model(model_type)
     assert sum(weight.numel() for weight in model.parameters()) < 300_000
     assert logits_of(model, torch.tensor([[3, 4, 5, 6]])).std() > 0.1
 
 
 def test_a_model_in_memory_keeps_its_modules_and_weights() -> None:
+    needs_tiny("gpt_neo")
     model = tiny_model("gpt_neo")
     before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
     assert any(site.trained for site in derive_architecture(model).sites)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from any_model import OTHERS, WORDS, other_backbone
 from pico import pico_model, pico_tokenizer, save_backbone
+from versions import needs_tiny
 
 from peft_lorasuite import LoraSuiteError
 from peft_lorasuite.arch.registry import without_converters
@@ -61,6 +62,7 @@ def check_head(model: Any, head: Head) -> None:
 
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_head_final_norm_and_last_projection_of_every_kind(model_type: str, tmp_path: Path) -> None:
+    needs_tiny(model_type)
     with without_converters(model_type):
         model, head, place = found_in(other_backbone(tmp_path, model_type))
     check_head(model, head)
@@ -95,6 +97,7 @@ def test_what_is_found_is_what_the_converter_says(model_type: str, tmp_path: Pat
 @pytest.mark.parametrize("model_type", ["codegen", "exaone4", "mixtral"])
 def test_rounding_to_16_bits_hides_nothing(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Experts after the last linear module change what it adds by a few per cent, which must not pass for rounding."""
+    needs_tiny(model_type)
     with without_converters(model_type):
         _, _, place = found_in(other_backbone(tmp_path, model_type), dtype)
     assert (place and place.module) == LAST[model_type]

@@ -24,6 +24,17 @@ def needs_type(model_type: str) -> None:
         needs("transformers", minimum, f"model type {model_type}")
 
 
+TINY_SINCE_5 = ("glm4v", "gpt_neo", "jamba", "mixtral", "qwen2_moe", "qwen3_vl", "zamba")
+"""Types whose configs or kernels have transformers 4 build other tiny models, or none."""
+
+
+def needs_tiny(model_type: str) -> None:
+    """Skip the test where the installed transformers does not build the tiny model of a type."""
+    needs_type(model_type)
+    if model_type in TINY_SINCE_5:
+        needs("transformers", "5.0", f"the tiny model of type {model_type}")
+
+
 def installed_spelling(values: dict[str, Any], model_type: str = "") -> dict[str, Any]:
     """Return config values with ``rope_parameters`` written as the installed transformers reads them (5.0)."""
     if has("transformers", "5.0"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import type_trials
 from type_trials import Side
+from versions import needs_tiny
 
 from peft_lorasuite.arch.registry import has_converter
 
@@ -30,6 +31,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Side:
 
 @pytest.mark.parametrize("model_type", FAST)
 def test_a_type_without_converter_learns_what_a_llama_does(model_type: str, llama: Side, tmp_path: Path) -> None:
+    needs_tiny(model_type)
     assert not has_converter(model_type), "choose another type"
     new = type_trials.save_new(model_type, tmp_path / "new")
     (found,) = type_trials.trials(llama, new, tmp_path / "out", [FAST[model_type]])
@@ -39,6 +41,7 @@ def test_a_type_without_converter_learns_what_a_llama_does(model_type: str, llam
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # PEFT sets it for Conv1D
 @pytest.mark.parametrize("model_type", SLOW.split())
 def test_more_types_from_the_same_type_and_from_a_llama(model_type: str, llama: Side, tmp_path: Path) -> None:
+    needs_tiny(model_type)
     found = type_trials.run_type(model_type, tmp_path, llama)
     assert found["built"], found
     (same,), (distilled, transplanted) = found["same"], found["llama"]

@@ -23,6 +23,7 @@ from any_model import (
     write_adapter,
 )
 from pico import pico_model, pico_tokenizer, save_backbone
+from versions import needs_tiny
 
 from peft_lorasuite import LoraSuiteError, MapOptions, PeftModel, UpgradeMap
 from peft_lorasuite.adapters.peft_model import load_with_adapter
@@ -75,6 +76,7 @@ def transfer(adapter: Path, new: Path, method: str, options: dict[str, Any] | No
 
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_the_behavior_of_an_adapter_comes_back_on_its_own_backbone(model_type: str, tmp_path: Path) -> None:
+    needs_tiny(model_type)
     base = other_backbone(tmp_path / "base", model_type)
     adapter = write_adapter(tmp_path / "adapter", base, MODULES.get(model_type, ["q_proj", "v_proj"]))
     upgraded = transfer(adapter, base, "distill", DISTILL)
@@ -136,6 +138,7 @@ def test_adapters_of_every_kind_are_read_where_the_old_backbone_has_no_converter
 
 def test_an_adapter_of_experts_alone_is_transferred_by_its_effect(tmp_path: Path) -> None:
     """The old model runs with it, so that nothing of it is read; the report says that experts are not trained."""
+    needs_tiny("mixtral")
     old, new = other_backbone(tmp_path / "old", "mixtral"), other_backbone(tmp_path / "new", "mixtral", seed=2)
     adapter = write_adapter(tmp_path / "adapter", old, [], target_parameters=["experts.down_proj"])
     upgraded = transfer(adapter, new, "distill", FAST | {"epochs": 1, "anchor_text_tokens": 0})
@@ -160,6 +163,7 @@ def test_methods_that_transfer_weights_name_the_types_without_a_converter(tmp_pa
 
 
 def test_the_map_of_such_a_pair_has_the_identities_alone_and_reads_back(tmp_path: Path) -> None:
+    needs_tiny("jamba")
     old, new = other_backbone(tmp_path / "old", "jamba"), other_backbone(tmp_path / "new", "xglm")
     built = UpgradeMap.build(str(old), str(new))
     built.save(tmp_path / "map")
