@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -31,15 +31,9 @@ from .behavior.classification import (
     zero_update,
 )
 from .behavior.options import DistillOptions
-from .behavior.positions import Tokens
 from .behavior.probe import probe
-from .behavior.states import RowPosition
 from .registry import method
 from .transplant import fit_last_layer
-
-if TYPE_CHECKING:
-    from ..training.distillation import TargetRow
-
 
 SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
@@ -52,7 +46,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     check_task(inputs.adapter.task, "distill", new)
     if inputs.adapter.task.classifies:
         return _distill_classifier(inputs, new, options)
-    from ..training.distillation import DistillationTrainer, target_batch
+    from ..training.distillation import DistillationTrainer, target_batch, target_rows
 
     start = options.transplant()
     probed = probe(inputs, start)
@@ -63,7 +57,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     else:
         first = MethodResult(zero_update(new, inputs), rank=inputs.adapter.rank)
     places = [(turn, position) for turn, _, position in probed.places]
-    rows = _target_rows(probed.rows, [*places, *probed.anchors])
+    rows = target_rows([(row.ids, row.start) for row in probed.rows], [*places, *probed.anchors])
     facts = {
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
         "entropy_gate": options.entropy_gate, "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
@@ -83,7 +77,8 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
 
     A tenth of the texts is not trained on; the report has the agreement with the old adapted classifier on them.
     """
-    from ..training.classification import ClassTrainer, class_batch, class_rows
+    from ..training.classification import ClassTrainer, class_batch
+    from ..training.distillation import target_rows
 
     task = inputs.adapter.task
     texts = choose_texts(inputs, "distill", options.prompts or TEXTS)
@@ -91,8 +86,9 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
     seen, held_out = split_rows(targets, inputs.seed)
     first = start_classifier(inputs, seen, fit=options.start)
     trainer = partial(ClassTrainer, targets=seen.logits, losses=teacher_losses, objective=task.objective)
+    rows = target_rows([(row.ids, 0) for row in seen.rows], seen.places)
     found, loss, reached = _train(
-        inputs, new, first, class_rows(seen.rows, seen.places), options, trainer, class_batch,
+        inputs, new, first, rows, options, trainer, class_batch,
         lambda model: logits_at(model, held_out, padding_of(new)),
     )  # fmt: skip
     facts = {"texts": len(texts.new), "positions": len(seen.places), "loss": round(loss, 4)}
@@ -148,17 +144,3 @@ def _trained_modules(
     own = [part for _, part in inputs.adapter.updates] if inputs.adapter.arch.has_converter else arch.parts
     parts = [part for part in dict.fromkeys([*options.parts, *own]) if part in arch.parts]
     return {"modules": [arch.site(part).path.rpartition(".")[2] for part in parts]}
-
-
-def _target_rows(rows: Sequence[Tokens], places: Sequence[RowPosition]) -> list[TargetRow]:
-    """Return the rows that have targets, each with their positions and the indices of the targets in ``places``."""
-    from ..training.distillation import TargetRow
-
-    by_row: dict[int, list[RowPosition]] = {}
-    for index, (row, position) in enumerate(places):
-        by_row.setdefault(row, []).append((position, index))
-    found = []
-    for number, wanted in by_row.items():
-        positions, targets = zip(*wanted, strict=True)
-        found.append(TargetRow(rows[number].ids, rows[number].start, positions=positions, targets=targets))
-    return found

@@ -9,25 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from ..models.class_labels import infer_problem, place_labels
-from ..models.classification import Row, encode_texts, pad_rows
+from ..models.classification import encode_texts, pad_rows
 from ..models.task import model_task
 from ..text.texts import Text
 from .class_loss import label_losses
-from .distillation import TargetRow, TargetTrainer, target_columns
+from .distillation import TargetRow, TargetTrainer, target_columns, target_rows
 
 Losses = Callable[[Tensor, Tensor, str], Tensor]
 """``(logits, targets, objective) -> losses``, as in `class_loss`."""
-
-
-def class_rows(rows: Sequence[Row], places: Sequence[tuple[int, int]]) -> list[TargetRow]:
-    """Return the rows that have targets; ``places`` are the row and the position of each target."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for index, (row, position) in enumerate(places):
-        found.setdefault(row, []).append((position, index))
-    return [
-        TargetRow(rows[row].ids, 0, positions=positions, targets=targets)
-        for row, (positions, targets) in ((row, zip(*pairs, strict=True)) for row, pairs in found.items())
-    ]
 
 
 def class_examples(
@@ -47,7 +36,7 @@ def class_examples(
     )  # fmt: skip
     places, labels = place_labels(texts, rows, task)
     trainer = partial(ClassTrainer, targets=labels, losses=label_losses, objective=task.objective)
-    return class_rows(rows, places), {"trainer": trainer, "collate": class_batch}
+    return target_rows([(row.ids, 0) for row in rows], places), {"trainer": trainer, "collate": class_batch}
 
 
 class ClassTrainer(TargetTrainer):

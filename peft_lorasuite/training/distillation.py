@@ -28,6 +28,23 @@ class TargetRow(Encoded):
     targets: tuple[int, ...] = ()
 
 
+def target_rows(rows: Sequence[tuple[tuple[int, ...], int]], places: Sequence[tuple[int, int]]) -> list[TargetRow]:
+    """Return the rows that have targets, each with their positions and the indices of the targets in ``places``.
+
+    Args:
+        rows: Token ids of each row, and where its response starts.
+        places: Row and position of every target.
+    """
+    by_row: dict[int, list[tuple[int, int]]] = {}
+    for index, (row, position) in enumerate(places):
+        by_row.setdefault(row, []).append((position, index))
+    found = []
+    for number, wanted in by_row.items():
+        positions, targets = zip(*wanted, strict=True)
+        found.append(TargetRow(*rows[number], positions=positions, targets=targets))
+    return found
+
+
 class TargetTrainer(ResponseTrainer):
     """A Trainer whose loss is a mean over the targets of a step, whatever batches they are in."""
 
