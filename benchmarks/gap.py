@@ -26,6 +26,7 @@ from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.adapters.writing import RECORD, REPORT, write_peft_model
+from peft_lorasuite.arch.registry import without_converters
 from peft_lorasuite.evaluation.answers import score_number
 from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.io.source import Source
@@ -241,6 +242,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-converters", default="", help="model types to take as if they had no converter")
 
 
 def main() -> None:
@@ -254,8 +256,10 @@ def main() -> None:
     run: Any = gap_demo.DemoRun(args.out)
     if args.command == "pair":
         run = PairRun(args, load_task(args.task, args.data, args.limit))
-    for name in rows:
-        run.row(name)
+    hidden = args.without_converters.split(",") if args.command == "pair" and args.without_converters else []
+    with without_converters(*hidden):
+        for name in rows:
+            run.row(name)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,9 @@ def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
         raise broken_file_error(where, error) from error
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
-        raise LoraSuiteError("values are not finite", where=where, got=", ".join(bad[:3]), do="train or fetch it again")
+        raise LoraSuiteError(
+            "values are not finite", where=where, got=", ".join(sorted(bad)[:3]), do="train or fetch it again"
+        )
     return tensors
 
 
