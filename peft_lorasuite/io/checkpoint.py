@@ -170,11 +170,10 @@ def read_tensors(path: Path, *, where: str) -> dict[str, Tensor]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
     except SafetensorError as error:
         raise broken_file_error(where, error) from error
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    bad = sorted(name for name, tensor in numbers.items() if not torch.isfinite(tensor).all())
     if bad:
-        raise LoraSuiteError(
-            "values are not finite", where=where, got=", ".join(sorted(bad)[:3]), do="train or fetch it again"
-        )
+        raise LoraSuiteError("values are not finite", where=where, got=", ".join(bad[:3]), do="train or fetch it again")
     return tensors
 
 
