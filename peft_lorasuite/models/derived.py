@@ -166,7 +166,8 @@ def _empty_model(config: Any, trust_remote_code: bool) -> Any:
 
 def _nearest_type(model_type: str) -> str:
     """Return a question about the nearest model type of transformers, if the given one is not among them."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    near = get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=1)
-    return f"did you mean {near[0]!r}? " if near and model_type not in CONFIG_MAPPING_NAMES else ""
+    known = list(CONFIG_MAPPING.keys())
+    near = get_close_matches(model_type, known, n=1)
+    return f"did you mean {near[0]!r}? " if near and model_type not in known else ""
