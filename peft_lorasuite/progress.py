@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,29 @@ def progress_bars(title: str, items: Collection[Item], /) -> Iterator[Item]:
     from tqdm.auto import tqdm
 
     yield from tqdm(items, desc=title, delay=2.0, leave=False, file=_LenientStream(sys.stderr))
+
+
+@contextmanager
+def stage(progress: Progress, title: str) -> Iterator[None]:
+    """Report the body of a ``with`` statement as one step, in which loops may report their own."""
+    steps = iter(progress(title, [None]))
+    next(steps)
+    try:
+        yield
+        next(steps, None)
+    finally:
+        if isinstance(steps, Generator):
+            steps.close()  # also where an error keeps the frame alive: a bar must not outlast its stage
+
+
+def numbered(progress: Progress, stages: Sequence[str]) -> Progress:
+    """Return a progress that writes its number before the title of each of the given stages, such as ``2/3``."""
+
+    def with_number(title: str, items: Collection[Item], /) -> Iterable[Item]:
+        number = f"{stages.index(title) + 1}/{len(stages)} " if title in stages else ""
+        return progress(number + title, items)
+
+    return with_number
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoraSuiteError, check_integer, check_seed, printable
 from ..io.source import LoadOptions
 from ..models.distributed import is_main_process
-from ..progress import Progress, no_progress, progress_bars
+from ..progress import Progress, no_progress
 from .brief_help import BriefParser
+from .stages import show_stages
 
 if TYPE_CHECKING:
     from ..text.chat_options import ChatOptions
@@ -144,23 +147,32 @@ def load_options(args: Namespace) -> LoadOptions:
 def setup_logging(args: Namespace) -> Progress:
     """Set how much the libraries log, and return how progress is shown."""
     shown = not (args.quiet or args.json) and is_main_process()
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("peft_lorasuite").setLevel(logging.INFO if shown else logging.ERROR)
     if args.quiet:
         warnings.simplefilter("ignore")
-    # PEFT reads an attribute that transformers 5 renamed
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", module=r"(accelerate|peft|torch|transformers)\b")  # what matters is an error here
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # a bar for every model that is loaded
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers_logging.set_verbosity_error()
     if not shown:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-        transformers_logging.set_verbosity_error()
-    return progress_bars if shown else no_progress
+    return show_stages() if shown else no_progress
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes to what is standard error at the time: a bar that is shown there moves out of the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -17,7 +17,7 @@ from ..io.output import atomic_folder
 from ..mapping.upgrade_map import UpgradeMap
 from ..model import attach
 from ..models.backbone import Backbone
-from ..progress import Progress, no_progress
+from ..progress import Progress, no_progress, stage
 from ..reporting.map_figures import layer_map_figure
 from ..text.examples import format_example, read_examples
 from ..training.finetune import finetune
@@ -209,12 +209,16 @@ class _Demo:
         return Backbone.open(self.data / "new").load(dtype="float32")
 
     def _score(self, label: str, model: Any, step: str | None = None) -> Row:
-        scored: Score = score(model.eval(), self.new.tokenizer, self.test, self.template, progress=self.progress)
+        with stage(self.progress, f"scoring {label}"):
+            scored: Score = score(
+                model.eval(), self.new.tokenizer, self.test, self.template, progress=self.progress
+            )  # fmt: skip
         return Row(label, round(scored.accuracy, 4), round(scored.nll, 4), self.seconds.get(step) if step else None)
 
     def _time(self, name: str, function: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        result = function()
+        with stage(self.progress, name):
+            result = function()
         self.seconds[name] = round(time.perf_counter() - start, 2)
         return result
 

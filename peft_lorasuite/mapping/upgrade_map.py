@@ -20,6 +20,7 @@ from ..io.output import atomic_folder
 from ..io.source import Source, split_revision
 from ..linalg.basis import Basis, part_basis
 from ..linalg.lowrank import decomposition_errors
+from ..progress import Progress, no_progress, stage
 from ..text.summary import Summarized
 from .fingerprint import Identity
 from .layer_pair import LayerPair
@@ -71,13 +72,15 @@ class UpgradeMap(Summarized):
         return "UpgradeMap", rows
 
     @classmethod
-    def build(cls, old: Any, new: Any, options: MapOptions | None = None, **settings: Any) -> UpgradeMap:
+    def build(
+        cls, old: Any, new: Any, options: MapOptions | None = None, *, progress: Progress = no_progress, **settings: Any
+    ) -> UpgradeMap:  # fmt: skip
         """Build the map of a pair of backbones; the keywords are those of `mapping.build.build_map`."""
         from .build import build_map
 
         options = options or MapOptions()
-        with decomposition_errors():
-            parts = build_map(old, new, options, **settings)
+        with stage(progress, "building the upgrade map"), decomposition_errors():
+            parts = build_map(old, new, options, progress=progress, **settings)
         check_finite(parts.hidden, parts.similarity, parts.layers)
         return cls(options=options, **parts._asdict())
 

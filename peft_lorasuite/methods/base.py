@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..adapters.adapter import Adapter, Key
@@ -13,9 +14,14 @@ from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
-from ..progress import Progress, no_progress
+from ..progress import Progress, no_progress, numbered, stage
 from ..text.chat_options import ChatOptions
 from ..text.examples import PromptsLike
+
+READ_OLD, READ_NEW, FIT, DISTILL = (
+    "reading the old adapter's answers", "reading the new model", "fitting to the answers", "distilling",
+)  # fmt: skip
+"""Titles of the stages of methods that run the models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,14 @@ class MethodInput:
     seed: int = 0
     progress: Progress = no_progress
     chat: ChatOptions = field(default_factory=ChatOptions)
+
+    def with_stages(self, *titles: str) -> MethodInput:
+        """Return the input of a method that has these stages, in this order: their numbers are shown."""
+        return replace(self, progress=numbered(self.progress, titles))
+
+    def stage(self, title: str) -> AbstractContextManager[None]:
+        """Report the body of a ``with`` statement as a stage."""
+        return stage(self.progress, title)
 
     def backbones(self, what: str) -> tuple[Backbone, Backbone]:
         """Return both backbones.

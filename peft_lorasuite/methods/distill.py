@@ -18,7 +18,7 @@ from ..models.classification import padding_of
 from ..models.restore import fixed_seed
 from ..models.task import find_head
 from ..training.class_loss import teacher_losses
-from .base import MethodInput, MethodResult
+from .base import DISTILL, FIT, READ_NEW, READ_OLD, MethodInput, MethodResult
 from .behavior.classification import (
     TEXTS,
     check_task,
@@ -48,12 +48,14 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
         return _distill_classifier(inputs, new, options)
     from ..training.distillation import DistillationTrainer, target_batch, target_rows
 
+    inputs = inputs.with_stages(READ_OLD, READ_NEW, *([FIT] if options.start else []), DISTILL)
     start = options.transplant()
     probed = probe(inputs, start)
     options = options.resolve(long=probed.long)
     targets = probed.targets(options, seed=inputs.seed).with_anchors(probed.new_head, probed.anchor_states)
     if options.start and probed.place is not None:
-        first = fit_last_layer(inputs, probed, probed.place, start)
+        with inputs.stage(FIT):
+            first = fit_last_layer(inputs, probed, probed.place, start)
     else:
         first = MethodResult(zero_update(new, inputs), rank=inputs.adapter.rank)
     places = [(turn, position) for turn, _, position in probed.places]
@@ -82,6 +84,7 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
 
     task = inputs.adapter.task
     texts = choose_texts(inputs, "distill", options.prompts or TEXTS)
+    inputs = inputs.with_stages(READ_OLD, *([FIT] if options.start else []), DISTILL)
     targets = read_targets(inputs, texts)
     seen, held_out = split_rows(targets, inputs.seed)
     first = start_classifier(inputs, seen, fit=options.start)
@@ -117,13 +120,16 @@ def _train(
     if first.head is not None:
         start = start.with_head(first.head, find_head(new.config, task))
     trained = _trained_modules(inputs, new, options, rank)
-    with temporary_folder() as folder, fixed_seed(inputs.seed), new.running(task=task) as plain:
+    with (
+        inputs.stage(DISTILL), temporary_folder() as folder, fixed_seed(inputs.seed),
+        new.running(task=task) as plain,
+    ):  # fmt: skip
         write_adapter(start, folder, base=new.name)
         model = peft.PeftModel.from_pretrained(plain, str(folder), is_trainable=True)
         add_modules(model, fill=False, **trained)
         loss, weights = train(
             model, rows, padding_of(new), options.training(inputs.seed), inputs.progress, trainer=trainer,
-            collate=collate,
+            collate=collate, title=DISTILL,
         )  # fmt: skip
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         found = read_adapter(Source(str(folder), "adapter"), new.arch)

@@ -15,7 +15,7 @@ import torch
 from ..errors import LoraSuiteError
 from ..linalg.basis import clamp_gain
 from ..linalg.lowrank import reduced_rank_ridge
-from .base import MethodInput, MethodResult
+from .base import FIT, READ_NEW, READ_OLD, MethodInput, MethodResult
 from .behavior.classification import check_task, transplant_classifier
 from .behavior.last_layer import divergence, refine, solve_shift
 from .behavior.options import TransplantOptions
@@ -33,6 +33,7 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
         return transplant_classifier(inputs, options)
     if new.arch.has_converter:
         _check_rank(options, new.arch.shape("down"))
+    inputs = inputs.with_stages(READ_OLD, READ_NEW, FIT)
     probed = probe(inputs, options)
     if probed.place is None:
         raise LoraSuiteError(
@@ -40,7 +41,8 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
             do="use the method 'distill', which trains modules anywhere",
         )  # fmt: skip
     _check_rank(options, new.arch.shape(probed.place.key[1]))
-    return fit_last_layer(inputs, probed, probed.place, options)
+    with inputs.stage(FIT):
+        return fit_last_layer(inputs, probed, probed.place, options)
 
 
 def _check_rank(options: TransplantOptions, shape: tuple[int, int]) -> None:

@@ -133,6 +133,8 @@ def finetune(
         rows = encode_examples(tokenizer, drawn, template, cutoff=cutoff, chat=side, rows=size)
     with fixed_seed(seed):
         added = add_modules(model, fill=new_layers == "train", modules=modules)
+        if added:
+            log.info("%d modules without an old counterpart get a new LoRA", len(added))
         _check_trainable(model)
         loss, weights = train(model, rows, padding, options, progress, **settings)
     record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}

@@ -112,13 +112,13 @@ class ResponseTrainer(Trainer):
 class ProgressCallback(TrainerCallback):
     """Reports the steps of the Trainer to a `Progress`."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress, self.title = progress, title
         self.steps: Iterator[int] = iter(())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the bar."""
-        self.steps = iter(self.progress("fine-tuning", range(state.max_steps)))
+        self.steps = iter(self.progress(self.title, range(state.max_steps)))
         next(self.steps, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -129,6 +129,7 @@ class ProgressCallback(TrainerCallback):
 def train(
     model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, *,
     trainer: Callable[..., ResponseTrainer] = ResponseTrainer, collate: Callable[..., dict[str, Tensor]] = batch,
+    title: str = "fine-tuning",
 ) -> tuple[float, dict[str, Tensor] | None]:  # fmt: skip
     """Train the trainable parameters of a PEFT model, in place.
 
@@ -140,6 +141,7 @@ def train(
         progress: Shows the progress.
         trainer: Trainer class, or a partial of one; it computes the loss. By default the loss on the responses.
         collate: ``(rows, padding=) -> batch``, with the tensors that the trainer reads.
+        title: What the progress says.
 
     Returns:
         The mean training loss; and the trained weights if FSDP has sharded them over processes, gathered in every
@@ -154,7 +156,7 @@ def train(
             _training_arguments(options, str(scratch), model.config),
             data_collator=partial(collate, padding=padding),
             train_dataset=RowDataset(rows),
-            callbacks=[ProgressCallback(progress)],
+            callbacks=[ProgressCallback(progress, title)],
         )
         hf_trainer.remove_callback(PrinterCallback)
         loss = hf_trainer.train().training_loss

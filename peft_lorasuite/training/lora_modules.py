@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import torch
 
 from ..errors import LoraSuiteError
-
-log = logging.getLogger(__name__)
 
 
 def add_modules(
@@ -49,7 +46,6 @@ def add_modules(
     model.base_model.inject_adapter(model.get_base_model(), model.active_adapter)
     cast_adapter_dtype(model, model.active_adapter)  # injection creates all factors again, in the backbone's dtype
     set_peft_model_state_dict(model, kept, adapter_name=model.active_adapter)
-    log.info("%d modules without an old counterpart get a new LoRA", len(missing))
     return missing
 
 

@@ -20,7 +20,7 @@ from ..methods.registry import find
 from ..methods.sections import add_section
 from ..models.backbone import Backbone
 from ..models.distributed import is_main_process, wait_for_everyone
-from ..progress import Progress, no_progress
+from ..progress import Progress, no_progress, stage
 from ..text.vocabulary import tokenizer_hash
 
 log = logging.getLogger(__name__)
@@ -61,13 +61,12 @@ def load_or_build_map(
     upgrade_map = _load_cached(folder)
     changed = upgrade_map is None
     if upgrade_map is None:
-        log.info("building the upgrade map of %r and %r", old, new)
         upgrade_map = UpgradeMap.build(old, new, options, low_memory=low_memory, progress=progress)
     for name in methods:
         section = find(name).section
         if section is not None and section.name not in upgrade_map.sections:
-            log.info("building the section of the map for %s", name)
-            upgrade_map, changed = add_section(upgrade_map, name, old, new, progress=progress), True
+            with stage(progress, f"building the section of the map for {name}"):
+                upgrade_map, changed = add_section(upgrade_map, name, old, new, progress=progress), True
     if changed and folder is not None and is_main_process():
         _save(upgrade_map, folder)
     wait_for_everyone()

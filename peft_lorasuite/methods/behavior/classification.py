@@ -24,7 +24,7 @@ from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, NAMED, PromptOrText, check_prompt_count, read_prompts
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
-from ..base import MethodInput, MethodResult
+from ..base import FIT, READ_OLD, MethodInput, MethodResult
 from .class_features import fit_classifier
 from .class_states import ClassProblem
 from .options import BehaviorOptions
@@ -153,7 +153,7 @@ def read_targets(inputs: MethodInput, texts: ChosenTexts) -> ClassTargets:
     task = inputs.adapter.task
     sides = ((old, texts.old), (new, texts.new))
     before, after = (encode_for(one, read, per_token=task.per_token) for one, read in sides)
-    with load_with_adapter(old, inputs.adapter) as model:
+    with inputs.stage(READ_OLD), load_with_adapter(old, inputs.adapter) as model:
         found = class_logits(model, before, padding_of(old), inputs.progress)
     del model
     free_models()
@@ -177,6 +177,7 @@ def transplant_classifier(inputs: MethodInput, options: BehaviorOptions) -> Meth
     The result has a LoRA of zeros in the last layer, since PEFT needs a LoRA and further training can use it.
     """
     texts = choose_texts(inputs, "transplant", options.prompts or TEXTS)
+    inputs = inputs.with_stages(READ_OLD, FIT)
     fitted = start_classifier(inputs, read_targets(inputs, texts), fit=True)
     facts = {"texts": len(texts.new), **fitted.facts}
     return replace(fitted, facts={"transplant": facts, **texts.facts}, chat_template=texts.chat_template)
@@ -194,7 +195,7 @@ def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -
         return MethodResult(update, rank=rank, head=ClassHead(zeros, zeros[:, 0] if bias else None))
     targets = thin_out(targets, PLACES, inputs.seed)
     rank = max(rank, min(len(task.labels), MAX_RANK))
-    with new.running(task=DECODER) as model:
+    with inputs.stage(FIT), new.running(task=DECODER) as model:
         problem = ClassProblem(
             model, new, targets.rows, targets.places, task, bias, rank, padding_of(new), inputs.seed, inputs.progress
         )

@@ -16,7 +16,7 @@ from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
 from ...text.examples import Prompt
-from ..base import MethodInput
+from ..base import READ_NEW, READ_OLD, MethodInput
 from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
 from .found import describe_found
@@ -128,16 +128,17 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
     count = options.prompts or PROMPTS
     choose = plan_prompts(inputs, old, new, count, options.length) if turns is None else None
-    chosen, turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
-        inputs, old, new, options, choose, turns
-    )
+    with inputs.stage(READ_OLD):
+        chosen, turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
+            inputs, old, new, options, choose, turns
+        )
     vocabulary = PlaceVocabularies.pair(old, new, pair_places(old_rows, rows, places))
     old_head.release(old)
     free_models()
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
     anchors += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
-    with new.running() as model:
+    with inputs.stage(READ_NEW), new.running() as model:
         new_head = Head(model, new)
         place = last_projection(model, new, new_head)
         reads = place or new_head.norm_path or new.arch.head
