@@ -13,6 +13,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .arch.registry import architecture, register
     from .arch.spec import Architecture, Heads, Site
+    from .checking.page import UpgradeCheck
+    from .checking.upgrade_check import check_upgrade
     from .errors import LoraSuiteError
     from .evaluation.harness import evaluate
     from .hub.push import push_upgraded
@@ -42,10 +44,12 @@ _MODULES = {
     "Pushed": "hub.repository",
     "Report": "upgrading.report",
     "Site": "arch.spec",
+    "UpgradeCheck": "checking.page",
     "UpgradeMap": "mapping.upgrade_map",
     "Upgraded": "upgrading.upgrade",
     "architecture": "arch.registry",
     "check": "serving.checking",
+    "check_upgrade": "checking.upgrade_check",
     "evaluate": "evaluation.harness",
     "export": "serving.exporting",
     "finetune": "training.finetune",
@@ -70,11 +74,13 @@ __all__ = [
     "Pushed",
     "Report",
     "Site",
+    "UpgradeCheck",
     "UpgradeMap",
     "Upgraded",
     "__version__",
     "architecture",
     "check",
+    "check_upgrade",
     "evaluate",
     "export",
     "finetune",

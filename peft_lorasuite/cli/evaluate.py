@@ -64,7 +64,7 @@ def run(args: Namespace) -> Output:
     settings = {name: getattr(args, name) for name in names}
     jobs = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
     jobs |= {name: (name, None) for name in args.against}
-    with _silence_harness() if progress is no_progress else nullcontext():
+    with silence_harness() if progress is no_progress else nullcontext():
         rows = {
             label: evaluate(model, adapter=adapter, **settings)
             for label, (model, adapter) in progress("evaluating", list(jobs.items()))
@@ -130,7 +130,7 @@ def _check_distinct(labels: Sequence[str]) -> None:
 
 
 @contextmanager
-def _silence_harness() -> Iterator[None]:
+def silence_harness() -> Iterator[None]:
     """Suppress the harness's progress bars and messages, for which it has no option."""
     harness = logging.getLogger("lm_eval")
     before = harness.level

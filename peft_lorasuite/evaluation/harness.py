@@ -99,13 +99,13 @@ def evaluate(
     }  # fmt: skip
     check_chat(chat)
     local = None if data is None else _read_local_items(Path(data), benchmarks)
-    _require_harness()
+    require_harness()
     overrides = _task_overrides(scoring, template)
     loaded_model, loaded_tokenizer = _load(model, adapter, tokenizer)
     with temporary_folder() as scratch:
         tasks = _load_tasks(benchmarks, overrides, max_new_tokens, local, scratch)
         samples = _draw_samples(benchmarks, tasks, limit, seed)
-        results = _run_harness(loaded_model, loaded_tokenizer, tasks, samples, batch_size, chat)
+        results = run_harness(loaded_model, loaded_tokenizer, tasks, samples, batch_size, chat)
         scores = tuple(_score_task(b, results["samples"][b.task]) for b in benchmarks)
     settings = {
         "limit": limit,
@@ -128,7 +128,7 @@ def _read_local_items(folder: Path, benchmarks: tuple[Benchmark, ...]) -> dict[B
     return {b: read_items(path, b) for b, path in paths.items() if path is not None}
 
 
-def _require_harness() -> None:
+def require_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -241,7 +241,7 @@ def _source(text: str | Path, kind: str) -> Source:
     return Source(name, kind, revision)
 
 
-def _run_harness(
+def run_harness(
     model: Any, tokenizer: Any, tasks: Mapping[str, Any], samples: dict[str, list[int]] | None,
     batch_size: int | str, chat: Mapping[str, Any],
 ) -> Mapping[str, Any]:  # fmt: skip

@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
 from ..upgrading.report import TRANSFERRED
+from .card_check import check_values
 from .card_task import pipeline_tag, task_values
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def adapter_card(
     evaluation: Evaluation | None = None,
     training: Mapping[str, Any] | None = None,
     pictures: Iterable[str] = (),
+    check: Mapping[str, Any] | None = None,
 ) -> str:
     """Render the card of an upgraded adapter.
 
@@ -72,6 +74,7 @@ def adapter_card(
         evaluation: Scores of this adapter.
         training: Record of a fine-tuning run after the upgrade; its numbers are added to the metadata.
         pictures: Names from `PICTURES` that are stored beside the card.
+        check: Values of ``check.json``.
     """
     from huggingface_hub import ModelCardData
 
@@ -96,6 +99,7 @@ def adapter_card(
         repo_id=repo_id,
         base=base,
         **task_values(report, code),
+        **check_values(check, code),
         new_backbone=_link(base),
         source_adapter=_origin(report, "adapter"),
         old_backbone=_origin(report, "old"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.peft_format import CONFIG, WEIGHTS
 from ..adapters.tokenizer import OTHERS, TOKENIZER
 from ..adapters.writing import RECORD, REPORT, write_peft_model
+from ..checking.page import DATA
 from ..errors import LoraSuiteError, error_context
 from ..io.checkpoint import no_safetensors_error, read_tensors
 from ..io.json_file import read_json
@@ -23,6 +24,7 @@ from ..mapping.upgrade_map import UpgradeMap
 from ..upgrading.report import REPORT_SCHEMA
 from ..upgrading.upgrade import Upgraded
 from . import card
+from .card_check import read_check
 from .repository import Pushed, check_id, check_secrets, publish
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 README = "README.md"
-STALE = ("adapter_model.bin", REPORT, RECORD, TOKENIZER, *OTHERS, *card.PICTURES)
+STALE = ("adapter_model.bin", REPORT, RECORD, DATA, TOKENIZER, *OTHERS, *card.PICTURES)
 """Files of a replaced adapter that would not match the new one."""
 
 __all__ = ["Pushed", "check_push", "push_map", "push_upgraded"]
@@ -84,10 +86,13 @@ def push_upgraded(
         license_fields = {"license": license} if license else _source_license(model_or_dir, source, report, token)
         training = read_json(folder / RECORD, where=RECORD) if (folder / RECORD).is_file() else None
         pictures = _copy_pictures(picture, folder)
+        check = read_check(source)
+        if check is not None:
+            (folder / DATA).write_bytes((source / DATA).read_bytes())
         try:
             text = card.adapter_card(
                 repo_id, base, report, license=license_fields, license_inherited=not license,
-                evaluation=evaluation, training=training, pictures=pictures,
+                evaluation=evaluation, training=training, pictures=pictures, check=check,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise LoraSuiteError(f"the report is incomplete: {error!r}", where=REPORT) from error

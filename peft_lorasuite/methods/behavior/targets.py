@@ -214,13 +214,13 @@ def _shift_logits(
     reference, other_reference = before, other_before
     if options.teacher_weight or options.confidence_entropy:
         bound = CHANGED if options.teacher_weight else options.confidence_entropy
-        weight = options.teacher_weight or _confidence(entropy, bound)
+        weight = options.teacher_weight or confidence_of(entropy, bound)
         changed = ((after_p * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
         share = weight * changed
         summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
         reference = torch.lerp(before, summed, share[:, None])
         other_reference = torch.lerp(other_before, other_new, share)
-    confidence = _confidence(entropy, options.entropy_gate or CONFIDENT)
+    confidence = confidence_of(entropy, options.entropy_gate or CONFIDENT)
     sure = confidence if options.entropy_gate else torch.ones_like(entropy)
     if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
         likely = after_p.gather(1, following[:, :1])[:, 0] >= LIKELY
@@ -233,7 +233,7 @@ def _shift_logits(
     return shifted, confidence
 
 
-def _confidence(entropy: Tensor, bound: float) -> Tensor:
+def confidence_of(entropy: Tensor, bound: float) -> Tensor:
     """Return 1 up to an entropy of half the bound, falling linearly to 0 at the bound."""
     return (2 * (1 - entropy / bound)).clamp(0, 1)
 
