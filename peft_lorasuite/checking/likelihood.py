@@ -73,8 +73,9 @@ def read_rows(
         with model.disable_adapter():
             _, before = logits_at(model, inputs, keep)
         for line, number in enumerate(numbers):
-            inside = labels[line] != IGNORE_INDEX
-            found[number] = _read(after[line][inside], before[line][inside], labels[line][inside])
+            truth = labels[line].to(after.device)
+            inside = truth != IGNORE_INDEX
+            found[number] = _read(after[line][inside], before[line][inside], truth[inside])
     return [found[number] for number in range(len(rows))]
 
 

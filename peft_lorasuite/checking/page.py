@@ -97,7 +97,7 @@ class UpgradeCheck:
         if failed:
             more = f", and {len(failed) - 1} more" if failed[1:] else ""
             return f"fail: {failed[0].name} {failed[0].words}{more}"
-        return f"pass: {len(self.lines) - skipped} checks, {skipped} not checked"
+        return f"pass: {len(self.lines) - skipped} checked, {skipped} not checked"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the verdict first."""

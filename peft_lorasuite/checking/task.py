@@ -68,7 +68,7 @@ def plan_task(
     Raises:
         LoraSuiteError: If the data is malformed, or only some records have a reference.
     """
-    if inputs.prompts is None or inputs.prompts in NAMED:
+    if inputs.prompts is None or (isinstance(inputs.prompts, str) and inputs.prompts in NAMED):
         choose = plan_prompts(inputs, old, new, limit, length)
         return lambda model: Task(choose(model))
     records = _read(inputs.prompts, limit, inputs.seed)

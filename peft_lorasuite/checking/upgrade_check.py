@@ -17,7 +17,7 @@ from ..mapping.fingerprint import public_name
 from ..methods.base import MethodInput
 from ..models.backbone import Backbone
 from ..models.memory import free_models
-from ..progress import Progress, no_progress
+from ..progress import Progress, no_progress, numbered, stage
 from ..serving.checking import check
 from ..text.chat_options import ChatLike, ChatOptions
 from .answers import refuses
@@ -30,6 +30,8 @@ from .thresholds import read_thresholds
 from .written import Written, gguf_line, load_written, merged_line, weights_hash
 
 REFUSALS = "refusals kept"
+OLD, RETRAINED, NEW = "asking the old adapted model", "asking the retrained model", "asking the upgraded model"
+"""Stages of a check."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def check_upgrade(
     Args:
         adapter: Folder or Hub id (``owner/name@revision``) of the upgraded adapter.
         old: The same of the old adapter.
-        base: Backbone of the upgraded adapter; by default the base model of its config.
+        base: Backbone of the upgraded adapter (folder, Hub id or loaded model); by default the base model of its
+            config.
         old_base: Backbone of the old adapter, likewise.
         data: Prompts of the task, with reference answers or without: a file, the Hub id of a dataset, a dataset, a
             list, ``"self"`` or ``"built-in"``, the default.
@@ -121,6 +124,7 @@ def check_upgrade(
     load = LoadOptions(token, cache_dir, False, trust_remote_code, dtype, device_map)
     source, new = _open(adapter, base, load, "pass its backbone (--base, base=)", adapter_name)
     old_source, old_backbone = _open(old, old_base, load, "pass its backbone (--from, old_base=)")
+    progress = numbered(progress, [OLD, *([] if retrained is None else [RETRAINED]), NEW])
     chat = ChatOptions.of(chat)
     if chat.new_template is None and (own := read_chat_template(source)) is not None:
         chat = replace(chat, new_template=own)
@@ -134,9 +138,10 @@ def check_upgrade(
         choose = plan_task(inputs, old_backbone, new, limit=limit, length=length)
         if refusals is not None:
             read_conversations(refusals, limit, seed, chat.prompt_format)  # before any model is loaded
-        task, before = measure_old(old_backbone, found, choose, length=length, seed=seed, progress=progress)
+        with stage(progress, OLD):
+            task, before = measure_old(old_backbone, found, choose, length=length, seed=seed, progress=progress)
         again = None if retrained is None else _measure_retrained(retrained, new, load, task, before, options, progress)
-        with load_written(source, new) as written:
+        with stage(progress, NEW), load_written(source, new) as written:
             after = measure_new(written, task, before, length=length, seed=seed, progress=progress)
             lines = answer_lines(before, after, again, limits, seed, labeled=task.labeled)
             lines += _model_lines(written, after, task, source, options, chat, limits, progress)
@@ -172,7 +177,7 @@ def _measure_retrained(
     progress: Progress,
 ) -> Side:  # fmt: skip
     source, _ = _open(name, new, load, "")
-    with load_written(source, new) as written:
+    with stage(progress, RETRAINED), load_written(source, new) as written:
         side = measure_new(written, task, old, length=options.length, seed=options.seed, progress=progress)
     free_models()
     return side

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..errors import short_message
 from ..io.source import Source
 from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
-from ..models.extended import ExtendedBackbone, TableRows
+from ..models.extended import ExtendedBackbone, TableRows, restore_tables
 from ..models.quantized import quantization
 from ..training.encoding import Encoded
 from .page import Line
@@ -65,7 +65,7 @@ class Written:
 def load_written(source: Source, backbone: Backbone) -> Iterator[Written]:
     """Load an adapter on its backbone with PEFT's own loader; a model in memory is restored afterwards."""
     folder = adapter_folder(source)
-    with backbone.running() as model:
+    with backbone.running() as model, restore_tables(model) if backbone.in_memory else nullcontext():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # they are a line of the page
             adapted: Any = add_adapter(model, folder, source, base=repr(backbone)).eval()

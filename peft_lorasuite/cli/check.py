@@ -13,7 +13,7 @@ from ..errors import LoraSuiteError
 from ..io.source import split_revision
 from ..progress import no_progress
 from .common import (
-    PROMPTS,
+    DATA,
     Output,
     add_chat,
     add_command,
@@ -47,8 +47,9 @@ def add(commands: Any) -> None:
     command.add_argument("adapter", metavar="ADAPTER", help="a PEFT adapter, or one written by `upgrade` or `export`")
     add_engine(command, required=False, what="the program that will load it")
     command.add_argument("--old", metavar="OLD_ADAPTER", help="the adapter that it was upgraded from")
-    command.add_argument("--data", metavar="FILE", help="prompts of the task, with reference answers or without "
-                         f"(default: built-in): {PROMPTS}")  # fmt: skip
+    command.add_argument("--data", metavar="FILE", help="prompts of the task, all of them with "
+                         f"reference answers or none: {DATA}; a .txt file has one prompt per line; or self, or built-in "
+                         "(default)")  # fmt: skip
     command.add_argument("--suite", type=names, metavar="A,B,...",
                          help="tasks of lm-evaluation-harness on which the new backbone must not lose")  # fmt: skip
     command.add_argument("--refusals", metavar="FILE", help="prompts that should be refused")
@@ -103,6 +104,8 @@ def _check_upgrade(args: Namespace, progress: Any) -> Output:
     if args.output:
         values["output"] = str(checked.save(args.output))
     elif (folder := Path(args.adapter).expanduser()).is_dir():
+        inner = folder / (args.adapter_name or "")
+        folder = inner if inner.is_dir() else folder
         try:
             values["output"] = str(checked.save(folder))
         except LoraSuiteError as error:  # nobody asked for it

@@ -39,6 +39,8 @@ TAIL = f"""examples:
       The map once, for any number of adapters.
   {NAME} upgrade me/old-lora --to new/backbone --for vllm -o new-lora
       In the form that the program loads whole; `check new-lora --for vllm` says what it would refuse or drop.
+  {NAME} check new-lora --old me/old-lora --data test.json
+      Whether the new adapter can replace the old one, measured: one page, and exit code 1 if not.
   {NAME} inspect new-lora -o report.html
       What was transferred, and whether it is likely to hold, with figures.
   {NAME} demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from peft_lorasuite import Backbone, LoraSuiteError, UpgradeCheck, check_upgrade
 from peft_lorasuite.checking.answers import is_right, refuses
 from peft_lorasuite.checking.likelihood import calibration_error, share_with_bound
 from peft_lorasuite.checking.page import FAIL, PASS, SKIPPED, Line
+from peft_lorasuite.checking.thresholds import THRESHOLDS
 
 TASK = """task: sunny
 dataset_path: json
@@ -139,3 +141,9 @@ def test_the_bound_is_below_the_share_and_nearer_with_more_prompts() -> None:
 def test_calibration_error_is_the_distance_of_confidence_and_accuracy() -> None:
     assert calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False]) == pytest.approx(0.15)
     assert calibration_error([1.0, 0.05], [True, False]) == pytest.approx(0.025)
+
+
+def test_the_table_of_the_documentation_has_every_threshold_with_its_default() -> None:
+    text = (Path(checked.__file__).parents[2] / "docs" / "check-an-upgrade.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert {name: (float(value), meaning) for name, value, meaning in rows} == THRESHOLDS

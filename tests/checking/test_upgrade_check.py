@@ -51,7 +51,7 @@ def test_a_good_upgrade_passes_with_labels(made: Checked) -> None:
     assert by_name["negative flips"].value == 0
     assert "(12 to 12 right)" in by_name["negative flips"].measured
     assert {name for name, line in by_name.items() if line.status == SKIPPED} == {"refusals kept", "GGUF"}
-    assert found.verdict == "pass: 9 checks, 2 not checked"
+    assert found.verdict == "pass: 9 checked, 2 not checked"
 
 
 def test_a_good_upgrade_passes_without_labels(made: Checked) -> None:

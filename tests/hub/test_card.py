@@ -10,9 +10,12 @@ import pytest
 import yaml
 from hub_pair import NEW, OLD
 
-from peft_lorasuite import UpgradeMap
+from peft_lorasuite import UpgradeCheck, UpgradeMap
+from peft_lorasuite.checking.page import Line
+from peft_lorasuite.checking.written import weights_hash
 from peft_lorasuite.evaluation.scores import Evaluation, TaskScore
 from peft_lorasuite.hub import card
+from peft_lorasuite.hub.card_check import read_check
 
 pair, made = hub_pair.pair, hub_pair.made
 
@@ -28,6 +31,10 @@ UNTRUSTED = [
     "{# evil",
     "",
 ]
+REPORT = {
+    "adapter": "me/old-lora", "old": OLD, "new": NEW, "method": {"name": "copy"}, "rank": 4, "coverage": 1.0,
+    "energy_kept": 1.0, "version": "1", "tensors": {"b": "transferred"}, "revisions": {},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", UNTRUSTED)
@@ -91,3 +98,20 @@ def test_an_unreadable_card_has_no_license(tmp_path: Path) -> None:
         assert card.read_license(readme) == {}
     readme.write_text("---\nlicense: other\nlicense_name: x\nlicense_link: LICENSE\n---\n")
     assert card.read_license(readme) == {"license": "other", "license_name": "x"}
+
+
+def test_a_card_has_the_check_of_these_weights_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    lines = (Line.of("gap recovered", False, "3.0% | <b>", "at least 80%", 0.03), Line.skipped("GGUF", "no converter"))
+    found = UpgradeCheck("new", "base", "old-lora", "old", lines, weights_hash(tmp_path), {"prompts": 3})
+    found.save(tmp_path)
+    readme = card.adapter_card("me/new", NEW, REPORT, check=read_check(tmp_path))
+    assert "## Check\n\nThe adapter failed a check against `old-lora` on `old`.\n" in readme
+    assert "| `gap recovered` | fail | `3.0% / <b>` | `at least 80%` |" in readme
+    assert "| `GGUF` | not checked | `no converter` | `-` |" in readme
+    assert "## Check" not in card.adapter_card("me/new", NEW, REPORT)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"others")
+    assert read_check(tmp_path) is None
+    (tmp_path / "check.json").write_text('{"lines": 3}')
+    assert read_check(tmp_path) is None
+    assert [record.getMessage()[:24] for record in caplog.records] == ["the card has no check: c"] * 2

@@ -27,6 +27,12 @@ done = upgrade(LORA, MAP)
 done.save(OUT)
 first = push_upgraded(done, "me/new-lora", evaluation=SCORES, picture=PNG)
 again = push_upgraded(OUT, "me/new-lora", evaluation=SCORES, picture=PNG)
+from pathlib import Path
+from peft_lorasuite.checking.page import Line, UpgradeCheck
+from peft_lorasuite.checking.written import weights_hash
+lines = (Line.of("gap recovered", True, "97.0%", "at least 80%"),)
+UpgradeCheck("out", NEW, LORA, OLD, lines, weights_hash(Path(OUT))).save(OUT)
+push_upgraded(OUT, "me/checked")
 model = PeftModel.from_upgraded(NEW, LORA, upgrade_map=MAP, adapter_name="mine")
 push_upgraded(model, "me/from-model", private=True)
 other = lambda **more: error_of(lambda: push_upgraded(FOLDER, "me/new-lora", base_model=NEW, **more))
@@ -110,6 +116,11 @@ def test_push_and_read_back(stocked: HubServer, made: Path, tmp_path: Path) -> N
     assert "`cc-by-4.0`, as stated in the model card of the source adapter." in readme
     assert "Source tensors transferred | 100.0%" in readme
     assert "Not transferred" not in readme
+
+    checked = hub.files("me/checked")
+    assert "| `gap recovered` | pass | `97.0%` | `at least 80%` |" in checked["README.md"].decode()
+    assert json.loads(checked["check.json"])["verdict"] == "pass: 1 checked, 0 not checked"
+    assert "## Check" not in readme
 
     assert hub.api.repos["me/from-model"].private
     from_model = load(hub.files("me/from-model")["adapter_model.safetensors"])
