@@ -47,8 +47,8 @@ def add(commands: Any) -> None:
     command.add_argument("adapter", metavar="ADAPTER", help="a PEFT adapter, or one written by `upgrade` or `export`")
     add_engine(command, required=False, what="the program that will load it")
     command.add_argument("--old", metavar="OLD_ADAPTER", help="the adapter that it was upgraded from")
-    command.add_argument("--data", metavar="FILE", help="prompts of the task, all of them with "
-                         f"reference answers or none: {DATA}; a .txt file has one prompt per line; or self, or built-in "
+    command.add_argument("--data", metavar="FILE", help="prompts of the task, all of them with reference "
+                         f"answers or none: {DATA}; a .txt file has one prompt per line; or self, or built-in "
                          "(default)")  # fmt: skip
     command.add_argument("--suite", type=names, metavar="A,B,...",
                          help="tasks of lm-evaluation-harness on which the new backbone must not lose")  # fmt: skip
