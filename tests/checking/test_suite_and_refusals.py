@@ -33,11 +33,6 @@ metric_list: [{metric: acc}]
 PACKAGES = Path(os.environ.get("LORASUITE_ENGINE_PACKAGES", "")) / "llama.cpp"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Checked:
-    return checked.make(tmp_path_factory.mktemp("checked"))
-
-
 def line(found: UpgradeCheck, name: str) -> Line:
     return next(one for one in found.lines if one.name == name)
 

@@ -25,11 +25,6 @@ ALWAYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Checked:
-    return checked.make(tmp_path_factory.mktemp("checked"))
-
-
 def lines(found: UpgradeCheck) -> dict[str, Line]:
     return {line.name: line for line in found.lines}
 
