@@ -56,7 +56,7 @@ def plan_task(
 ) -> Callable[[Any], Task]:  # fmt: skip
     """Read the data, and return a function that chooses the prompts with the old adapted model.
 
-    Without data these are built-in prompts in the format of the adapter, which this model shows.
+    Without data these are built-in prompts in the format of the adapter, which this model shows, or its own.
 
     Args:
         inputs: The old adapter, the data as ``prompts``, how conversations are rendered, the seed.

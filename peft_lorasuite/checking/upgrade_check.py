@@ -94,7 +94,7 @@ def check_upgrade(
             config.
         old_base: Backbone of the old adapter, likewise.
         data: Prompts of the task, with reference answers or without: a file, the Hub id of a dataset, a dataset, a
-            list, ``"self"`` or ``"built-in"``, the default.
+            list, ``"self"`` or ``"built-in"``; by default chosen among these two.
         suite: Tasks of lm-evaluation-harness that the adapter has nothing to do with, as a list or separated by
             commas; a YAML file is a task of its own.
         refusals: File of prompts that should be refused.

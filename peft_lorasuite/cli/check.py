@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     command.add_argument("--old", metavar="OLD_ADAPTER", help="the adapter that it was upgraded from")
     command.add_argument("--data", metavar="FILE", help="prompts of the task, all of them with reference "
                          f"answers or none: {DATA}; a .txt file has one prompt per line; or self, or built-in "
-                         "(default)")  # fmt: skip
+                         "(default: chosen among these two)")  # fmt: skip
     command.add_argument("--suite", type=names, metavar="A,B,...",
                          help="tasks of lm-evaluation-harness on which the new backbone must not lose")  # fmt: skip
     command.add_argument("--refusals", metavar="FILE", help="prompts that should be refused")

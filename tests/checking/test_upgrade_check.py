@@ -161,8 +161,8 @@ def test_a_distilled_upgrade_of_the_demo_pair_passes(tmp_path: Path) -> None:
         DEMO / "adapter", checked.build_map(DEMO / "old", DEMO / "new", DEMO / "calibration.txt"), method="distill",
         options=options, old=str(DEMO / "old"), new=str(DEMO / "new"), prompts=prompts,
     ).save(tmp_path / "new")  # fmt: skip
-    sides = {"old": DEMO / "adapter", "old_base": str(DEMO / "old"), "length": LENGTH, "chat": {"format": "question"}}
-    labeled = check_upgrade(tmp_path / "new", data=DEMO / "test.json", **sides)
+    sides = {"old": DEMO / "adapter", "old_base": str(DEMO / "old"), "length": LENGTH}
+    labeled = check_upgrade(tmp_path / "new", data=DEMO / "test.json", chat={"format": "question"}, **sides)
     assert labeled.passed, str(labeled)
-    plain = check_upgrade(tmp_path / "new", data="built-in", **sides)
+    plain = check_upgrade(tmp_path / "new", **sides)
     assert plain.passed, str(plain)
