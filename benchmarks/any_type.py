@@ -37,6 +37,7 @@ CHUNK = 40
 """Types of one process."""
 ROWS = {
     ("same", "distill"): "type to type",
+    ("same", "transplant"): "type to type",
     ("llama", "distill"): "Llama to type",
     ("llama", "transplant"): "Llama to type",
 }

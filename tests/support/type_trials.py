@@ -30,9 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "transplant": EVERYWHERE,
 }
 """Method -> its options."""
-PAIRS = {"same": ("distill",), "llama": ("distill", "transplant")}
-"""Old backbone -> methods: the same type with other sizes and weights, or a Llama. What `transplant` needs of the type
-is the same for both."""
+PAIRS = ("same", "llama")
+"""Old backbone: the same type with other sizes and weights, or a Llama."""
 
 
 class Side(NamedTuple):
@@ -142,9 +141,9 @@ def run_type(model_type: str, folder: Path, llama: Side) -> dict[str, Any]:
     except Exception as error:  # whatever a type needs beside its config: another package, other inputs
         return {"built": False, **failure(error)}
     found: dict[str, Any] = {"built": True}
-    for (pair, methods), old in zip(PAIRS.items(), (same, llama), strict=True):
+    for pair, old in zip(PAIRS, (same, llama), strict=True):
         try:
-            found[pair] = trials(old, new, folder / pair, methods)
+            found[pair] = trials(old, new, folder / pair, list(METHODS))
         except Exception as error:
-            found[pair] = [{"method": method, **failure(error)} for method in methods]
+            found[pair] = [{"method": method, **failure(error)} for method in METHODS]
     return found
