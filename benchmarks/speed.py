@@ -5,7 +5,8 @@
 
 OLD, NEW, ADAPTER and MAP are folders of a real pair; ``layer`` and ``growth`` make random backbones of their own,
 ``demo`` compares upgrades of the demo pair with full retraining, as Figure 1 of the LoRASuite paper does, and
-``dtypes`` compares float32 with bfloat16 on the given pair, or on the demo pair. Each figure
+``dtypes`` compares float32 with bfloat16 on the given pair, or on the demo pair, and ``distill`` is timed there against
+bare passes. Each figure
 is a JSON file under --out, written when measured; delete one to measure it again. Repeated timings give the fastest
 run.
 """
@@ -19,13 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ATTENTION, RESULTS, fastest, stage
+from common import ATTENTION, RESULTS, fastest, stage, watch
 from safetensors import safe_open
 from speed_demo import compare, draw, run_one
+from speed_distill import distillation
 from speed_dtype import dtypes
 from speed_growth import grow
 from speed_layer import WEIGHTS_ONLY, layer
@@ -39,26 +42,39 @@ from peft_lorasuite.upgrading.collection import upgrade_many
 
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the weight part of a map against reading both checkpoints and moving each attention projection once."""
+    """Time the weight part of a map against reading both checkpoints, and moving each attention projection, once.
+
+    The seconds are the processor's, so that the ratios hold where other work runs on the machine.
+    """
     old, new = (Backbone.open(name) for name in (args.old, args.new))
     hidden = UpgradeMap.load(args.map).hidden
     for side in (old, new):
         len(side.tokenizer)  # loaded before the clock starts
 
-    def floor() -> None:
+    def read() -> None:
         for side in (old, new):
             for file in sorted(Path(side.name).glob("*.safetensors")):
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 (a safetensors handle, no dict)
                         opened.get_tensor(name).clone()
+
+    def move_attention() -> None:
         for number in range(old.arch.layers):
             for part in ATTENTION:
                 weight = old.part(number, part)
                 hidden.T @ weight if part == "o" else weight @ hidden
 
-    times = {"floor": fastest(floor), "weight_part": fastest(lambda: UpgradeMap.build(old, new, WEIGHTS_ONLY), 2)}
-    ratio = round(times["weight_part"] / times["floor"], 2)
-    return {**_rounded(times), "ratio": ratio, "threads": torch.get_num_threads()}
+    works = {
+        "reading": read,
+        "attention": move_attention,
+        "weight_part": partial(UpgradeMap.build, old, new, WEIGHTS_ONLY),
+    }
+    times = {name: fastest(work, 2, time.process_time) for name, work in works.items()}
+    ratios = {
+        "ratio_to_reading": times["weight_part"] / times["reading"],
+        "ratio": times["weight_part"] / (times["reading"] + times["attention"]),
+    }
+    return {**_rounded(times), **_rounded(ratios), "threads": torch.get_num_threads()}
 
 
 def one_upgrade(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,27 +96,29 @@ def one_upgrade(args: argparse.Namespace) -> dict[str, Any]:
     return {**_rounded(times), "mb_beyond_imports": memory, "threads": torch.get_num_threads()}
 
 
-def command(args: argparse.Namespace, adapter: str) -> None:
-    """Run one upgrade by command."""
+def command(args: argparse.Namespace, adapter: str) -> float:
+    """Run one upgrade by command; return the seconds of the processor."""
     words = ["upgrade", adapter, "--from", args.old, "--to", args.new, "--map", args.map, "--method", "lorasuite"]
     with tempfile.TemporaryDirectory() as place:
-        called = [sys.executable, "-m", "peft_lorasuite", *words, "-o", f"{place}/out", "--quiet"]
-        subprocess.run(called, check=True)
+        return watch(["-m", "peft_lorasuite", *words, "-o", f"{place}/out", "--quiet"])["cpu_seconds"]
 
 
 def collection(args: argparse.Namespace) -> dict[str, Any]:
-    """Time a hundred adapters in one call against a hundred calls (five are timed), by weights with a ready map."""
+    """Time a hundred adapters in one call against a hundred calls (five are timed), by weights with a ready map.
+
+    The seconds are the processor's; a call includes the import of the libraries.
+    """
     count, few = 100, 5
     with tempfile.TemporaryDirectory() as place:
         names = [Path(place) / f"adapter-{number}" for number in range(count)]
         for name in names:
             name.symlink_to(Path(args.adapter).resolve())
-        start = time.perf_counter()
+        start = time.process_time()
         done = upgrade_many(names, args.map, Path(place) / "out", method="lorasuite")
-        together = time.perf_counter() - start
+        together = time.process_time() - start
     if any(one.status != "done" for one in done):
         raise SystemExit(f"failed: {next(one.error for one in done if one.error)}")
-    each = sum(fastest(lambda: command(args, args.adapter), 1) for _ in range(few)) / few
+    each = min(command(args, args.adapter) for _ in range(few))
     times = {"together": together, "one_call": each}
     return {**_rounded(times), "adapters": count, "calls_timed": few, "ratio": round(count * each / together, 1)}
 
@@ -158,6 +176,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "layer": layer, "reading": reading, "upgrade": one_upgrade, "collection": collection, "sections": section,
     "start-up": start_up, "calibration": calibration, "growth": grow, "demo": compare, "dtypes": dtypes,
+    "distill": distillation,
 }  # fmt: skip
 
 

@@ -15,13 +15,18 @@ from peft_lorasuite import Backbone, UpgradeMap
 DTYPES = ("float32", "bfloat16")
 
 
+def given_or_demo(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the old backbone, the new one, the adapter and the prompts: those of the demo without a pair."""
+    if args.old:
+        return args.old, args.new, args.adapter, args.prompts
+    data = resources.files("peft_lorasuite") / "data" / "demo"
+    return tuple(str(data / name) for name in ("old", "new", "adapter", "prompts.json"))
+
+
 def dtypes(args: argparse.Namespace) -> dict[str, Any]:
     """Upgrade in each dtype, on the given pair or on the demo pair; bfloat16 can be very slow without instructions."""
     with tempfile.TemporaryDirectory() as scratch:
-        old, new, adapter, prompts = args.old, args.new, args.adapter, args.prompts
-        if not old:
-            data = resources.files("peft_lorasuite") / "data" / "demo"
-            old, new, adapter, prompts = (str(data / name) for name in ("old", "new", "adapter", "prompts.json"))
+        old, new, adapter, prompts = given_or_demo(args)
         words = ["--set", f"prompts={args.number}", *(["--prompts", prompts] if prompts else [])]
         UpgradeMap.build(old, new).save(f"{scratch}/map")
         call = ["-m", "peft_lorasuite", "upgrade", adapter, "--from", old, "--to", new, "--map", f"{scratch}/map"]

@@ -146,16 +146,18 @@ def join_sites(updates: Mapping[Key, LowRank], arch: Architecture) -> dict[tuple
         ``(layer, site)`` -> update, of the parts' rank if they have the same A, else of the sum of their ranks.
     """
     joined = {}
+    orders = {site: torch.cat([head_rows(site, arch)[part] for part in site.parts]) for site in arch.sites}
+    scattered = {site for site, order in orders.items() if not torch.equal(order, torch.arange(len(order)))}
     for layer in sorted({layer for layer, _ in updates}):
         for site in arch.sites:
             present = {part: updates[layer, part] for part in site.parts if (layer, part) in updates}
             if not present:
                 continue
             whole = stack(present, {part: arch.shape(part)[0] for part in site.parts})
-            order = torch.cat([head_rows(site, arch)[part] for part in site.parts])
-            joined[layer, site] = LowRank(
-                whole.A, _scatter_rows(whole.B, order), None if whole.bias is None else _scatter_rows(whole.bias, order)
-            )
+            if site in scattered:
+                bias = None if whole.bias is None else _scatter_rows(whole.bias, orders[site])
+                whole = LowRank(whole.A, _scatter_rows(whole.B, orders[site]), bias)
+            joined[layer, site] = whole
     return joined
 
 

@@ -169,6 +169,8 @@ def check_dtype(name: str) -> None:
 def to_dtype(tensor: Tensor, name: str, *, where: str) -> Tensor:
     """Return a tensor in the dtype of the written file; raise `LoraSuiteError` if its values do not fit."""
     dtype = DTYPES[name]
+    if dtype == tensor.dtype:
+        return tensor
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
     if largest > torch.finfo(dtype).max:
         raise LoraSuiteError(

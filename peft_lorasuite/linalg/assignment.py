@@ -118,61 +118,67 @@ def assign_by_index(old: int, new: int) -> Int[Tensor, "pairs 2"]:
 
 CANDIDATES = 16
 """Candidates per old unit in one greedy round."""
+ROWS = 128
+"""Old units that are compared at once: their scores with all new units stay in the processor's cache."""
 SMALL = 256
 """At most this many unmatched units are left to the Hungarian method, whose cost is cubic."""
 SLOW = 0.02
 """If a round matches a smaller fraction of the unmatched units (ties, dead units), the rest is left to it too."""
 
 
-def assign_units(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
+def assign_units(old: Float[Tensor, "old width"], new: Float[Tensor, "new width"]) -> Int[Tensor, "pairs 2"]:
     """Match units one to one, greedily by the best score in rounds; the last few by the Hungarian method.
 
     An exact matching is found if there is one; otherwise the total score is within about 1 % of the optimum.
+
+    Args:
+        old: One row per old unit.
+        new: One row per new unit; the score of a pair is the inner product of its rows.
     """
-    if scores.shape[0] > scores.shape[1]:
-        flipped = assign_units(scores.T.contiguous())[:, [1, 0]]
+    if len(old) > len(new):
+        flipped = assign_units(new, old)[:, [1, 0]]
         return flipped[flipped[:, 0].argsort()]
-    free_old, free_new = (torch.arange(count) for count in scores.shape)
+    free_old, free_new = torch.arange(len(old)), torch.arange(len(new))
     found: list[Tensor] = []
     while True:
-        pairs = greedy_pairs(scores)
-        found.append(_original_pairs(pairs, free_old, free_new))
-        keep_old, keep_new = (torch.ones(count, dtype=torch.bool) for count in scores.shape)
-        keep_old[pairs[:, 0]], keep_new[pairs[:, 1]] = False, False
-        free_old, free_new, scores = free_old[keep_old], free_new[keep_new], scores[keep_old][:, keep_new]
-        if len(free_old) <= SMALL or len(pairs) < SLOW * len(keep_old):
+        pairs = greedy_pairs(old[free_old], new[free_new])
+        found.append(torch.stack([free_old[pairs[:, 0]], free_new[pairs[:, 1]]], dim=1))
+        count, free_old, free_new = len(free_old), _without(free_old, pairs[:, 0]), _without(free_new, pairs[:, 1])
+        if len(free_old) <= SMALL or len(pairs) < SLOW * count:
             break
-    found.append(_original_pairs(assign(scores), free_old, free_new))
-    pairs = torch.cat(found)
+    last = assign(old[free_old] @ new[free_new].T)
+    pairs = torch.cat([*found, torch.stack([free_old[last[:, 0]], free_new[last[:, 1]]], dim=1)])
     return pairs[pairs[:, 0].argsort()]
 
 
-def greedy_pairs(scores: Float[Tensor, "old new"]) -> Int[Tensor, "pairs 2"]:
+def greedy_pairs(old: Float[Tensor, "old width"], new: Float[Tensor, "new width"]) -> Int[Tensor, "pairs 2"]:
     """Match greedily by the best score, among the `CANDIDATES` best new units of every old unit.
 
     Old units propose to their candidates in order of score; a new unit keeps its best proposal (deferred acceptance).
     That is the same as taking the best remaining pair again and again. Of equal scores the first old unit wins, and
     old units that lose at all of their candidates stay unmatched.
     """
-    old, new = scores.shape
-    value, best = scores.topk(min(CANDIDATES, new), dim=1)
-    held, holder = torch.full((new,), -torch.inf), torch.full((new,), -1)
-    attempt, free = torch.zeros(old, dtype=torch.long), torch.arange(old)
+    few = min(CANDIDATES, len(new))
+    value, best = map(torch.cat, zip(*((rows @ new.T).topk(few, dim=1) for rows in old.split(ROWS)), strict=True))
+    held, holder = torch.full((len(new),), -torch.inf), torch.full((len(new),), -1)
+    attempt, free = torch.zeros(len(old), dtype=torch.long), torch.arange(len(old))
     while len(free):
         target, score = best[free, attempt[free]], value[free, attempt[free]]
         highest = held.scatter_reduce(0, target, score, "amax")
         wins = (score == highest[target]) & (score > held[target])
-        first = torch.full((new,), old).scatter_reduce_(0, target[wins], free[wins], "amin")
+        first = torch.full((len(new),), len(old)).scatter_reduce_(0, target[wins], free[wins], "amin")
         wins &= first[target] == free
         displaced = holder[target[wins]]
         holder[target[wins]], held = free[wins], highest
         rejected = torch.cat([free[~wins], displaced[displaced >= 0]])
         attempt[rejected] += 1
-        free = rejected[attempt[rejected] < value.shape[1]]
+        free = rejected[attempt[rejected] < few]
     matched = (holder >= 0).nonzero()[:, 0]
     return torch.stack([holder[matched], matched], dim=1)
 
 
-def _original_pairs(pairs: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Return pairs of positions among the unmatched units as pairs of unit numbers."""
-    return torch.stack([old[pairs[:, 0]], new[pairs[:, 1]]], dim=1)
+def _without(values: Tensor, positions: Tensor) -> Tensor:
+    """Return the values that are not at one of the positions."""
+    kept = torch.ones(len(values), dtype=torch.bool)
+    kept[positions] = False
+    return values[kept]

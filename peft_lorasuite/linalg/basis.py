@@ -109,11 +109,12 @@ class Basis:
 
     def map_inputs(self, rows: Float[Tensor, "rows old"]) -> Float[Tensor, "rows new"]:
         """Return ``rows @ R_in``: rows of an input projection, converted to take new hidden states."""
-        return (rows * self.old_gain) @ self.inverse.T * self._input_scale
+        # twice as fast for a few rows as with the factors transposed
+        return (self.inverse @ (rows * self.old_gain).T).T * self._input_scale
 
     def map_outputs(self, columns: Float[Tensor, "old columns"]) -> Float[Tensor, "new columns"]:
         """Return ``R_out @ columns``: columns of an output projection, converted to produce new hidden states."""
-        return (self.hidden.T @ (columns * self.old_gain[:, None])) * self._output_scale[:, None]
+        return ((columns * self.old_gain[:, None]).T @ self.hidden).T * self._output_scale[:, None]
 
     def input_matrix(self) -> Float[Tensor, "old new"]:
         """Return ``R_in = κ diag(g_o) pinv(W_h)^T diag(1/g_n)``; ``κ = ||W_h||_F / sqrt(D_n)`` after a norm, else 1."""
@@ -188,7 +189,7 @@ def fit_heads(
     return HeadFit(T.float(), residual.float(), torch.stack([old_norms, size], dim=1).float())
 
 
-def _products(moved: Tensor, target: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def _products(moved: Tensor, target: Tensor, chunk: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``M M^T``, ``M N^T`` and ``||N||`` of every pair in float64, in chunks to keep the copies small."""
     found = []
     for left, right in zip(moved.split(chunk), target.split(chunk), strict=True):

@@ -136,6 +136,8 @@ def stack(updates: Mapping[str, LowRank], heights: Mapping[str, int]) -> LowRank
     present = list(updates.values())
     if not present:
         raise LoraSuiteError("there are no updates to stack")
+    if len(heights) == 1:
+        return present[0]
     shared = share_input_factor(present)
     rank = present[0].rank if shared else sum(update.rank for update in present)
     A = present[0].A if shared else torch.cat([update.A for update in present])

@@ -17,6 +17,8 @@ SKETCH_SIZE = 256
 """Dimensions to which the units of a wide feed-forward layer are reduced before they are compared."""
 WIDE = 1024
 """Feed-forward layers with more dimensions than this, summed over their parts, are wide."""
+CHUNK = 256
+"""Rows that are converted to float32 at once: the copy stays in the processor's cache."""
 MIN_TOKENS = 4
 """Fewest tokens for which the unbiased HSIC, divided by ``n (n - 3)``, is defined."""
 
@@ -120,7 +122,7 @@ SIMILARITIES: dict[str, Callable[[Activations, Activations, int], Scores]] = {
 def head_similarity(old: dict[str, Tensor], new: dict[str, Tensor], old_heads: Heads, new_heads: Heads) -> Scores:
     """Return the cosine similarity of the heads' interaction matrices ``[Q^T K; V^T O^T]`` (LoRASuite section 3.3).
 
-    The interaction matrices are never formed: ``<Q_a^T K_a, Q_b^T K_b> = sum((Q_a Q_b^T) * (K_a K_b^T))``.
+    The interaction matrices are never formed: ``<Q_a^T K_a, Q_b^T K_b> = sum(Q_a * (K_a K_b^T Q_b))``.
 
     Args:
         old: Weights of q, k, v and o as ``(heads, d_o, D_n)``, converted to the new hidden size; k and v have one
@@ -132,21 +134,22 @@ def head_similarity(old: dict[str, Tensor], new: dict[str, Tensor], old_heads: H
     Returns:
         ``(H_o, H_n)``, by query heads.
     """
-    products = {part: _products(old[part], new[part]) for part in ("q", "k", "v", "o")}
-    dot = _sum_paired(products["q"], products["k"], old_heads, new_heads)
-    dot += _sum_paired(products["o"], products["v"], old_heads, new_heads)
+    dot = _dots(old["q"], old["k"], new["q"], new["k"], old_heads, new_heads)
+    dot += _dots(old["o"], old["v"], new["o"], new["v"], old_heads, new_heads)
     return dot / (_norms(old, old_heads)[:, None] * _norms(new, new_heads)[None]).clamp(min=1e-30)
 
 
-def _products(old: Tensor, new: Tensor) -> Float[Tensor, "old size_o new size_n"]:
-    flat = old.reshape(-1, old.shape[-1]) @ new.reshape(-1, new.shape[-1]).T
-    return flat.reshape(*old.shape[:2], *new.shape[:2])
+def _dots(old: Tensor, old_group: Tensor, new: Tensor, new_group: Tensor, old_heads: Heads, new_heads: Heads) -> Scores:
+    """Return ``<Q_a^T K_a, Q_b^T K_b>`` of all query heads, each with its key/value head, for one of these at a time.
 
-
-def _sum_paired(query: Tensor, group: Tensor, old: Heads, new: Heads) -> Scores:
-    """Sum the block products over the head dimensions, each query head with the block of its key/value head."""
-    split = query.reshape(old.key_value, old.group, old.size, new.key_value, new.group, new.size)
-    return torch.einsum("xaiybj,xiyj->xayb", split, group).reshape(old.query, new.query)
+    The smallest products come first: all query heads of a group share ``K_a K_b^T``.
+    """
+    left, right = old.flatten(1), new.unflatten(0, (new_heads.key_value, new_heads.group))
+    found = []
+    for query, group in zip(left.split(old_heads.group), old_group, strict=True):
+        moved = (group @ new_group.mT)[:, None] @ right  # (key_value, group, d_o, D_n)
+        found.append(query @ moved.flatten(2).flatten(0, 1).T)
+    return torch.cat(found)
 
 
 def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
@@ -157,21 +160,24 @@ def _norms(parts: dict[str, Tensor], heads: Heads) -> Float[Tensor, " heads"]:
     return pairs.clamp(min=0).sqrt()
 
 
-def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches: bool = False) -> Scores:
-    """Return the mean cosine similarity of feed-forward units over the parts that both layers have.
+def unit_rows(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches: bool = False) -> tuple[Tensor, Tensor]:
+    """Return a row for every feed-forward unit, old and new, so that inner products are similarities.
+
+    The similarity of two units is the mean cosine over the parts that both layers have.
 
     Args:
         old: Part -> weights ``(units, width)``, converted to the new hidden size.
         new: The same of the new layer.
         sketches: Whether the weights are sketches, with different signs for each part. They are then summed over the
-            parts, which needs a single product: equal up to ``1 / sqrt(SKETCH_SIZE)``, and exact for equal units.
+            parts, which shortens the rows: equal up to ``1 / sqrt(SKETCH_SIZE)``, and exact for equal units.
     """
-    common = [part for part in old if part in new]
     unit = torch.nn.functional.normalize
-    if not sketches:
-        return sum((unit(old[part]) @ unit(new[part]).T for part in common), torch.zeros(())) / len(common)
-    left, right = (unit(sum((unit(side[part]) for part in common), torch.zeros(()))) for side in (old, new))
-    return left @ right.T
+    parts = [[unit(side[part]) for part in old if part in new] for side in (old, new)]
+    if sketches:
+        left, right = (unit(sum(side, torch.zeros(()))) for side in parts)
+    else:
+        left, right = (torch.cat(side, dim=1) / len(side) ** 0.5 for side in parts)
+    return left, right
 
 
 def is_wide(parts: int, width: int) -> bool:
@@ -188,15 +194,17 @@ def sketch_signs(parts: Sequence[str], width: int) -> dict[str, Tensor | None]:
 
 
 def sketch(rows: Float[Tensor, "rows width"], signs: Float[Tensor, " width"] | None) -> Float[Tensor, "rows sketch"]:
-    """Reduce rows to `SKETCH_SIZE` dimensions: sums of a few dimensions each, with random signs.
+    """Reduce rows to `SKETCH_SIZE` dimensions: sums of a few dimensions each, with random signs, in float32.
 
     Inner products are preserved on average, as by a dense random projection, at the cost of reading the rows once.
     Sketches are linear: ``sketch(X @ R) = X @ sketch(R)``. Without signs the rows are returned unchanged.
     """
     if signs is None:
-        return rows
-    sums = rows.new_zeros(len(rows), SKETCH_SIZE)
-    for start in range(0, len(signs), SKETCH_SIZE):
-        part = rows[:, start : start + SKETCH_SIZE]
-        sums[:, : part.shape[1]].addcmul_(part, signs[start : start + SKETCH_SIZE])
+        return rows.float()
+    sums = torch.zeros_like(rows[:, :SKETCH_SIZE], dtype=torch.float32)  # with the order of dimensions of the rows
+    for part, total in zip(rows.split(CHUNK), sums.split(CHUNK), strict=True):
+        part = part.float()
+        for start in range(0, len(signs), SKETCH_SIZE):
+            piece = part[:, start : start + SKETCH_SIZE]
+            total[:, : piece.shape[1]].addcmul_(piece, signs[start : start + SKETCH_SIZE])
     return sums

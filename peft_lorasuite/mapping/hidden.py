@@ -35,8 +35,8 @@ def fit_hidden_map(old: Backbone, new: Backbone, options: MapOptions) -> tuple[T
         if not rows.any():
             raise LoraSuiteError("the embedding is zero", where=repr(backbone), do="train or fetch the backbone again")
     hidden = hidden_map(E_o, E_n, options.hidden_map)
-    quality: dict[str, float | None] = {"error": relative_error(E_o @ hidden, E_n)}
-    quality["agreement"] = agreement(E_o @ hidden, E_n)
+    mapped = E_o @ hidden
+    quality: dict[str, float | None] = {"error": relative_error(mapped, E_n), "agreement": agreement(mapped, E_n)}
     quality["held_out"] = held_out_agreement(E_o, E_n, options.hidden_map)
     if E_o.shape == E_n.shape:
         quality["distance"] = relative_error(E_o, E_n)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..arch.layout import group_of, heads_first
 from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..linalg.assignment import assign, assign_by_index, assign_units
-from ..linalg.basis import Basis, Rotary, UnitFit, fit_heads, fit_units, part_basis, pseudo_inverse
-from ..linalg.similarity import head_similarity, sketch, sketch_signs, unit_similarity
+from ..linalg.basis import Basis, HeadFit, Rotary, UnitFit, fit_heads, fit_units, part_basis, pseudo_inverse
+from ..linalg.similarity import CHUNK, head_similarity, sketch, sketch_signs, unit_rows
 from ..models.backbone import Backbone
 from ..models.memory import release_memory
 from .layer_pair import LayerPair
@@ -46,9 +46,12 @@ class LayerMatcher:
         old, new, norms = self._heads(i, j)
         fits = {}
         for part in old:
-            left, right = self._rows(part, heads)
+            # with grouped queries, several query heads share a pair of key/value heads
+            pairs, numbers = torch.stack(self._rows(part, heads), dim=1).unique(dim=0, return_inverse=True)
+            left, right = pairs.T
             rotary = self._rotary(i, j) if part in ("q", "k") else None
-            fits[part] = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
+            fit = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
+            fits[part] = HeadFit(fit.T[numbers], fit.residual[numbers], fit.norms[numbers])
         units, unit_fits = self._match_units(i, j)
         gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*fits, *unit_fits)}
         self._heads.cache_clear()
@@ -79,7 +82,9 @@ class LayerMatcher:
         for part in common if set(common) >= {"q", "k", "v", "o"} else ():
             heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
             norms[part] = heads.flatten(1).norm(dim=1)
-            old[part] = (heads.flatten(0, 1) @ self._matrix(i, j, part)).unflatten(0, heads.shape[:2])
+            rows, basis = heads.flatten(0, 1), self._basis(i, j, part)
+            moved = basis.map_outputs(rows.T).T if part == "o" else basis.map_inputs(rows)
+            old[part] = moved.unflatten(0, heads.shape[:2])
             new[part] = heads_first(self.new.part(j, part), part, self.new.arch.heads)
         return old, new, norms
 
@@ -89,13 +94,13 @@ class LayerMatcher:
         if not units:  # experts are matched when an adapter of them is transferred
             return torch.zeros(0, 2, dtype=torch.long), {}
         old, new = (
-            {part: units_first(backbone.part(layer, part), part) for part in units}
+            {part: units_first(backbone.part(layer, part, None), part) for part in units}
             for backbone, layer in ((self.old, i), (self.new, j))
         )
         return match_units(old, new, {part: self._matrix(i, j, part) for part in units})
 
     def _matrix(self, i: int, j: int, part: str) -> Tensor:
-        """Return the change of basis, (D_o, D_n), for heads or units of a part, as rows over hidden dimensions."""
+        """Return the change of basis, (D_o, D_n), for units of a part, as rows over hidden dimensions."""
         basis = self._basis(i, j, part)
         return basis.output_matrix() if part in OUTPUT_PROJECTIONS else basis.input_matrix()
 
@@ -130,14 +135,20 @@ def match_units(
     parts = list(old)
     norms, signs = {}, sketch_signs(parts, new[parts[0]].shape[1])
     for part in parts:
-        norms[part] = old[part].norm(dim=1)
-        old[part] = old[part] @ sketch(matrices[part], signs[part])
+        old[part], norms[part] = _move_rows(old[part], sketch(matrices[part], signs[part]))
         new[part] = sketch(new[part], signs[part])
-    pairs = assign_units(unit_similarity(old, new, sketches=None not in signs.values()))
+    pairs = assign_units(*unit_rows(old, new, sketches=None not in signs.values()))
     left, right = pairs[:, 0], pairs[:, 1]
     return pairs, {
         part: fit_units(old[part][left], new[part][right], float(norms[part][left].norm())) for part in parts
     }
+
+
+def _move_rows(rows: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``rows @ matrix`` and the norms of the rows, in float32, without a float32 copy of all rows."""
+    parts = (part.float() for part in rows.split(CHUNK))
+    moved, norms = zip(*((part @ matrix, part.norm(dim=1)) for part in parts), strict=True)
+    return torch.cat(moved), torch.cat(norms)
 
 
 def units_first(weight: Tensor, part: str) -> Tensor:

@@ -159,13 +159,13 @@ class Backbone:
         """Raise `LoraSuiteError` if the checkpoint has fewer layers than its config, before one of them is read."""
         check_depth(self.weights, self.arch.layers, where=repr(self))
 
-    def tensor(self, path: str) -> Tensor:
-        """Read one tensor in float32.
+    def tensor(self, path: str, dtype: torch.dtype | None = torch.float32) -> Tensor:
+        """Read one tensor, with the dtype None in its own.
 
         Raises:
             LoraSuiteError: When it is missing, quantized or not finite.
         """
-        return self._check_finite(self.weights[self.locate(path)], path).float()
+        return self._check_finite(self.weights[self.locate(path)], path).to(dtype=dtype)
 
     def _check_finite(self, tensor: Tensor, path: str) -> Tensor:
         """Return a tensor of plain numbers, whose products do not overflow."""
@@ -177,11 +177,11 @@ class Backbone:
             raise LoraSuiteError(what, where=f"{self!r}, {path}", got=f"{largest:.3g}", do="train or fetch it again")
         return tensor
 
-    def part(self, layer: int, part: str) -> Float[Tensor, "out in_"]:
-        """Read the weight of one part in float32, in PyTorch's orientation and with its rows in head order."""
+    def part(self, layer: int, part: str, dtype: torch.dtype | None = torch.float32) -> Float[Tensor, "out in_"]:
+        """Read the weight of one part (see `tensor`), in PyTorch's orientation and with its rows in head order."""
         site = self.arch.site(part)
         path = f"{self.arch.module(layer, site)}.weight"
-        weight = self.tensor(path)
+        weight = self.tensor(path, dtype)
         weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
         self._check_shape(weight, (sum(self.arch.shape(one)[0] for one in site.parts), self.arch.shape(part)[1]), path)
         return split(weight, site, self.arch)[part]

@@ -85,6 +85,26 @@ def logits_at(model: Any, inputs: dict[str, Any], columns: Tensor) -> tuple[Any,
     return outputs, outputs.logits[:, columns]
 
 
+def logits_at_places(model: Any, inputs: dict[str, Any], rows: Tensor, columns: Tensor) -> tuple[Any, Tensor]:
+    """Return the outputs of a model, and its logits at some places alone, (places, tokens).
+
+    The head, which is as wide as the vocabulary, is computed for nothing else.
+
+    Args:
+        model: A plain or PEFT model; it may be wrapped for several processes.
+        inputs: Its inputs, without labels.
+        rows: Row of every place in the batch, (places,).
+        columns: Column of every place, (places,).
+    """
+    head = unwrap(getattr(model, "module", model)).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns][None], *args[1:]))
+    try:
+        outputs = model(**inputs)
+    finally:
+        hook.remove()
+    return outputs, outputs.logits[0]
+
+
 def keeps_logits(model: Any) -> bool:
     """Return whether a model can compute the logits at some columns alone."""
     return "logits_to_keep" in _parameters(model)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..models.forward import logits_at
+from ..models.forward import logits_at_places
 from .encoding import Encoded, batch
 from .loop import ResponseTrainer
 
@@ -86,9 +86,8 @@ class DistillationTrainer(TargetTrainer):
         """Return this batch's part of the step's mean ``KL(target || model)`` over the candidate tokens."""
         row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
         inputs, offset = self.read_prefix(model, inputs, int(position.min()))
-        columns, column = position.unique(return_inverse=True)
-        outputs, kept = logits_at(model, inputs, columns - offset)
-        logits = kept[row, column][:, self.ids.to(position.device)].float()
+        outputs, taught = logits_at_places(model, inputs, row, position - offset)
+        logits = taught[:, self.ids.to(position.device)].float()
         log_probs = self.log_probs[target.to(self.log_probs.device)].to(position.device)
         total = torch.nn.functional.kl_div(logits.log_softmax(-1), log_probs, reduction="sum", log_target=True)
         loss = total / num_items_in_batch

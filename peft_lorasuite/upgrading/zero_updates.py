@@ -33,10 +33,18 @@ def zero_update_warnings(adapter: Adapter, result: Adapter, old: Backbone | None
 
 
 def _largest(adapter: Adapter) -> float:
-    """Return the root mean square of the largest update, of a module or a token table, over its entries."""
+    """Return the root mean square of the largest update, of a module or a token table, over its entries.
+
+    It is that of the first one that is not nearly zero, if there is one.
+    """
     tables = [LowRank(table.shared, table.rows) for table in adapter.tables.values()]
     updates = [*adapter.updates.values(), *adapter.experts.values(), *tables]
-    return max((_root_mean_square(update) for update in updates), default=0.0)
+    sizes: list[float] = []
+    for update in updates:
+        sizes.append(_root_mean_square(update))
+        if sizes[-1] >= NEARLY_ZERO:
+            break
+    return max(sizes, default=0.0)
 
 
 def _root_mean_square(update: LowRank) -> float:

@@ -19,7 +19,7 @@ from peft_lorasuite.linalg.similarity import (
     layer_similarity,
     sketch,
     sketch_signs,
-    unit_similarity,
+    unit_rows,
 )
 from peft_lorasuite.models import activations
 from peft_lorasuite.models.activations import Sampling, paired_activations
@@ -151,6 +151,11 @@ def test_a_head_of_zeros_is_like_none() -> None:
     heads = Heads(2, 2, 3)
     side = {part: torch.zeros(2, 3, 5) for part in "qkvo"}
     assert not head_similarity(side, parts(heads, 5, 0), heads, heads).any()
+
+
+def unit_similarity(old: dict[str, Tensor], new: dict[str, Tensor], *, sketches: bool = False) -> Tensor:
+    left, right = unit_rows(old, new, sketches=sketches)
+    return left @ right.T
 
 
 def test_unit_similarity_looks_only_at_parts_that_both_layers_have() -> None:
