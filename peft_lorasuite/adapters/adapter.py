@@ -146,19 +146,28 @@ def join_sites(updates: Mapping[Key, LowRank], arch: Architecture) -> dict[tuple
         ``(layer, site)`` -> update, of the parts' rank if they have the same A, else of the sum of their ranks.
     """
     joined = {}
-    orders = {site: torch.cat([head_rows(site, arch)[part] for part in site.parts]) for site in arch.sites}
-    scattered = {site for site, order in orders.items() if not torch.equal(order, torch.arange(len(order)))}
+    orders: dict[tuple[int, Site], Tensor | None] = {}  # layers of the same sizes share an architecture
     for layer in sorted({layer for layer, _ in updates}):
         for site in arch.sites:
             present = {part: updates[layer, part] for part in site.parts if (layer, part) in updates}
             if not present:
                 continue
-            whole = stack(present, {part: arch.shape(part)[0] for part in site.parts})
-            if site in scattered:
-                bias = None if whole.bias is None else _scatter_rows(whole.bias, orders[site])
-                whole = LowRank(whole.A, _scatter_rows(whole.B, orders[site]), bias)
+            own = arch.in_layer(layer)
+            whole = stack(present, {part: own.shape(part)[0] for part in site.parts})
+            if (id(own), site) not in orders:
+                orders[id(own), site] = _order(site, own)
+            order = orders[id(own), site]
+            if order is not None:
+                bias = None if whole.bias is None else _scatter_rows(whole.bias, order)
+                whole = LowRank(whole.A, _scatter_rows(whole.B, order), bias)
             joined[layer, site] = whole
     return joined
+
+
+def _order(site: Site, arch: Architecture) -> Tensor | None:
+    """Return the row numbers of a site's parts, one part after another; None if the rows are in this order."""
+    order = torch.cat([head_rows(site, arch)[part] for part in site.parts])
+    return None if torch.equal(order, torch.arange(len(order))) else order
 
 
 def _scatter_rows(rows: Tensor, order: Tensor) -> Tensor:

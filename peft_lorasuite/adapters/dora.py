@@ -41,7 +41,7 @@ def dora_to_lora(adapter: Adapter, old: Backbone, rank: int | None) -> Adapter:
         change = torch.cat([_weight_change(old, (layer, part), updates[layer, part], ratios) for part in parts])
         whole, energy = low_rank_approximation(change, rank or updates[layer, parts[0]].rank)
         kept.append(energy)
-        rows = whole.B.split([adapter.arch.shape(part)[0] for part in parts])
+        rows = whole.B.split([adapter.arch.in_layer(layer).shape(part)[0] for part in parts])
         updates |= {(layer, part): LowRank(whole.A, B) for part, B in zip(parts, rows, strict=True)}
     facts = {"dora_as_lora": {"energy_kept": round(sum(kept) / len(kept), 6), "least": round(min(kept), 6)}}
     return replace(adapter, updates=updates, magnitudes={}, kind="lora", facts={**adapter.facts, **facts})

@@ -122,10 +122,10 @@ class ParsedAdapter:
         update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
         if update is None:
             return self._skip(owned.values(), PRUNED)
-        for part, piece in split_parts(update, site, self.arch).items():
+        for part, piece in split_parts(update, site, self.arch.in_layer(layer)).items():
             self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
         if "lora_magnitude_vector" in used:
-            rows = split(used["lora_magnitude_vector"].float().flatten(), site, self.arch)
+            rows = split(used["lora_magnitude_vector"].float().flatten(), site, self.arch.in_layer(layer))
             self.magnitudes |= {(layer, part): values for part, values in rows.items()}
         return None
 

@@ -128,7 +128,8 @@ def one_rank(adapter: Adapter, base: Backbone, rank: int | None = None) -> Adapt
                 where=adapter.arch.module(layer, site), got=final, wanted=f"at most {min(whole.shape)}",
             )  # fmt: skip
         padded = whole.padded(final, generator)
-        updates |= {(layer, part): LowRank(padded.A, B) for part, B in split(padded.B, site, adapter.arch).items()}
+        rows = split(padded.B, site, adapter.arch.in_layer(layer))
+        updates |= {(layer, part): LowRank(padded.A, B) for part, B in rows.items()}
     extras, settings = dict(adapter.extras), {**adapter.settings, "r": final}
     for table, update in tables.items():
         lora = exact_lora(table, update, final, adapter.arch.tied)
@@ -188,6 +189,6 @@ def fill_layers(adapter: Adapter, groups: Iterable[tuple[str, ...]] = (), *, eve
         wanted |= {f"{parent}.{other}" for group in groups if own in group for other in group}
     for layer, site in (places[module] for module in sorted(wanted & places.keys())):
         for part in site.parts:
-            rows, columns = arch.shape(part)
+            rows, columns = arch.in_layer(layer).shape(part)
             updates.setdefault((layer, part), LowRank(torch.zeros(0, columns), torch.zeros(rows, 0)))
     return replace(adapter, updates=updates)

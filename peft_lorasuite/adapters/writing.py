@@ -110,7 +110,7 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
             tensors[f"{module}.lora_B.bias"] = update.B.new_zeros(len(update.B)) if update.bias is None else update.bias
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
-            tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch)
+            tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch.in_layer(layer))
     if adapter.task.kind == "FEATURE_EXTRACTION":
         tensors = {f"{PREFIX}{_headless(name.removeprefix(PREFIX))}": tensor for name, tensor in tensors.items()}
     return separate_storage(tensors)

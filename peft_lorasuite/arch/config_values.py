@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..compat import current_config, model_type
 from ..errors import LoraSuiteError
 from .registry import UndescribedLayoutError, architecture, has_converter
-from .spec import Architecture
+from .spec import OPTIONAL, Architecture
 
 SCALE_ROUNDING = 2.0**-8
 """Relative difference of an embedding scale that is rounded to another 16-bit dtype (Gemma)."""
@@ -72,7 +72,7 @@ def first_difference(wanted: Architecture, got: Architecture) -> Difference | No
     The head is compared by its name in the checkpoint, since its name in the model depends on the version of
     transformers.
     """
-    left, right = wanted.to_dict(), got.to_dict()
+    left, right = ({**OPTIONAL, **one.to_dict()} for one in (wanted, got))
     for values in (left, right):
         values["head"] = dict(values["disk"]).get(values["head"], values["head"])
         values["disk"] = tuple(pair for pair in values["disk"] if pair[1] != values["head"])

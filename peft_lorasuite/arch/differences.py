@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .spec import PARTS, Architecture, Heads
 
@@ -29,7 +30,9 @@ def differences(old: Architecture, new: Architecture) -> list[str]:
     """
     if not (old.has_converter and new.has_converter):
         return []
-    checks = (_parts, _experts, _fusion, _biases, _attention, _positions, _blocks, _norms, _activation, _scales)
+    checks = (
+        _parts, _experts, _fusion, _biases, _attention, _shared, _positions, _blocks, _norms, _activation, _scales,
+    )  # fmt: skip
     return [sentence for check in checks for sentence in check(old, new)]
 
 
@@ -82,18 +85,46 @@ def _biases(old: Architecture, new: Architecture) -> Iterator[str]:
 
 
 def _attention(old: Architecture, new: Architecture) -> Iterator[str]:
-    if old.heads.group == new.heads.group:
+    kinds = [_each(side, lambda one: (one.heads.query, one.heads.key_value)) for side in (old, new)]
+    if {query // groups for query, groups in kinds[0]} == {query // groups for query, groups in kinds[1]}:
         return
     handling = "repeated for" if old.heads.group > new.heads.group else "averaged over"
     yield (
-        f"attention is {_kind(old.heads)} in the old backbone and {_kind(new.heads)} in the new one: key and value"
+        f"attention is {_list(old)} in the old backbone and {_list(new)} in the new one: key and value"
         f" updates are {handling} the query heads that share them"
     )
+
+
+def _each(arch: Architecture, value: Callable[[Architecture], Any]) -> list[Any]:
+    """Return the different values that the layers have, in the order of the layers."""
+    return list(dict.fromkeys(value(arch.in_layer(layer)) for layer in range(arch.layers)))
+
+
+def _list(arch: Architecture) -> str:
+    return " and ".join(_each(arch, lambda one: _kind(one.heads)))
 
 
 def _kind(heads: Heads) -> str:
     kind = "MHA" if heads.group == 1 else "MQA" if heads.key_value == 1 else "GQA"
     return f"{kind} ({heads.query} query and {heads.key_value} key/value heads)"
+
+
+def _shared(old: Architecture, new: Architecture) -> Iterator[str]:
+    """Compare in how many layers keys and values share a projection, or come from another layer."""
+    tied, taken = (
+        [len({one.layer for one in side.borrowed if (one.layer == one.from_layer) == same}) for side in (old, new)]
+        for same in (True, False)
+    )
+    if tied[0] != tied[1]:
+        yield (
+            f"keys and values share a projection in {tied[0]} of the old layers and in {tied[1]} of the new ones:"
+            " their updates are dropped between a layer where they do and one where they do not"
+        )
+    if taken[0] != taken[1]:
+        yield (
+            f"{taken[0]} of the old layers and {taken[1]} of the new ones take keys and values from an earlier layer:"
+            " key and value updates are dropped where only one of two matched layers has its own"
+        )
 
 
 def _positions(old: Architecture, new: Architecture) -> Iterator[str]:
@@ -105,10 +136,11 @@ def _positions(old: Architecture, new: Architecture) -> Iterator[str]:
         return
     if old.positions != "rotary":
         return
-    fractions = old.rotary_size / old.heads.size, new.rotary_size / new.heads.size
-    if fractions[0] != fractions[1]:
+    fractions = [_each(side, lambda one: f"{one.rotary_size / one.heads.size:.0%}") for side in (old, new)]
+    if set(fractions[0]) != set(fractions[1]):
+        texts = [" or ".join(side) for side in fractions]
         yield (
-            f"{fractions[0]:.0%} of a head is rotated in the old backbone and {fractions[1]:.0%} in the new one:"
+            f"{texts[0]} of a head is rotated in the old backbone and {texts[1]} in the new one:"
             " rotated dimensions are matched by the nearest frequency"
         )
     shares = [sum(theta > 0 for theta in side.rope_thetas) / len(side.rope_thetas) for side in (old, new)]
@@ -150,9 +182,13 @@ def _norms(old: Architecture, new: Architecture) -> Iterator[str]:
             if has[0] != has[1]:
                 side = "old" if has[0] else "new"
                 yield f"only the {side} layers have a norm {position} {block}: its gain is mapped, its scaling is not"
-    if old.qk_norm != new.qk_norm:
-        side = "old" if old.qk_norm else "new"
-        yield f"only the {side} backbone normalizes queries and keys: the size of their updates may be wrong"
+    for what, has in (
+        ("queries and keys", (old.qk_norm, new.qk_norm)),
+        ("values", (old.v_norm, new.v_norm)),
+    ):
+        if has[0] != has[1]:
+            side = "old" if has[0] else "new"
+            yield f"only the {side} backbone normalizes {what}: the size of their updates may be wrong"
 
 
 def _activation(old: Architecture, new: Architecture) -> Iterator[str]:
@@ -175,3 +211,6 @@ def _scales(old: Architecture, new: Architecture) -> Iterator[str]:
             f"the output of a block is multiplied by {old.residual_scale:.4g} in the old backbone and by"
             f" {new.residual_scale:.4g} in the new one: compensated"
         )
+    if (old.layer_scale is None) != (new.layer_scale is None):
+        side = "old" if old.layer_scale else "new"
+        yield f"only the {side} backbone multiplies the output of each layer by a scalar of its own: compensated"

@@ -17,19 +17,30 @@ from .spec import OUTPUT_PROJECTIONS, Architecture, Heads, Site
 
 
 def head_rows(site: Site, arch: Architecture) -> dict[str, Tensor]:
-    """Return the row numbers of each part of a site, in the order of its heads; together a permutation of all rows."""
+    """Return the row numbers of each part of a site, in the order of its heads; together a permutation of all rows.
+
+    Args:
+        site: The site.
+        arch: The architecture with the sizes of the layer (`Architecture.in_layer`); also for `split` and `join`.
+    """
     if site.parts[0] in OUTPUT_PROJECTIONS:
         return {site.parts[0]: torch.arange(arch.hidden)}
     rows = _rows_of_parts(site, arch)
-    if arch.rotary_interleaved:
+    if arch.rotary_interleaved or arch.rotary_across:
         rows |= {part: _halves(rows[part], arch) for part in ("q", "k") if part in rows}
     return rows
 
 
 def _halves(rows: Tensor, arch: Architecture) -> Tensor:
-    """Reorder the rows of interleaved rotary pairs: the first dimensions of all pairs, then the second ones."""
+    """Reorder the rows of rotary pairs: the first dimensions of all pairs, the second ones, then what does not turn."""
     heads, size = rows.reshape(-1, arch.heads.size), arch.rotary_size
-    return torch.cat([heads[:, 0:size:2], heads[:, 1:size:2], heads[:, size:]], dim=1).reshape(-1)
+    if arch.rotary_across:
+        first, second = heads.chunk(2, dim=1)
+        pairs, rest = size // 2, slice(size // 2, None)
+        ordered = [first[:, :pairs], second[:, :pairs], first[:, rest], second[:, rest]]
+    else:
+        ordered = [heads[:, 0:size:2], heads[:, 1:size:2], heads[:, size:]]
+    return torch.cat(ordered, dim=1).reshape(-1)
 
 
 def _rows_of_parts(site: Site, arch: Architecture) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ BUILT_IN = {
     "gemma2": BuiltIn("gemma2", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "gemma3": BuiltIn("gemma3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "gemma3_text": BuiltIn("gemma3", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "gemma4": BuiltIn("gemma4", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
+    "gemma4_text": BuiltIn("gemma4", "not fused; optional q, k, v, o biases; GQA; rotary; RMSNorm"),
     "glm4": BuiltIn("glm4", "gate+up by part; optional q, k, v biases; GQA; rotary; RMSNorm"),
     "gpt2": BuiltIn("gpt2", "q+k+v by part; biases; MHA; learned; LayerNorm"),
     "gpt_oss": BuiltIn("gpt_oss", "not fused; optional biases; GQA; rotary; RMSNorm"),

@@ -8,9 +8,12 @@ from typing import Any
 
 from ..errors import LoraSuiteError, unknown_name_error
 
-OUTPUT_PROJECTIONS = ("o", "down")
+OUTPUT_PROJECTIONS = ("o", "down", "ple_down")
 """Parts whose output is added to the residual stream. The others, the input projections, take its normalized state."""
-PARTS = ("q", "k", "v", "o", "q_gate", "gate", "up", "down")
+PARTS = ("q", "k", "v", "o", "q_gate", "gate", "up", "down", "ple_gate", "ple_down")
+"""Those of per-layer embeddings (PLE), ``ple_gate`` and ``ple_down``, are Gemma 4's."""
+UNITS = (("gate", "up", "down"), ("ple_gate", "ple_down"))
+"""Parts with rows, or columns, in the same units."""
 ATTENTION = ("q", "k", "v", "o", "q_gate")
 """Parts with rows, or columns, in heads. The heads of ``q_gate`` multiply the output of attention (Qwen3.5)."""
 ROWS = ("part head dim", "head part dim", "group part dim")
@@ -72,6 +75,40 @@ class Heads:
     def count(self, part: str) -> int:
         """Return the number of heads of ``part``: G for keys and values, H for queries and for the columns of ``o``."""
         return self.key_value if part in ("k", "v") else self.query
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of some layers in which they differ from the others (Gemma 4).
+
+    Attributes:
+        layers: Indices of the layers.
+        heads: Their attention heads.
+        intermediate: Size of their feed-forward layer, I.
+        rotary_size: Number of rotated dimensions of their heads.
+    """
+
+    layers: tuple[int, ...]
+    heads: Heads
+    intermediate: int
+    rotary_size: int
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Keys or values that a layer takes from another projection (Gemma 4).
+
+    Attributes:
+        layer: Index of the layer.
+        part: ``k`` or ``v``.
+        from_layer: The layer whose projection gives them, at or before ``layer``.
+        from_part: Part of the projection.
+    """
+
+    layer: int
+    part: str
+    from_layer: int
+    from_part: str
 
 
 @dataclass(frozen=True)

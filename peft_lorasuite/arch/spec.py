@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from ..errors import LoraSuiteError
 from .experts import Experts, read_experts
-from .site import ATTENTION, OUTPUT_PROJECTIONS, PARTS, ROWS, Heads, Site, check_parts
+from .site import ATTENTION, OUTPUT_PROJECTIONS, PARTS, ROWS, UNITS, Borrowed, Heads, LayerSizes, Site, check_parts
 
-__all__ = ["ATTENTION", "OUTPUT_PROJECTIONS", "PARTS", "ROWS", "Architecture", "Heads", "Site", "check_parts"]
+__all__ = [
+    "ATTENTION", "OUTPUT_PROJECTIONS", "PARTS", "ROWS", "UNITS", "Architecture", "Borrowed", "Heads", "LayerSizes",
+    "Site", "check_parts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Architecture:
         rotary_size: Number of rotated dimensions of a head; they come first.
         rotary_interleaved: Whether dimensions 2i and 2i + 1 of a head rotate together (GPT-J), and not those of two
             halves.
+        rotary_across: Whether the two dimensions that rotate together are half a head apart even where a part of a head
+            rotates; their frequencies are then the first ones of a whole head (Gemma 4).
         rope_thetas: Base of the rotary frequencies: one for all layers, or one per layer; 0 in layers that do not
             rotate (SmolLM3).
         tied: Whether the language-model head and the embedding share their weight.
         parallel: Whether attention and feed-forward run in parallel, on the same residual state.
         qk_norm: Whether queries and keys are normalized after their projection.
+        v_norm: Whether values are normalized after their projection.
         embedding_scale: Multiplier of the embedding's output.
         embedding_norm: Path of a norm after the embedding (Bloom), or None.
         residual_scale: Multiplier of what an output projection adds to the residual stream.
@@ -55,6 +61,11 @@ class Architecture:
         runs_as: Config values, including ``model_type``, with which transformers loads a checkpoint whose own model
             type it does not support; empty for the types that it supports.
         experts: Its experts, if it is a mixture of experts; they are not among the sites.
+        other_sizes: Layers whose heads or feed-forward layer have other sizes than those above.
+        borrowed: Keys and values that layers take from other projections.
+        layer_scale: Path in a layer of the scalar that its output is multiplied by, with the whole residual stream, or
+            None.
+        ple_size: Size of the per-layer embeddings, or 0.
     """
 
     family: str
@@ -75,10 +86,12 @@ class Architecture:
     positions: str = "rotary"
     rotary_size: int = 0
     rotary_interleaved: bool = False
+    rotary_across: bool = False
     rope_thetas: tuple[float, ...] = (10000.0,)
     tied: bool = False
     parallel: bool = False
     qk_norm: bool = False
+    v_norm: bool = False
     embedding_scale: float = 1.0
     embedding_norm: str | None = None
     residual_scale: float = 1.0
@@ -86,6 +99,10 @@ class Architecture:
     disk: tuple[tuple[str, str], ...] = ()
     runs_as: tuple[tuple[str, Any], ...] = ()
     experts: Experts | None = None
+    other_sizes: tuple[LayerSizes, ...] = ()
+    borrowed: tuple[Borrowed, ...] = ()
+    layer_scale: str | None = None
+    ple_size: int = 0
 
     def __post_init__(self) -> None:
         parts = [part for site in self.sites for part in site.parts]
@@ -107,9 +124,35 @@ class Architecture:
         return {part: site for site in self.sites for part in site.parts}
 
     @property
+    def last_part(self) -> str:
+        """The part whose output a layer adds last to the residual stream."""
+        return "ple_down" if self.ple_size else "down"
+
+    @property
     def has_converter(self) -> bool:
         """Whether a converter describes the layers; weights can be transferred only if it does."""
         return not any(site.shape for site in self.sites)
+
+    def in_layer(self, layer: int) -> Architecture:
+        """Return the architecture with the sizes of a layer, where `heads`, `intermediate` and `shape` are its own."""
+        return self._with_sizes.get(layer, self)
+
+    @cached_property
+    def _with_sizes(self) -> dict[int, Architecture]:
+        found: dict[int, Architecture] = {}
+        for own in self.other_sizes:
+            sizes = {"heads": own.heads, "intermediate": own.intermediate, "rotary_size": own.rotary_size}
+            found |= dict.fromkeys(own.layers, replace(self, **sizes, other_sizes=()))
+        return found
+
+    def source(self, layer: int, part: str) -> tuple[int, str] | None:
+        """Return layer and part of the projection that gives a part's output in a layer; None if there is none."""
+        found = {(one.layer, one.part): (one.from_layer, one.from_part) for one in self.borrowed}
+        return (layer, part) if self.has(layer, part) else found.get((layer, part))
+
+    def gives(self, layer: int, part: str) -> tuple[str, ...]:
+        """Return what a part of a layer is used for there: ``("k", "v")`` where keys and values are the same."""
+        return tuple(other for other in PARTS if self.source(layer, other) == (layer, part))
 
     def site(self, part: str) -> Site:
         """Return the site of ``part``."""
@@ -143,19 +186,26 @@ class Architecture:
         return (layer, known[0]) if known else None
 
     def theta(self, layer: int) -> float:
-        """Return the rotary base of a layer; 0 if it rotates nothing."""
-        return self.rope_thetas[layer if len(self.rope_thetas) > 1 else 0]
+        """Return the base b of a layer's frequencies, ``b ** (-2 i / rotary_size)``; 0 if it rotates nothing."""
+        base, own = self.rope_thetas[layer if len(self.rope_thetas) > 1 else 0], self.in_layer(layer)
+        if not self.rotary_across:
+            return base
+        return base ** (own.rotary_size / own.heads.size) if base and own.rotary_size else 0.0
 
     def shape(self, part: str) -> tuple[int, int]:
         """Return the shape of a part's weight as ``(out_features, in_features)``."""
         if (own := self.site(part).shape) is not None:
             return own
-        width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.intermediate
+        width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.units(part)
         return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
+
+    def units(self, part: str) -> int:
+        """Return the number of units of a part outside attention."""
+        return self.ple_size if part in UNITS[1] else self.intermediate
 
     def parameter_count(self) -> int:
         """Return the number of weights of all linear modules, the embedding and an untied head; no norms or biases."""
-        shapes = [self.shape(part) for _, site in self.modules for part in site.parts]
+        shapes = [self.in_layer(layer).shape(part) for layer, site in self.modules for part in site.parts]
         experts = self.layers * self.experts.parameter_count(self.hidden) if self.experts else 0
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return sum(rows * columns for rows, columns in shapes) + self.other_weights + experts + tables
@@ -169,25 +219,39 @@ class Architecture:
         return {"family": dict(self.runs_as).get("model_type", self.family)} | {n: asdict(self)[n] for n in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` is the inverse. Sites have a shape only without a converter."""
+        """Return plain JSON values; `from_dict` is the inverse. Sites have a shape only without a converter.
+
+        The fields of `OPTIONAL` are left out where they have their defaults.
+        """
         values = asdict(self)
         if self.has_converter:
             for site in values["sites"]:
                 del site["shape"], site["trained"]
-        if self.experts is None:
-            del values["experts"]
-        return values
+        return {name: value for name, value in values.items() if name not in OPTIONAL or value != OPTIONAL[name]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Create an architecture from the values of `to_dict`; unknown or missing fields are an error."""
-        values, known = {"experts": None, **values}, {field.name for field in fields(cls)}
+        values, known = {**OPTIONAL, **values}, {field.name for field in fields(cls)}
         if set(values) != known:
             raise LoraSuiteError("unknown or missing fields in an architecture record", got=sorted(set(values) ^ known))
         sites = tuple(map(_read_site, values["sites"]))
         pairs = {name: tuple((left, right) for left, right in values[name]) for name in ("disk", "runs_as")}
         fixed = {"heads": Heads(**values["heads"]), "sites": sites, "rope_thetas": tuple(values["rope_thetas"])}
+        fixed |= {"other_sizes": tuple(map(_read_sizes, values["other_sizes"]))}
+        fixed |= {"borrowed": tuple(Borrowed(**one) for one in values["borrowed"])}
         return cls(**{**values, **pairs, **fixed, "experts": read_experts(values["experts"])})
+
+
+OPTIONAL = {
+    field.name: field.default for field in fields(Architecture)
+    if field.name in ("experts", "rotary_across", "v_norm", "other_sizes", "borrowed", "layer_scale", "ple_size")
+}  # fmt: skip
+"""Fields that records of most families lack -> their defaults."""
+
+
+def _read_sizes(values: dict[str, Any]) -> LayerSizes:
+    return LayerSizes(**{**values, "layers": tuple(values["layers"]), "heads": Heads(**values["heads"])})
 
 
 def _read_site(values: dict[str, Any]) -> Site:

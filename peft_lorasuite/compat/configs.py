@@ -16,6 +16,9 @@ ROPE_DEFAULTS = {"rope_type": "default", "partial_rotary_factor": 1.0}
 OLDER_ROPE_NAMES = {"type": "rope_type"}
 SLIDING_UNSCALED = ("olmo3",)
 """Model types whose layers with a sliding window have the same rotary base, but no scaling of it."""
+LAYERED = ("gemma4", "gemma4_text")
+"""Model types whose layers have values of their own in the config."""
+PER_LAYER = ("head_dim", "num_key_value_heads")
 OLDER_HEADS = {"gpt_neox": ("lm_head", "embed_out", "5.14")}
 """Family -> path of the head in a model, its path before, and the version of transformers that renamed it."""
 
@@ -48,15 +51,45 @@ def installed_names(arch: Any) -> Any:
 def current_config(config: Any) -> Any:
     """Return a config with the values that transformers 5.0 has, such as ``rope_parameters``.
 
-    Anything but a config of transformers is returned as it is.
+    A Gemma 4 config has a plain ``per_layer_config``, as the newest versions write it. Anything but a config of
+    transformers is returned as it is.
 
     Raises:
         LoraSuiteError: When ``rope_parameters`` is read and the config has one that the installed version ignores.
     """
     transformers = sys.modules.get("transformers")
-    if transformers is None or has("transformers", "5.0") or not isinstance(config, transformers.PretrainedConfig):
+    if transformers is None or not isinstance(config, transformers.PretrainedConfig):
         return config
+    if has("transformers", "5.0"):
+        return _LayeredConfig(config) if model_type(config) in LAYERED else config
     return _CurrentConfig(config)
+
+
+class _LayeredConfig:
+    """A config whose layers have values of their own."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "per_layer_config":
+            return _layer_values(self._config)
+        if name in PER_LAYER:  # an error of transformers 5.24 where the layers differ
+            return self._config.to_dict()[name]
+        return current_config(getattr(self._config, name))
+
+
+def _layer_values(config: Any) -> dict[str, dict[str, Any]]:
+    """Return layer -> its own values, which the first versions with Gemma 4 have as those of full attention."""
+    values = config.to_dict()
+    if "global_head_dim" not in values:
+        own = values.get("per_layer_config") or {}
+        return {str(int(layer)): dict(one) for layer, one in own.items()}  # "05" if there are more than ten
+    own = {"head_dim": values["global_head_dim"]}
+    if values["attention_k_eq_v"] and values.get("num_global_key_value_heads"):
+        own["num_key_value_heads"] = values["num_global_key_value_heads"]
+    full = [str(layer) for layer, kind in enumerate(values["layer_types"]) if kind == "full_attention"]
+    return {layer: {name: value for name, value in own.items() if value} for layer in full}
 
 
 class _CurrentConfig:

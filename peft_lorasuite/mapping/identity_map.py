@@ -37,15 +37,16 @@ def identity_map(old: Backbone, new: Backbone, found: Comparison) -> UpgradeMap:
 
 
 def _pair(old: Backbone, new: Backbone, layer: int) -> LayerPair:
-    arch = old.arch
+    arch = old.arch.in_layer(layer)
     parts = [part for part in arch.parts if arch.has(layer, part)]
-    heads, units = (torch.arange(count)[:, None].expand(-1, 2) for count in (arch.heads.query, arch.intermediate))
+    counts = arch.heads.query, arch.intermediate, arch.ple_size
+    heads, units, ple_units = (torch.arange(count)[:, None].expand(-1, 2) for count in counts)
     zeros, ones = torch.zeros(len(heads)), torch.ones(len(heads))
     T = torch.eye(arch.heads.size).expand(len(heads), -1, -1)
     head_fits = {part: HeadFit(T, zeros, torch.ones(len(heads), 2)) for part in parts if part in ATTENTION}
     unit_fits = {
-        part: UnitFit(torch.ones(len(units)), torch.zeros(()), torch.ones(2))
+        part: UnitFit(torch.ones(arch.units(part)), torch.zeros(()), torch.ones(2))
         for part in parts if part not in ATTENTION
     }  # fmt: skip
     gains = {part: (old.gain(layer, part), new.gain(layer, part)) for part in parts}
-    return LayerPair(layer, layer, heads, ones, head_fits, units, unit_fits, gains)
+    return LayerPair(layer, layer, heads, ones, head_fits, units, unit_fits, gains, ple_units)

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..arch.spec import UNITS
 from ..linalg.basis import HeadFit, UnitFit
 from .fingerprint import Identity
+
+NO_UNITS = torch.zeros(0, 2, dtype=torch.long)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,7 @@ class LayerPair:
         units: Matched feed-forward units, old and new, int64 (pairs, 2).
         unit_fits: Part -> fit, for the feed-forward parts of both backbones.
         gains: Part -> gains of the old and the new norm, (D_o,) and (D_n,).
+        ple_units: Matched units of the per-layer embeddings, likewise.
     """
 
     old: int
@@ -36,6 +41,11 @@ class LayerPair:
     units: Tensor
     unit_fits: Mapping[str, UnitFit]
     gains: Mapping[str, tuple[Tensor, Tensor]]
+    ple_units: Tensor = NO_UNITS
+
+    def units_of(self, part: str) -> Tensor:
+        """Return the matched units of a part outside attention."""
+        return self.ple_units if part in UNITS[1] else self.units
 
 
 class MapParts(NamedTuple):

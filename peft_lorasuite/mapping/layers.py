@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arch.layout import group_of, heads_first
-from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
+from ..arch.layout import group_of, heads_first, join
+from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS, UNITS
 from ..linalg.assignment import assign, assign_by_index, assign_units
 from ..linalg.basis import Basis, HeadFit, Rotary, UnitFit, fit_heads, fit_units, part_basis, pseudo_inverse
 from ..linalg.similarity import CHUNK, head_similarity, sketch, sketch_signs, unit_rows
 from ..models.backbone import Backbone
 from ..models.memory import release_memory
-from .layer_pair import LayerPair
+from .layer_pair import NO_UNITS, LayerPair
 from .options import MapOptions
 
 
@@ -45,54 +45,61 @@ class LayerMatcher:
         heads, scores = self._match_heads(i, j)
         old, new, norms = self._heads(i, j)
         fits = {}
-        for part in old:
+        for part in self._common(i, j, old):
             # with grouped queries, several query heads share a pair of key/value heads
-            pairs, numbers = torch.stack(self._rows(part, heads), dim=1).unique(dim=0, return_inverse=True)
+            pairs, numbers = torch.stack(self._rows(i, j, part, heads), dim=1).unique(dim=0, return_inverse=True)
             left, right = pairs.T
             rotary = self._rotary(i, j) if part in ("q", "k") else None
             fit = fit_heads(old[part][left], new[part][right], norms[part][left], rotary)
             fits[part] = HeadFit(fit.T[numbers], fit.residual[numbers], fit.norms[numbers])
-        units, unit_fits = self._match_units(i, j)
+        (units, unit_fits), (ple_units, ple_fits) = (self._match_units(i, j, parts) for parts in UNITS)
+        unit_fits |= ple_fits
         gains = {part: (self.old.gain(i, part), self.new.gain(j, part)) for part in (*fits, *unit_fits)}
         self._heads.cache_clear()
         release_memory()
-        return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains)
+        return LayerPair(i, j, heads, scores, fits, units, unit_fits, gains, ple_units)
 
     def _common(self, i: int, j: int, parts: Iterable[str]) -> list[str]:
-        return [part for part in parts if self.old.arch.has(i, part) and self.new.arch.has(j, part)]
+        """Return the parts that both layers have, and use for the same: keys alone, or keys and values."""
+        uses = [(part, self.old.arch.gives(i, part), self.new.arch.gives(j, part)) for part in parts]
+        return [part for part, old, new in uses if old == new and old]
 
     def _match_heads(self, i: int, j: int) -> tuple[Tensor, Tensor]:
         old, new, _ = self._heads(i, j)
         if not old:
             return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
-        scores = head_similarity(old, new, self.old.arch.heads, self.new.arch.heads)
-        counts = self.old.arch.heads.query, self.new.arch.heads.query
+        old_heads, new_heads = self.old.arch.in_layer(i).heads, self.new.arch.in_layer(j).heads
+        scores = head_similarity(old, new, old_heads, new_heads)
+        counts = old_heads.query, new_heads.query
         pairs = assign(scores) if self.options.head_map == "hungarian" else assign_by_index(*counts)
         return pairs, scores[pairs[:, 0], pairs[:, 1]]
 
     def _read_heads(self, i: int, j: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Read the heads of both layers, if both have all parts that the similarity of heads needs.
 
+        Keys and values that a layer takes from another projection are read from there.
+
         Returns:
             Part -> old heads in the new hidden basis, (heads, d_o, D_n); part -> new heads, (heads, d_n, D_n);
             part -> norms of the old heads in their own basis, (heads,).
         """
         old, new, norms = {}, {}, {}
-        common = self._common(i, j, ATTENTION)
-        for part in common if set(common) >= {"q", "k", "v", "o"} else ():
-            heads = heads_first(self.old.part(i, part), part, self.old.arch.heads)
+        found = {part: (self.old.arch.source(i, part), self.new.arch.source(j, part)) for part in ATTENTION}
+        sources = {part: (left, right) for part, (left, right) in found.items() if left and right}
+        for part, (left, right) in sources.items() if set(sources) >= {"q", "k", "v", "o"} else ():
+            heads = read_heads(self.old, left, part)
             norms[part] = heads.flatten(1).norm(dim=1)
-            rows, basis = heads.flatten(0, 1), self._basis(i, j, part)
+            rows, basis = heads.flatten(0, 1), self._basis(left[0], right[0], part)
             moved = basis.map_outputs(rows.T).T if part == "o" else basis.map_inputs(rows)
             old[part] = moved.unflatten(0, heads.shape[:2])
-            new[part] = heads_first(self.new.part(j, part), part, self.new.arch.heads)
+            new[part] = read_heads(self.new, right, part)
         return old, new, norms
 
-    def _match_units(self, i: int, j: int) -> tuple[Tensor, dict[str, Any]]:
-        """Match the feed-forward units and fit their scales."""
-        units = self._common(i, j, ("gate", "up", "down"))
+    def _match_units(self, i: int, j: int, parts: Iterable[str]) -> tuple[Tensor, dict[str, Any]]:
+        """Match the units of some parts, and fit their scales."""
+        units = self._common(i, j, parts)
         if not units:  # experts are matched when an adapter of them is transferred
-            return torch.zeros(0, 2, dtype=torch.long), {}
+            return NO_UNITS, {}
         old, new = (
             {part: units_first(backbone.part(layer, part, None), part) for part in units}
             for backbone, layer in ((self.old, i), (self.new, j))
@@ -108,18 +115,27 @@ class LayerMatcher:
         old, new = self.old.arch, self.new.arch
         return part_basis(old, new, part, self.hidden, self.inverse, (self.old.gain(i, part), self.new.gain(j, part)))
 
-    def _rows(self, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(self, i: int, j: int, part: str, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the old and new heads of a part for the matched query heads: with GQA, k and v use their groups."""
+        left, right = heads[:, 0], heads[:, 1]
         if part in ("k", "v"):
-            return group_of(self.old.arch.heads)[heads[:, 0]], group_of(self.new.arch.heads)[heads[:, 1]]
-        return heads[:, 0], heads[:, 1]
+            return group_of(self.old.arch.in_layer(i).heads)[left], group_of(self.new.arch.in_layer(j).heads)[right]
+        return left, right
 
     def _rotary(self, i: int, j: int) -> Rotary | None:
         old, new = self.old.arch, self.new.arch
         bases = old.theta(i), new.theta(j)
         if old.positions != "rotary" or new.positions != "rotary" or not all(bases):
             return None
-        return Rotary(old.rotary_size, new.rotary_size, *bases)
+        return Rotary(old.in_layer(i).rotary_size, new.in_layer(j).rotary_size, *bases)
+
+
+def read_heads(backbone: Backbone, source: tuple[int, str], part: str) -> Tensor:
+    """Read the heads of a part, (heads, size, D), from the projection that gives them: a layer, and a part of it."""
+    weight, arch = backbone.part(*source), backbone.arch.in_layer(source[0])
+    if source[1] != part:  # values of a projection of keys, whose rows are in the order of rotary pairs
+        weight = join({source[1]: weight}, arch.site(source[1]), arch)
+    return heads_first(weight, part, arch.heads)
 
 
 def match_units(
@@ -152,5 +168,5 @@ def _move_rows(rows: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def units_first(weight: Tensor, part: str) -> Tensor:
-    """View a feed-forward weight with one row per unit; a unit of ``down`` is a column."""
-    return weight.T if part == "down" else weight
+    """View a weight with one row per unit; a unit of an output projection is a column."""
+    return weight.T if part in OUTPUT_PROJECTIONS else weight

@@ -64,7 +64,7 @@ def _compare_by_map(upgrade_map: UpgradeMap) -> Comparison:
     if upgrade_map.pairs != [(layer, layer) for layer in range(old.layers)]:
         return Comparison("the layers are not matched in place")
     for pair in upgrade_map.layers:
-        in_place = all(torch.equal(*matched.unbind(1)) for matched in (pair.heads, pair.units))
+        in_place = all(torch.equal(*one.unbind(1)) for one in (pair.heads, pair.units, pair.ple_units))
         fits = [fit.T - torch.eye(fit.T.shape[-1]) for fit in pair.head_fits.values()]
         fits += [fit.scale - 1 for fit in pair.unit_fits.values()]
         fits += [left - right for left, right in pair.gains.values()]
@@ -122,6 +122,10 @@ def _function(arch: Architecture) -> dict[str, Any]:
         "intermediate sizes": None if arch.experts else arch.intermediate,
         "experts": arch.experts and (arch.experts.count, arch.experts.intermediate, arch.experts.dense),
         "parts": arch.parts,
+        "layers of parts": [site.layers for site in sites.values()],
+        "layers of other sizes": arch.other_sizes,
+        "shared keys and values": arch.borrowed,
+        "sizes of per-layer embeddings": arch.ple_size,
         "biases": [part for part, site in sites.items() if site.bias],
         "norms": (arch.norm, arch.qk_norm, arch.embedding_norm is not None,
                   [(part, site.norm is not None, site.post_norm is not None) for part, site in sites.items()]),

@@ -65,8 +65,8 @@ def _shared_rows(old: Backbone, new: Backbone) -> list[int]:
 
 
 def _projections(old: Backbone, new: Backbone) -> Iterator[Pair]:
-    for layer in range(old.arch.layers):
-        for part in old.arch.parts:
+    for layer, site in old.arch.modules:
+        for part in site.parts:
             factor = residual_factor(old.arch, new.arch, part)
             yield f"layer {layer}, {part}", _part_rows(old, layer, part), _part_rows(new, layer, part), factor
 
@@ -88,9 +88,9 @@ def _experts(old: Backbone, new: Backbone, experts: Experts) -> Iterator[Pair]:
 
 
 def _biases(old: Backbone, new: Backbone) -> Iterator[Pair]:
-    for layer in range(old.arch.layers):
-        for part in old.arch.parts:
-            if old.arch.site(part).bias:
+    for layer, site in old.arch.modules:
+        for part in site.parts:
+            if site.bias:
                 left, right = (_bias(one, layer, part) for one in (old, new))
                 yield f"layer {layer}, {part}", left, right, residual_factor(old.arch, new.arch, part)
 
@@ -99,7 +99,7 @@ def _norms(old: Backbone, new: Backbone) -> Iterator[Pair]:
     """Compare the gains that the architecture names, then other norms that have the same name in the layers of both."""
     offsets = old.arch.gain_offset, new.arch.gain_offset
     for layer in range(old.arch.layers):
-        for part in [part for part in ("q", "up", "o", "down") if part in old.arch.parts]:
+        for part in [part for part in ("q", "up", *OUTPUT_PROJECTIONS) if part in old.arch.parts]:
             yield f"layer {layer}, norm of {part}", old.gain(layer, part), new.gain(layer, part), 1.0
     left, right = (
         {
@@ -125,7 +125,7 @@ def _table_rows(backbone: Backbone, path: str, rows: list[int]) -> Tensor | None
 
 
 def _part_rows(backbone: Backbone, layer: int, part: str) -> Tensor | None:
-    arch = backbone.arch
+    arch = backbone.arch.in_layer(layer)
     site = arch.site(part)
     stored = find_stored(f"{arch.layer_path}.{layer}.{site.path}.weight", backbone.weights, arch)
     if stored is None:
@@ -150,7 +150,7 @@ def _plain(backbone: Backbone, stored: str, rows: list[int], width: int) -> Tens
 
 
 def _bias(backbone: Backbone, layer: int, part: str) -> Tensor | None:
-    arch = backbone.arch
+    arch = backbone.arch.in_layer(layer)
     site = arch.site(part)
     stored = find_stored(f"{arch.layer_path}.{layer}.{site.path}.bias", backbone.weights, arch)
     return None if stored is None else split(backbone.weights[stored], site, arch)[part]

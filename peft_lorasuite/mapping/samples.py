@@ -114,7 +114,7 @@ def _projections(backbone: Backbone) -> Iterator[Sample]:
         path, count = f"{arch.module(layer, site)}.weight", PART_ROWS * len(site.parts)
         stored = _find(backbone, path)
         values = None if stored is None else backbone.weights.sample_rows(stored, count)
-        shapes = [arch.shape(part) for part in site.parts]
+        shapes = [arch.in_layer(layer).shape(part) for part in site.parts]
         width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
         yield Sample(path, values, (count, width))
     for layer in range(arch.layers) if arch.experts else ():
@@ -155,13 +155,18 @@ def _norms(backbone: Backbone) -> Iterator[Sample]:
     if not arch.has_converter:  # which tensors are norms is not known
         return
     sites = {(layer, site.path) for layer, site in arch.modules}
+    absent = {
+        layer: tuple(site.path.removesuffix("proj") for site in arch.sites if not site.is_in(layer))
+        for layer in range(arch.layers)
+    }
     for path, stored in sorted(list_stored(arch.layer_path, backbone.weights, arch).items()):
         layer, _, rest = path.removeprefix(f"{arch.layer_path}.").partition(".")
         module, _, kind = rest.rpartition(".")
         if belongs_to_mixture(module, arch.experts):
             continue
         known = not layer.isdigit() or int(layer) >= arch.layers or (int(layer), module) in sites
-        if kind in OWN_TENSORS and not known:
+        known = known or module.startswith(absent[int(layer)])  # stored, but not read: keys of Gemma 4's last layers
+        if (kind in OWN_TENSORS or rest == arch.layer_scale) and not known:
             values = backbone.weights.sample_rows(stored, PART_ROWS)
             if kind == "weight" or values.ndim == 1:  # old files of GPT-2 have a mask of that name
                 yield Sample(path, values)

@@ -12,27 +12,33 @@ import torch
 from torch import Tensor
 
 from ..arch.experts import Experts
-from ..arch.spec import ATTENTION, PARTS, Architecture, Heads
+from ..arch.spec import ATTENTION, PARTS, UNITS, Architecture, Borrowed, Heads, LayerSizes
 from ..errors import LoraSuiteError
 from ..io.dataclass_schema import record_of
 from ..io.json_file import read_json
 from ..io.schema import NAME, PLAIN, Kind, ListOf, Record, check, integer, number, one_of, optional, table_of
 from ..linalg.basis import HeadFit, UnitFit, pseudo_inverse
 from .fingerprint import Identity
-from .layer_pair import LayerPair, MapParts
+from .layer_pair import NO_UNITS, LayerPair, MapParts
 from .options import MapOptions
 from .samples import KINDS
 
 FORMAT = 3
-_size, _share = integer(1, 2**31 - 1), optional(number())
+_size, _share, _layer = integer(1, 2**31 - 1), optional(number()), integer(0, 10**5)
+_heads = record_of(Heads, query=_size, key_value=_size, size=_size)
+_sizes = record_of(
+    LayerSizes, layers=ListOf(item=_layer), heads=_heads, intermediate=_size, rotary_size=integer(0, 2**31 - 1)
+)
+_borrowed = record_of(Borrowed, layer=_layer, part=one_of("k", "v"), from_layer=_layer, from_part=one_of("k", "v"))
 ARCHITECTURE = record_of(
     Architecture,
     layers=integer(1, 10**5), hidden=_size, intermediate=_size, vocabulary=_size, rotary_size=integer(0, 2**31 - 1),
-    heads=record_of(Heads, query=_size, key_value=_size, size=_size), norm=one_of("rms", "layer"),
+    heads=_heads, norm=one_of("rms", "layer"),
     positions=one_of("rotary", "alibi", "learned"), rope_thetas=ListOf(item=number(0.0), fewest=1),
     experts=optional(record_of(Experts, count=_size, intermediate=_size)),
     embedding_scale=number(above=0.0), residual_scale=number(above=0.0), other_weights=integer(0),
-    activation_floor=number(0.0),
+    activation_floor=number(0.0), other_sizes=ListOf(item=_sizes), borrowed=ListOf(item=_borrowed),
+    ple_size=integer(0, 2**31 - 1),
 )  # fmt: skip
 _hash = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 _samples = Record(fields=dict.fromkeys(KINDS, _hash), required=list(KINDS))
@@ -92,6 +98,7 @@ def _name_tensors(hidden: Tensor, similarity: Tensor, layers: Iterable[LayerPair
     for pair in layers:
         here = f"layers.{pair.new}"
         tensors |= {f"{here}.heads": pair.heads, f"{here}.head_scores": pair.head_scores, f"{here}.units": pair.units}
+        tensors |= {f"{here}.ple_units": pair.ple_units} if len(pair.ple_units) else {}
         for part, fit in pair.head_fits.items():
             tensors |= {f"{here}.{part}.{name}": getattr(fit, name) for name in ("T", "residual", "norms")}
         for part, fit in pair.unit_fits.items():
@@ -130,9 +137,11 @@ def rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MapParts:
 
 
 def _rebuild_pair(i: int, j: int, old: Architecture, new: Architecture, read: _TensorReader) -> LayerPair:
-    here = f"layers.{j}"
+    here, old, new = f"layers.{j}", old.in_layer(i), new.in_layer(j)
     heads = read.pairs(f"{here}.heads", (old.heads.query, new.heads.query))
     units = read.pairs(f"{here}.units", (old.intermediate, new.intermediate))
+    ple = f"{here}.ple_units"
+    ple_units = read.pairs(ple, (old.ple_size, new.ple_size)) if ple in read else NO_UNITS
     head_fits, unit_fits, gains = {}, {}, {}
     for part in [part for part in old.parts if part in new.parts and f"{here}.{part}.old_gain" in read]:
         name = f"{here}.{part}"
@@ -141,9 +150,10 @@ def _rebuild_pair(i: int, j: int, old: Architecture, new: Architecture, read: _T
             T = read(f"{name}.T", len(heads), old.heads.size, new.heads.size)
             head_fits[part] = HeadFit(T, read(f"{name}.residual", len(heads)), read(f"{name}.norms", len(heads), 2))
         else:
-            scale = read(f"{name}.scale", len(units))
+            scale = read(f"{name}.scale", len(ple_units if part in UNITS[1] else units))
             unit_fits[part] = UnitFit(scale, read(f"{name}.residual"), read(f"{name}.norms", 2))
-    return LayerPair(i, j, heads, read(f"{here}.head_scores", len(heads)), head_fits, units, unit_fits, gains)
+    scores = read(f"{here}.head_scores", len(heads))
+    return LayerPair(i, j, heads, scores, head_fits, units, unit_fits, gains, ple_units)
 
 
 class _TensorReader:

@@ -20,7 +20,7 @@ def copy(inputs: MethodInput, options: NoOptions) -> MethodResult:
         if layer >= arch.layers or not arch.has(layer, part):
             dropped[layer, part] = f"{arch.family} has no {part} projection in layer {layer}"
             continue
-        rows, columns = arch.shape(part)
+        rows, columns = arch.in_layer(layer).shape(part)
         bias = None if update.bias is None else _resize(update.bias[:, None], rows, 1)[:, 0]
         A, B = _resize(update.A, update.rank, columns), _resize(update.B, rows, update.rank)
         updates[layer, part] = LowRank(A, B, bias)

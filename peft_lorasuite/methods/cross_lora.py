@@ -104,7 +104,7 @@ def cross_lora(inputs: MethodInput, options: CrossLoraOptions) -> MethodResult:
     old, new = inputs.map.old.arch, inputs.map.new.arch
 
     def transfer(pair: LayerPair, part: str, update: LowRank) -> tuple[LowRank, Mapping[str, float]]:
-        heights = (*old.shape(part), *new.shape(part))
+        heights = (*old.in_layer(pair.old).shape(part), *new.in_layer(pair.new).shape(part))
         factors = [
             section.read(f"{pair.new}.{part}.{name}", (size, None)) for name, size in zip(FACTORS, heights, strict=True)
         ]

@@ -74,7 +74,7 @@ def move(
         match_size: Whether to keep the norm of the update relative to its weight.
     """
     basis = upgrade_map.basis(pair, part)
-    old, new = upgrade_map.old.arch, upgrade_map.new.arch
+    old, new = upgrade_map.old.arch.in_layer(pair.old), upgrade_map.new.arch.in_layer(pair.new)
     if part in ATTENTION:
         return _move_heads(basis, pair, part, update, old.heads, new.heads, match_size)
     return move_units(basis, pair, part, update, new.shape(part), match_size)

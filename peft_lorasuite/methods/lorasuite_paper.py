@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arch.layout import group_of, heads_first, place_rows
-from ..arch.spec import ATTENTION
+from ..arch.spec import ATTENTION, OUTPUT_PROJECTIONS
 from ..linalg.basis import pseudo_inverse
 from ..linalg.lowrank import LowRank
 from ..mapping.layer_pair import LayerPair
@@ -36,7 +36,7 @@ def _factors(
     if part in ATTENTION:
         return _heads(upgrade_map, pair, part, update, old_weight, new_weight)
     W = upgrade_map.hidden
-    if part == "down":
+    if part in OUTPUT_PROJECTIONS:
         A = update.A @ pseudo_inverse(old_weight) @ W @ new_weight
         return LowRank(A, upgrade_map.inverse @ update.B)
     B = new_weight @ (upgrade_map.inverse @ (pseudo_inverse(old_weight) @ update.B))
@@ -46,7 +46,8 @@ def _factors(
 def _heads(
     upgrade_map: UpgradeMap, pair: LayerPair, part: str, update: LowRank, old_weight: Tensor, new_weight: Tensor
 ) -> LowRank:
-    W, old, new = upgrade_map.hidden, upgrade_map.old.arch.heads, upgrade_map.new.arch.heads
+    W = upgrade_map.hidden
+    old, new = upgrade_map.old.arch.in_layer(pair.old).heads, upgrade_map.new.arch.in_layer(pair.new).heads
     left, right = pair.heads[:, 0], pair.heads[:, 1]
     if part in ("k", "v"):
         left, right = group_of(old)[left], group_of(new)[right]

@@ -42,5 +42,7 @@ def drop_reason(upgrade_map: UpgradeMap, pair: LayerPair | None, part: str) -> s
     if not new.has(pair.new, part):
         return f"{new.family} has no {part} projection in layer {pair.new}, which is matched with this layer"
     if part not in pair.gains:
+        if upgrade_map.old.arch.gives(pair.old, part) != new.gives(pair.new, part):
+            return f"keys and values share a projection in one of this layer and layer {pair.new}, its match"
         return f"layer {pair.new}, which is matched with this layer, lacks others of q, k, v and o"
     return ""

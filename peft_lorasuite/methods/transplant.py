@@ -5,13 +5,15 @@ The old adapted model answers unlabeled prompts. At every position of its answer
 First the shift of the new model's last hidden state that gives these logits is solved for. Then reduced-rank ridge
 regression fits a low-rank update of the last layer's ``down`` projection that produces the shifts from its input, and
 L-BFGS refines it toward the target probabilities (see `behavior.last_layer`). The output of ``down`` is added last, so
-that only the final norm and the head are between the update and the logits.
+that only the final norm and the head are between the update and the logits. With per-layer embeddings, their own output
+projection comes last, and gets the update.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..linalg.basis import clamp_gain
 from ..linalg.lowrank import reduced_rank_ridge
@@ -32,7 +34,7 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     if inputs.adapter.task.classifies:
         return transplant_classifier(inputs, options)
     if new.arch.has_converter:
-        _check_rank(options, new.arch.shape("down"))
+        _check_rank(options, new.arch.in_layer(new.arch.layers - 1).shape(new.arch.last_part))
     inputs = inputs.with_stages(READ_OLD, READ_NEW, FIT)
     probed = probe(inputs, options)
     if probed.place is None:
@@ -40,9 +42,14 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
             "no linear module's output reaches the final norm of the new model as it is", where=repr(new),
             do="use the method 'distill', which trains modules anywhere",
         )  # fmt: skip
-    _check_rank(options, new.arch.shape(probed.place.key[1]))
+    _check_rank(options, _shape(new.arch, probed.place))
     with inputs.stage(FIT):
         return fit_last_layer(inputs, probed, probed.place, options)
+
+
+def _shape(arch: Architecture, place: LastProjection) -> tuple[int, int]:
+    layer, part = place.key
+    return arch.in_layer(layer).shape(part)
 
 
 def _check_rank(options: TransplantOptions, shape: tuple[int, int]) -> None:
@@ -73,7 +80,7 @@ def fit_last_layer(
     factor = torch.tensor(place.factor, device=head.device)
     if place.gain is not None:
         factor = factor * clamp_gain(place.gain.to(head.device)) / y.float().pow(2).mean(dim=1, keepdim=True).sqrt()
-    wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *new.arch.shape(place.key[1]))
+    wanted, rank = shift / factor, min(max(options.rank or 0, inputs.adapter.rank), *_shape(new.arch, place))
     anchors = probed.anchor_inputs.to(head.device)
     start, _ = reduced_rank_ridge(x, wanted, anchors, weight=options.weight, ridge=options.ridge, rank=rank)
     update = refine(

@@ -28,23 +28,23 @@ def move_units(
     Args:
         basis: Change of basis of the part.
         pair: Matched layers, or experts, with their units.
-        part: ``gate``, ``up`` or ``down``.
+        part: The part, one of `UNITS`.
         update: Its update on the old backbone.
         shape: Shape of the new weight, (out, in).
         match_size: Whether to keep the norm of the update relative to its weight.
     """
     fit = pair.unit_fits[part]
-    left, right = pair.units[:, 0], pair.units[:, 1]
+    left, right = pair.units_of(part).unbind(1)
     shared, own = split_factors(update, part)
     rows = own[left]
     moved = rows * fit.scale[:, None]
-    shared_moved = basis.map_outputs(shared) if part == "down" else basis.map_inputs(shared.T).T
+    shared_moved = basis.map_outputs(shared) if part in OUTPUT_PROJECTIONS else basis.map_inputs(shared.T).T
     factor = _unit_factor(fit, rows, shared, moved, shared_moved) if match_size else 1.0
-    size = shape[1] if part == "down" else shape[0]
+    size = shape[1] if part in OUTPUT_PROJECTIONS else shape[0]
     placed = moved.new_zeros(size, moved.shape[1])
     placed[right] = moved * factor
     figures = {"residual": float(fit.residual), "units": float(len(left))}
-    if part == "down":
+    if part in OUTPUT_PROJECTIONS:
         bias = None if update.bias is None else basis.map_outputs(update.bias[:, None])[:, 0]
         return LowRank(placed.T, shared_moved, bias), figures
     bias = None

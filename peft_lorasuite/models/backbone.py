@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arch.layout import split
-from ..arch.spec import Architecture
+from ..arch.spec import OUTPUT_PROJECTIONS, Architecture
 from ..errors import LoraSuiteError
 from ..io.checkpoint import DTYPES, Checkpoint, ModelWeights
 from ..io.source import Source, split_revision
@@ -22,6 +22,7 @@ from ..text.vocabulary import pad_token_id
 from .config import load_config, running_config
 from .derived import read_architecture
 from .dtype import RunningDtype, choose_dtype
+from .layer_scales import LayerScales
 from .loading import check_depth, check_model, load_errors, load_model, set_activation_floor
 from .offload import DISK, disk_options, offload_folder
 from .quantized import loading_advice, quantization, quantized_error
@@ -143,11 +144,7 @@ class Backbone:
         return Checkpoint(self.source) if self._model is None else ModelWeights(self._model)
 
     def locate(self, path: str) -> str:
-        """Return the stored name of a tensor whose name in the loaded model is ``path``.
-
-        Raises:
-            LoraSuiteError: When the checkpoint has no such tensor.
-        """
+        """Return the stored name of a tensor whose name in the loaded model is ``path``, or raise `LoraSuiteError`."""
         name = find_stored(path, self.weights, self.arch)
         if name is None:
             if method := quantization(self.config):
@@ -180,11 +177,11 @@ class Backbone:
     def part(self, layer: int, part: str, dtype: torch.dtype | None = torch.float32) -> Float[Tensor, "out in_"]:
         """Read the weight of one part (see `tensor`), in PyTorch's orientation and with its rows in head order."""
         site = self.arch.site(part)
-        path = f"{self.arch.module(layer, site)}.weight"
+        path, arch = f"{self.arch.module(layer, site)}.weight", self.arch.in_layer(layer)
         weight = self.tensor(path, dtype)
         weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
-        self._check_shape(weight, (sum(self.arch.shape(one)[0] for one in site.parts), self.arch.shape(part)[1]), path)
-        return split(weight, site, self.arch)[part]
+        self._check_shape(weight, (sum(arch.shape(one)[0] for one in site.parts), arch.shape(part)[1]), path)
+        return split(weight, site, arch)[part]
 
     def _check_shape(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
         if (got := tuple(tensor.shape)) != wanted:
@@ -194,16 +191,20 @@ class Backbone:
         """Read the effective gain of the norm before an input projection or after an output projection.
 
         Returns:
-            The gain, (D,); ones where there is no norm.
+            The gain, (D,), ones where there is no norm; layer scales are folded in.
         """
-        site = self.arch.site(part)
-        path = site.norm if part not in ("o", "down") else site.post_norm
+        site, output, scale = self.arch.site(part), part in OUTPUT_PROJECTIONS, self.layer_scales.before(layer)
+        path = site.post_norm if output else site.norm
         if path is None:
-            return torch.ones(self.arch.hidden)
-        path = f"{self.arch.layer_path}.{layer}.{path}.weight"
-        gain = self.tensor(path)
+            return torch.full((self.arch.hidden,), 1 / scale if output else scale)
+        gain = self.tensor(path := f"{self.arch.layer_path}.{layer}.{path}.weight")
         self._check_shape(gain, (self.arch.hidden,), path)
-        return gain + self.arch.gain_offset
+        return (gain + self.arch.gain_offset) / (scale if output else 1.0)
+
+    @cached_property
+    def layer_scales(self) -> LayerScales:
+        """Scalars of the layers' outputs."""
+        return LayerScales(self.arch, self.tensor, repr(self))
 
     def embedding(self, ids: Tensor | None = None) -> Float[Tensor, "tokens hidden"]:
         """Read rows of the token embedding as the first layer sees them: scaled and, in Bloom, normalized."""
@@ -291,10 +292,5 @@ class Backbone:
         """Return the keyword arguments that all loaders of transformers share."""
         if self.source.folder is not None:
             return {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
-        return {
-            "revision": self.source.commit,
-            "token": self.source.token,
-            "cache_dir": self.source.cache_dir,
-            "local_files_only": self.source.local_files_only,
-            "trust_remote_code": self.trust_remote_code,
-        }
+        own = {name: getattr(self.source, name) for name in ("token", "cache_dir", "local_files_only")}
+        return own | {"revision": self.source.commit, "trust_remote_code": self.trust_remote_code}

@@ -82,7 +82,8 @@ def heads_figure(upgrade_map: UpgradeMap) -> Figure:
     import numpy as np
 
     pairs = [pair for pair in upgrade_map.layers if len(pair.heads)]
-    rows, columns = len(pairs), upgrade_map.new.arch.heads.query
+    arch = upgrade_map.new.arch
+    rows, columns = len(pairs), max(arch.in_layer(pair.new).heads.query for pair in pairs)
     scores = np.full((rows, columns), np.nan)
     old_heads = np.full((rows, columns), -1)
     for row, pair in enumerate(pairs):

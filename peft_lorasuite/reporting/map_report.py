@@ -168,7 +168,8 @@ def _provenance_section(upgrade_map: UpgradeMap) -> Section:
 def _describe_backbone(identity: Any) -> str:
     arch = identity.arch
     revision = f" at {identity.revision[:12]}" if identity.revision else ""
-    heads = f"{arch.heads.query} query and {arch.heads.key_value} key/value heads of {arch.heads.size}"
+    kinds = dict.fromkeys(arch.in_layer(layer).heads for layer in range(arch.layers))
+    heads = ", or ".join(f"{one.query} query and {one.key_value} key/value heads of {one.size}" for one in kinds)
     layers = heads if arch.has_converter else "no converter"
     return (
         f"{shorten(identity.name, 80)}{revision} ({arch.family}, {arch.layers} layers, hidden size {arch.hidden}, "

@@ -38,7 +38,7 @@ def restore_magnitudes(result: Adapter, inputs: MethodInput, method_result: Meth
     for layer, site in sorted(sites, key=lambda pair: (pair[0], pair[1].path)):
         keys = [(layer, part) for part in site.parts]
         for key in keys:
-            update, rho = updates[key], torch.ones(result.arch.shape(key[1])[0])
+            update, rho = updates[key], torch.ones(result.arch.in_layer(layer).shape(key[1])[0])
             source = method_result.sources.get(key)
             if source in scale:
                 old_rho = scale[source]
@@ -61,18 +61,19 @@ def transfer_ratios(rho: Float[Tensor, " old"], inputs: MethodInput, source: Key
     pair = next((pair for pair in inputs.map.layers if (pair.old, pair.new) == (layer, key[0])), None)
     if pair is None:
         raise LoraSuiteError("the map does not match these layers", where=part, got=f"{layer} and {key[0]}")
-    arch = inputs.map.new.arch
+    old_arch, arch = inputs.map.old.arch.in_layer(pair.old), inputs.map.new.arch.in_layer(pair.new)
     if part in OUTPUT_PROJECTIONS:
         weights = (inputs.map.hidden.T * pair.gains[part][0]) ** 2
         return _weighted_mean(weights @ rho, weights.sum(dim=1))
     total, weight = torch.zeros(2, arch.shape(part)[0])
     if part not in ATTENTION:
         square = pair.unit_fits[part].scale ** 2
-        total[pair.units[:, 1]], weight[pair.units[:, 1]] = square * rho[pair.units[:, 0]], square
+        left, right = pair.units_of(part).unbind(1)
+        total[right], weight[right] = square * rho[left], square
         return _weighted_mean(total, weight)
     left, right = pair.heads[:, 0], pair.heads[:, 1]
     if part in ("k", "v"):
-        left, right = group_of(inputs.map.old.arch.heads)[left], group_of(arch.heads)[right]
+        left, right = group_of(old_arch.heads)[left], group_of(arch.heads)[right]
     square = pair.head_fits[part].T.mT ** 2
     blocks = rho.reshape(-1, square.shape[2], 1)[left]
     shape = arch.heads.count(part), arch.heads.size

@@ -165,7 +165,7 @@ def check_rank(rank: int | None, arch: Architecture) -> None:
     if rank is None:
         return
     check_integer("rank", rank)
-    most = max(min(arch.shape(part)) for part in arch.parts)
+    most = max(min(arch.in_layer(layer).shape(part)) for layer, site in arch.modules for part in site.parts)
     if rank > most:
         raise LoraSuiteError(
             "the rank exceeds the dimensions of the modules", where="rank", got=rank, wanted=f"1 to {most}"

@@ -47,8 +47,8 @@ def join_modules(
         own_rank = module_rank(source, method_result, layer, site, rank)
         truncated, kept = whole.truncated(own_rank)
         padded = truncated.padded(own_rank, generator)
-        rows = split(padded.B, site, arch)
-        biases = {} if padded.bias is None else split(padded.bias, site, arch)
+        rows = split(padded.B, site, arch.in_layer(layer))
+        biases = {} if padded.bias is None else split(padded.bias, site, arch.in_layer(layer))
         for part in site.parts:
             updates[layer, part] = LowRank(padded.A, rows[part], biases.get(part))
         origins, figures = _describe_parts(method_result, layer, site)

@@ -78,8 +78,8 @@ def write_tables(
             settings[name] = _merge(settings.get(name), value)
     updates = result.updates
     if not updates and "target_modules" not in settings:  # PEFT loads no LoRA without a module: one that adds nothing
-        part = new.arch.parts[-1]
-        layer, (rows, columns) = new.arch.layers - 1, new.arch.shape(part)
+        part, layer = new.arch.parts[-1], new.arch.layers - 1
+        rows, columns = new.arch.in_layer(layer).shape(part)
         A = torch.randn(1, columns, generator=generator) / columns**0.5
         updates = {(layer, part): LowRank(A, torch.zeros(rows, 1))}
     return replace(result, updates=updates, extras=extras, settings=settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pico import pico_config
+from pico import GEMMA4_SHARED, pico_config
 from transformers.activations import ACT2FN
 from versions import installed_spelling
 
@@ -89,3 +89,16 @@ def test_two_names_of_one_activation_function_are_not_a_difference() -> None:
     for name, same in SAME_FUNCTION.items():
         torch.testing.assert_close(ACT2FN[name](x), ACT2FN[same](x), atol=1e-6, rtol=1e-5)
     assert (ACT2FN["gelu"](x) - ACT2FN["gelu_new"](x)).abs().max() > 1e-4
+
+
+def test_the_sizes_keys_and_scales_of_gemma_4_are_reported() -> None:
+    gemma, llama = arch("gemma4_text", attention_k_eq_v=True), arch("llama")
+    found = text(gemma, llama)
+    assert "keys and values share a projection in 2 of the old layers and in 0 of the new ones" in found
+    assert "100% or 25% of a head is rotated in the old backbone and 100% in the new one" in found
+    assert "(4 query and 2 key/value heads) and MQA (4 query and 1 key/value heads) in the old backbone" in found
+    assert "only the old backbone normalizes values" in found
+    assert "only the old backbone multiplies the output of each layer by a scalar of its own" in found
+    shared = text(llama, arch("gemma4_text", **GEMMA4_SHARED))
+    assert "0 of the old layers and 2 of the new ones take keys and values from an earlier layer" in shared
+    assert "only the new layers have a ple_down projection" in shared

@@ -18,7 +18,7 @@ from versions import installed_spelling
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.arch import registry
 from peft_lorasuite.arch.experts import Experts
-from peft_lorasuite.arch.spec import Architecture
+from peft_lorasuite.arch.spec import OPTIONAL, Architecture, Borrowed, Heads, LayerSizes
 from peft_lorasuite.mapping.samples import EMPTY, KINDS
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading.map_cache import cache_folder, load_or_build_map
@@ -140,11 +140,20 @@ def other(value: Any) -> Any:
     return "x" if value is None else [*value, *value] if value else [["a", "b"]]
 
 
+ADDED = {
+    "experts": asdict(Experts(3, 24, "norm")),
+    "other_sizes": [asdict(LayerSizes((1,), Heads(4, 2, 16), 48, 16))],
+    "borrowed": [asdict(Borrowed(1, "v", 1, "k"))],
+    "layer_scale": "scale",
+}
+"""Fields that the record of most backbones does not have -> values of them."""
+
+
 @pytest.mark.parametrize("opened", [True, False], ids=["opened", "not opened"])
 @pytest.mark.parametrize("name", [field.name for field in fields(Architecture)])
 def test_a3_every_field_of_the_architecture_is_compared(name: str, opened: bool, place: Path, tmp_path: Path) -> None:
-    def change(one: dict[str, Any]) -> None:  # a backbone without experts has no entry for them
-        one["arch"][name] = asdict(Experts(3, 24, "norm")) if name == "experts" else other(one["arch"][name])
+    def change(one: dict[str, Any]) -> None:
+        one["arch"][name] = ADDED[name] if name in ADDED else other(one["arch"].get(name, OPTIONAL.get(name)))
 
     forged = forge(place, tmp_path, "old", change)
     with pytest.raises(LoraSuiteError):

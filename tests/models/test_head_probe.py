@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from any_model import OTHERS, WORDS, other_backbone
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import GEMMA4_SHARED, pico_model, pico_tokenizer, save_backbone
 from versions import needs_tiny
 
 from peft_lorasuite import LoraSuiteError
@@ -75,10 +75,17 @@ def test_head_final_norm_and_last_projection_of_every_kind(model_type: str, tmp_
 DESCRIBED = ["cohere2", "falcon", "gemma2", "glm4", "gpt2", "gpt_neox", "gptj", "granite", "olmo2", "opt", "phi"]
 
 
-@pytest.mark.parametrize("model_type", [*DESCRIBED, "qwen3_5_text"])
-def test_what_is_found_is_what_the_converter_says(model_type: str, tmp_path: Path) -> None:
-    """Multipliers of logits and of the residual stream, soft caps, gains stored minus one, and heads with biases."""
-    folder = save_backbone(tmp_path, pico_model(model_type), pico_tokenizer(WORDS))
+GEMMA4 = [{}, {"attention_k_eq_v": True}, GEMMA4_SHARED]
+CASES = [(name, {}) for name in (*DESCRIBED, "qwen3_5_text", "gemma4")] + [("gemma4_text", one) for one in GEMMA4]
+
+
+@pytest.mark.parametrize(("model_type", "values"), CASES, ids=[f"{name}-{'-'.join(own)}" for name, own in CASES])
+def test_what_is_found_is_what_the_converter_says(model_type: str, values: dict[str, Any], tmp_path: Path) -> None:
+    """Multipliers of logits, of layers and of the residual stream, soft caps, gains minus one, and heads with biases.
+
+    Gemma 4 ends with its per-layer embeddings, if it has any.
+    """
+    folder = save_backbone(tmp_path, pico_model(model_type, **values), pico_tokenizer(WORDS))
     model, head, known = found_in(folder)
     check_head(model, head)
     with without_converters(model_type):

@@ -38,9 +38,11 @@ BASE = {
     "olmo2": {"rms_norm_eps": 1e-9},
     "olmo3": {"rms_norm_eps": 1e-9},
     "qwen3_5_text": {"rms_norm_eps": 1e-9},
+    "gemma4_text": {"rms_norm_eps": 1e-9},
 }
-"""What the pico configs are given beside, so that every change has something to do. In OLMo and Qwen3.5, hidden,
-query and key norms share one epsilon, of which widening changes the first alone; it is made too small to matter."""
+"""What the pico configs are given beside, so that every change has something to do. In OLMo, Qwen3.5 and Gemma 4,
+hidden, query and key norms share one epsilon, of which widening changes the first alone; it is made too small to
+matter."""
 
 
 @dataclass
@@ -101,9 +103,9 @@ def _parts(rest: dict[str, Tensor], arch: Architecture, number: int) -> dict[str
     for site in [site for site in arch.sites if site.is_in(number)]:
         factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
         weight = rest.pop(f"{site.path}.weight") * factor
-        layer |= split(weight.T if site.conv1d else weight, site, arch)
+        layer |= split(weight.T if site.conv1d else weight, site, arch.in_layer(number))
         if site.bias:
-            biases = split(rest.pop(f"{site.path}.bias") * factor, site, arch)
+            biases = split(rest.pop(f"{site.path}.bias") * factor, site, arch.in_layer(number))
             layer |= {f"{part}.bias": bias for part, bias in biases.items()}
     return layer
 
@@ -121,7 +123,7 @@ def write(canon: Canon) -> Any:
     tensors |= {f"{arch.embedding}.weight": table, f"{arch.head}.weight": table if arch.tied else head}
     for number, layer in enumerate(canon.layers):
         modules = _modules(layer, arch, number)
-        norms = {key: _gain(key, value, -arch.gain_offset) for key, value in layer.items() if key.count(".") and
+        norms = {key: _gain(key, value, -arch.gain_offset) for key, value in layer.items() if
                  key.partition(".")[0] not in arch.parts and not key.startswith(NAMES)}  # fmt: skip
         own = modules | norms | put_experts(layer, arch)
         tensors |= {f"{arch.layer_path}.{number}.{key}": value for key, value in own.items()}
@@ -133,11 +135,11 @@ def _modules(layer: dict[str, Tensor], arch: Architecture, number: int) -> dict[
     modules = {}
     for site in [site for site in arch.sites if site.is_in(number)]:
         factor = arch.residual_scale if site.parts[0] in OUTPUT_PROJECTIONS else 1.0
-        weight = join(layer, site, arch) / factor
+        weight = join(layer, site, arch.in_layer(number)) / factor
         modules[f"{site.path}.weight"] = weight.T if site.conv1d else weight
         if site.bias:
             biases = {part: layer[f"{part}.bias"] for part in site.parts}
-            modules[f"{site.path}.bias"] = join(biases, site, arch) / factor
+            modules[f"{site.path}.bias"] = join(biases, site, arch.in_layer(number)) / factor
     return modules
 
 

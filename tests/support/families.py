@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from pico import MULTIMODAL, PICO, pico_config, pico_model
+from pico import GEMMA4_SHARED, MULTIMODAL, PICO, pico_config, pico_model
 
 from peft_lorasuite.arch.registry import architecture
 from peft_lorasuite.arch.spec import Architecture
@@ -17,6 +17,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}),
     ("cohere2", {"attention_bias": True, "tie_word_embeddings": False}),
     ("gemma2", {"attention_bias": True, "num_key_value_heads": 1}),
+    ("gemma4_text", {"attention_k_eq_v": True, "attention_bias": True}),
+    ("gemma4_text", GEMMA4_SHARED),
     ("glm4", {"attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-6}),
     ("gpt2", {"n_inner": None, "tie_word_embeddings": False}),
     ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),

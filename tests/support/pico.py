@@ -56,6 +56,16 @@ QWEN3_5 = GROUPED | {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+GEMMA4 = GROUPED | {
+    "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": False,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 8,
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY, "final_logit_softcapping": 5.0,
+}  # fmt: skip
+GEMMA4_SHARED = {
+    "num_hidden_layers": 4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+"""What makes a Gemma 4 one with per-layer embeddings whose last layers have no keys and values, as E2B and E4B."""
 OTHER = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
 FALCON, OPT = OTHER | {"ffn_hidden_size": 48}, OTHER | {"ffn_dim": 48}
 
@@ -81,6 +91,7 @@ PICO: dict[str, dict[str, Any]] = {
         "eoi_token_index": VOCABULARY - 3,
     },
     "gemma3_text": GEMMA | {"layer_types": ALTERNATING},
+    "gemma4_text": GEMMA4,
     "glm4": GROUPED | {"head_dim": 16},
     "gpt2": GPT2,
     "gpt_neox": SIZES,
@@ -121,6 +132,23 @@ QWEN_VL: dict[str, Any] = {
     "vision_end_token_id": VOCABULARY - 4,
 }
 MULTIMODAL: dict[str, dict[str, Any]] = {
+    "gemma4": {
+        "text_config": {name: value for name, value in GEMMA4.items() if name not in IDS},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 4,
+            "position_embedding_size": 64,
+        },
+        "audio_config": None,
+        "eoi_token_id": VOCABULARY - 6,
+        "eoa_token_index": VOCABULARY - 7,
+    }
+    | {f"{name}_token_id": VOCABULARY - 1 - n for n, name in enumerate(("image", "video", "audio", "boi", "boa"))},
     "llava": {
         "text_config": TEXT_MODEL | {"model_type": "llama"},
         "vision_config": VISION | {"model_type": "clip_vision_model", "image_size": 8, "projection_dim": 16},
@@ -199,6 +227,9 @@ def pico_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
 def randomize(model: torch.nn.Module, seed: int = 0, *, gain_offset: float = 0.0) -> None:
     """Draw every weight of a model: gains around one, biases around zero, matrices by their input size."""
     generator = torch.Generator().manual_seed(seed)
+    for name, scale in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            scale.copy_(0.5 + torch.rand(scale.shape, generator=generator))
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if name.endswith("bias"):

@@ -20,10 +20,11 @@ from peft_lorasuite.text.vocabulary import shared_tokens
 
 EVERY = tuple(name for name in PICO | EXPERTS if name != "gemma3")
 """Gemma 3 with pictures has the same layers as its text model, and the same converter."""
+LAYER_SCALED = ("gemma4_text",)
 LAYER_NORMED = ("bloom", "cohere2", "falcon", "gpt2", "gpt_neox", "gptj", "opt", "phi", "stablelm", "starcoder2")
 RMS = tuple(name for name in EVERY if name not in LAYER_NORMED)
-POST_NORMED = ("gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
-QK_NORMED = ("gemma3_text", "olmo2", "olmo3", "qwen3", "qwen3_5_text", "qwen3_moe")
+POST_NORMED = ("gemma2", "gemma3_text", "gemma4_text", "glm4", "olmo2", "olmo3")
+QK_NORMED = ("gemma3_text", "gemma4_text", "olmo2", "olmo3", "qwen3", "qwen3_5_text", "qwen3_moe")
 HEAD_SIZE = RMS
 """Their configs state the head size; elsewhere it is the hidden size over the heads, and both grow together."""
 PER_LAYER = ("layer_types", "no_rope_layers")
@@ -41,6 +42,7 @@ ADMITS: dict[str, tuple[str, ...]] = {
     "units": tuple(name for name in EVERY if name != "bloom" and name not in EXPERTS),
     "permuted units": tuple(name for name in EVERY if name not in EXPERTS),
     "permuted experts": tuple(EXPERTS),
+    "layer scales": LAYER_SCALED,
     "depth": EVERY,
 }
 """Change -> the types that admit it."""
@@ -48,6 +50,8 @@ WORDS = ["the", "a", "of", "and", "cat", "sat", "on", "mat", "dog", "ran", "to",
 NEW_ROWS = VOCABULARY + 17
 POSITIONS = ("transformer.wpe.weight", "model.decoder.embed_positions.weight")
 """Tables of learned positions."""
+PLE_TABLES = ("model.per_layer_model_projection.weight", "model.embed_tokens_per_layer.weight")
+"""What per-layer embeddings are computed from: rows of all layers, and columns of all layers."""
 
 
 OLD_WORDS, NEW_WORDS = WORDS, ["fox", *WORDS[:3:-1], "hat", "is", "log"]
@@ -59,7 +63,7 @@ def vocabulary(canon: Canon, generator: torch.Generator) -> None:
     tokenizers = pico_tokenizer(OLD_WORDS), pico_tokenizer(NEW_WORDS)
     left, right = shared_tokens(*tokenizers, old_rows=VOCABULARY, new_rows=NEW_ROWS)
     tied = canon.arch.tied
-    names = ("embedding", "head", *(["lm_head.bias"] if "lm_head.bias" in canon.outer else []))
+    names = ("embedding", "head", *[name for name in ("lm_head.bias", PLE_TABLES[1]) if name in canon.outer])
     drawn: dict[str, Tensor] = {}
     for name in names:
         old = canon.outer[name]
@@ -70,6 +74,8 @@ def vocabulary(canon: Canon, generator: torch.Generator) -> None:
         drawn["head"] = drawn["embedding"] * ratio
     canon.outer |= drawn
     canon.set(vocabulary=NEW_ROWS)
+    if PLE_TABLES[1] in canon.outer:
+        canon.values["vocab_size_per_layer_input"] = NEW_ROWS
 
 
 def rebased(
@@ -111,7 +117,7 @@ def rebased(
                 layer[key] = stream @ layer[key]
     readers = renormed(canon.outer)
     canon.outer["head"] = canon.outer["head"] @ readers[arch.final_norm]
-    for name in ("embedding", *POSITIONS):
+    for name in ("embedding", *POSITIONS, PLE_TABLES[0]):
         if name in canon.outer:
             canon.outer[name] = canon.outer[name] @ stream.T
 
@@ -120,7 +126,7 @@ def _is_norm(key: str) -> bool:
     """Whether a tensor belongs to a norm of the hidden state (and not of queries or keys)."""
     owner = f".{key}".split(".")[-2]
     return owner.startswith("ln_") or (
-        "norm" in owner and owner not in ("q_norm", "k_norm") and "linear_attn" not in key
+        "norm" in owner and owner not in ("q_norm", "k_norm", "per_layer_projection_norm") and "linear_attn" not in key
     )
 
 
@@ -161,14 +167,20 @@ def widened_hidden(canon: Canon, generator: torch.Generator) -> None:
 
 
 def reunited(canon: Canon, numbers: Sequence[int | None], generator: torch.Generator) -> None:
-    """Take over feed-forward units in this order; None is a new one: random inside, zero outside."""
+    """Take over feed-forward units in this order; None is a new one: random inside, zero outside.
+
+    In a layer with a multiple of the units, each multiple is taken over in this order.
+    """
+    size = min(layer["down"].shape[1] for layer in canon.layers)
     for layer in canon.layers:
         for key in [key for key in layer if key.partition(".")[0] in ("gate", "up", "down") and key != "down.bias"]:
             units = layer[key].T if key == "down" else layer[key]
             fill = 0.0 if key == "down" else units.std()
-            new = torch.randn(len(numbers), *units.shape[1:], generator=generator) * fill
+            parts = len(units) // size
+            new = torch.randn(parts, len(numbers), *units.shape[1:], generator=generator) * fill
             kept = [place for place, number in enumerate(numbers) if number is not None]
-            new[kept] = units[[numbers[place] for place in kept]]
+            new[:, kept] = units.unflatten(0, (parts, size))[:, [numbers[place] for place in kept]]
+            new = new.flatten(0, 1)
             layer[key] = new.T if key == "down" else new
 
 
@@ -185,7 +197,19 @@ def units(canon: Canon, generator: torch.Generator) -> None:
     canon.set(intermediate=wide)
 
 
-SILENCED = ("o", "o.bias", "linear_attn.out_proj.weight")
+def layer_scales(canon: Canon, generator: torch.Generator) -> None:
+    """Multiply the layers' outputs by other scalars, and what they add and read of it without a norm accordingly."""
+    arch, ratio = canon.arch, 1.0
+    norms = [f"{arch.site(part).post_norm}.weight" for part in OUTPUT_PROJECTIONS if part in arch.parts]
+    for layer in canon.layers:
+        layer |= {key: layer[key] * ratio for key in norms}
+        layer |= {key: layer[key] / ratio for key in ("ple_gate",) if key in layer}
+        scale = 0.4 + 1.2 * torch.rand(1, generator=generator)
+        ratio *= float(scale / layer["layer_scalar"])
+        layer["layer_scalar"] = scale
+
+
+SILENCED = ("o", "o.bias", "linear_attn.out_proj.weight", "ple_down")
 """What is zero in a layer that adds nothing to the residual stream."""
 
 
@@ -198,12 +222,37 @@ def depth(canon: Canon, generator: torch.Generator) -> None:
         like = canon.layers[original]
         for entries in values.values():
             entries.insert(place, entries[original])
-        silent = {key: torch.randn(value.shape, generator=generator) * value.std() for key, value in like.items()}
+        drawn = {key: value for key, value in like.items() if key != "layer_scalar"}
+        silent = {key: torch.randn(value.shape, generator=generator) * value.std() for key, value in drawn.items()}
         ends = [key for key in like if key in SILENCED or f".{key}".endswith((".down", ".down.bias"))]
         silent |= {key: torch.zeros_like(like[key]) for key in ends}
+        silent |= {key: torch.ones(1) for key in like if key == "layer_scalar"}
         canon.layers.insert(place, silent)
+        for key in [key for key in canon.outer if key in PLE_TABLES]:
+            canon.outer[key] = _with_layer(canon.outer[key], key, place, canon.arch.ple_size, generator)
     canon.set(layers=len(canon.layers))
     canon.values |= values
+
+
+def _with_layer(table: Tensor, key: str, place: int, size: int, generator: torch.Generator) -> Tensor:
+    """Insert random rows or columns of a layer into a table of per-layer embeddings."""
+    dim = PLE_TABLES.index(key)
+    layers = list(table.split(size, dim=dim))
+    layers.insert(place, torch.randn(layers[0].shape, generator=generator) * table.std())
+    return torch.cat(layers, dim=dim)
+
+
+def permuted_embeddings(canon: Canon, generator: torch.Generator) -> None:
+    """Permute the units of the per-layer embeddings, which all layers share a norm of."""
+    size = canon.arch.ple_size
+    order = torch.randperm(size, generator=generator)
+    for dim, key in enumerate(PLE_TABLES):
+        table = canon.outer[key].unflatten(dim, (-1, size))
+        canon.outer[key] = table.index_select(dim + 1, order).flatten(dim, dim + 1)
+    norm = "model.per_layer_projection_norm.weight"
+    canon.outer[norm] = canon.outer[norm][order]
+    for layer in canon.layers:
+        layer |= {"ple_gate": layer["ple_gate"][order], "ple_down": layer["ple_down"][:, order]}
 
 
 CHANGES: dict[str, Callable[[Canon, torch.Generator], None]] = {
@@ -218,6 +267,9 @@ CHANGES: dict[str, Callable[[Canon, torch.Generator], None]] = {
     "units": units,
     "permuted units": permuted_units,
     "permuted experts": permuted_experts,
+    "layer scales": layer_scales,
+    "permuted embeddings": permuted_embeddings,
     "depth": depth,
 }
-"""Every change but the merged groups, which start from an old backbone with replicated ones."""
+"""Every change but the merged groups, which start from an old backbone with replicated ones. Per-layer embeddings are
+permuted in the tests of Gemma 4."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from canon import GROUPED, Canon
@@ -24,12 +25,18 @@ def more_heads(canon: Canon, generator: torch.Generator, arch: Architecture) -> 
 def regrouped(canon: Canon, groups: Sequence[int | None], heads: Heads, generator: torch.Generator) -> None:
     """Take over old key/value groups with their query heads, in this order; None is a group of dead heads."""
     query = [None if group is None else group * heads.group + n for group in groups for n in range(heads.group)]
-    for layer in canon.layers:
+    for layer, own in zip(canon.layers, _in_layers(heads, canon.arch), strict=True):
         for part in ATTENTION:
-            _selected(layer, part, heads, groups if part in ("k", "v") else query, generator)
+            _selected(layer, part, own, groups if part in ("k", "v") else query, generator)
     canon.set(heads=len(query))
     if canon.name in GROUPED:
         canon.set(groups=len(groups))
+
+
+def _in_layers(heads: Heads, arch: Architecture) -> list[Heads]:
+    """Return the heads with the size that they have in each layer."""
+    sizes = {layer: own.heads.size for own in arch.other_sizes for layer in own.layers}
+    return [replace(heads, size=sizes.get(number, heads.size)) for number in range(arch.layers)]
 
 
 def _selected(
@@ -37,7 +44,7 @@ def _selected(
 ) -> None:
     """Lay out chosen heads of a part; new query, key and value rows are random, new output columns zero."""
     for key in (part, f"{part}.bias", f"self_attn.{part}_norm.weight"):
-        if key not in layer or (key == "o.bias") or layer[key].shape[0] == heads.size:
+        if key not in layer or key == "o.bias" or ("norm" in key and layer[key].shape[0] == heads.size):
             continue
         old = layer[key] if part != "o" else layer[key].T
         blocks = old.reshape(heads.count(part), heads.size, *old.shape[1:])
@@ -63,9 +70,9 @@ def permuted_heads(canon: Canon, generator: torch.Generator) -> None:
         for group in range(heads.key_value)
         for n in torch.randperm(heads.group, generator=generator)
     ]
-    for layer in canon.layers:
+    for layer, own in zip(canon.layers, _in_layers(heads, canon.arch), strict=True):
         for part in ("q", "o", "q_gate"):
-            _selected(layer, part, heads, query, generator)
+            _selected(layer, part, own, query, generator)
 
 
 def dead_heads(canon: Canon, generator: torch.Generator) -> None:
@@ -82,9 +89,9 @@ def replicated_groups(canon: Canon, generator: torch.Generator) -> None:
     """Give every query head keys and values of its own: GQA to MHA."""
     heads = canon.arch.heads
     numbers = [number for number in range(heads.key_value) for _ in range(heads.group)]
-    for layer in canon.layers:
+    for layer, own in zip(canon.layers, _in_layers(heads, canon.arch), strict=True):
         for part in ("k", "v"):
-            _selected(layer, part, heads, numbers, generator)
+            _selected(layer, part, own, numbers, generator)
     canon.set(groups=heads.query)
 
 

@@ -72,10 +72,11 @@ def adapter(folder: Path, model: Any, arch: Architecture, case: Case, merged: He
         for name, weight in tuned.named_parameters():
             if "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape) / 2)
-                site = next((site for site in arch.sites if f"{site.path}.lora_B" in name), None)
-                if site and merged and {"k", "v"} & set(site.parts):
-                    parts = {part: alike(rows, part, merged) for part, rows in split(weight, site, arch).items()}
-                    weight.copy_(join(parts, site, arch))
+                place = arch.find(name.removeprefix("base_model.model.").partition(".lora_B")[0])
+                if place and merged and {"k", "v"} & set(place[1].parts):
+                    site, own = place[1], arch.in_layer(place[0])
+                    parts = {part: alike(rows, part, merged) for part, rows in split(weight, site, own).items()}
+                    weight.copy_(join(parts, site, own))
     tuned.save_pretrained(folder)
     return tuned.eval()
 
@@ -84,7 +85,7 @@ def alike(rows: Tensor, part: str, heads: Heads) -> Tensor:
     """Make the updates of keys and values equal within the groups that are merged."""
     if part not in ("k", "v"):
         return rows
-    blocks = rows.reshape(heads.query, heads.size, *rows.shape[1:])
+    blocks = rows.reshape(heads.query, -1, *rows.shape[1:])
     means = blocks.unflatten(0, (heads.key_value, heads.group)).mean(dim=1)
     return means[group_of(heads)].reshape(rows.shape)
 

@@ -40,7 +40,7 @@ REPEATED = {
     "smollm3": "llama", "starcoder2": "phi",
 }  # fmt: skip
 """Family -> one that has the same parts and fuses the same of them, and thus the same cells."""
-HYBRID = ("qwen3_5_text",)
+HYBRID = ("gemma4_text", "qwen3_5_text")
 """Types whose layers differ: what is transferred depends on which layers are matched."""
 LISTED = tuple(name for name in TYPES if name not in REPEATED and name not in HYBRID)
 ALL = [(old, new) for old in LISTED for new in LISTED]

@@ -130,10 +130,11 @@ def _writers(problem: ClassProblem, weight: Tensor, features: Features, directio
     """
     arch = problem.new.arch
     _, s, Vt = torch.linalg.svd(weight, full_matrices=False)
-    rank = min(problem.rank, int((s > 1e-6 * s[0]).sum()), *arch.shape("o"))
+    widths = [arch.in_layer(layer).shape("o")[1] for layer in problem.layers]
+    rank = min(problem.rank, int((s > 1e-6 * s[0]).sum()), arch.hidden, *widths)
     spread = (features.attention.double() @ Vt[:rank].T).std(dim=0).clamp(min=1e-12)
     B = (features.length / (rank**0.5 * arch.residual_scale) * directions[:, :rank]).float()
-    pieces = (Vt[:rank] / spread[:, None]).float().split(arch.shape("o")[1], dim=1)
+    pieces = (Vt[:rank] / spread[:, None]).float().split(widths, dim=1)
     updates = {layer: LowRank(A, B) for layer, A in zip(problem.layers, pieces, strict=True)}
     return {layer: update.truncated(rank)[0] for layer, update in updates.items()}  # factors of equal size, to train
 
@@ -165,7 +166,8 @@ def _fit_readout(problem: ClassProblem, deep: _Fit, updates: Mapping[int, LowRan
     """Fit the head to read what the updates write, at all kinds of tokens; also return its output at the places."""
     count = TOKENS_PER_DIMENSION * problem.new.arch.hidden
     tokens = [*problem.places, *_other_tokens(problem, count)]
-    pieces = deep.weight.float().split(problem.new.arch.shape("o")[1], dim=1)
+    widths = [problem.new.arch.in_layer(layer).shape("o")[1] for layer in problem.layers]
+    pieces = deep.weight.float().split(widths, dim=1)
     with ExitStack() as stack:
         for layer, update in updates.items():
             stack.enter_context(apply_update(projection(problem, layer), update))

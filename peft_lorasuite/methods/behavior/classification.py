@@ -252,7 +252,7 @@ def thin_out(targets: ClassTargets, most: int, seed: int) -> ClassTargets:
 def zero_update(new: Backbone, inputs: MethodInput) -> dict[Key, LowRank]:
     """Return an update of the last layer that is zero; A is Kaiming-uniform, so that it can learn."""
     key = _last_key(new)
-    rows, columns = new.arch.shape(key[1])
+    rows, columns = new.arch.in_layer(key[0]).shape(key[1])
     rank = min(max(inputs.adapter.rank, 1), rows, columns)
     bound = columns**-0.5
     A = torch.empty(rank, columns).uniform_(-bound, bound, generator=torch.Generator().manual_seed(inputs.seed))
@@ -260,10 +260,10 @@ def zero_update(new: Backbone, inputs: MethodInput) -> dict[Key, LowRank]:
 
 
 def _last_key(new: Backbone) -> Key:
-    """Return the key of the last layer's ``down`` or, without a converter, of the last one of the largest modules."""
+    """Return the key of the last layer's last part or, without a converter, of the last one of the largest modules."""
     arch = new.arch
     if arch.has_converter:
-        return arch.layers - 1, "down"
+        return arch.layers - 1, arch.last_part
     trained = [site for site in arch.sites if site.trained] or list(arch.sites)
     most = max(min(arch.shape(site.path)) for site in trained)
     last = [site for site in trained if min(arch.shape(site.path)) == most][-1]

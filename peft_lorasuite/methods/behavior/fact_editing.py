@@ -81,7 +81,7 @@ def edit_facts(
     anchors = torch.cat([anchors, text * min(len(keys) / len(text), 1.0) ** 0.5])  # weighs at most as much as the keys
     key_facts = [fact for fact in facts for _ in fact.ends]
     wanted = values[[answers.index(fact.answer) for fact in key_facts]].to(keys.device)
-    rank = min(len(answers), *new.arch.shape("down"))
+    rank = min(len(answers), *new.arch.in_layer(layer).shape("down"))
     update, explained = reduced_rank_ridge(keys, wanted, anchors, weight=1.0, ridge=RIDGE, rank=rank)
     figures = {
         "layer": layer, "facts": len(facts), "answers": len(answers), "divergence_left": round(left, 4),

@@ -25,7 +25,7 @@ RowPosition = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class LastProjection:
-    """The last projection before the final norm: the last layer's ``down``, or the one that was found.
+    """The last projection before the final norm: the last layer's last part, or the one that was found.
 
     Attributes:
         key: Layer and part of its update.
@@ -76,9 +76,10 @@ def last_projection(model: Any, backbone: Backbone, head: Head) -> LastProjectio
         return LastProjection(
             (arch.site(found.module).number, found.module), found.module, target, found.factor, found.gain
         )
-    layer, site = arch.layers - 1, arch.site("down")
-    gain = None if site.post_norm is None else backbone.gain(layer, "down")
-    return LastProjection((layer, "down"), arch.module(layer, site), target, arch.residual_scale, gain)
+    layer, part = arch.layers - 1, arch.last_part
+    site, factor = arch.site(part), arch.residual_scale * backbone.layer_scales.at(layer)
+    gain = None if site.post_norm is None else backbone.gain(layer, part) * backbone.layer_scales.before(layer)
+    return LastProjection((layer, part), arch.module(layer, site), target, factor, gain)
 
 
 def down_projection(model: Any, backbone: Backbone, layer: int) -> torch.nn.Module:

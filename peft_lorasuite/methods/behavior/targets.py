@@ -54,7 +54,7 @@ class Head:
         self.norm_factor = 1.0
         config = model.config
         self.scaling = float(getattr(config, "logits_scaling", None) or 1 / (getattr(config, "logit_scale", None) or 1))
-        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
         if not backbone.arch.has_converter:
             self._read_found(find_head(model, backbone))
         norm = torch.nn.Identity() if self.norm_path is None else copy.deepcopy(model.get_submodule(self.norm_path))
