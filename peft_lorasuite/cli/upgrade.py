@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 USUAL = ("--method", "--prompts", "--to", "--from", "--map", "--finetune", "-o", "--push")
 """Options of the brief help."""
-SHOWN = 5
-"""Tensors that are listed as not transferred; the report has all."""
 
 
 def add(commands: Any) -> None:
@@ -103,6 +101,7 @@ def run(args: Namespace) -> Output:
     prompts, samples, chat = _check(args)
     from ..upgrading.inputs import open_inputs
     from ..upgrading.upgrade import upgrade
+    from .closing import closing_text, next_steps
 
     start = time.perf_counter()
     adapter, revision = split_revision(args.adapter)
@@ -120,12 +119,14 @@ def run(args: Namespace) -> Output:
     checked = _write(upgraded, inputs.new, samples, chat, args, progress)
     seconds = round(time.perf_counter() - start, 2)
     values = {"output": str(args.output), "report": upgraded.report.to_dict(), "seconds": seconds}
-    text = _text(args.output, upgraded.report, seconds)
+    text = closing_text(str(args.output), upgraded.report, seconds)
     if checked is not None:
-        values["check"], text = checked.to_dict(), f"{text}\n{checked}"
+        values["check"], text = checked.to_dict(), f"{text}\n\n{checked}"
+    else:
+        text = f"{text}\n{next_steps(str(args.output), upgraded)}"
     if args.push and is_main_process():
         pushed = _push(args, inputs.upgrade_map)
-        values["pushed"], text = asdict(pushed), f"{text}\npushed to {pushed.url}"
+        values["pushed"], text = asdict(pushed), f"{text}\n\npushed to {pushed.url}"
     return values, text
 
 
@@ -264,23 +265,3 @@ def _figures(upgrade_map: Any, args: Namespace, folder: Path) -> Path | None:
     name, revision = split_revision(args.adapter)
     before, bases = Source(name, "adapter", revision), (args.old and split_revision(args.old)[0], None)
     return card_pictures(folder, upgrade_map, args.output, before=before, bases=bases)
-
-
-def _text(output: str, report: Any, seconds: float) -> str:
-    from ..upgrading.report import TRANSFERRED
-
-    shares = ""
-    if report.coverage is not None:
-        shares = (
-            f", {report.coverage:.0%} of the adapter's tensors transferred, {report.energy_kept:.1%} of the energy kept"
-        )
-    lines = [
-        report.verdict,
-        f"wrote {output}: {len(report.modules)} modules of rank {report.rank} by {report.method['name']}{shares} "
-        f"({seconds} s)",
-        *([f"  {report.task_summary}"] if report.task_summary else []),
-    ]
-    lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != TRANSFERRED]
-    more = [f"  and {len(lost) - SHOWN} more: see lorasuite_report.json"] if len(lost) > SHOWN else []
-    hints = [f"  {hint}" for hint in report.facts.get("hints", [])]
-    return "\n".join([*lines, *lost[:SHOWN], *more, *hints])

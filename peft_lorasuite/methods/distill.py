@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from .behavior.classification import (
 )
 from .behavior.options import DistillOptions
 from .behavior.probe import probe
+from .behavior.samples import sample_answers
 from .registry import method
 from .transplant import fit_last_layer
 
@@ -64,13 +66,18 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
         "entropy_gate": options.entropy_gate, "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
     }  # fmt: skip
-    shared_facts, chat_template = probed.facts, probed.chat_template
+    shared_facts, chat_template, asked = probed.facts, probed.chat_template, probed.asked
     del probed  # it holds the new model's head, and training loads the model again
     trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
-    found, loss, _ = _train(inputs, new, first, rows, options, trainer, target_batch)
+    found, losses, samples = _train(
+        inputs, new, first, rows, options, trainer, target_batch,
+        lambda model: sample_answers(
+            model, new, asked, length=options.length, plain=model.disable_adapter(), adapted=nullcontext()
+        ),
+    )  # fmt: skip
     start_facts = {**shared_facts, **first.facts}
     shared = {name: start_facts.pop(name) for name in SHARED_FACTS if name in start_facts}
-    facts = {"distill": {**facts, "loss": round(loss, 4), **start_facts}, **shared}
+    facts = {"distill": {**facts, **losses, **start_facts}, **shared, **samples}
     return MethodResult(dict(found.updates), facts=facts, rank=first.rank, chat_template=chat_template)
 
 
@@ -90,11 +97,11 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
     first = start_classifier(inputs, seen, fit=options.start)
     trainer = partial(ClassTrainer, targets=seen.logits, losses=teacher_losses, objective=task.objective)
     rows = target_rows([(row.ids, 0) for row in seen.rows], seen.places)
-    found, loss, reached = _train(
+    found, losses, reached = _train(
         inputs, new, first, rows, options, trainer, class_batch,
         lambda model: logits_at(model, held_out, padding_of(new)),
     )  # fmt: skip
-    facts = {"texts": len(texts.new), "positions": len(seen.places), "loss": round(loss, 4)}
+    facts = {"texts": len(texts.new), "positions": len(seen.places), **losses}
     facts |= compare_logits(reached, held_out.logits, task)
     return MethodResult(
         dict(found.updates), facts={"distill": facts, **texts.facts}, rank=first.rank, head=found.head,
@@ -105,8 +112,8 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
 def _train(
     inputs: MethodInput, new: Backbone, first: MethodResult, rows: Sequence[Any], options: DistillOptions,
     trainer: Callable[..., Any], collate: Callable[..., Any], then: Callable[[Any], Any] = lambda model: None,
-) -> tuple[Adapter, float, Any]:  # fmt: skip
-    """Train from the updates and the head of ``first``; return the adapter, the final loss, and ``then(model)``."""
+) -> tuple[Adapter, dict[str, Any], Any]:  # fmt: skip
+    """Train from the updates and the head of ``first``; return the adapter, losses to report, and ``then(model)``."""
     import peft
 
     from ..training.loop import train
@@ -127,14 +134,15 @@ def _train(
         write_adapter(start, folder, base=new.name)
         model = peft.PeftModel.from_pretrained(plain, str(folder), is_trainable=True)
         add_modules(model, fill=False, **trained)
-        loss, weights = train(
+        trained = train(
             model, rows, padding_of(new), options.training(inputs.seed), inputs.progress, trainer=trainer,
             collate=collate, title=DISTILL,
         )  # fmt: skip
-        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=trained.weights)
         found = read_adapter(Source(str(folder), "adapter"), new.arch)
         reached = then(model.eval())
-    return found, loss, reached
+    losses = {"loss": round(trained.loss, 4), "losses": [round(one, 4) for one in trained.curve]}
+    return found, losses, reached
 
 
 def _trained_modules(

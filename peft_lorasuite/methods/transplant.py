@@ -11,6 +11,10 @@ projection comes last, and gets the update.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from ..arch.spec import Architecture
@@ -21,7 +25,8 @@ from .base import FIT, READ_NEW, READ_OLD, MethodInput, MethodResult
 from .behavior.classification import check_task, transplant_classifier
 from .behavior.last_layer import divergence, refine, solve_shift
 from .behavior.options import TransplantOptions
-from .behavior.probe import Probe, probe
+from .behavior.probe import Probe, probe_and
+from .behavior.samples import applied, sample_answers
 from .behavior.states import LastProjection
 from .registry import method
 
@@ -36,15 +41,23 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     if new.arch.has_converter:
         _check_rank(options, new.arch.in_layer(new.arch.layers - 1).shape(new.arch.last_part))
     inputs = inputs.with_stages(READ_OLD, READ_NEW, FIT)
-    probed = probe(inputs, options)
-    if probed.place is None:
-        raise LoraSuiteError(
-            "no linear module's output reaches the final norm of the new model as it is", where=repr(new),
-            do="use the method 'distill', which trains modules anywhere",
-        )  # fmt: skip
-    _check_rank(options, _shape(new.arch, probed.place))
-    with inputs.stage(FIT):
-        return fit_last_layer(inputs, probed, probed.place, options)
+
+    def fit(model: Any, probed: Probe) -> MethodResult:
+        if (place := probed.place) is None:
+            raise LoraSuiteError(
+                "no linear module's output reaches the final norm of the new model as it is", where=repr(new),
+                do="use the method 'distill', which trains modules anywhere",
+            )  # fmt: skip
+        _check_rank(options, _shape(new.arch, place))
+        with inputs.stage(FIT):
+            found = fit_last_layer(inputs, probed, place, options)
+            samples = sample_answers(
+                model, new, probed.asked, length=options.length, plain=nullcontext(),
+                adapted=applied(model, new, found.updates, place),
+            )  # fmt: skip
+        return replace(found, facts={**found.facts, **samples})
+
+    return probe_and(inputs, options, fit)
 
 
 def _shape(arch: Architecture, place: LastProjection) -> tuple[int, int]:

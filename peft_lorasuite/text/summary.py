@@ -5,6 +5,12 @@ from __future__ import annotations
 from html import escape
 
 
+def one_line(text: str, length: int) -> str:
+    """Return a text on one line, cut at its end if it is longer than ``length``."""
+    words = " ".join(text.split())
+    return words if len(words) <= length else f"{words[: length - 1]}…"
+
+
 class Summarized:
     """Base of results that show a title and a few named values instead of all their tensors."""
 

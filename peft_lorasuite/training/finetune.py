@@ -136,14 +136,14 @@ def finetune(
         if added:
             log.info("%d modules without an old counterpart get a new LoRA", len(added))
         _check_trainable(model)
-        loss, weights = train(model, rows, padding, options, progress, **settings)
-    record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(loss, 6)}
+        trained = train(model, rows, padding, options, progress, **settings)
+    record = {**asdict(options), "used": len(rows), "new_modules": added, "loss": round(trained.loss, 6)}
     if classifies:
         record["task"] = model_task(model, kind or "").facts()
     model.finetune_record = record
     if output is not None and is_main_process():
         with atomic_folder(output, overwrite=overwrite) as part:
-            write_peft_model(model, part, weights=weights)
+            write_peft_model(model, part, weights=trained.weights)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from ..models.restore import disable_dropout
 from ..progress import Progress
 from .encoding import IGNORE_INDEX, Encoded, batch
 from .options import FinetuneOptions
+
+CURVE = 50
+"""Points of the curve of the loss at most."""
 
 
 class RowDataset(Dataset[Encoded]):
@@ -126,11 +129,26 @@ class ProgressCallback(TrainerCallback):
         next(self.steps, None)
 
 
+class Trained(NamedTuple):
+    """Result of a training.
+
+    Attributes:
+        loss: The mean training loss.
+        weights: The trained weights if FSDP has sharded them over processes, gathered in every process; None
+            otherwise: the model has them.
+        curve: The loss over time, as means of at most `CURVE` equal parts of the steps.
+    """
+
+    loss: float
+    weights: dict[str, Tensor] | None
+    curve: list[float]
+
+
 def train(
     model: Any, rows: Sequence[Encoded], padding: int, options: FinetuneOptions, progress: Progress, *,
     trainer: Callable[..., ResponseTrainer] = ResponseTrainer, collate: Callable[..., dict[str, Tensor]] = batch,
     title: str = "fine-tuning",
-) -> tuple[float, dict[str, Tensor] | None]:  # fmt: skip
+) -> Trained:  # fmt: skip
     """Train the trainable parameters of a PEFT model, in place.
 
     Args:
@@ -143,17 +161,15 @@ def train(
         collate: ``(rows, padding=) -> batch``, with the tensors that the trainer reads.
         title: What the progress says.
 
-    Returns:
-        The mean training loss; and the trained weights if FSDP has sharded them over processes, gathered in every
-        process (None otherwise: the model has them).
-
     Raises:
         LoraSuiteError: If the loss or a weight is not finite.
     """
     with temporary_folder() as scratch, disable_dropout(model):
         hf_trainer = trainer(
             model,
-            _training_arguments(options, str(scratch), model.config),
+            _training_arguments(
+                options, str(scratch), model.config, -(-len(rows) // options.batch_size) * options.epochs
+            ),
             data_collator=partial(collate, padding=padding),
             train_dataset=RowDataset(rows),
             callbacks=[ProgressCallback(progress, title)],
@@ -162,7 +178,8 @@ def train(
         loss = hf_trainer.train().training_loss
         weights = gather_weights(hf_trainer.model_wrapped) if hf_trainer.is_fsdp_enabled else None
     _check_finite(loss, weights or {name: weight for name, weight in model.named_parameters() if weight.requires_grad})
-    return loss, weights
+    curve = [entry["loss"] for entry in hf_trainer.state.log_history if "loss" in entry]
+    return Trained(loss, weights, curve)
 
 
 def _check_finite(loss: float, weights: Mapping[str, Tensor]) -> None:
@@ -185,7 +202,7 @@ def gather_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> TrainingArguments:
+def _training_arguments(options: FinetuneOptions, scratch: str, config: Any, steps: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=options.effective_micro_batch_size,
@@ -196,7 +213,8 @@ def _training_arguments(options: FinetuneOptions, scratch: str, config: Any) -> 
         optim="adamw_torch",
         weight_decay=0.0,
         save_strategy="no",
-        logging_strategy="no",
+        logging_strategy="steps",
+        logging_steps=-(-steps // CURVE),
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),

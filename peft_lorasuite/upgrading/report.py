@@ -9,7 +9,7 @@ from typing import Any
 from .._version import __version__
 from ..adapters.adapter import Adapter
 from ..io.dataclass_schema import record_of
-from ..io.schema import NAME, PLAIN, TEXT, ListOf, Record, either, integer, number, one_of, optional, table_of
+from ..io.schema import NAME, PLAIN, TEXT, Kind, ListOf, Record, either, integer, number, one_of, optional, table_of
 from ..methods.base import MethodResult
 from ..text.summary import Summarized
 
@@ -133,7 +133,9 @@ _prediction = {
     "verdict": one_of("holds", "doubtful", "retrain"), "expected_gap_recovered": number(0.0), "because": TEXT,
 }  # fmt: skip
 _task = {"type": NAME, "labels": ListOf(item=TEXT), "problem_type": optional(NAME)}
+_sample: dict[str, Kind] = dict.fromkeys(("prompt", "base", "upgraded", "old"), TEXT)
 _facts = {
+    "samples": ListOf(item=Record(fields=_sample, required=list(_sample))),
     "task": Record(fields=_task, required=list(_task), others=PLAIN),
     "prediction": Record(fields=_prediction, required=list(_prediction), others=PLAIN),
     "differences": ListOf(item=TEXT), "warnings": ListOf(item=TEXT), "hints": ListOf(item=TEXT),

@@ -13,7 +13,8 @@ Options = TypeVar("Options", bound="BehaviorOptions")
 
 LEAST: dict[str, float] = {
     "prompts": 2, "length": 1, "entropy_gate": 0, "top": 1, "extra": 0, "confidence_entropy": 0, "teacher_weight": 0,
-    "anchor_tokens": 0, "anchor_text_tokens": 0, "synthetic_prompts": 0, "rank": 1, "ridge": 1e-9, "weight": 1e-9,
+    "anchor_tokens": 0, "anchor_text_tokens": 0, "synthetic_prompts": 0, "samples": 0, "rank": 1,
+    "ridge": 1e-9, "weight": 1e-9,
     "positions": 4, "shift_ridge": 0, "steps": 1, "refine_steps": 0, "epochs": 1, "batch_size": 1,
     "micro_batch_size": 1, "learning_rate": 1e-9,
 }  # fmt: skip
@@ -45,6 +46,8 @@ class BehaviorOptions:
         anchor_text_tokens: Tokens of the built-in text used as anchors as well, approximately.
         synthetic_prompts: Further prompts, recombined from given ones that share a template, about entities that the
             old adapted model is most certain of; see `elicitation`.
+        samples: Prompts of which the report has the answers of the old adapted model and of the new one, without and
+            with the result. 0 keeps prompts and answers out of the report.
     """
 
     prompts: int | None = None
@@ -57,6 +60,7 @@ class BehaviorOptions:
     anchor_tokens: int = 1000
     anchor_text_tokens: int = 0
     synthetic_prompts: int = 0
+    samples: int = 3
 
     BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (0.0, 0.5)}
     """Option -> its default for short answers (formats, choices) and for long ones (chains of thought)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
+from ...text.conversations import Conversation
 from ...text.examples import Prompt
 from ..base import READ_NEW, READ_OLD, MethodInput
 from .elicitation import synthesize_prompts
@@ -33,6 +34,7 @@ from .positions import (
 )
 from .prompt_sources import Choice, plan_prompts
 from .prompts import ChosenPrompts
+from .samples import Question
 from .states import (
     LastLayer,
     LastProjection,
@@ -45,6 +47,7 @@ from .states import (
 from .targets import Head, Targets, build_targets
 from .token_pairs import PlaceVocabularies, Vocabulary
 
+Found = TypeVar("Found")
 PROMPTS = 128
 """Prompts used at most, unless the option ``prompts`` says otherwise."""
 LONG_ANSWER = 32
@@ -65,6 +68,7 @@ class Probe:
         new: The new backbone.
         vocabulary: The paired tokens of both backbones at the places.
         turns: Prompts as the new model reads them, and the old adapted model's answers.
+        asked: Some of the turns for the report, each with what the user asked.
         places: The positions that predict an answer.
         adapted_states: Final states of the old adapted model at the places, (places, D_o).
         plain_states: Final states of the old model at the places, (places, D_o).
@@ -86,6 +90,7 @@ class Probe:
     new: Backbone
     vocabulary: PlaceVocabularies
     turns: Sequence[Turn]
+    asked: Sequence[Question]
     places: Sequence[Place]
     adapted_states: Tensor
     plain_states: Tensor
@@ -124,6 +129,14 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
         options: Options of `transplant`; for `distill`, those of the `transplant` that it starts from.
         turns: Answers to use instead of generating them.
     """
+    return probe_and(inputs, options, lambda _, probed: probed, turns)
+
+
+def probe_and(
+    inputs: MethodInput, options: TransplantOptions, then: Callable[[Any, Probe], Found],
+    turns: Sequence[Turn] | None = None,
+) -> Found:  # fmt: skip
+    """Do what `probe` does, and return ``then(model, probed)``, called while the new model is loaded."""
     old, new = inputs.backbones("the method 'transplant'")
     Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
     count = options.prompts or PROMPTS
@@ -138,24 +151,34 @@ def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn]
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
     anchors += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
-    with inputs.stage(READ_NEW), new.running() as model:
-        new_head = Head(model, new)
-        place = last_projection(model, new, new_head)
-        reads = place or new_head.norm_path or new.arch.head
-        last, anchored = _probe_new(model, reads, rows + texts, len(rows), places, anchors, inputs)
-        probed = Probe(
-            new, vocabulary, turns, places, adapted_states, plain_states, old_head, new_head, new_states=last.h,
-            place=place, last=last, rows=rows + texts, anchors=anchors, anchor_states=anchored.h,
-            anchor_inputs=anchored.x,
-            facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {})
-            | describe_found((old, old_head), (new, new_head), model, place),
-            chat_template=chosen.chat.saved_template if chosen else None,
-        )  # fmt: skip
-        if options.edit_facts and new.arch.has_converter:  # otherwise no early layer is known
-            probed = _with_fact_edit(model, probed, inputs, options)
-    del model
+    asked = _asked(chosen, turns, options.samples)
+    with new.running() as model:
+        with inputs.stage(READ_NEW):
+            new_head = Head(model, new)
+            place = last_projection(model, new, new_head)
+            reads = place or new_head.norm_path or new.arch.head
+            last, anchored = _probe_new(model, reads, rows + texts, len(rows), places, anchors, inputs)
+            probed = Probe(
+                new, vocabulary, turns, asked, places, adapted_states, plain_states, old_head, new_head,
+                new_states=last.h, place=place, last=last, rows=rows + texts, anchors=anchors,
+                anchor_states=anchored.h, anchor_inputs=anchored.x,
+                facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {})
+                | describe_found((old, old_head), (new, new_head), model, place),
+                chat_template=chosen.chat.saved_template if chosen else None,
+            )  # fmt: skip
+            if options.edit_facts and new.arch.has_converter:  # otherwise no early layer is known
+                probed = _with_fact_edit(model, probed, inputs, options)
+        found = then(model, probed)
+    del model, probed
     free_models()
-    return probed
+    return found
+
+
+def _asked(chosen: ChosenPrompts | None, turns: Sequence[Turn], count: int) -> list[Question]:
+    """Return the first turns with an answer, each with its prompt: of a conversation the last user turn."""
+    prompts = [turn.prompt for turn in turns] if chosen is None else chosen.prompts
+    texts = (one.question if isinstance(one, Conversation) else str(one) for one in prompts)
+    return [(text, turn) for text, turn in zip(texts, turns, strict=False) if turn.content.strip()][:count]
 
 
 def _length_hint(turns: Sequence[Turn], length: int) -> dict[str, Any]:

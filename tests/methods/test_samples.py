@@ -1,0 +1,58 @@
+"""Sample answers in the report: they are those of the models themselves, and can be left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_pair import conversations, write_pair
+from test_transplant import PROMPTS, SMALL, carry
+from test_transplant import pair as plain_pair
+
+from peft_lorasuite import Backbone, MapOptions, UpgradeMap, upgrade
+from peft_lorasuite.adapters.peft_model import load_with_adapter
+from peft_lorasuite.adapters.reading import read_adapter
+from peft_lorasuite.io.source import Source
+from peft_lorasuite.model import attach
+from peft_lorasuite.models.generation import answer
+
+pair = plain_pair
+
+
+@pytest.mark.parametrize("method", ["transplant", "distill"])
+def test_samples_are_what_the_three_models_answer(pair: tuple[Path, Any], method: str) -> None:
+    root, _ = pair
+    more = {"entropy_gate": 0.0}  # models this small are never certain
+    more |= {"epochs": 1, "learning_rate": 1e-2} if method == "distill" else {"rank": 16}
+    upgraded = carry(pair, method=method, options={**SMALL, **more})
+    samples = upgraded.report.facts["samples"]
+    assert len(samples) == 3
+    prompts = [f" {sample['prompt']}" for sample in samples]
+    assert set(prompts) <= set(PROMPTS)
+    old, new = Backbone.open(root / "old"), Backbone.open(root / "new")
+    with load_with_adapter(old, read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)) as adapted:
+        said = {"old": answer(adapted, old, prompts, length=6)}
+    said["base"] = answer(new.load(), new, prompts, length=6)
+    said["upgraded"] = answer(attach(new.load(), upgraded).eval(), new, prompts, length=6)
+    for name, turns in said.items():
+        assert [sample[name] for sample in samples] == [turn.response.strip() for turn in turns], name
+    assert said["base"] != said["upgraded"]
+
+
+def test_no_samples_where_none_are_wanted(pair: tuple[Path, Any]) -> None:
+    facts = carry(pair, method="transplant", options={**SMALL, "samples": 0}).report.facts
+    assert "samples" not in facts
+    assert "samples" not in carry(pair, method="lorasuite").report.facts
+
+
+def test_a_sample_of_a_conversation_has_the_user_s_words(tmp_path: Path) -> None:
+    old, new, adapter = write_pair(tmp_path)
+    built, asked = UpgradeMap.build(old, new, MapOptions(layer_map="first")), conversations(labeled=False)
+    options = {"length": 6, "samples": 2}
+    upgraded = upgrade(adapter, built, method="transplant", options=options, old=old, new=new, prompts=asked)
+    samples = upgraded.report.facts["samples"]
+    words = {record["messages"][-1]["content"] for record in asked}
+    assert len(samples) == 2
+    assert {sample["prompt"] for sample in samples} <= words
+    assert all("<" not in sample["old"] for sample in samples)
