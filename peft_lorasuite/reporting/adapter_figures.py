@@ -84,6 +84,18 @@ def _height(update: float | None, weight: float | None, *, relative: bool) -> fl
     return 100 * float(update or 0.0) / float(weight or 1.0)
 
 
+def loss_figure(losses: Sequence[float]) -> Figure:
+    """Draw the loss over the course of a training."""
+    with new_figure(7.2, 2.8) as figure:
+        axes = figure.add_subplot()
+        axes.plot(range(1, len(losses) + 1), losses, color=INK, marker="o", markersize=3, linewidth=1.2)
+        axes.set_ylim(0, 1.1 * max([*losses, 1e-9]))
+        axes.set_xticks([1, len(losses)], ["first steps", "last steps"])
+        axes.set_ylabel("loss")
+        axes.grid(axis="y", color=INK, alpha=0.25)
+    return figure
+
+
 def gap_figure(results: Sequence[Result]) -> Figure:
     """Draw what each result recovers of the gap from the base model to full retraining, beside its accuracy.
 

@@ -11,15 +11,18 @@ from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
+from ..upgrading.repeat import repeat_command
 from ..upgrading.report import TRANSFERRED
 from . import html
-from .adapter_figures import energy_figure, norm_figure
+from .adapter_figures import energy_figure, loss_figure, norm_figure
 from .gap import Result
 from .html import ReportContents, Section
-from .map_report import differences_table, gap_section, map_sections, map_verdict, verdict
+from .map_report import differences_table, gap_section, map_sections
 from .module_norms import NormTable, measure_norms
 from .style import shorten
 
+MOST_SAMPLES = 10
+"""Prompts whose answers are shown."""
 MOST_LINES = 200
 """Tensors that are listed as not transferred."""
 
@@ -39,32 +42,50 @@ def adapter_page(
         contents: Records which figures are shown.
         bases: Old and new backbone, where the adapters' configs do not have their current paths.
     """
+    if upgrade_map is not None:
+        _check_pair(report, upgrade_map)
     method = str(report["method"]["name"])
     names = {name: shorten(report[name], 60) for name in ("adapter", "old", "new")}
     about = f"LoRA adapter {names['adapter']} of {names['old']}, converted for {names['new']} by {method}."
-    head = [_verdict(report, method, upgrade_map)]
     sections = [
+        _samples_section(report),
         gap_section(results, contents),
+        _loss_section(report, contents),
         _coverage_section(report["tensors"], report["coverage"]),
         *_module_sections(report, measure_norms(report, upgraded, adapter, bases), contents),
         *_map_sections(upgrade_map, contents),
         _provenance_section(report, method),
     ]
-    return html.page(f"{names['adapter']} on {names['new']}", about, head, sections)
+    return html.page(f"{names['adapter']} on {names['new']}", about, [_verdict(report)], sections)
 
 
-def _verdict(report: Mapping[str, Any], method: str, upgrade_map: UpgradeMap | None) -> str:
-    """Return the prediction in the report, made from what the method measured, or else that of the given map."""
-    if upgrade_map is not None:
-        _check_pair(report, upgrade_map)
-    facts = report.get("facts") or {}
-    prediction = facts.get("prediction")
-    if prediction:
-        gap, because = float(prediction["expected_gap_recovered"]), [*facts.get("warnings", []), prediction["because"]]
-        return verdict(prediction["verdict"], method, gap, "; ".join(because))
-    if upgrade_map is not None:
-        return map_verdict(upgrade_map, method)
-    return html.paragraph("No prediction: it is computed from the upgrade map (--map DIR).", "quiet")
+def _verdict(report: Mapping[str, Any]) -> str:
+    """Return the verdict in the words of the report: the same with a map and without one."""
+    found = (report.get("facts") or {}).get("prediction")
+    text = str(report.get("verdict") or "not predicted")
+    return html.verdict(f"{text[:1].upper()}{text[1:]}.", f"Based on: {found['because']}." if found else "")
+
+
+def _samples_section(report: Mapping[str, Any]) -> Section:
+    """Show what the three models answered, where the method ran them."""
+    samples = (report.get("facts") or {}).get("samples") or []
+    labels = {"prompt": "prompt", "base": "new base model", "upgraded": "upgraded", "old": "old adapter"}
+    tables = [
+        html.name_value_table({label: sample[name] for name, label in labels.items()})
+        for sample in samples[:MOST_SAMPLES]
+    ]
+    about = "Greedy answers to prompts that the method has read; the old adapter's answers were its targets."
+    return Section("Sample answers", [html.paragraph(about, "quiet"), *tables] if tables else [])
+
+
+def _loss_section(report: Mapping[str, Any], contents: ReportContents) -> Section:
+    """Draw the loss of `distill`."""
+    facts = (report.get("facts") or {}).get(str(report["method"]["name"]))
+    losses = facts.get("losses") if isinstance(facts, Mapping) else None
+    if not isinstance(losses, Sequence) or len(losses) < 2:
+        return Section("Loss", [])
+    caption = f"Loss of the training, from {losses[0]:.3f} to {losses[-1]:.3f}: means over equal parts of the steps."
+    return Section("Loss", [contents.add_figure("loss", lambda: loss_figure(losses), caption)])
 
 
 def _check_pair(report: Mapping[str, Any], upgrade_map: UpgradeMap) -> None:
@@ -118,6 +139,10 @@ def _module_sections(report: Mapping[str, Any], norms: NormTable, contents: Repo
         f"Share of each update's energy ||dW||^2 that is left after truncation to rank {report['rank']}; on average "
         f"{float(report['energy_kept']):.1%}."
     )
+    if len(norms.modules) == 1:
+        only = norms.modules[0]
+        text = f"{energy} The only module is {only.site} of layer {only.layer}, with an update of norm {only.new:.3g}."
+        return [Section("Energy and size", [html.paragraph(text)])]
     unit = ", in percent of the norm of the module's weights" if norms.relative else ""
     size = f"Frobenius norm of each update{unit}, as transferred (before any fine-tuning)."
     missing = [contents.add_missing(name, reason) for name, reason in norms.missing.items()]
@@ -132,7 +157,7 @@ def _module_sections(report: Mapping[str, Any], norms: NormTable, contents: Repo
 
 def _map_sections(upgrade_map: UpgradeMap | None, contents: ReportContents) -> list[Section]:
     if upgrade_map is not None:
-        return map_sections(upgrade_map, contents)
+        return map_sections(upgrade_map, contents, methods=False)
     reason = "prediction, layers, heads and hidden map need the upgrade map, which was not given (--map DIR)"
     return [Section("Upgrade map", [contents.add_missing("map", reason)])]
 
@@ -144,15 +169,23 @@ def _provenance_section(report: Mapping[str, Any], method: str) -> Section:
         for label, key in (("old adapter", "adapter"), ("old backbone", "old"), ("new backbone", "new"))
     }
     values |= {"method": method, "rank": report["rank"], "written by": f"peft-lorasuite {report['version']}"}
-    values |= {f"option {name}": value for name, value in (report["method"].get("options") or {}).items()}
+    options = report["method"].get("options") or {}
     facts = dict(report.get("facts") or {})
     differences = facts.pop("differences", None)
-    facts.pop("prediction", None)
-    values |= {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in facts.items()
-    }
-    body = [html.name_value_table(values)]
+    for shown in ("prediction", "samples"):
+        facts.pop(shown, None)
+    details = {"Options of the method": options, "Measurements": facts}
+    body = [
+        html.name_value_table(values), html.paragraph("To repeat this:"), html.code_block(repeat_command(report)),
+        *(html.details(title, html.name_value_table(_as_text(found))) for title, found in details.items() if found),
+    ]  # fmt: skip
     if isinstance(differences, list):
         body.append(differences_table([str(sentence) for sentence in differences]))
     return Section("How it was made", body)
+
+
+def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in values.items()
+    }

@@ -43,6 +43,10 @@ caption { text-align: left; padding-bottom: .3rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
   min-width: 4.5rem }
 td.number { text-align: right }
+th[scope=row] { font-weight: 600 }
+th[scope=row] + td { white-space: pre-line }
+pre { white-space: pre-wrap; background: var(--raised); padding: .6rem .9rem; border-radius: .4rem; font-size: .9rem }
+summary { cursor: pointer; margin: .5rem 0 }
 @media print { body { max-width: none } h2 { break-after: avoid } figure, table { break-inside: avoid } }
 """.strip()
 
@@ -124,6 +128,16 @@ def verdict(headline: str, explanation: str) -> str:
 def figure(svg: str, caption: str) -> str:
     """Return a figure with its caption; ``svg`` comes from `style.to_svg` and is not escaped."""
     return f'<figure><div class="scroll">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def details(title: str, body: str) -> str:
+    """Return an element that shows its body when its title is clicked; ``body`` is HTML and not escaped."""
+    return f"<details><summary>{escape(title)}</summary>\n{body}\n</details>"
+
+
+def code_block(text: str) -> str:
+    """Return a text as code, with its line ends."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:

@@ -38,45 +38,41 @@ HEADLINES = {
 def map_verdict(upgrade_map: UpgradeMap, method: str) -> str:
     """Return the predicted outcome of an upgrade by a method, and what the prediction is based on."""
     found = prediction.predict(upgrade_map, method)
-    return verdict(found.verdict, method, found.gap, found.because)
+    expected = f"Expected with {method}: {found.gap:.0%} of the gap recovered, a rough estimate."
+    return html.verdict(HEADLINES[found.verdict], f"{expected} Based on: {found.because}.")
 
 
-def verdict(outcome: str, method: str, gap: float, because: str) -> str:
-    """Return a prediction as a framed statement.
+def map_sections(upgrade_map: UpgradeMap, contents: ReportContents, *, methods: bool = True) -> list[Section]:
+    """Return the sections with a map's figures; a map of backbones without converters has none.
 
     Args:
-        outcome: ``"holds"``, ``"doubtful"`` or ``"retrain"``.
-        method: The method.
-        gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1.
-        because: The scores that this is based on.
+        upgrade_map: The map.
+        contents: Records which figures are shown.
+        methods: Whether to predict what methods would do: of a result it is known what was done.
     """
-    headline = HEADLINES[outcome]
-    expected = f"Expected with {method}: {gap:.0%} of the gap recovered, a rough estimate."
-    return html.verdict(headline, f"{expected} Based on: {because}.")
-
-
-def map_sections(upgrade_map: UpgradeMap, contents: ReportContents) -> list[Section]:
-    """Return the sections with a map's figures; a map of backbones without converters has none."""
     if not upgrade_map.maps_weights:
         choice = auto.pick(upgrade_map, can_run=True)
         return [Section("Prediction", [html.paragraph(f"auto picks {choice.method}: {choice.reason}.")])]
     return [
-        _prediction_section(upgrade_map, contents),
+        _prediction_section(upgrade_map, contents, methods=methods),
         _layers_section(upgrade_map, contents),
         _heads_section(upgrade_map, contents),
         _hidden_section(upgrade_map, contents),
     ]
 
 
-def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents) -> Section:
+def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents, *, methods: bool) -> Section:
+    caption = "Scores of this pair, and the thresholds (vertical marks) above which it counts as aligned."
+    figure = contents.add_figure("prediction", lambda: map_figures.prediction_figure(upgrade_map), caption)
+    if not methods:
+        return Section("Scores of the pair", [figure])
     choice = auto.pick(upgrade_map, can_run=True)
     found = {name: prediction.predict(upgrade_map, name) for name in METHODS}
     lines = [(name, one.verdict, f"{one.gap:.0%}") for name, one in found.items()]
-    caption = "Scores of this pair, and the thresholds (vertical marks) above which it counts as aligned."
     return Section(
         "Prediction",
         [
-            contents.add_figure("prediction", lambda: map_figures.prediction_figure(upgrade_map), caption),
+            figure,
             html.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
             html.paragraph(f"With both backbones available, auto picks {choice.method}: {choice.reason}."),
         ],
@@ -146,7 +142,8 @@ def gap_section(results: Sequence[Result], contents: ReportContents) -> Section:
     else:
         caption = "No gap: it needs a result 'base' and a result 'full' (or 'old-adapted') that is clearly better."
     caption += " Hatched bars were trained on labels."
-    return Section(title, [contents.add_figure("gap", lambda: gap_figure(results), caption), html.table(head, lines)])
+    drawn = [contents.add_figure("gap", lambda: gap_figure(results), caption)] if len(results) > 1 else []
+    return Section(title, [*drawn, html.table(head, lines)])
 
 
 def _provenance_section(upgrade_map: UpgradeMap) -> Section:

@@ -154,7 +154,7 @@ def upgrade(
         adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
     adapter = adapter.with_labels(labels, problem_type)
     prompts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
-    facts: dict[str, Any] = check_base_model(adapter, upgrade_map)
+    facts: dict[str, Any] = ({"seed": seed} if seed else {}) | check_base_model(adapter, upgrade_map)
     if method == "auto":
         choice = auto.pick(
             upgrade_map, can_run=bool(old and new), task=adapter.task,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,10 @@ def test_the_report_of_an_adapter_shows_everything(whole: Path) -> None:
     assert not found.open
     assert found.tags["svg"] == found.tags["figcaption"] == len(ALL)
     text = " ".join(found.words)
-    for expected in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "Prediction", "Layers",
+    for expected in ("Gap recovered", "Coverage", "Energy kept", "Size of the updates", "Scores of the pair", "Layers",
                  "Heads and units", "Hidden map", "How it was made", "100.0% of the old adapter's 18 tensors", "q_proj",
-                 "plan to retrain", "Based on: shared tokens", "lorasuite+lft"):  # fmt: skip
+                 "plan to retrain", "Based on: shared tokens", "lorasuite+lft", "To repeat this:",
+                 "--method lorasuite --rank", "Options of the method"):  # fmt: skip
         assert expected in text, expected
     assert "Not shown" not in text
     assert "Frobenius norm of each update, in percent" in text  # the old adapter and both backbones were found
@@ -243,11 +245,39 @@ def test_what_cannot_be_inspected_is_refused(pair: Pair, upgraded: Path, tmp_pat
     assert not (tmp_path / "a.html").exists()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 600)])
+def test_the_verdict_is_the_same_with_and_without_a_map(whole: Path, upgraded: Path, tmp_path: Path) -> None:
+    inspect(upgraded, tmp_path / "a.html")
+    said = json.loads((upgraded / "lorasuite_report.json").read_text())["verdict"]
+    for page in (whole, tmp_path / "a.html"):
+        (found,) = re.findall(r'<p class="verdict"><strong>(.*?)</strong>', page.read_text(encoding="utf-8"))
+        assert unescape(found) == f"{said[0].upper()}{said[1:]}."
+
+
+def test_samples_and_the_loss_are_shown_and_a_single_module_is_no_chart(upgraded: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(upgraded, tmp_path / "lora")
+    report = json.loads((folder / "lorasuite_report.json").read_text())
+    sample = {"prompt": "red <b>cat", "base": "blue\ndog", "upgraded": "cat", "old": "cat!"}
+    report["facts"] |= {"samples": [sample] * 12, "lorasuite": {"losses": [2.0, 1.0, 0.5]}}
+    (folder / "lorasuite_report.json").write_text(json.dumps(report))
+    assert inspect(folder, tmp_path / "a.html").figures[0] == "loss"
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert text.count("red &lt;b&gt;cat") == text.count("blue\ndog") == 10
+    assert "from 2.000 to 0.500" in text
+    report["modules"] = report["modules"][:1]
+    report["facts"]["lorasuite"]["losses"] = [2.0]
+    (folder / "lorasuite_report.json").write_text(json.dumps(report))
+    assert inspect(folder, tmp_path / "b.html").figures == []
+    assert "The only module is " in (tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_is_cut_off_or_fetched_in_a_browser(browser: Browser, whole: Path, scheme: str, width: int) -> None:
     found = browser.measure(whole, scheme=scheme, width=width)
     assert (found["cut"], found["outside"], found["fetched"]) == ([], [], [])
     assert found["wide"] <= 0
+    assert found["pale"] == []
+    assert found["errors"] == []
     assert found["svgs"] == len(ALL)
     assert found["texts"] > 100
     assert found["ink"] == found["drawn"]  # figures follow the page
@@ -288,11 +318,14 @@ def test_the_browser_would_find_faults(browser: Browser, tmp_path: Path) -> None
     page.write_text(
         """<!doctype html><html><head><meta http-equiv="Content-Security-Policy" content="default-src 'none'"></head>
         <body><p style="overflow:hidden;white-space:nowrap">""" + "long " * 500 + """</p>
+        <p style="color:#bbb">pale words</p><script>nothing.here()</script>
         <svg width="50" height="20"><text x="40" y="15">outside</text></svg>
         <img src="http://example.org/a.png"></body></html>"""
     )  # fmt: skip
     found = browser.measure(page, scheme="light", width=800)
     assert len(found["cut"]) == 1
+    assert found["pale"] == ["pale words"]
+    assert len(found["errors"]) == 1
     assert found["outside"] == ["outside"]
     assert found["fetched"] == ["http://example.org/a.png"]
     assert "Content Security Policy" in browser.screenshot(

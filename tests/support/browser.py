@@ -20,13 +20,27 @@ QUIET = (
 )  # fmt: skip
 SCHEMES = {"dark": 0, "light": 1}
 MEASURE = """
-const page = document.documentElement, found = {cut: [], outside: [], svgs: 0, texts: 0};
+const page = document.documentElement, found = {cut: [], outside: [], pale: [], svgs: 0, texts: 0};
+for (const one of document.querySelectorAll('details')) one.open = true;
+function light(color) {
+  const parts = color.match(/[\\d.]+/g).slice(0, 3).map(one => one / 255);
+  const [r, g, b] = parts.map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+function ground(element) {
+  const color = element ? getComputedStyle(element).backgroundColor : 'rgb(255, 255, 255)';
+  return /, 0\\)$/.test(color) ? ground(element.parentElement) : color;
+}
 for (const element of document.querySelectorAll('body *')) {
   const style = getComputedStyle(element);
   const clips = style.overflowX !== 'visible' && !element.closest('svg');
   const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
   const wider = element.scrollWidth > element.clientWidth + 1;
   if (own && clips && wider) found.cut.push(element.tagName + element.textContent.slice(0, 40));
+  if (own && !element.closest('svg, script, style')) {
+    const both = [light(style.color), light(ground(element))].sort((a, b) => b - a);
+    if ((both[0] + 0.05) / (both[1] + 0.05) < 4.5) found.pale.push(element.textContent.trim().slice(0, 40));
+  }
 }
 for (const svg of document.querySelectorAll('svg')) {
   const frame = svg.getBoundingClientRect();
@@ -48,12 +62,15 @@ const asking = document.querySelectorAll('[src], link[href], image[href], use[hr
 const asked = [...asking].map(one => one.getAttribute('src') || one.getAttribute('href'));
 const fetched = performance.getEntriesByType('resource').map(one => one.name);
 found.fetched = [...new Set([...asked, ...fetched])].filter(name => !/^(data:|#)/.test(name));
+found.errors = window.heard;
 found.height = page.scrollHeight;
 const measured = document.createElement('pre');
 measured.id = 'measured';
 measured.textContent = JSON.stringify(found);
 document.body.append(measured);
 """
+
+LISTEN = "window.heard = []; window.addEventListener('error', found => window.heard.push(found.message));"
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,12 @@ class Browser:
         text = page.read_text(encoding="utf-8")
         text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
         copy = self.home / f"{page.stem}-measured.html"
-        copy.write_text(text.replace("</body>", f"<script>{MEASURE}</script></body>"), encoding="utf-8")
+        copy.write_text(
+            text.replace("</body>", f"<script>{MEASURE}</script></body>").replace(
+                "<head>", f"<head><script>{LISTEN}</script>", 1
+            ),
+            encoding="utf-8",
+        )
         done = self._run(copy, scheme, width, 900, "--dump-dom")
         found = re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)
         assert found, done.stderr[-2000:]
