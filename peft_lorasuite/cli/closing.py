@@ -50,8 +50,8 @@ def closing_text(output: str, report: Report, seconds: float) -> str:
     return "\n".join([*lines, *(_block(title, body) for title, body in blocks.items() if body)])
 
 
-def next_steps(output: str, upgraded: Upgraded) -> str:
-    """Return the commands that load, evaluate and push the result."""
+def next_steps(output: str, upgraded: Upgraded, adapter: str) -> str:
+    """Return the commands that load, check against the old adapter, evaluate and push the result."""
     folder, task = json.dumps(output), task_values(upgraded.report.to_dict(), str)
     labels = f", num_labels={task['num_labels']}" if task["num_labels"] else ""
     evaluate = f"peft-lorasuite evaluate {shlex.quote(output)} --data TEXTS"
@@ -63,12 +63,14 @@ def next_steps(output: str, upgraded: Upgraded) -> str:
         evaluate = f"lm_eval --model hf --model_args {models}{chat} --tasks TASKS"
     steps = {
         "load": f"peft.{task['model_class']}.from_pretrained({folder}{labels})",
+        "check": f"peft-lorasuite check {shlex.quote(output)} --old {shlex.quote(adapter)}",
         "evaluate": evaluate,
         "report": f"peft-lorasuite inspect {shlex.quote(output)} -o report.html",
         "push": f'peft_lorasuite.push_upgraded({folder}, "OWNER/NAME")',
     }
-    if upgraded.adapter.task.kind == "FEATURE_EXTRACTION":
-        del steps["evaluate"]
+    unfit = {"SEQ_CLS": ["check"], "TOKEN_CLS": ["check"], "FEATURE_EXTRACTION": ["check", "evaluate"]}
+    for name in unfit.get(upgraded.adapter.task.kind, []):
+        del steps[name]
     return _block("next", [f"  {name:<10}{step}" for name, step in steps.items()])
 
 

@@ -123,7 +123,7 @@ def run(args: Namespace) -> Output:
     if checked is not None:
         values["check"], text = checked.to_dict(), f"{text}\n\n{checked}"
     else:
-        text = f"{text}\n{next_steps(str(args.output), upgraded)}"
+        text = f"{text}\n{next_steps(str(args.output), upgraded, args.adapter)}"
     if args.push and is_main_process():
         pushed = _push(args, inputs.upgrade_map)
         values["pushed"], text = asdict(pushed), f"{text}\n\npushed to {pushed.url}"

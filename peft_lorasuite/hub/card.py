@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
+from ..upgrading.repeat import repeat_command
 from ..upgrading.report import TRANSFERRED
 from .card_check import check_values
-from .card_task import pipeline_tag, task_values
+from .card_task import chat_values, pipeline_tag, sample_rows, task_values
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -111,8 +112,10 @@ def adapter_card(
         verdict=code(report["verdict"]) if report.get("verdict") else "",
         coverage=None if report["coverage"] is None else f"{float(report['coverage']):.1%}",
         energy_kept=f"{float(report['energy_kept']):.1%}",
+        samples=sample_rows(report, code),
+        repeat=code(repeat_command(report), most=2000),
         **_added_tokens(report),
-        **_chat(report),
+        **chat_values(report),
         lost=lost[:MAX_LISTED],
         more_lost=len(lost[MAX_LISTED:]),
         scores=_score_rows(evaluation) if evaluation else [],
@@ -134,19 +137,6 @@ def _added_tokens(report: Mapping[str, Any]) -> dict[str, Any]:
         "lost_tokens": [code(token) for token in lost[:MAX_LISTED]],
         "more_lost_tokens": len(lost[MAX_LISTED:]),
     }
-
-
-TEMPLATES = {
-    "old side": "The backbone has no chat template: the tokenizer of this repository has the template of the old side.",
-    "option": "The tokenizer of this repository has the chat template that the adapter was made for.",
-}
-"""Origin of a chat template that is not the backbone's own -> sentence of the card."""
-
-
-def _chat(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether the adapter was made from conversations, and a sentence about another chat template."""
-    facts = (report.get("facts") or {}).get("chat") or {}
-    return {"chat": bool(facts), "chat_template": TEMPLATES.get(str(facts.get("new_template")), "")}
 
 
 def map_card(repo_id: str, upgrade_map: UpgradeMap, *, pictures: Iterable[str] = ()) -> str:
@@ -204,9 +194,10 @@ def load_evaluation(evaluation: Evaluation | str | Path | None) -> Evaluation | 
     return Evaluation.load(evaluation)
 
 
-def code(text: Any) -> str:
+def code(text: Any, most: int = MAX_LENGTH) -> str:
     """Format untrusted text as inline code on a single line, also inside a table: none of it is Markdown or HTML."""
-    return f"`{_clean_text(text).replace('`', chr(39)).replace('|', '/') or ' '}`"  # `` would open a longer code span
+    # `` would open a longer code span
+    return f"`{_clean_text(text, most).replace('`', chr(39)).replace('|', '/') or ' '}`"
 
 
 def clean(value: Any) -> Any:
@@ -218,12 +209,12 @@ def clean(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float)) or value is None else _clean_text(value)
 
 
-def _clean_text(text: Any) -> str:
+def _clean_text(text: Any, most: int = MAX_LENGTH) -> str:
     """Keep printable characters on a single line, without ``---``, which would end the metadata."""
     plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
     while "---" in plain:
         plain = plain.replace("---", "--")
-    return plain[:MAX_LENGTH]
+    return plain[:most]
 
 
 def _render(template: str, data: ModelCardData, **values: Any) -> str:

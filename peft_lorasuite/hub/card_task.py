@@ -20,6 +20,8 @@ NAMES = {
     "FEATURE_EXTRACTION": TaskNames("FeatureExtraction", "feature-extraction"),
 }
 """Task type of PEFT -> names; all other types are causal language models."""
+SAMPLES = 3
+"""Sample answers of a card."""
 
 
 def pipeline_tag(report: Mapping[str, Any]) -> str:
@@ -45,6 +47,25 @@ def task_values(report: Mapping[str, Any], code: Callable[[Any], str]) -> dict[s
         "labels": code(", ".join(map(str, labels))),
         "agreement": f"{float(measured):.1%}" if isinstance(measured, (int, float)) else "",
     }
+
+
+TEMPLATES = {
+    "old side": "The backbone has no chat template: the tokenizer of this repository has the template of the old side.",
+    "option": "The tokenizer of this repository has the chat template that the adapter was made for.",
+}
+"""Origin of a chat template that is not the backbone's own -> sentence of the card."""
+
+
+def chat_values(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether the adapter was made from conversations, and a sentence about another chat template."""
+    facts = (report.get("facts") or {}).get("chat") or {}
+    return {"chat": bool(facts), "chat_template": TEMPLATES.get(str(facts.get("new_template")), "")}
+
+
+def sample_rows(report: Mapping[str, Any], code: Callable[[Any], str]) -> list[list[str]]:
+    """Return the first prompts whose answers the report has, each with the three answers."""
+    found = (report.get("facts") or {}).get("samples") or []
+    return [[code(one[name]) for name in ("prompt", "base", "upgraded", "old")] for one in found[:SAMPLES]]
 
 
 def _task(report: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -36,8 +36,14 @@ def test_a_pipe_gets_one_line_per_stage(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     assert main(distill(pair, tmp_path)) == 0
-    shown = capsys.readouterr().err
+    printed, shown = capsys.readouterr()
     assert "\r" not in shown
+    blocks = [block.splitlines() for block in printed.rstrip().split("\n\n")]
+    assert [block[0] for block in blocks if block[0] not in ("left out", "hints")][1:] == ["sample answers", "next"]
+    assert blocks[0][1].startswith(f"wrote {tmp_path / 'out'}: ")
+    (samples,) = (block for block in blocks if block[0] == "sample answers")
+    assert [line[2:12].rstrip() for line in samples[1:]] == ["prompt", "new base", "upgraded", "old"] * 2
+    assert [line.split()[0] for line in blocks[-1][1:]] == ["load", "check", "evaluate", "report", "push"]
     lines = [line for line in shown.splitlines() if re.search(f"{TIME}$", line)]
     assert [re.sub(f"{TIME}$", "", line) for line in lines] == LINES
     assert len({line.rindex(" ", 0, -2) for line in lines}) <= 2  # the times are in one column, but for their digits

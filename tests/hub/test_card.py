@@ -42,7 +42,8 @@ def test_untrusted_text_is_shown_as_code(text: str) -> None:
     report = {
         "adapter": text, "old": text, "new": text, "method": {"name": text, "options": {text: text}}, "rank": 4,
         "coverage": 0.5, "energy_kept": 1.0, "version": text, "tensors": {text: text, "b": "transferred"},
-        "revisions": {"old": text},
+        "revisions": {"old": text}, "verdict": text,
+        "facts": {"samples": [dict.fromkeys(("prompt", "base", "upgraded", "old"), text)] * 4},
     }  # fmt: skip
     task = TaskScore(text, ("a", "b"), (1.0, 0.0), metric=text)
     evaluation = Evaluation(model="m", adapter="a", scoring=text, settings={}, tasks=(task,))
@@ -54,6 +55,7 @@ def test_untrusted_text_is_shown_as_code(text: str) -> None:
     assert (meta["base_model"], meta["license"], meta["license_name"]) == (NEW, "other", card.clean(text))
     assert meta["lorasuite"]["source_adapter"]["name"] == card.clean(text)
     assert "---\n" not in body.replace("| --- | --- |\n", "").replace("| --- | --- | --- | --- |\n", "")
+    assert body.count(f"| {card.code(text)} | {card.code(text)} | {card.code(text)} | {card.code(text)} |") == 3
     assert body.count(card.code(text)) >= 8, "in full, and as code"
     assert "1337" not in body.replace(card.code(text), "").replace(card.clean(text), ""), "it was evaluated"
     outside = "".join(part for number, part in enumerate(body.replace("```", "").split("`")) if number % 2 == 0)
