@@ -64,7 +64,7 @@ class Recorder:
         """Record the stages of what runs in the context."""
         stages = [
             (probe, "generate_answers", None), (probe, "read_final_states", forward),
-            (probe, "read_last_layer", lambda model, place, rows, *_: forward(model, rows)),
+            (probe, "read_last_layer", lambda model, place, rows, *_, **__: forward(model, rows)),
             (loop, "train", forward_backward), (Backbone, "load", None), (probe, "load_with_adapter", None),
         ]  # fmt: skip
         with ExitStack() as stack:
@@ -74,7 +74,7 @@ class Recorder:
             yield
 
 
-def forward(model: Any, rows: Sequence[Any], *_: Any) -> int:
+def forward(model: Any, rows: Sequence[Any], *_: Any, **__: Any) -> int:
     """Read the rows once, up to the states that the head reads."""
     with torch.inference_mode():
         for number in range(0, len(rows), BATCH):
@@ -83,10 +83,9 @@ def forward(model: Any, rows: Sequence[Any], *_: Any) -> int:
 
 
 def forward_backward(
-    model: Any, rows: Sequence[Any], padding: int, options: Any, progress: Any, *, trainer: Any, collate: Any
+    model: Any, rows: Sequence[Any], padding: int, options: Any, *_: Any, trainer: Any, **__: Any
 ) -> int:
     """Compute loss and gradients of every batch of every epoch, without the Trainer and without steps."""
-    del progress, collate
     ids, log_probs = (trainer.keywords[name] for name in ("ids", "log_probs"))
     order = loop.LengthSampler([len(row.ids) for row in rows], options.batch_size, options.seed)
     head = unwrap(model).get_output_embeddings()
