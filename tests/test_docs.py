@@ -38,6 +38,8 @@ PLAIN_CHATML = CHATML.replace("<|im_end|>", "{{ eos_token }}")
 LINKS = {"samples.json": "train.json", "text.txt": "calibration.txt"}
 BACKBONES = {"old-backbone": ("old", LLAMA2), "new-backbone": ("new", PLAIN_CHATML)}
 OLD, NEW, LORA = "org/old-backbone", "org/new-backbone", "me/my-lora"
+REAL = "Qwen/Qwen3-1.7B"
+"""The new backbone of the README."""
 
 
 def lora(folder: Path, base: str) -> Path:
@@ -87,8 +89,8 @@ def test_the_blocks_of_a_page_run(page: Path, workshop: Path) -> None:
 
 @pytest.mark.parametrize("page", ON_THE_HUB, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_about_the_hub_run(page: Path, workshop: Path, hub: HubServer, tmp_path: Path) -> None:
-    hub.add_repo(OLD, DEMO / "old")
-    hub.add_repo(NEW, DEMO / "new")
+    for name, folder in ((OLD, "old-backbone"), (NEW, "new-backbone"), (REAL, "new-backbone")):
+        hub.add_repo(name, workshop / folder)
     hub.add_repo(LORA, lora(tmp_path / "hub-lora", OLD))
     env = client_env(hub, tmp_path / "hub_home")
     call = [sys.executable, str(Path(doc_blocks.__file__)), str(page)]
@@ -96,7 +98,9 @@ def test_the_blocks_of_a_page_about_the_hub_run(page: Path, workshop: Path, hub:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_every_link_leads_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -129,5 +133,5 @@ def test_the_reference_has_every_public_name() -> None:
 
 def test_the_navigation_of_the_site_has_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = re.findall(r"^ +- [^:]+: (\S+\.md)$", text, flags=re.MULTILINE)
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    pages = set(re.findall(r"^ +- [^:]+: (\S+\.(?:md|ipynb))$", text, flags=re.MULTILINE))
+    assert pages == {path.name for path in DOCS.iterdir() if path.is_file()} | {"benchmarks/README.md"}
