@@ -1,6 +1,6 @@
 """The picture of the README: one question, and the answers of three models, as ``peft-lorasuite chat`` writes them.
 
-peft-lorasuite chat --json --base NEW --adapter UPGRADED --old ADAPTER --old-base OLD --template ... --prompt "..." > turn.json
+peft-lorasuite chat --json --base NEW --adapter UPGRADED --old ADAPTER --old-base OLD --prompt "..." > turn.json
 python benchmarks/picture.py turn.json --models Qwen2.5-Coder-0.5B Qwen2.5-Coder-1.5B -o FILE.svg
 """
 

@@ -55,9 +55,9 @@ class ExtendedBackbone(Backbone):
         self.config, self.weights = base.config, base.weights
         self.arch = replace(base.arch, vocabulary=rows.size)
 
-    def tensor(self, path: str) -> Tensor:
-        """Read one tensor in float32; a token table with its new rows."""
-        tensor = super().tensor(path)
+    def tensor(self, path: str, dtype: torch.dtype | None = torch.float32) -> Tensor:
+        """Read one tensor; a token table with its new rows."""
+        tensor = super().tensor(path, dtype)
         if path == f"{self.arch.head}.bias":
             return torch.cat([tensor, tensor.new_zeros(max(self.rows.size - len(tensor), 0))])[: self.rows.size]
         table = self._table_name(path.removesuffix(".weight"))
