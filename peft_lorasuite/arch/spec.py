@@ -124,9 +124,10 @@ class Architecture:
         return {part: site for site in self.sites for part in site.parts}
 
     @property
-    def last_part(self) -> str:
-        """The part whose output a layer adds last to the residual stream."""
-        return "ple_down" if self.ple_size else "down"
+    def last_part(self) -> str | None:
+        """The part whose output a layer adds last to the residual stream; None where experts do."""
+        part = "ple_down" if self.ple_size else "down"
+        return part if part in self._sites else None
 
     @property
     def has_converter(self) -> bool:

@@ -38,8 +38,8 @@ def transplant(inputs: MethodInput, options: TransplantOptions) -> MethodResult:
     check_task(inputs.adapter.task, "transplant", new)
     if inputs.adapter.task.classifies:
         return transplant_classifier(inputs, options)
-    if new.arch.has_converter:
-        _check_rank(options, new.arch.in_layer(new.arch.layers - 1).shape(new.arch.last_part))
+    if new.arch.has_converter and (last := new.arch.last_part) is not None:
+        _check_rank(options, new.arch.in_layer(new.arch.layers - 1).shape(last))
     inputs = inputs.with_stages(READ_OLD, READ_NEW, FIT)
 
     def fit(model: Any, probed: Probe) -> MethodResult:

@@ -44,9 +44,18 @@ def test_more_types_from_the_same_type_and_from_a_llama(model_type: str, llama: 
     needs_tiny(model_type)
     found = type_trials.run_type(model_type, tmp_path, llama)
     assert found["built"], found
-    (same,), (distilled, transplanted) = found["same"], found["llama"]
-    assert (same["outcome"], distilled["outcome"]) == ("learned", "learned"), found
-    assert transplanted["outcome"] in ("learned", "refused"), transplanted
+    distilled, transplanted = zip(found["same"], found["llama"], strict=True)
+    assert [one["outcome"] for one in distilled] == ["learned", "learned"], found
+    assert all(one["outcome"] in ("learned", "refused") for one in transplanted), transplanted
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_a_family_of_experts_with_a_converter_learns(model_type: str, llama: Side, tmp_path: Path) -> None:
+    needs_tiny(model_type)
+    assert has_converter(model_type)
+    new = type_trials.save_new(model_type, tmp_path / "new")
+    (found,) = type_trials.trials(llama, new, tmp_path / "out", ["distill"])
+    assert found["outcome"] == "learned", found
 
 
 def test_what_a_model_itself_raises_is_one_line(llama: Side, tmp_path: Path) -> None:

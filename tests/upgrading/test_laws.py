@@ -158,7 +158,7 @@ def random_adapter(arch: Architecture, rank: int = 3, *, shared: bool = True) ->
         for number, part in enumerate(arch.parts):
             if not arch.has(layer, part):
                 continue
-            out, into = arch.shape(part)
+            out, into = arch.in_layer(layer).shape(part)
             seed = 100 * layer + (arch.sites.index(arch.site(part)) if shared else number)
             updates[layer, part] = LowRank(draw(rank, into, seed=seed), draw(out, rank, seed=seed + 7 * number))
     return Adapter(arch, updates)

@@ -263,7 +263,7 @@ def _last_key(new: Backbone) -> Key:
     """Return the key of the last layer's last part or, without a converter, of the last one of the largest modules."""
     arch = new.arch
     if arch.has_converter:
-        return arch.layers - 1, arch.last_part
+        return arch.layers - 1, arch.last_part or "o"
     trained = [site for site in arch.sites if site.trained] or list(arch.sites)
     most = max(min(arch.shape(site.path)) for site in trained)
     last = [site for site in trained if min(arch.shape(site.path)) == most][-1]

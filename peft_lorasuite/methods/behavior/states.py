@@ -77,6 +77,8 @@ def last_projection(model: Any, backbone: Backbone, head: Head) -> LastProjectio
             (arch.site(found.module).number, found.module), found.module, target, found.factor, found.gain
         )
     layer, part = arch.layers - 1, arch.last_part
+    if part is None:
+        return None
     site, factor = arch.site(part), arch.residual_scale * backbone.layer_scales.at(layer)
     gain = None if site.post_norm is None else backbone.gain(layer, part) * backbone.layer_scales.before(layer)
     return LastProjection((layer, part), arch.module(layer, site), target, factor, gain)
