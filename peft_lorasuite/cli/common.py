@@ -159,9 +159,12 @@ def setup_logging(args: Namespace) -> Progress:
     transformers_logging.disable_progress_bar()  # a bar for every model that is loaded
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers_logging.set_verbosity_error()
-    if not shown:
-        from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
 
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        hub_logging.set_verbosity_error()  # its warnings have signed URLs, and the error says what happened
+    if not shown:
         disable_progress_bars()
     return show_stages() if shown else no_progress
 

