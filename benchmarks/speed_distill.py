@@ -23,6 +23,7 @@ from torch import Tensor
 
 from peft_lorasuite import Backbone, UpgradeMap, upgrade
 from peft_lorasuite.methods.behavior import probe
+from peft_lorasuite.models.classification import pad_rows
 from peft_lorasuite.models.forward import final_states, unwrap
 from peft_lorasuite.training import loop
 from peft_lorasuite.training.distillation import target_batch
@@ -78,7 +79,7 @@ def forward(model: Any, rows: Sequence[Any], *_: Any, **__: Any) -> int:
     """Read the rows once, up to the states that the head reads."""
     with torch.inference_mode():
         for number in range(0, len(rows), BATCH):
-            final_states(model, inputs_of(pad([row.ids for row in rows[number : number + BATCH]])))
+            final_states(model, inputs_of(pad_rows([row.ids for row in rows[number : number + BATCH]], 0)))
     return sum(len(row.ids) for row in rows)
 
 
@@ -102,13 +103,6 @@ def forward_backward(
             (loss / len(logits)).backward()
     model.zero_grad()
     return options.epochs * sum(len(row.ids) for row in rows)
-
-
-def pad(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Return token ids and attention mask of rows, padded on the right."""
-    ids = [torch.tensor(row) for row in rows]
-    parts = {"input_ids": ids, "attention_mask": [torch.ones_like(one) for one in ids]}
-    return {name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True) for name, values in parts.items()}
 
 
 def inputs_of(columns: dict[str, Tensor]) -> dict[str, Any]:

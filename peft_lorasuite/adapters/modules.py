@@ -78,7 +78,7 @@ def read_update(
     stored = next((used[name] for name in TRAINED_BIAS if name in used), None)
     bias = None if stored is None else _bias_change(stored, old, arch, place)
     if A is None or B is None:
-        out, in_ = _module_shape(arch, *place)
+        out, in_ = arch.module_shape(*place)
         return LowRank(torch.zeros(1, in_), torch.zeros(out, 1), bias)
     if not A.numel():
         return None
@@ -88,12 +88,6 @@ def read_update(
         bias = used["lora_B.bias"].float() * scale
     A, B = check_values(A, B.float() * scale, where=path)
     return LowRank(A, B, bias)
-
-
-def _module_shape(arch: Architecture, layer: int, site: Site) -> tuple[int, int]:
-    """Return the shape of a module's weight, ``(out, in)``."""
-    shapes = [arch.in_layer(layer).shape(part) for part in site.parts]
-    return sum(out for out, _ in shapes), shapes[0][1]
 
 
 def _bias_change(stored: Tensor, old: Backbone | None, arch: Architecture, place: tuple[int, Site]) -> Tensor:
@@ -119,7 +113,7 @@ def check_shapes(used: Mapping[str, Tensor], kind: str, arch: Architecture, laye
     if arch.has_converter and layer >= arch.layers:
         got, wanted = f"layer {layer}", f"{arch.layers} layers"
         raise LoraSuiteError("the adapter does not fit the old backbone", where=place, got=got, wanted=wanted, do=do)
-    out, in_ = _module_shape(arch, layer, site)
+    out, in_ = arch.module_shape(layer, site)
     first = used.get(needed[0])
     rank = len(first) if first is not None and first.ndim else 0
     if first is not None and first.ndim == 2 and not rank and kind != "adalora":

@@ -200,6 +200,11 @@ class Architecture:
         width = self.heads.count(part) * self.heads.size if part in ATTENTION else self.units(part)
         return (self.hidden, width) if part in OUTPUT_PROJECTIONS else (width, self.hidden)
 
+    def module_shape(self, layer: int, site: Site) -> tuple[int, int]:
+        """Return the shape of a module's weight in a layer, with the rows of all its parts, as `shape` does."""
+        shapes = [self.in_layer(layer).shape(part) for part in site.parts]
+        return sum(rows for rows, _ in shapes), shapes[0][1]
+
     def units(self, part: str) -> int:
         """Return the number of units of a part outside attention."""
         return self.ple_size if part in UNITS[1] else self.intermediate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..adapters.peft_format import WEIGHTS
 from ..errors import printable
 from ..io.dataclass_schema import record_of
 from ..io.output import write_file
@@ -131,6 +133,18 @@ class UpgradeCheck:
     def _subject(self) -> str:
         names = (self.adapter, self.base, self.old_adapter, self.old_base)
         return "{} on {}, against {} on {}".format(*map(_cell, names))
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the SHA-256 of an adapter's weights; empty if the folder has none."""
+    path = folder / WEIGHTS
+    found = hashlib.sha256()
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _cell(text: str) -> str:

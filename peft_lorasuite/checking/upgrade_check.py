@@ -22,12 +22,12 @@ from ..serving.checking import check
 from ..text.chat_options import ChatLike, ChatOptions
 from .answers import refuses
 from .judging import answer_lines
-from .page import Line, UpgradeCheck
+from .page import Line, UpgradeCheck, weights_hash
 from .sides import OldSide, Side, ask, contents, measure_new, measure_old
 from .suite import kept_lines, load_suite
 from .task import Task, plan_task, read_conversations
 from .thresholds import read_thresholds
-from .written import Written, gguf_line, load_written, merged_line, weights_hash
+from .written import Written, gguf_line, load_written, merged_line
 
 REFUSALS = "refusals kept"
 OLD, RETRAINED, NEW = "asking the old adapted model", "asking the retrained model", "asking the upgraded model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..adapters.loading import adapter_folder, add_adapter
-from ..adapters.peft_format import WEIGHTS
 from ..errors import short_message
 from ..io.source import Source
 from ..io.temporary import temporary_folder
@@ -75,18 +73,6 @@ def load_written(source: Source, backbone: Backbone) -> Iterator[Written]:
             tokenizer = adapted.adapter_tokenizer or backbone.tokenizer
             backbone = ExtendedBackbone(backbone, tokenizer, TableRows(rows, {}))
         yield Written(adapted.eval(), backbone, sorted(result.missing_keys), sorted(result.unexpected_keys))
-
-
-def weights_hash(folder: Path) -> str:
-    """Return the SHA-256 of an adapter's weights; empty if the folder has none."""
-    path = folder / WEIGHTS
-    found = hashlib.sha256()
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            found.update(part)
-    return found.hexdigest()
 
 
 def merged_line(written: Written, rows: Sequence[Encoded], limits: Mapping[str, float]) -> Line:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checking.page import CHECK_SCHEMA, DATA
-from ..checking.written import weights_hash
+from ..checking.page import CHECK_SCHEMA, DATA, weights_hash
 from ..errors import LoraSuiteError
 from ..io.json_file import read_json
 

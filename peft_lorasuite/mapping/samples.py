@@ -114,8 +114,8 @@ def _projections(backbone: Backbone) -> Iterator[Sample]:
         path, count = f"{arch.module(layer, site)}.weight", PART_ROWS * len(site.parts)
         stored = _find(backbone, path)
         values = None if stored is None else backbone.weights.sample_rows(stored, count)
-        shapes = [arch.in_layer(layer).shape(part) for part in site.parts]
-        width = sum(out for out, _ in shapes) if site.conv1d else shapes[0][1]
+        out, in_ = arch.module_shape(layer, site)
+        width = out if site.conv1d else in_
         yield Sample(path, values, (count, width))
     for layer in range(arch.layers) if arch.experts else ():
         yield from _experts(backbone, layer)

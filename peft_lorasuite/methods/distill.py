@@ -126,14 +126,14 @@ def _train(
     start = Adapter(new.arch, even, inputs.adapter.config, task=task)
     if first.head is not None:
         start = start.with_head(first.head, find_head(new.config, task))
-    trained = _trained_modules(inputs, new, options, rank)
+    modules = _trained_modules(inputs, new, options, rank)
     with (
         inputs.stage(DISTILL), temporary_folder() as folder, fixed_seed(inputs.seed),
         new.running(task=task) as plain,
     ):  # fmt: skip
         write_adapter(start, folder, base=new.name)
         model = peft.PeftModel.from_pretrained(plain, str(folder), is_trainable=True)
-        add_modules(model, fill=False, **trained)
+        add_modules(model, fill=False, **modules)
         trained = train(
             model, rows, padding_of(new), options.training(inputs.seed), inputs.progress, trainer=trainer,
             collate=collate, title=DISTILL,

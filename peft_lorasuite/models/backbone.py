@@ -177,11 +177,11 @@ class Backbone:
     def part(self, layer: int, part: str, dtype: torch.dtype | None = torch.float32) -> Float[Tensor, "out in_"]:
         """Read the weight of one part (see `tensor`), in PyTorch's orientation and with its rows in head order."""
         site = self.arch.site(part)
-        path, arch = f"{self.arch.module(layer, site)}.weight", self.arch.in_layer(layer)
+        path = f"{self.arch.module(layer, site)}.weight"
         weight = self.tensor(path, dtype)
         weight = weight.mT if site.conv1d and weight.ndim == 2 else weight
-        self._check_shape(weight, (sum(arch.shape(one)[0] for one in site.parts), arch.shape(part)[1]), path)
-        return split(weight, site, arch)[part]
+        self._check_shape(weight, self.arch.module_shape(layer, site), path)
+        return split(weight, site, self.arch.in_layer(layer))[part]
 
     def _check_shape(self, tensor: Tensor, wanted: tuple[int, ...], path: str) -> None:
         if (got := tuple(tensor.shape)) != wanted:

@@ -138,8 +138,8 @@ def _other_modules(contents: Contents, arch: Architecture) -> list[str]:
         if table:
             wanted = {arch.vocabulary, arch.hidden}
         elif place is not None and place[0] < arch.layers:
-            shapes = [arch.in_layer(place[0]).shape(part) for part in place[1].parts]
-            wanted = {sum(out for out, _ in shapes) if "B" in ending else shapes[0][1]}
+            out, in_ = arch.module_shape(*place)
+            wanted = {out if "B" in ending else in_}
         else:
             wanted = set()
         if len(shape) != 2 or not wanted & set(shape):

@@ -33,9 +33,9 @@ def zero_update_warnings(adapter: Adapter, result: Adapter, old: Backbone | None
 
 
 def _largest(adapter: Adapter) -> float:
-    """Return the root mean square of the largest update, of a module or a token table, over its entries.
+    """Return the largest root mean square of the updates of modules and token tables, over their entries.
 
-    It is that of the first one that is not nearly zero, if there is one.
+    The search ends at the first update that changes something, which may not be the largest.
     """
     tables = [LowRank(table.shared, table.rows) for table in adapter.tables.values()]
     updates = [*adapter.updates.values(), *adapter.experts.values(), *tables]

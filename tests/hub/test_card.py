@@ -11,8 +11,7 @@ import yaml
 from hub_pair import NEW, OLD
 
 from peft_lorasuite import UpgradeCheck, UpgradeMap
-from peft_lorasuite.checking.page import Line
-from peft_lorasuite.checking.written import weights_hash
+from peft_lorasuite.checking.page import Line, weights_hash
 from peft_lorasuite.evaluation.scores import Evaluation, TaskScore
 from peft_lorasuite.hub import card
 from peft_lorasuite.hub.card_check import read_check

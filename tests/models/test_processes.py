@@ -137,16 +137,15 @@ def test_distillation(fsdp: bool, pair: Pair, tmp_path: Path) -> None:
         "distill", pair.adapter, "--to", pair.new, "--map", pair.map, "--prompts", tmp_path / "prompts.txt",
         "--set", "length=6", "--set", "epochs=1", "--set", "extra=50",
     ]  # fmt: skip
-    call(*words, "--set", "batch_size=4", "-o", tmp_path / "alone")
+    call(*words, "--set", "batch_size=4", "--set", "micro_batch_size=2", "-o", tmp_path / "alone")
     start = [program(tmp_path, FSDP_ON_CPU)] if fsdp else ["-m", "peft_lorasuite"]
     done = launched(*start, *words, "--set", "batch_size=2", "-o", tmp_path / "both", fsdp=fsdp)
     assert done.returncode == 0, done.stderr
     arch = Backbone.open(pair.new).arch
     alone, both = (read_adapter(Source(str(tmp_path / name), "adapter"), arch).updates for name in ("alone", "both"))
     assert alone.keys() == both.keys()
-    # The factors themselves are free to turn, and AdamW enlarges the rounding of small gradients: 2e-3 on some CPUs.
-    for key, update in alone.items():
-        assert (update.delta_weight() - both[key].delta_weight()).norm() < 1e-2 * update.delta_weight().norm(), key
+    for key, update in alone.items():  # the factors themselves are free to turn
+        assert (update.delta_weight() - both[key].delta_weight()).norm() < 1e-4 * update.delta_weight().norm(), key
 
 
 def test_a_killed_collection_goes_on_where_it_stopped(pair: Pair, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def probe_and(
                 | describe_found((old, old_head), (new, new_head), model, place),
                 chat_template=chosen.chat.saved_template if chosen else None,
             )  # fmt: skip
-            if options.edit_facts and _has_down(new):  # otherwise no early layer is known
+            if options.edit_facts and new.arch.has(0, "down"):  # no converter, or experts: no early layer to write to
                 probed = _with_fact_edit(model, probed, inputs, options)
         found = then(model, probed)
     del model, probed
@@ -185,11 +185,6 @@ def _length_hint(turns: Sequence[Turn], length: int) -> dict[str, Any]:
     """Return a hint for the report where most answers were cut."""
     ended = sum(turn.ended for turn in turns)
     return {"hints": [CUT_ANSWERS_HINT.format(length, 4 * length)]} if 2 * ended < len(turns) else {}
-
-
-def _has_down(new: Backbone) -> bool:
-    """Return whether a converter knows the layers, and they have a ``down`` projection rather than experts."""
-    return new.arch.has_converter and new.arch.has(new.arch.layers - 1, "down")
 
 
 def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: TransplantOptions) -> Probe:
