@@ -29,7 +29,7 @@ first = push_upgraded(done, "me/new-lora", evaluation=SCORES, picture=PNG)
 again = push_upgraded(OUT, "me/new-lora", evaluation=SCORES, picture=PNG)
 from pathlib import Path
 from peft_lorasuite.checking.page import Line, UpgradeCheck
-from peft_lorasuite.checking.written import weights_hash
+from peft_lorasuite.checking.page import weights_hash
 lines = (Line.of("gap recovered", True, "97.0%", "at least 80%"),)
 UpgradeCheck("out", NEW, LORA, OLD, lines, weights_hash(Path(OUT))).save(OUT)
 push_upgraded(OUT, "me/checked")
