@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def pytest_collection_finish():
     """Exclude the imported libraries from garbage collection, which takes .2 s with them, four times an upgrade."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level():
+    """Undo the level that a command of another test or fixture has set for the process, such as that of ``-q``."""
+    logging.getLogger("peft_lorasuite").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
