@@ -27,7 +27,7 @@ def test_samples_are_what_the_three_models_answer(pair: tuple[Path, Any], method
     more |= {"epochs": 1, "learning_rate": 1e-2} if method == "distill" else {"rank": 16}
     upgraded = carry(pair, method=method, options={**SMALL, **more})
     samples = upgraded.report.facts["samples"]
-    assert len(samples) == 3
+    assert len(samples) == 10
     prompts = [f" {sample['prompt']}" for sample in samples]
     assert set(prompts) <= set(PROMPTS)
     old, new = Backbone.open(root / "old"), Backbone.open(root / "new")

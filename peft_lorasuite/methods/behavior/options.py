@@ -60,7 +60,7 @@ class BehaviorOptions:
     anchor_tokens: int = 1000
     anchor_text_tokens: int = 0
     synthetic_prompts: int = 0
-    samples: int = 3
+    samples: int = 10
 
     BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (0.0, 0.5)}
     """Option -> its default for short answers (formats, choices) and for long ones (chains of thought)."""
