@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
+
+HANGING = re.compile(r" *\S+ {2,}|\s*")
+"""Indentation of a line with its term, which the text behind the term is aligned with; else its indentation alone."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wrap description and epilog at the terminal's width, line by line; lines without indentation are one text."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = re.sub(r"(?<=\S)\n(?=\S)", " ", text).splitlines()
+        return "\n".join(_wrap(line, width) for line in lines)
+
+
+def _wrap(line: str, width: int) -> str:
+    found = HANGING.match(line)
+    indent = " " * (found.end() if found else 0)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 class BriefParser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from ..errors import LoraSuiteError, check_integer, check_seed, printable
 from ..io.source import LoadOptions
 from ..models.distributed import is_main_process
 from ..progress import Progress, no_progress
-from .brief_help import BriefParser
+from .brief_help import BriefParser, HelpFormatter
 from .stages import show_stages
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_command(commands: Any, name: str, summary: str, epilog: str = "") -> Bri
     """Add a command with the options that all commands have."""
     command = commands.add_parser(
         name, help=summary, description=summary[:1].upper() + summary[1:] + ".", epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )  # fmt: skip
     command.register("type", None, non_empty)  # the type of all arguments without another
     command.add_argument("-q", "--quiet", action="store_true", help="no progress and no text, only errors")
@@ -70,7 +70,10 @@ def add_engine(command: ArgumentParser, *, required: bool, what: str) -> None:
     """Add ``--for ENGINE``."""
     from ..serving.engines import ENGINES
 
-    command.add_argument("--for", dest="engine", required=required, choices=tuple(ENGINES), help=what)
+    command.add_argument(
+        "--for", dest="engine", required=required, choices=tuple(ENGINES), metavar="ENGINE",
+        help=f"{what}: {', '.join(ENGINES)}",
+    )  # fmt: skip
 
 
 def add_written_form(command: ArgumentParser) -> None:

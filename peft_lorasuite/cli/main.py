@@ -16,7 +16,7 @@ from ..errors import LoraSuiteError, printable, unknown_name_error
 from ..models.distributed import is_main_process
 from ..progress import lenient_stderr
 from . import chat, check, demo, evaluate, export, families, finetune, inspect, map, upgrade
-from .brief_help import BriefParser
+from .brief_help import BriefParser, HelpFormatter
 from .common import NAME
 
 WAIT = 5
@@ -107,7 +107,7 @@ def _print(text: str, *, required: bool) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = BriefParser(prog=NAME, description=HEAD, epilog=TAIL, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BriefParser(prog=NAME, description=HEAD, epilog=TAIL, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in dict.fromkeys(COMMANDS.values()):

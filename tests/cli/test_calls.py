@@ -17,7 +17,7 @@ from hub_fixtures import ask_client, client_env
 from hub_pair import LORA, NEW, OLD, TOOLS
 from hub_server import HubServer
 
-from peft_lorasuite.cli.main import main
+from peft_lorasuite.cli.main import COMMANDS, main
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.offload import is_on_disk
@@ -117,6 +117,16 @@ def test_a_mistyped_command_gets_the_nearest_name(capsys: pytest.CaptureFixture[
         main(["upgrad", "my-lora"])
     assert ended.value.code == 2
     assert "did you mean 'upgrade'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], *([name, "--help"] for name in COMMANDS), ["upgrade", "--help-all"]])
+def test_help_fits_a_terminal_of_80_columns(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_help_shows_eight_options_and_help_all_every_one(capsys: pytest.CaptureFixture[str]) -> None:
