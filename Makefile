@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PART ?= 1
 EXTRAS := test,check,evaluate,report
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -23,9 +24,9 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
-# The tests marked slow alone.
+# The tests marked slow alone; `make slow PART=4` runs the first and every fourth case of each.
 slow: $(VENV)/ready
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --part $(PART)
 
 # The default tests with the lowest versions of all libraries.
 lowest: $(LOWEST_VENV)/ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -23,14 +24,26 @@ if not has("safetensors", "0.8"):  # it writes into the old file, which a test t
 
 def pytest_addoption(parser):
     parser.addoption("--all-pairs", action="store_true", help="run every pair of families and write the table of docs/")
+    parser.addoption("--part", type=int, default=1, metavar="N", help="run the first and every N-th case of slow tests")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Mark the tests of ``slow.txt`` as slow: they run for over about five seconds on two cores."""
     slow = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
+    part, seen, dropped = config.getoption("part"), set(), []
     for item in items:
-        if item.nodeid.partition("[")[0] in slow:
+        name = item.nodeid.partition("[")[0]
+        if name in slow:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") is None:
+            continue
+        # a hash, since every N-th in a row could be the same change of each family
+        if name in seen and zlib.crc32(item.nodeid.encode()) % part:
+            dropped.append(item)
+        seen.add(name)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
 
 
 def pytest_collection_finish():
