@@ -21,6 +21,9 @@ from .token_tables import TableUpdate, table_tensors
 
 LAYER = re.compile(r"^(?P<before>.+?)\.(?P<layer>\d+)\.(?P<path>.+)$")
 """A module in a list of layers; of two lists, that of the layers comes before that of the experts."""
+KEEP_OR_DISTILL = (
+    'load it with PEFT as it is, or upgrade it by behavior (method="distill", --method distill), which gives a LoRA'
+)
 EXACT = 1e-6
 """Fraction of a token table's change that its LoRA may lose."""
 
@@ -67,7 +70,7 @@ def refuse_biases(adapter: Adapter) -> None:
 def _not_plain_error(adapter: Adapter, where: str, why: str) -> LoraSuiteError:
     return LoraSuiteError(
         f"the adapter cannot be a plain LoRA: {why}", where=f"{adapter.origin}, {where}",
-        do="load it with PEFT as it is, or upgrade it by behavior (--method distill), which gives a plain LoRA",
+        do=KEEP_OR_DISTILL,
     )  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def table_as_lora(table: str, update: TableUpdate, tied: bool = False) -> TableU
     names = ", ".join(update.names)
     raise LoraSuiteError(
         f"the change of a token table cannot be a LoRA: {why}", where=names or table, got=changed,
-        do="load it with PEFT as it is, or upgrade it by behavior (--method distill), which gives a plain LoRA",
+        do=KEEP_OR_DISTILL,
     )  # fmt: skip
 
 

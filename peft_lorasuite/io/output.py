@@ -44,7 +44,9 @@ def check_output(folder: str | Path, *, overwrite: bool = False, inputs: Iterabl
     with write_errors(path):
         filled = is_folder(resolved) and any(resolved.iterdir())
     if filled and not overwrite:
-        raise LoraSuiteError("the output folder is not empty", where=path, do="choose another one, or pass --overwrite")
+        raise LoraSuiteError(
+            "the output folder is not empty", where=path, do="choose another one, or pass overwrite=True (--overwrite)"
+        )
     return path
 
 
@@ -124,7 +126,9 @@ def check_output_file(file: str | Path, *, overwrite: bool = False) -> Path:
     _check_replaceable(target)
     remove_leftovers(target.resolve().parent)
     if exists(target) and not overwrite:
-        raise LoraSuiteError("the output file exists", where=target, do="choose another, or allow it with --overwrite")
+        raise LoraSuiteError(
+            "the output file exists", where=target, do="choose another, or pass overwrite=True (--overwrite)"
+        )
     return target
 
 

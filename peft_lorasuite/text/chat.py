@@ -76,7 +76,7 @@ class Chat:
         if not self.plain and not self.has_template:
             raise LoraSuiteError(
                 "the tokenizer has no chat template, and the prompts are conversations", where=self.name,
-                do="pass one (--old-template or --new-template FILE, or none)",
+                do="pass one, or none (old_template= or new_template= of ChatOptions, --old-template, --new-template)",
             )  # fmt: skip
 
     def write(self, prompt: str | Conversation) -> PromptText | str:

@@ -58,7 +58,9 @@ class ChatPair:
             right, origin = replace(right, template=left.template_text), "old side"
             if right.template is None:
                 raise LoraSuiteError(
-                    "the old side has no single template", where=left.name, do="pass --new-template FILE"
+                    "the old side has no single template",
+                    where=left.name,
+                    do="pass one (new_template= of ChatOptions, --new-template FILE)",
                 )
             if not asked:
                 _check_markup(left, right, conversation)
@@ -87,5 +89,5 @@ def _check_markup(old: Chat, new: Chat, conversation: Conversation) -> None:
     if missing:
         raise LoraSuiteError(
             "the new backbone has no chat template, and its vocabulary lacks a token of the old one", where=new.name,
-            got=missing[0], do="pass a template for it (--new-template FILE, or none)",
+            got=missing[0], do="pass one, or none (new_template= of ChatOptions, --new-template)",
         )  # fmt: skip

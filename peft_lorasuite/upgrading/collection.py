@@ -19,6 +19,7 @@ from ..mapping.fingerprint import check_identity
 from ..mapping.upgrade_map import UpgradeMap
 from ..models.backbone import Backbone
 from ..models.distributed import process_index_and_count
+from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
 from ..text.chat_options import ChatLike, ChatOptions
 from ..text.examples import given_prompts
@@ -46,6 +47,8 @@ def upgrade_many(
     prompts: Any = None,
     chat: ChatLike = None,
     rank: int | None = None,
+    labels: LabelsLike | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     token: str | bool | None = None,
     cache_dir: str | None = None,
@@ -71,6 +74,8 @@ def upgrade_many(
         prompts: As in `upgrade`; read once.
         chat: As in `upgrade`.
         rank: Rank of the results.
+        labels: As in `upgrade`, the same for all adapters; by default those of files beside each of them.
+        problem_type: As in `upgrade`, likewise.
         seed: As in `upgrade`.
         token: Hub token.
         cache_dir: Hub cache.
@@ -92,8 +97,9 @@ def upgrade_many(
     texts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
     can_run = method == "auto" and old is not None and new is not None
     settings = _digest(
-        upgrade_map, method, options, rank, seed, texts, can_run, *([chat] if chat != ChatOptions() else [])
-    )
+        upgrade_map, method, options, rank, seed, texts, can_run, *([chat] if chat != ChatOptions() else []),
+        *([labels, problem_type] if labels is not None or problem_type is not None else []),
+    )  # fmt: skip
     index, count = shard or process_index_and_count()
     journal = Journal(Path(out).expanduser(), index, count)
     remove_leftovers(journal.out)
@@ -102,7 +108,7 @@ def upgrade_many(
         start, (repo, revision) = time.perf_counter(), split_revision(name)
         upgraded = upgrade(
             repo, upgrade_map, method=method, options=options, old=old, new=new, prompts=texts, chat=chat, rank=rank,
-            seed=seed, revision=revision, token=token, cache_dir=cache_dir,
+            labels=labels, problem_type=problem_type, seed=seed, revision=revision, token=token, cache_dir=cache_dir,
         )  # fmt: skip
         facts = {**upgraded.report.facts, SETTINGS: settings}
         upgraded = replace(upgraded, report=replace(upgraded.report, facts=facts))

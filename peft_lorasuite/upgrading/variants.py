@@ -83,7 +83,7 @@ def complete(
     if plain and any(map(len, added.values())):
         raise LoraSuiteError(
             "the adapter cannot be a plain LoRA: it adds tokens to its backbone", where=source.origin,
-            do="keep its type (--output-type same)",
+            do="keep its type (output_type=\"same\", --output-type same)",
         )  # fmt: skip
     if method_result.updates and not method_result.sources:  # fitted to the behavior of the whole adapter
         facts["kind"] = f"{method} fits a new plain LoRA to the behavior of the whole adapter"

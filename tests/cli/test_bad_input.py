@@ -268,7 +268,7 @@ def test_an_output_folder_that_is_not_empty(
         "demo": [],
     }
     error = refused(tmp_path, capsys, command, *calls[command], "-o", out)
-    assert f"{out}: the output folder is not empty; choose another one, or pass --overwrite" in error
+    assert f"{out}: the output folder is not empty; choose another one, or pass overwrite=True (--overwrite)" in error
     assert (out / "mine.txt").read_text() == "keep"
 
 

@@ -13,7 +13,7 @@ from pico_classifiers import WORDS, encode, random_classifier, right, texts, tra
 from planted import CHANGES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade
+from peft_lorasuite import Backbone, LoraSuiteError, MapOptions, PeftModel, UpgradeMap, upgrade, upgrade_many
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import MethodInput
@@ -100,6 +100,19 @@ def carry(classifier, **settings):
     root, _, upgrade_map = classifier
     given = {"old": root / "old", "new": root / "new", "prompts": TEXTS, "method": "transplant"} | settings
     return upgrade(given.pop("adapter", root / "adapter"), upgrade_map, **given)
+
+
+def test_b4_a_collection_gets_the_names_of_the_labels(classifier, tmp_path):
+    root, _, upgrade_map = classifier
+    labels = ["color", "plant", "size"]
+    sides = {"old": root / "old", "new": root / "new", "prompts": TEXTS}
+    statuses = []
+    for names in (labels, labels, labels[::-1]):
+        done = upgrade_many([root / "adapter"], upgrade_map, tmp_path, method="transplant", labels=names, **sides)
+        statuses += [one.status for one in done]
+        report = json.loads((tmp_path / "adapter" / "lorasuite_report.json").read_text())
+        assert report["facts"]["task"]["labels"] == names
+    assert statuses == ["done", "kept", "done"]
 
 
 def test_b4_the_result_loads_with_peft_alone_and_keeps_its_labels(classifier, tmp_path):
