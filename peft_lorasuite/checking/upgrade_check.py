@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.chat_template import read_chat_template
-from ..adapters.loading import old_backbone_loader
+from ..adapters.loading import adapter_folder, old_backbone_loader
 from ..adapters.peft_format import CONFIG, select_adapter
 from ..adapters.reading import read_adapter, read_config
 from ..errors import LoraSuiteError, check_integer, check_seed, error_context
@@ -169,6 +169,7 @@ def _open(
             "only adapters of causal language models are checked against old ones", where=source.name,
             got=f"task_type {kind}", do="evaluate both on texts with labels (`evaluate ADAPTER --data FILE`)",
         )  # fmt: skip
+    adapter_folder(source)  # a damaged file is an error before a model runs
     return source, old_backbone_loader(source, base, None, load.model_kwargs(), do=do)()
 
 

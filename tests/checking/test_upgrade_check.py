@@ -141,6 +141,21 @@ def test_missing_and_unused_tensors_fail(made: Checked, tmp_path: Path) -> None:
     assert "x_proj.lora_A" in line.measured
 
 
+def test_a_truncated_file_is_found_before_a_model_runs(made: Checked, tmp_path: Path) -> None:
+    broken, stages = tmp_path / "broken", []
+    shutil.copytree(made.good, broken)
+    file = broken / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+    def progress(label: str, items: Any = ()) -> Any:
+        stages.append(label)
+        return items
+
+    with pytest.raises(LoraSuiteError, match=r"adapter_model\.safetensors"):
+        check_upgrade(broken, old=made.adapter, data=made.data, progress=progress)
+    assert not stages
+
+
 def test_prompts_that_the_old_adapter_has_nothing_to_do_with_fail(made: Checked) -> None:
     items = [{"prompt": f"sun {word}", "completion": " to of a"} for word in ("ran", "big", "in", "sat")]
     found = check_upgrade(made.good, old=made.adapter, data=items, length=LENGTH)
