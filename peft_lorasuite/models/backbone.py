@@ -52,11 +52,8 @@ class Backbone:
         self, source: Source, *, model: Any = None, trust_remote_code: bool = False, dtype: torch.dtype | str = "auto",
         device_map: Any = None,
     ) -> None:  # fmt: skip
-        self.source = source
-        self.dtype = dtype
-        self.device_map = device_map
-        self.trust_remote_code = trust_remote_code
-        self._model = model
+        self.source, self._model = source, model
+        self.dtype, self.device_map, self.trust_remote_code = dtype, device_map, trust_remote_code
 
     @classmethod
     def open(
@@ -128,9 +125,8 @@ class Backbone:
                 do="set model.config._name_or_path to where it was loaded from",
             )  # fmt: skip
         config = self.config if self.arch.runs_as else None  # otherwise transformers looks for the unknown type's code
-        tokenizer = open_tokenizer(
-            self.source, self._location(), do="fetch its tokenizer files again", config=config, **self._access()
-        )
+        place, do = str(self.source.folder or self.name), "fetch its tokenizer files again"
+        tokenizer = open_tokenizer(self.source, place, do=do, config=config, **self._access())
         if not tokenizer.is_fast:
             raise LoraSuiteError(
                 "the tokenizer returns no character offsets", where=repr(self),
@@ -251,16 +247,25 @@ class Backbone:
 
     def running_dtype(self, dtype: torch.dtype | str = "auto", device_map: Any = None) -> RunningDtype:
         """Return the dtype in which `load` runs the model."""
+        stored, parameters = self.stored_dtype, self.arch.parameter_count()
         if self._model is not None:
-            return RunningDtype(self._model.dtype)
+            return RunningDtype(stored)
+        if not self.arch.has_converter and isinstance(self.weights, Checkpoint):
+            parameters = self.weights.num_bytes // stored.itemsize  # not those of linear modules alone
+        dtype, device_map = self.dtype if dtype == "auto" else dtype, device_map or self.device_map
+        return choose_dtype(dtype, stored, parameters=parameters, device_map=device_map)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the checkpoint, or of the loaded model."""
+        if self._model is not None:
+            return self._model.dtype
+        if not self.arch.has_converter and isinstance(self.weights, Checkpoint):
+            return self.weights.dtype
         stored = getattr(self.config.get_text_config(), "dtype", None)
-        parameters, weights = self.arch.parameter_count(), self.weights
-        if not self.arch.has_converter and isinstance(weights, Checkpoint):
-            stored, parameters = weights.dtype, weights.num_bytes // weights.dtype.itemsize  # not linear ones alone
-        if not isinstance(stored, torch.dtype):
-            stored = weights.sample_rows(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
-        dtype = self.dtype if dtype == "auto" else dtype
-        return choose_dtype(dtype, stored, parameters=parameters, device_map=device_map or self.device_map)
+        if isinstance(stored, torch.dtype):
+            return stored
+        return self.weights.sample_rows(self.locate(f"{self.arch.embedding}.weight"), 1).dtype
 
     @contextmanager
     def running(self, **options: Any) -> Iterator[Any]:
@@ -270,23 +275,19 @@ class Backbone:
             yield model.eval()
 
     def _padding(self, task: Task) -> int | None:
-        """Return the padding token of a classifier, which its config may lack."""
-        return pad_token_id(self.tokenizer, self.arch.vocabulary) if task.classifies else None
+        return pad_token_id(self.tokenizer, self.arch.vocabulary) if task.classifies else None  # configs may lack it
 
     def _load_weights(self, options: dict[str, Any], task: Task) -> Any:
-        config = running_config(self.source, self.arch)
+        config, place, where = running_config(self.source, self.arch), str(self.source.folder or self.name), repr(self)
         if task.classifies:
             config = task.config(config or self.config, self._padding(task))
         options |= {"config": config, "use_safetensors": True, **self._access()}
         if options["device_map"] != DISK:
-            return load_model(self._location(), options, where=repr(self), task=task)
+            return load_model(place, options, where=where, task=task)
         options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
         with offload_folder() as (folder, keep):
             options |= {"offload_folder": folder}
-            return keep(load_model(self._location(), options, where=repr(self), task=task))
-
-    def _location(self) -> str:
-        return str(self.source.folder) if self.source.folder is not None else self.name
+            return keep(load_model(place, options, where=where, task=task))
 
     def _access(self) -> dict[str, Any]:
         """Return the keyword arguments that all loaders of transformers share."""

@@ -63,7 +63,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: Any) -> 
     assert main([str(word) for word in (*words, "-q")]) == 1
     info = capsys.readouterr()
     assert info.out == ""
-    assert info.err.startswith("peft-lorasuite: ")
+    assert info.err.startswith("peft-lorasuite: "), info.err
     assert info.err.count("\n") == 1
     assert sorted(str(path) for path in place.rglob("*")) == kept
     return info.err
