@@ -58,14 +58,6 @@ def merged(base: str, updates: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(text()).logits
 
 
-def peft(packages: Path, base: str, adapter: str) -> torch.Tensor:
-    """Load it with the PEFT of the packages."""
-    from peft import PeftModel
-
-    with torch.no_grad():
-        return PeftModel.from_pretrained(backbone(base), adapter).eval()(text()).logits
-
-
 def vllm(packages: Path, base: str, adapter: str) -> torch.Tensor:
     """Load it with vLLM's PEFTHelper and LoRAModel."""
     import logging
@@ -167,17 +159,14 @@ def mlx(packages: Path, base: str, adapter: str) -> torch.Tensor:
     return torch.tensor(logits.astype(mx.float32).tolist())
 
 
-PROGRAMS: dict[str, Callable[[Path, str, str], torch.Tensor]] = {
-    "peft": peft, "vllm": vllm, "sglang": sglang, "mlx": mlx,
-}  # fmt: skip
+PROGRAMS: dict[str, Callable[[Path, str, str], torch.Tensor]] = {"vllm": vllm, "sglang": sglang, "mlx": mlx}
 
 
 def main() -> None:
     """Write the logits of ``PROGRAM PACKAGES BASE ADAPTER OUT``."""
     warnings.simplefilter("ignore")
     program, packages, base, adapter, out = sys.argv[1:]
-    if packages != "-":
-        sys.path.insert(0, packages)
+    sys.path.insert(0, packages)
     try:
         torch.save(PROGRAMS[program](Path(packages), base, adapter), out)
     except Exception as error:
