@@ -134,14 +134,15 @@ def sglang(packages: Path, base: str, adapter: str) -> torch.Tensor:
     stacks = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     tensors = {name: tensor for layer in loaded.layers for name, tensor in layer.weights.items()}
     tensors |= loaded.embedding_layers
-    for name in [name for name in tensors if ".lora_A." in name]:
+    tensors = {name.replace("lora_embedding_", "lora_"): tensor for name, tensor in tensors.items()}  # as its pool
+    for name in [name for name in tensors if ".lora_A" in name]:
         A, B = tensors[name], tensors[name.replace("lora_A", "lora_B")]
         if A.shape[0] % config.r or any(rank != config.r for rank in (B.shape[1],)):
             raise ValueError(f"{name}: rank {B.shape[1]}, buffer of rank {config.r}")
         module = name.removeprefix("base_model.model.").partition(".lora_A")[0]
         parent, _, own = module.rpartition(".")
         paths = [f"{parent}.{part}" for part in stacks[own]] if own in stacks else [module]
-        rows = [model.get_submodule(path).weight.shape[0] for path in paths]
+        rows = [model.get_submodule(path).weight.shape[0] for path in paths] if own in stacks else len(B)
         for path, a, b in zip(paths, A.split(config.r), B.split(rows), strict=True):
             updates[path] = loaded.scaling * b @ a
     return merged(base, updates)
