@@ -31,6 +31,7 @@ from serving import CONVERTER, fetch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, check, export, upgrade
+from peft_lorasuite.compat import cache_argument, output_cache
 
 RUNNER = Path(__file__).parent / "llama_runner.py"
 BUILD = ("-DLLAVA_BUILD=OFF", "-DGGML_NATIVE=ON", "-DGGML_OPENMP=OFF", "-DGGML_LLAMAFILE=OFF", "-DLLAMA_CURL=OFF")
@@ -71,6 +72,9 @@ NEW = 24
 Outputs: TypeAlias = "tuple[list[list[int]], list[torch.Tensor]]"
 """The tokens after each prompt, and the logits at each position of prompt and tokens."""
 
+ERRORS = {"converter": "error in the converter", "llama.cpp": "llama.cpp ends", "refused": "refused", "": ""}
+"""How an error begins -> cell of the table."""
+
 
 def runtime(folder: Path, *, build: bool = True) -> dict[str, str]:
     """Return the variables of a process that runs llama.cpp, which is built first if it has to be and may be."""
@@ -103,7 +107,8 @@ class Llama:
         result = subprocess.run(names, capture_output=True, text=True, check=False, env=self.variables)
         if result.returncode:
             lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-            raise RuntimeError(next((line for line in lines if "GGML_ASSERT" in line), lines[-1])[:200])
+            failed = (line[line.index("GGML_ASSERT") :] for line in lines if "GGML_ASSERT" in line)
+            raise RuntimeError(next(failed, lines[-1])[:200])
 
     @torch.no_grad()
     def greedy(self, folder: Path | None) -> Outputs:
@@ -114,10 +119,10 @@ class Llama:
         tokens, rows = [], []
         for prompt in self.prompts:
             answer: list[int] = []
-            past, ids = None, prompt
+            given, ids = {}, prompt
             while len(answer) < NEW:
-                out = model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
-                past, ids = out.past_key_values, [int(out.logits[0, -1].argmax())]
+                out = model(input_ids=torch.tensor([ids]), use_cache=True, **given)
+                given, ids = cache_argument(output_cache(out)), [int(out.logits[0, -1].argmax())]
                 answer += ids
             tokens.append(answer)
             rows.append(model(input_ids=torch.tensor([prompt + answer])).logits[0])
@@ -234,7 +239,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(result: dict[str, Any] | str) -> str:
-    return f"{result['equal tokens']} of {result['of']}" if isinstance(result, dict) else result.partition(":")[0]
+    return (
+        f"{result['equal tokens']} of {result['of']}" if isinstance(result, dict) else ERRORS[result.partition(":")[0]]
+    )
 
 
 def main() -> None:
