@@ -58,14 +58,6 @@ def merged(base: str, updates: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(text()).logits
 
 
-def peft(packages: Path, base: str, adapter: str) -> torch.Tensor:
-    """Load it with the PEFT of the packages."""
-    from peft import PeftModel
-
-    with torch.no_grad():
-        return PeftModel.from_pretrained(backbone(base), adapter).eval()(text()).logits
-
-
 def vllm(packages: Path, base: str, adapter: str) -> torch.Tensor:
     """Load it with vLLM's PEFTHelper and LoRAModel."""
     import logging
@@ -142,14 +134,15 @@ def sglang(packages: Path, base: str, adapter: str) -> torch.Tensor:
     stacks = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     tensors = {name: tensor for layer in loaded.layers for name, tensor in layer.weights.items()}
     tensors |= loaded.embedding_layers
-    for name in [name for name in tensors if ".lora_A." in name]:
+    tensors = {name.replace("lora_embedding_", "lora_"): tensor for name, tensor in tensors.items()}  # as its pool
+    for name in [name for name in tensors if ".lora_A" in name]:
         A, B = tensors[name], tensors[name.replace("lora_A", "lora_B")]
         if A.shape[0] % config.r or any(rank != config.r for rank in (B.shape[1],)):
             raise ValueError(f"{name}: rank {B.shape[1]}, buffer of rank {config.r}")
         module = name.removeprefix("base_model.model.").partition(".lora_A")[0]
         parent, _, own = module.rpartition(".")
         paths = [f"{parent}.{part}" for part in stacks[own]] if own in stacks else [module]
-        rows = [model.get_submodule(path).weight.shape[0] for path in paths]
+        rows = [model.get_submodule(path).weight.shape[0] for path in paths] if own in stacks else len(B)
         for path, a, b in zip(paths, A.split(config.r), B.split(rows), strict=True):
             updates[path] = loaded.scaling * b @ a
     return merged(base, updates)
@@ -167,17 +160,14 @@ def mlx(packages: Path, base: str, adapter: str) -> torch.Tensor:
     return torch.tensor(logits.astype(mx.float32).tolist())
 
 
-PROGRAMS: dict[str, Callable[[Path, str, str], torch.Tensor]] = {
-    "peft": peft, "vllm": vllm, "sglang": sglang, "mlx": mlx,
-}  # fmt: skip
+PROGRAMS: dict[str, Callable[[Path, str, str], torch.Tensor]] = {"vllm": vllm, "sglang": sglang, "mlx": mlx}
 
 
 def main() -> None:
     """Write the logits of ``PROGRAM PACKAGES BASE ADAPTER OUT``."""
     warnings.simplefilter("ignore")
     program, packages, base, adapter, out = sys.argv[1:]
-    if packages != "-":
-        sys.path.insert(0, packages)
+    sys.path.insert(0, packages)
     try:
         torch.save(PROGRAMS[program](Path(packages), base, adapter), out)
     except Exception as error:

@@ -1,7 +1,8 @@
 """What serving programs make of adapters as PEFT saves them and as `export` writes them, by the programs' own loaders.
 
-Their packages are fetched with pip and unpacked, not installed: PEFT 0.10 to 0.14, vLLM (336 MB, of which only its
-loader is kept), SGLang, mlx-lm with mlx for CPUs, and llama.cpp's converter of llama-cpp-python's sources.
+Their packages are fetched with pip and unpacked, not installed: vLLM (336 MB, of which only its loader is kept),
+SGLang, mlx-lm with mlx for CPUs, and llama.cpp's converter of llama-cpp-python's sources. `serving_llama.py` runs
+llama.cpp, `serving_peft.py` older versions of PEFT.
 """
 
 from __future__ import annotations
@@ -27,17 +28,12 @@ from peft_lorasuite import LoraSuiteError, check, export
 
 LOADERS = Path(__file__).parent / "engine_code.py"
 PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "peft-0.10": (("peft==0.10.0",), ("",)),
-    "peft-0.13": (("peft==0.13.2",), ("",)),
-    "peft-0.14": (("peft==0.14.0",), ("",)),
     "vllm": (("vllm==0.33.0",), ("vllm/lora/",)),
     "sglang": (("sglang==0.5.23",), ("sglang/srt/lora/",)),
     "mlx": (("mlx==0.32.4", "mlx-cpu==0.32.4", "mlx-lm==0.32.2"), ("",)),
     "llama.cpp": (("llama-cpp-python==0.3.36",), ("convert_", "gguf-py/", "conversion/")),
 }
 """Program -> its packages, and the beginnings of the paths that are kept."""
-ENGINES = {"peft-0.10": "tgi", "peft-0.13": "tgi", "peft-0.14": "tgi"}
-"""Program -> the engine that is exported for, where it is none itself."""
 CONVERTER = "convert_lora_to_gguf.py"
 
 
@@ -78,8 +74,7 @@ def load(program: str, packages: Path, base: Path, folder: Path, out: Path) -> t
         call = [str(packages / CONVERTER), str(folder), "--base", str(base), "--outfile", str(out)]
         result = subprocess.run([sys.executable, *call], capture_output=True, text=True, check=False)
         return "converted" if out.exists() else result.stderr.strip().splitlines()[-1][:200]
-    name = program.partition("-")[0]
-    call = [str(LOADERS), name, str(packages), str(base), str(folder), str(out)]
+    call = [str(LOADERS), program, str(packages), str(base), str(folder), str(out)]
     result = subprocess.run([sys.executable, *call], capture_output=True, text=True, check=False)
     if out.exists():
         return torch.load(out, weights_only=True)
@@ -95,11 +90,11 @@ def rows(program: str, packages: Path, work: Path, kinds: Iterable[str]) -> list
         folder, out = work / "adapters" / kind, work / "out" / program / kind
         if not folder.exists():
             adapter(folder, base, kind)
-        engine, wanted = ENGINES.get(program, program), logits(base, folder)
-        row: dict[str, Any] = {"program": program, "adapter": kind, "check": check(folder, engine=engine).passed}
+        wanted = logits(base, folder)
+        row: dict[str, Any] = {"program": program, "adapter": kind, "check": check(folder, engine=program).passed}
         row["as saved"] = _result(load(program, packages, base, folder, work / "logits"), wanted, bare)
         try:
-            export(folder, out, engine=engine, overwrite=True)
+            export(folder, out, engine=program, overwrite=True)
             row["exported"] = _result(load(program, packages, base, out, work / "logits"), wanted, bare)
         except LoraSuiteError as error:
             row["exported"] = f"refused: {error.what}"

@@ -26,11 +26,11 @@ KINDS: dict[str, Any] = {
     "lora bias": peft.LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True),
     "embedding": peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]),
     "head": peft.LoraConfig(r=4, target_modules=["v_proj", "lm_head"]),
-    "tokens": peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 7]}),
+    "tokens": peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [22, 35]}),
     "full table": peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
     "loha": peft.LoHaConfig(r=2, alpha=2, target_modules=["q_proj"]),
 }  # fmt: skip
-"""Name -> config of an adapter."""
+"""Name -> config of an adapter; the tokens are some of the fixed text."""
 
 
 def backbone(folder: Path, family: str = "llama", **values: Any) -> Path:
@@ -38,8 +38,8 @@ def backbone(folder: Path, family: str = "llama", **values: Any) -> Path:
     return folder if folder.exists() else save_backbone(folder, pico_model(family, **values))
 
 
-def adapter(folder: Path, base: Path, kind: str | Any, seed: int = 0) -> Path:
-    """Write an adapter of a backbone with random weights, as PEFT saves it."""
+def adapter(folder: Path, base: Path, kind: str | Any, seed: int = 0, scale: float = 0.2) -> Path:
+    """Write an adapter of a backbone with random weights, as PEFT saves it; ``scale`` is that of its factors."""
     config = copy.deepcopy(KINDS[kind] if isinstance(kind, str) else kind)
     config.task_type = "CAUSAL_LM"
     torch.manual_seed(seed)
@@ -49,7 +49,7 @@ def adapter(folder: Path, base: Path, kind: str | Any, seed: int = 0) -> Path:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "ranknum" not in name and (weight.requires_grad or ".modules_to_save." in name):
-                weight.add_(torch.randn(weight.shape) * (0.2 if "lora_" in name else 0.05))
+                weight.add_(torch.randn(weight.shape) * (scale if "lora_" in name else scale / 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder, save_embedding_layers=False)
