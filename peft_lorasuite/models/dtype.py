@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,13 @@ class RunningDtype(NamedTuple):
     def log(self, model: str) -> None:
         """Log the dtype where it is not the checkpoint's own."""
         if self.reason:
-            log.info("%s runs in %s: %s", model, str(self.compute).removeprefix("torch."), self.reason)
+            _log_once(f"{model} runs in {str(self.compute).removeprefix('torch.')}: {self.reason}")
+
+
+@cache
+def _log_once(text: str) -> None:
+    """Log a text at its first call alone: an upgrade loads a model several times."""
+    log.info("%s", text)
 
 
 def choose_dtype(
