@@ -48,12 +48,15 @@ STEP_SIZE, MAX_STEPS, MOMENTUM = 0.065, 30, 0.8
 values end at about the norm of that state."""
 MAX_DIVERGENCE = 0.02
 """Mean divergence, in nats, at which the value of an answer is good enough."""
+MAX_LEFT = 0.25
+"""Share of the divergence that the values may leave. Values that give the answers leave about 1 %; where most of it is
+left, the answers do not depend on the entities, and the edit harms more than it gives."""
 
 
 def edit_facts(
     model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
     targets_at: TargetFunction, *, seed: int, progress: Progress = no_progress,
-) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
+) -> tuple[int, LowRank | None, dict[str, Any]] | None:  # fmt: skip
     """Write the facts that the turns state into an early ``down`` projection.
 
     Args:
@@ -67,7 +70,8 @@ def edit_facts(
         progress: Shows the progress.
 
     Returns:
-        The layer, the update and figures for the report; None where the turns state no facts.
+        The layer, the update and figures for the report; None where the turns state no facts. The update is None where
+        no values of the entities give the answers.
     """
     rows = [tokenize(new, turn) for turn in turns]
     facts = find_facts(turns, rows, places)
@@ -75,7 +79,13 @@ def edit_facts(
     if not facts or layer >= new.arch.layers - 1:
         return None
     down, answers = down_projection(model, new, layer), sorted({fact.answer for fact in facts})
-    values, left = _solve_values(model, new, layer, head, facts, answers, rows, targets_at, seed, progress)
+    values, before, left = _solve_values(model, new, layer, head, facts, answers, rows, targets_at, seed, progress)
+    figures: dict[str, Any] = {
+        "layer": layer, "facts": len(facts), "answers": len(answers), "divergence": round(before, 4),
+        "divergence_left": round(left, 4),
+    }  # fmt: skip
+    if left > MAX_LEFT * before:
+        return layer, None, {**figures, "written": False}
     keys, anchors = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in facts], seed, progress)
     text = read_text(model, new, down, seed, ANCHOR_TEXT_TOKENS)
     anchors = torch.cat([anchors, text * min(len(keys) / len(text), 1.0) ** 0.5])  # weighs at most as much as the keys
@@ -83,18 +93,14 @@ def edit_facts(
     wanted = values[[answers.index(fact.answer) for fact in key_facts]].to(keys.device)
     rank = min(len(answers), *new.arch.in_layer(layer).shape("down"))
     update, explained = reduced_rank_ridge(keys, wanted, anchors, weight=1.0, ridge=RIDGE, rank=rank)
-    figures = {
-        "layer": layer, "facts": len(facts), "answers": len(answers), "divergence_left": round(left, 4),
-        "values_explained": round(explained, 4),
-    }  # fmt: skip
-    return layer, update.cpu(), figures
+    return layer, update.cpu(), {**figures, "values_explained": round(explained, 4)}
 
 
 def _solve_values(
     model: Any, new: Backbone, layer: int, head: Head, facts: Sequence[Fact], answers: Sequence[int],
     rows: Sequence[Tokens], targets_at: TargetFunction, seed: int, progress: Progress,
-) -> tuple[Float[Tensor, "answers hidden"], float]:  # fmt: skip
-    """Solve for the value of every answer, and return the mean divergence that is left, in nats.
+) -> tuple[Float[Tensor, "answers hidden"], float, float]:  # fmt: skip
+    """Solve for the value of every answer; also return the mean divergence before and what is left of it, in nats.
 
     Each value moves by normalized steps of one length. Adam, which normalizes every coordinate, reaches the same
     answers along directions that disturb other text eight times as much.
@@ -108,7 +114,7 @@ def _solve_values(
     weight = 1 / torch.cat(answer_of).bincount(minlength=len(answers))
     down, step = down_projection(model, new, layer), STEP_SIZE * _mean_state_norm(model, new, layer, groups)
     V = torch.zeros(len(answers), new.arch.hidden, requires_grad=True, device=head.device)
-    divergence, moment = V.new_zeros(len(answers)), torch.zeros_like(V)
+    divergence, moment, before = V.new_zeros(len(answers)), torch.zeros_like(V), 0.0
     for _ in progress("solving for values", range(MAX_STEPS)):
         gradient, divergence = torch.zeros_like(V), V.new_zeros(len(answers))
         for (_, ids, cache), own, target in zip(groups, answer_of, targets, strict=True):
@@ -116,13 +122,14 @@ def _solve_values(
                 loss = weight[own] * _divergence(model, head, down, V[own], ids, cache, target)
                 gradient += torch.autograd.grad(loss.sum(), V)[0]
             divergence.index_add_(0, own, loss.detach())
+        before = before or float(divergence.mean())
         active = divergence >= MAX_DIVERGENCE
         if not active.any():
             break
         moment = torch.lerp(gradient, moment, MOMENTUM)
         with torch.no_grad():
             V -= step * active[:, None] * torch.nn.functional.normalize(moment, dim=1)
-    return V.detach(), float(divergence.mean())
+    return V.detach(), before, float(divergence.mean())
 
 
 def _divergence(

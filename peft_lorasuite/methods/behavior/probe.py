@@ -201,6 +201,8 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
     if edit is None or probed.place is None:
         return probed
     layer, update, figures = edit
+    if update is None:
+        return replace(probed, facts={**probed.facts, "fact_edit": figures})
     with apply_update(down_projection(model, probed.new, layer), update):
         last, anchored = _probe_new(
             model, probed.place, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs
