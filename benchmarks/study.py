@@ -50,6 +50,8 @@ TARGETS: dict[str, dict[str, float]] = {
 """Target -> its options, where they differ from `PLAIN`."""
 ALL_TOKENS = 10**9
 """As many candidate tokens as there are."""
+BATCH = 256
+"""Positions that are scored at once."""
 
 
 def open_inputs(args: argparse.Namespace) -> MethodInput:
@@ -75,7 +77,10 @@ def probe_items(
 
 def study_fits(args: argparse.Namespace) -> None:
     """Fit every setting and score it."""
-    inputs, options = open_inputs(args), TransplantOptions(prompts=1000, length=args.length, edit_facts=False)
+    inputs, options = (
+        open_inputs(args),
+        TransplantOptions(prompts=args.prompts, length=args.length, edit_facts=False, samples=0),
+    )
     items, labels = probe_items(inputs, args, options)
     if items.new.arch.site("down").post_norm is not None:
         raise SystemExit("the new family has a norm after `down`: the last layer's states alone do not score an update")
@@ -99,15 +104,22 @@ def study_fits(args: argparse.Namespace) -> None:
 def score(items: Probe, update: LowRank | None, labels: torch.Tensor) -> dict[str, float]:
     """Return the mean NLL of the reference answers' tokens, that of their ends alone, and the share predicted first."""
     nll, hit = torch.empty(len(labels)), torch.empty(len(labels))
-    for rows in chunks(len(labels)):
+    for rows in chunks(len(labels), BATCH):
         x, h, _ = items.last.at(rows)
         states = h.float() if update is None else h.float() + items.new.arch.residual_scale * update.apply(x)
         log_probs = items.new_head.logits(states).log_softmax(-1)
         nll[rows] = -log_probs.gather(1, labels[rows, None])[:, 0]
         hit[rows] = (log_probs.argmax(-1) == labels[rows]).float()
-    ends = labels == items.new.tokenizer.eos_token_id
-    found = {"nll": nll.mean(), "nll_of_ends": nll[ends].mean(), "likeliest": hit.mean()}
+    ends, numbers = labels == items.new.tokenizer.eos_token_id, are_numbers(items, labels)
+    found = {"nll": nll.mean(), "nll_of_ends": nll[ends].mean(), "likeliest": hit.mean(),
+             "nll_of_numbers": nll[numbers].mean(), "numbers_likeliest": hit[numbers].mean()}  # fmt: skip
     return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def are_numbers(items: Probe, labels: torch.Tensor) -> torch.Tensor:
+    """Return at which positions a number follows: the choice of an ARC answer, a result of a chain of thought."""
+    tokens = items.new.tokenizer.convert_ids_to_tokens(labels.tolist())
+    return torch.tensor([token.lstrip("ĠĊ▁").isdigit() for token in tokens])
 
 
 def study_targets(args: argparse.Namespace) -> None:
@@ -116,11 +128,13 @@ def study_targets(args: argparse.Namespace) -> None:
 
     def measure() -> dict[str, Any]:
         probed, labels = probe_items(open_inputs(args), args, options)
+        numbers = are_numbers(probed, labels)
 
         def row(one: Probe, changed: Mapping[str, float]) -> dict[str, float]:
             target = one.targets(replace(options, **PLAIN | changed), seed=0).log_probs
-            nll, hit = -target.gather(1, labels[:, None]).mean(), (target.argmax(-1) == labels).float().mean()
-            return {"nll": round(float(nll), 4), "likeliest": round(float(hit), 4)}
+            nll, hit = -target.gather(1, labels[:, None])[:, 0], (target.argmax(-1) == labels).float()
+            found = {"nll": nll.mean(), "likeliest": hit.mean(), "numbers_likeliest": hit[numbers].mean()}
+            return {name: round(float(value), 4) for name, value in found.items()}
 
         unchanged = replace(probed, adapted_states=probed.plain_states)
         rows = {"new backbone": row(unchanged, {})} | {name: row(probed, how) for name, how in TARGETS.items()}
@@ -140,6 +154,7 @@ def main() -> None:
     parser.add_argument("--task", required=True, choices=tuple(RECIPES))
     parser.add_argument("--data", required=True, type=Path, help="folder with the LLM-Adapters files")
     parser.add_argument("--items", type=int, default=40, help="development items")
+    parser.add_argument("--prompts", type=int, default=1000, help="fits: prompts that are read at most (1000)")
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
     parser.add_argument("--length", type=int, default=32, help="fits: longest response that is read, in tokens")
     parser.add_argument("--fit", action="append", default=[], metavar="KEY=VALUE,...", help="fits: options of one row")
