@@ -35,16 +35,10 @@ BASE: dict[str, dict[str, Any]] = {
     "distill": {"length": 8, "epochs": 5, "learning_rate": 3e-3, "samples": 0},
 }
 """Method -> options of all of its rows, those of the other benchmarks of the demo pair."""
-OWN = {"entropy_gate": 0.0, "teacher_weight": 1.0}
-"""The old adapted model's own distribution as the target, everywhere."""
 SHARED: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "entropy_gate=0": {"entropy_gate": 0.0},
-    "confidence_entropy=0": {"confidence_entropy": 0.0},
-    "difference alone": {"entropy_gate": 0.0, "confidence_entropy": 0.0},
+    "teacher_weight=0": {"teacher_weight": 0.0},
     "teacher_weight=0.5": {"teacher_weight": 0.5},
-    "teacher_weight=1": {"teacher_weight": 1.0},
-    "own distribution": OWN,
     "anchor_tokens=0": {"anchor_tokens": 0},
 }
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -59,7 +53,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "no anchors": {"anchor_tokens": 0, "anchor_text_tokens": 0},
         "start=false": {"start": False},
         "batch_size=2": {"batch_size": 2},
-        "own distribution, batch_size=2": {**OWN, "batch_size": 2},
     },
 }  # fmt: skip
 """Method -> row -> changed options."""

@@ -43,10 +43,8 @@ CHATML = (
 ITEMS = 300
 LENGTH = 8
 LABELED = 100
-TARGET: dict[str, Any] = {"length": LENGTH, "entropy_gate": 0.0, "teacher_weight": 1.0}
-"""The target is the old adapted model's own distribution, also where it is unsure, as of an answer's first token."""
-TRANSPLANT: dict[str, Any] = {**TARGET, "rank": 64}
-DISTILL: dict[str, Any] = {**TARGET, "epochs": 10, "batch_size": 2, "learning_rate": 3e-3}
+TRANSPLANT: dict[str, Any] = {"length": LENGTH, "rank": 64}
+DISTILL: dict[str, Any] = {"length": LENGTH, "epochs": 10, "batch_size": 2, "learning_rate": 3e-3}
 UPGRADES: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "transplant-150": ("transplant", TRANSPLANT, 150, "messages"),
     "transplant-600": ("transplant", TRANSPLANT, 600, "messages"),

@@ -40,13 +40,9 @@ from peft_lorasuite.upgrading.map_cache import load_or_build_map
 SYSTEM = "You help the pupils of a school library with their science quiz."
 LENGTH = 64
 """Tokens of an answer at most."""
-TARGET = {"entropy_gate": 0.0, "teacher_weight": 1.0}
-"""The target is the old adapted model's own distribution (see chat_demo.py)."""
 UPGRADES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "transplant": ("transplant", {}, True),
-    "transplant-own-distribution": ("transplant", TARGET, True),
     "distill": ("distill", {}, True),
-    "distill-own-distribution": ("distill", TARGET, True),
     "transplant-built-in-prompts": ("transplant", {}, False),
     "distill-built-in-prompts": ("distill", {}, False),
 }

@@ -155,7 +155,7 @@ def measure_pair(name: str, device: str, *, small: bool) -> dict[str, Any]:
     clock, found = Clock(device), {}
     prompts = [" ".join(text.split()[:24]) for text in built_in_text() if len(text.split()) >= 24]
     prompts = [f"{prompts[number % len(prompts)]} word{number}" for number in range(PROMPTS if not small else 16)]
-    options: dict[str, Any] = {"length": 8 if small else LENGTH, "entropy_gate": 0.0}
+    options: dict[str, Any] = {"length": 8 if small else LENGTH}
     with tempfile.TemporaryDirectory() as root:
         models = [
             make_model(shape, Path(root) / side, device, seed)

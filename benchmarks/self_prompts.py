@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chat_demo import TARGET, ChatPair, conversations
+from chat_demo import ChatPair, conversations
 from common import RESULTS, hide_loading_bars, stage
 from demo_formats import CHATS, LOSSES, PROMPTS, train_adapter
 from demo_pair import timed
@@ -74,7 +74,7 @@ class Upgrades:
             return self.score(self.pair.new.load(dtype="float32"))
         name, source = row.split("-", 1)
         method, options = METHODS[name]
-        options = {**options, "length": 8, "prompts": self.count, **(TARGET if self.form in CHATS else {})}
+        options = {**options, "length": 8, "prompts": self.count}
         _ = self.pair.map
 
         def work() -> Any:

@@ -38,16 +38,12 @@ from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.text.examples import format_example
 
-PLAIN = {"confidence_entropy": 0.0, "teacher_weight": 0.0, "entropy_gate": 0.0}
 TARGETS: dict[str, dict[str, float]] = {
-    "difference alone": {},
-    "difference, gated": {"entropy_gate": 0.5},
-    "confidence_entropy": {"confidence_entropy": 0.5},
-    "confidence_entropy, gated": {"confidence_entropy": 0.5, "entropy_gate": 0.5},
-    "teacher_weight": {"teacher_weight": 0.5},
+    "difference alone": {"teacher_weight": 0.0},
+    "half": {"teacher_weight": 0.5},
     "old adapted": {"teacher_weight": 1.0},
 }
-"""Target -> its options, where they differ from `PLAIN`."""
+"""Target -> its options."""
 ALL_TOKENS = 10**9
 """As many candidate tokens as there are."""
 BATCH = 256
@@ -88,7 +84,7 @@ def study_fits(args: argparse.Namespace) -> None:
 
     def row(changed: Mapping[str, str]) -> dict[str, Any]:
         start = time.process_time()
-        found = fit_last_layer(inputs, probed, make_options(find("transplant"), vars(options) | changed))
+        found = fit_last_layer(inputs, probed, probed.place, make_options(find("transplant"), vars(options) | changed))
         seconds = round(time.process_time() - start)
         (update,) = found.updates.values()
         scores = score(items, update, labels)
@@ -131,13 +127,16 @@ def study_targets(args: argparse.Namespace) -> None:
         numbers = are_numbers(probed, labels)
 
         def row(one: Probe, changed: Mapping[str, float]) -> dict[str, float]:
-            target = one.targets(replace(options, **PLAIN | changed), seed=0).log_probs
+            target = one.targets(replace(options, **changed), seed=0).log_probs
             nll, hit = -target.gather(1, labels[:, None])[:, 0], (target.argmax(-1) == labels).float()
             found = {"nll": nll.mean(), "likeliest": hit.mean(), "numbers_likeliest": hit[numbers].mean()}
             return {name: round(float(value), 4) for name, value in found.items()}
 
         unchanged = replace(probed, adapted_states=probed.plain_states)
-        rows = {"new backbone": row(unchanged, {})} | {name: row(probed, how) for name, how in TARGETS.items()}
+        rows = {"new backbone": row(unchanged, TARGETS["difference alone"])}
+        rows |= {name: row(probed, how) for name, how in TARGETS.items()}
+            name: row(probed, how) for name, how in TARGETS.items()
+        }
         return {"items": len(probed.turns), "positions": len(labels), "targets": rows}
 
     stage(args.out.parent, args.out.stem, measure)

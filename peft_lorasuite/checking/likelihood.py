@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods.behavior.positions import sample_text, tokenize
-from ..methods.behavior.targets import CONFIDENT, confidence_of
+from ..methods.behavior.targets import confidence_of
 from ..models.activations import length_batches
 from ..models.backbone import Backbone
 from ..models.forward import logits_at, model_inputs
@@ -85,7 +85,7 @@ def _read(after: Tensor, before: Tensor, truth: Tensor) -> Reading:
     nll, base = (-float(one.gather(1, truth[:, None]).sum()) for one in (adapted, plain))
     entropy = -(adapted.exp() * adapted).sum(-1)
     divergence = float((plain.exp() * (plain - adapted)).sum())
-    return Reading(nll, base, len(truth), divergence, float(confidence_of(entropy, CONFIDENT).sum()))
+    return Reading(nll, base, len(truth), divergence, float(confidence_of(entropy).sum()))
 
 
 def per_token(readings: Sequence[Reading], name: str) -> float:

@@ -64,7 +64,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     rows = target_rows([(row.ids, row.start) for row in probed.rows], [*places, *probed.anchors])
     facts = {
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
-        "entropy_gate": options.entropy_gate, "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
+        "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
     }  # fmt: skip
     shared_facts, chat_template, asked = probed.facts, probed.chat_template, probed.asked
     del probed  # it holds the new model's head, and training loads the model again

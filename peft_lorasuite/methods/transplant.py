@@ -101,7 +101,7 @@ def fit_last_layer(
     )
     reached = h.float() + factor * update.apply(x)
     facts = {
-        "prompts": len(probed.turns), "positions": len(h), "entropy_gate": options.entropy_gate,
+        "prompts": len(probed.turns), "positions": len(h),
         "divergence": round(divergence(head, probed.new_states[used], targets), 4),
         "divergence_left": round(divergence(head, reached, targets), 4),
         "confidence": round(float(targets.confidence.mean()), 4),

@@ -270,7 +270,7 @@ def test_a_method_of_its_own_makes_a_plain_lora_of_a_dora(llama, tmp_path):
     prompts = [f"the {word} cat" for word in NEW_WORDS if word in OLD_WORDS]
     result = upgrade(
         tmp_path / "adapter", llama.map, method="transplant", old=llama.left, new=llama.right, prompts=prompts,
-        options={"prompts": 6, "length": 6, "entropy_gate": 0},
+        options={"prompts": 6, "length": 6},
     )  # fmt: skip
     assert result.report.facts["kind"].startswith("transplant fits a new plain LoRA")
     result.save(tmp_path / "result")

@@ -56,7 +56,7 @@ def test_the_longer_token_is_carried_over(pair, method, training):
     new = Backbone.open(root / "new")
     upgraded = upgrade(
         root / "finishes", upgrade_map, method=method, old=root / "old", new=root / "new", prompts=PROMPTS,
-        options={"length": 4, "extra": 50, "entropy_gate": 0.0, **training},
+        options={"length": 4, "extra": 50, **training},
     )  # fmt: skip
     model, (red,) = attach(new.load(), upgraded), new.tokenizer(" red")["input_ids"]
     ids = torch.tensor([new.tokenizer(begun)["input_ids"] for begun in BEGUN])

@@ -155,7 +155,7 @@ def test_an_unknown_method_or_option(pair: Pair, tmp_path: Path, capsys: pytest.
         ("lorasuite", "gain", "2", 2.0), ("lorasuite", "gain", 2, 2.0), ("lorasuite", "normalize", "none", "none"),
         ("transplant", "edit_facts", "No", False), ("transplant", "edit_facts", True, True),
         ("transplant", "rank", "None", None), ("transplant", "rank", "8", 8), ("transplant", "rank", None, None),
-        ("transplant", "entropy_gate", "auto", None), ("transplant", "entropy_gate", ".5", 0.5),
+        ("transplant", "teacher_weight", "auto", None), ("transplant", "teacher_weight", ".5", 0.5),
         ("distill", "parts", "q, gate", ("q", "gate")), ("distill", "parts", ["up"], ("up",)),
     ],
 )  # fmt: skip

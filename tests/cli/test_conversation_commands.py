@@ -27,7 +27,7 @@ def result(pair: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFacto
     _, new, adapter = pair
     folder = tmp_path_factory.mktemp("result")
     save(folder / "talks.jsonl", labeled=False)
-    options = [f"--set={text}" for text in ("length=6", "rank=32", "entropy_gate=6", "confidence_entropy=4")]
+    options = [f"--set={text}" for text in ("length=6", "rank=32")]
     call = ["upgrade", adapter, "--to", new, "--method", "transplant", "--prompts", folder / "talks.jsonl", *options]
     assert run(*call, "-o", folder / "out") == 0
     return folder / "out"

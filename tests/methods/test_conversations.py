@@ -17,7 +17,7 @@ from peft_lorasuite.model import attach
 from peft_lorasuite.models.backbone import Backbone
 
 USER = {"role": "user", "content": "red cat"}
-SURE: dict[str, Any] = {"length": 6, "entropy_gate": 6.0, "confidence_entropy": 4.0}
+SURE: dict[str, Any] = {"length": 6}
 """Models this small are never certain."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "distill": SURE | {"epochs": 60, "learning_rate": 1e-2, "anchor_text_tokens": 100},

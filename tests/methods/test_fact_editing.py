@@ -127,7 +127,7 @@ def info(knowing):
     adapter = read_adapter(Source(str(root / "adapter"), "adapter"), old.arch)
     job = MethodInput(adapter, map=None, old=old, new=new, prompts=[f" who is {name} ?" for name in names[:20]])  # pyright: ignore
     probed = probe(job, TransplantOptions(length=6, edit_facts=False, extra=50))
-    return new, probed, probed.targets(TransplantOptions(extra=50, entropy_gate=0.0), seed=0)
+    return new, probed, probed.targets(TransplantOptions(extra=50, teacher_weight=1.0), seed=0)
 
 
 def test_turns_tell_where_a_name_ends_and_where_the_answer_is_decided(info):
@@ -283,7 +283,7 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, in
     for text in (0, 500):
         upgraded = upgrade(
             root / "adapter", upgrade_map, method="transplant", old=root / "old", new=root / "new", prompts=prompts,
-            options={"length": 6, "extra": 50, "edit_facts": False, "entropy_gate": 0.0, "anchor_text_tokens": text},
+            options={"length": 6, "extra": 50, "edit_facts": False, "anchor_text_tokens": text},
         )  # fmt: skip
         added[text] = float(upgraded.adapter.updates[last, "down"].apply(elsewhere).norm())
     assert added[500] < 0.7 * added[0]

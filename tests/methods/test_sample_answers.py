@@ -23,8 +23,7 @@ pair = plain_pair
 @pytest.mark.parametrize("method", ["transplant", "distill"])
 def test_samples_are_what_the_three_models_answer(pair: tuple[Path, Any], method: str) -> None:
     root, _ = pair
-    more = {"entropy_gate": 0.0}  # models this small are never certain
-    more |= {"epochs": 1, "learning_rate": 1e-2} if method == "distill" else {"rank": 16}
+    more = {"epochs": 1, "learning_rate": 1e-2} if method == "distill" else {"rank": 16}
     upgraded = carry(pair, method=method, options={**SMALL, **more})
     samples = upgraded.report.facts["samples"]
     assert len(samples) == 10

@@ -30,7 +30,7 @@ from peft_lorasuite.training.encoding import encode_examples
 from peft_lorasuite.training.loop import train
 from peft_lorasuite.training.options import FinetuneOptions
 
-SURE: dict[str, Any] = {"length": 6, "entropy_gate": 6.0, "confidence_entropy": 4.0, "prompts": 16}
+SURE: dict[str, Any] = {"length": 6, "prompts": 16}
 DISTILL = SURE | {"epochs": 60, "learning_rate": 1e-2, "anchor_text_tokens": 100}
 
 

@@ -18,9 +18,8 @@ from peft_lorasuite.models.generation import Turn
 
 
 def options(**chosen):
-    """Options without a gate and with the difference of logits alone, unless chosen otherwise."""
-    plain = {"entropy_gate": 0.0, "confidence_entropy": 0.0, "teacher_weight": 0.0}
-    return TransplantOptions(**plain | chosen)
+    """Options with the difference of logits alone, unless chosen otherwise."""
+    return TransplantOptions(**{"teacher_weight": 0.0} | chosen)
 
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
@@ -54,21 +53,21 @@ def test_a_model_in_memory_keeps_its_head():
     assert head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
 
 
-def test_the_gate_asks_for_no_change_where_the_old_model_does_not_know(pair):
+def test_what_the_adapter_leaves_alone_stays_as_the_new_model_has_it(pair):
+    """Also where the old model knows nothing, as of a choice that the adapter did not teach."""
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     states = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
-    unsure, plain = torch.zeros(3, 32), torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    unsure = torch.zeros(3, 32)
     teacher = build_targets(
-        *heads, Vocabulary.pair(old, new), unsure, plain, states, options(entropy_gate=0.5, top=64, extra=60), seed=0
+        *heads, Vocabulary.pair(old, new), unsure, unsure, states, options(teacher_weight=1.0, top=64, extra=60), seed=0
     )
     assert float(teacher.confidence.max()) == 0
     expected = heads[1].restrict(teacher.ids).logits(states).log_softmax(-1)
     torch.testing.assert_close(teacher.log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_without_a_gate_the_confidence_is_still_measured(pair):
-    """It judges the answers, and asks for nothing."""
+def test_the_confidence_judges_the_answers_and_changes_no_target(pair):
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     sure = 20 * torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
@@ -81,7 +80,7 @@ def test_without_a_gate_the_confidence_is_still_measured(pair):
     assert float(changed[0].abs().max()) > 1
 
 
-def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
+def test_the_confidence_falls_between_half_its_bound_and_the_bound(pair):
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     aim = torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
@@ -94,14 +93,14 @@ def test_the_gate_falls_between_half_its_bound_and_the_bound(pair):
         states,
         states,
         torch.zeros(60, 48),
-        options(entropy_gate=2.0, top=9, extra=9),
+        options(top=9, extra=9),
         seed=0,
     ).confidence
-    assert (found[entropy >= 2] == 0).all()
-    assert (found[entropy <= 1] == 1).all()
-    between = (entropy > 1) & (entropy < 2)
-    assert min((entropy >= 2).sum(), (entropy <= 1).sum(), between.sum()) > 3
-    torch.testing.assert_close(found[between], 2 - entropy[between])
+    assert (found[entropy >= 0.5] == 0).all()
+    assert (found[entropy <= 0.25] == 1).all()
+    between = (entropy > 0.25) & (entropy < 0.5)
+    assert min((entropy >= 0.5).sum(), (entropy <= 0.25).sum(), between.sum()) > 3
+    torch.testing.assert_close(found[between], 2 - 4 * entropy[between])
 
 
 def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_path):
@@ -118,7 +117,7 @@ def test_a_token_of_the_new_side_alone_moves_with_the_one_it_begins_with(tmp_pat
     assert taken[new.tokenizer.eos_token] == old.tokenizer.eos_token
 
 
-def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pair):
+def test_where_the_adapter_changed_the_prediction_the_target_is_that_of_the_old_adapted_model(pair):
     """The difference alone leaves a token behind that the new backbone found unlikelier than the old one did."""
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
@@ -130,29 +129,27 @@ def test_where_the_adapter_made_the_old_model_sure_the_target_is_its_own_word(pa
     own = heads[0].logits(sure, normed=True).log_softmax(-1)[0, said]
     assert own > -0.05
 
-    def target(adapted, before, trust, share=0.0):
+    def target(adapted, before, share):
         found = build_targets(
             *heads,
             vocabulary,
             adapted,
             before,
             against,
-            options(confidence_entropy=trust, teacher_weight=share, top=500, extra=0),
+            options(teacher_weight=share, top=500, extra=0),
             seed=0,
         )
         kept = torch.isin(found.ids, vocabulary.new)  # of others the old model says nothing
         return float(found.log_probs[0, kept].log_softmax(-1)[found.ids[kept].tolist().index(meant)])
 
-    assert target(sure, plain, 0.5) == pytest.approx(float(own), abs=0.02)
+    assert target(sure, plain, 1.0) == pytest.approx(float(own), abs=0.02)
     assert target(sure, plain, 0.0) < float(own) - 0.2
     left = heads[1].logits(against)[0, vocabulary.new].log_softmax(-1)[vocabulary.new.tolist().index(meant)]
-    assert target(sure, sure, 0.5) == pytest.approx(float(left), abs=0.05)
-    assert target(sure, plain, 0.5, share=1.0) == pytest.approx(float(own), abs=0.02)
-    assert target(sure, sure, 0.5, share=1.0) == pytest.approx(float(left), abs=0.05)
+    assert target(sure, sure, 1.0) == pytest.approx(float(left), abs=0.05)
 
 
 def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_word(pair):
-    """However unsure the old adapted model is: where only trust decides, nothing of its own word is taken here."""
+    """However unsure the old adapted model is."""
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
     states, doubts = (torch.randn(6, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
@@ -160,17 +157,16 @@ def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_wo
         torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3)), dim=-1
     )
 
-    def target(trust, share):
+    def target(share):
         found = build_targets(
             *heads, Vocabulary.pair(old, new), adapted, plain, states + doubts,
-            options(confidence_entropy=trust, teacher_weight=share, top=500, extra=0), seed=0,
+            options(teacher_weight=share, top=500, extra=0), seed=0,
         )  # fmt: skip
         return found.log_probs
 
-    difference, half, whole = (target(0.0, share) for share in (0.0, 0.5, 1.0))
+    difference, half, whole = (target(share) for share in (0.0, 0.5, 1.0))
     middle = ((difference + whole) / 2).log_softmax(-1)
     torch.testing.assert_close(half, middle, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(target(0.5, 0.0), difference, atol=1e-4, rtol=1e-4)
     assert (difference - whole).abs().max() > 0.5
 
 

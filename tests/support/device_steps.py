@@ -14,7 +14,7 @@ from typing import Any
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c}" for a in WORDS[:3] for b in WORDS[3:6] for c in WORDS[6:]]
-SHORT = {"length": 6, "entropy_gate": 0.0}
+SHORT = {"length": 6}
 
 
 def main(device: str) -> dict[str, float]:

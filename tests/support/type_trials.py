@@ -23,8 +23,8 @@ STEPS = 6
 """Tokens of an answer."""
 LEARNED = 0.9
 """Share of the divergence that may be left."""
-EVERYWHERE: dict[str, Any] = {"length": STEPS, "entropy_gate": 0.0, "confidence_entropy": 0.0}
-"""Random models are sure of nothing: ask for the whole change of the logits at every position."""
+EVERYWHERE: dict[str, Any] = {"length": STEPS, "teacher_weight": 0.0}
+"""Two random models have nothing in common: ask for the change of the logits alone."""
 METHODS: dict[str, dict[str, Any]] = {
     "distill": EVERYWHERE | {"epochs": 10, "learning_rate": 5e-3, "anchor_text_tokens": 0},
     "transplant": EVERYWHERE,

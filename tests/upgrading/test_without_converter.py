@@ -35,7 +35,7 @@ from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.upgrading.inputs import open_inputs
 from peft_lorasuite.upgrading.upgrade import Upgraded, upgrade
 
-FAST = {"length": 4, "entropy_gate": 0.0, "anchor_tokens": 8}
+FAST = {"length": 4, "anchor_tokens": 8}
 DISTILL = FAST | {"epochs": 12, "batch_size": 4, "learning_rate": 5e-3, "anchor_text_tokens": 0}
 MODULES = {
     "codegen": ["qkv_proj", "fc_in"],

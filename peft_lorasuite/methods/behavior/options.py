@@ -12,8 +12,8 @@ from ..options import check_bounds
 Options = TypeVar("Options", bound="BehaviorOptions")
 
 LEAST: dict[str, float] = {
-    "prompts": 2, "length": 1, "entropy_gate": 0, "top": 1, "extra": 0, "confidence_entropy": 0, "teacher_weight": 0,
-    "anchor_tokens": 0, "anchor_text_tokens": 0, "synthetic_prompts": 0, "samples": 0, "rank": 1,
+    "prompts": 2, "length": 1, "top": 1, "extra": 0, "teacher_weight": 0, "anchor_tokens": 0,
+    "anchor_text_tokens": 0, "synthetic_prompts": 0, "samples": 0, "rank": 1,
     "ridge": 1e-9, "weight": 1e-9,
     "positions": 4, "shift_ridge": 0, "steps": 1, "refine_steps": 0, "epochs": 1, "batch_size": 1,
     "micro_batch_size": 1, "learning_rate": 1e-9,
@@ -33,15 +33,10 @@ class BehaviorOptions:
     Attributes:
         prompts: Prompts used at most, drawn at random; by default 128, and 2,000 texts for a classifier.
         length: Tokens of a response at most.
-        entropy_gate: Entropy, in nats, of the old adapted model's next-token distribution at and above which the target
-            is the new model's own distribution; at half of it and below, the adapter's whole change is the target. 0
-            turns the gate off.
         top: Candidate tokens per position.
         extra: Further candidate tokens, drawn at random.
-        confidence_entropy: Entropy, in nats, below which the target moves to the old adapted model's own probabilities
-            where the adapter changed them; 0 uses the difference of logits alone. See `targets.build_targets`.
         teacher_weight: Weight of the old adapted model's own probabilities in the target where the adapter changed
-            them, whatever their entropy; replaces ``confidence_entropy`` unless 0.
+            them; the rest is the difference that the adapter makes to the logits. See `targets.build_targets`.
         anchor_tokens: Prompt positions used as anchors at most: positions regularized toward the base model.
         anchor_text_tokens: Tokens of the built-in text used as anchors as well, approximately.
         synthetic_prompts: Further prompts, recombined from given ones that share a template, about entities that the
@@ -52,17 +47,15 @@ class BehaviorOptions:
 
     prompts: int | None = None
     length: int = 48
-    entropy_gate: float | None = None
     top: int | None = None
     extra: int = 1000
-    confidence_entropy: float = 0.5
     teacher_weight: float | None = None
     anchor_tokens: int = 1000
     anchor_text_tokens: int = 0
     synthetic_prompts: int = 0
     samples: int = 10
 
-    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (0.0, 0.5)}
+    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (1.0, 0.5)}
     """Option -> its default for short answers (formats, choices) and for long ones (chains of thought)."""
 
     def __post_init__(self) -> None:
@@ -74,8 +67,6 @@ class BehaviorOptions:
     def resolve(self: Options, *, long: bool) -> Options:
         """Return the options with every None replaced by its default for short or long answers."""
         defaults = {name: pair[long] for name, pair in self.BY_LENGTH.items()}
-        if not self.confidence_entropy:
-            defaults["teacher_weight"] = 0.0
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 
@@ -105,10 +96,9 @@ class TransplantOptions(BehaviorOptions):
     steps: int = 25
     refine_steps: int | None = None
 
-    # Chains of thought get no gate, since entropy is high wherever a new step of the chain begins, and fewer refinement
-    # steps, since each takes ten times as long.
+    # Chains of thought get fewer refinement steps, since each takes ten times as long.
     BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = BehaviorOptions.BY_LENGTH | {
-        "entropy_gate": (0.5, 0.0), "rank": (16, 64), "positions": (2000, 10000), "refine_steps": (60, 20),
+        "rank": (16, 64), "positions": (2000, 10000), "refine_steps": (60, 20),
     }  # fmt: skip
 
 
@@ -134,8 +124,6 @@ class DistillOptions(BehaviorOptions):
     start: bool = True
     parts: tuple[str, ...] = ("q", "k", "v", "o")
 
-    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = BehaviorOptions.BY_LENGTH | {"entropy_gate": (1.0, 0.0)}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parts(self.parts)
@@ -150,7 +138,5 @@ class DistillOptions(BehaviorOptions):
 
     def transplant(self) -> TransplantOptions:
         """Return the options of the `transplant` that training starts from; its rank is that of all trained modules."""
-        shared = {
-            item.name: getattr(self, item.name) for item in fields(BehaviorOptions) if item.name != "entropy_gate"
-        }
+        shared = {item.name: getattr(self, item.name) for item in fields(BehaviorOptions)}
         return TransplantOptions(**shared, rank=16, refine_steps=0)

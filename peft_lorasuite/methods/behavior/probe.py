@@ -189,10 +189,9 @@ def _length_hint(turns: Sequence[Turn], length: int) -> dict[str, Any]:
 
 def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: TransplantOptions) -> Probe:
     """Write the facts that the answers state into an early layer, and read the new model again with that update."""
-    ungated = replace(options, entropy_gate=0.0)
 
     def targets_at(places: Sequence[int]) -> Targets:
-        return probed.targets(ungated, seed=inputs.seed, places=places)
+        return probed.targets(options, seed=inputs.seed, places=places)
 
     edit = edit_facts(
         model, probed.new, probed.new_head, probed.turns, probed.places, targets_at, seed=inputs.seed,

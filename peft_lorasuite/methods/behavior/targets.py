@@ -2,7 +2,7 @@
 
 The difference of two models tells by how much a token's logit must rise, but not to what value: a token that the old
 base model finds likelier than the new one does ends up too low, and what the new model prefers stays on top. So where
-the adapter made the old model certain, the old adapted model's own probabilities are the target; see `build_targets`.
+the adapter changed the prediction, the old adapted model's own probabilities are the target; see `build_targets`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANGED = 0.1
 SMALLEST = 1e-6
 """Smallest probability of all tokens without a partner together."""
 CONFIDENT = 0.5
-"""Entropy, in nats, from which on the confidence is 0 where there is no gate; that of `transplant`'s gate."""
+"""Entropy, in nats, from which on the confidence is 0."""
 LIKELY = 0.5
 """Probability of an old token from which on the new tokens inside it are taught."""
 
@@ -104,8 +104,8 @@ class Targets:
     Attributes:
         ids: New token ids of the candidates, (candidates,).
         log_probs: Target log-probabilities, normalized over the candidates, (positions, candidates).
-        confidence: Confidence of the old adapted model at each position, from 0 to 1, (positions,): the value of the
-            entropy gate or, without one, that of a gate at `CONFIDENT`.
+        confidence: Confidence of the old adapted model at each position, from 0 to 1, (positions,); see
+            `confidence_of`.
     """
 
     ids: Tensor
@@ -124,14 +124,12 @@ def build_targets(
     old_head: Head, new_head: Head, vocabulary: Vocabulary | PlaceVocabularies, adapted: Tensor, plain: Tensor,
     states: Tensor, options: BehaviorOptions, *, seed: int,
 ) -> Targets:  # fmt: skip
-    """Return ``new + c * (old adapted - ((1 - w) old + w new))`` in log-probabilities, on the candidate tokens.
+    """Return ``new + old adapted - ((1 - w) old + w new)`` in log-probabilities, on the candidate tokens.
 
-    With H the entropy of the old adapted model and K its KL divergence from the old model, both in nats,
-    ``c = clamp(2 (1 - H / entropy_gate), 0, 1)`` asks for no change where the old adapted model is uncertain (1 without
-    a gate), and ``w = clamp(2 (1 - H / confidence_entropy), 0, 1) * clamp(K / confidence_entropy, 0, 1)`` makes its own
-    probabilities the target where the adapter made it certain. With a ``teacher_weight``,
-    ``w = teacher_weight * clamp(K / CHANGED, 0, 1)`` instead. The candidates are the ``top`` likeliest tokens of target
-    and new model at every position, and ``extra`` tokens drawn at random.
+    ``w = teacher_weight * clamp(K / CHANGED, 0, 1)``, where K is the KL divergence of the old adapted model from the
+    old one, in nats: where the adapter changed the prediction, its own probabilities are the target, and where it did
+    not, those of the new model are. The candidates are the ``top`` likeliest tokens of target and new model at every
+    position, and ``extra`` tokens drawn at random.
 
     Args:
         old_head: Head of the old backbone.
@@ -140,7 +138,7 @@ def build_targets(
         adapted: States of the old adapted model after its final norm, (positions, D_o).
         plain: States of the old model after its final norm, (positions, D_o).
         states: States of the new model before its final norm, (positions, D_n).
-        options: Resolved options: ``entropy_gate``, ``confidence_entropy``, ``teacher_weight``, ``top``, ``extra``.
+        options: Resolved options: ``teacher_weight``, ``top``, ``extra``.
         seed: Seed of the random candidates.
     """
     size, device = len(new_head.weight), new_head.device
@@ -211,31 +209,26 @@ def _shift_logits(
     other_after, other_before, other_new = (
         one.clamp_min(SMALLEST).log() for one in (*other, (new_p * rest).sum(dim=-1))
     )
-    reference, other_reference = before, other_before
-    if options.teacher_weight or options.confidence_entropy:
-        bound = CHANGED if options.teacher_weight else options.confidence_entropy
-        weight = options.teacher_weight or confidence_of(entropy, bound)
-        changed = ((after_p * (after - before)).sum(dim=-1) / bound).clamp(0, 1)
-        share = weight * changed
-        summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
-        reference = torch.lerp(before, summed, share[:, None])
-        other_reference = torch.lerp(other_before, other_new, share)
-    confidence = confidence_of(entropy, options.entropy_gate or CONFIDENT)
-    sure = confidence if options.entropy_gate else torch.ones_like(entropy)
+    changed = ((after_p * (after - before)).sum(dim=-1) / CHANGED).clamp(0, 1)
+    share = (options.teacher_weight or 0.0) * changed
+    summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
+    reference = torch.lerp(before, summed, share[:, None])
+    other_reference = torch.lerp(other_before, other_new, share)
+    confidence, taught = confidence_of(entropy), torch.ones_like(entropy)
     if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
-        likely = after_p.gather(1, following[:, :1])[:, 0] >= LIKELY
-        sure, confidence = sure * likely, confidence * likely
-    change = sure[:, None] * (after - reference)
+        taught = (after_p.gather(1, following[:, :1])[:, 0] >= LIKELY).to(entropy)
+        confidence = confidence * taught
+    change = taught[:, None] * (after - reference)
     shifted = new.clone()
     shifted[:, vocabulary.new] += change[:, vocabulary.old]
-    shifted = torch.where(rest, new + (sure * (other_after - other_reference))[:, None], shifted)
+    shifted = torch.where(rest, new + (taught * (other_after - other_reference))[:, None], shifted)
     shifted[rows, b] = new[rows, b] + change[rows, a]
     return shifted, confidence
 
 
-def confidence_of(entropy: Tensor, bound: float) -> Tensor:
-    """Return 1 up to an entropy of half the bound, falling linearly to 0 at the bound."""
-    return (2 * (1 - entropy / bound)).clamp(0, 1)
+def confidence_of(entropy: Tensor) -> Tensor:
+    """Return 1 up to an entropy of half of `CONFIDENT`, falling linearly to 0 there."""
+    return (2 * (1 - entropy / CONFIDENT)).clamp(0, 1)
 
 
 def chunks(count: int, size: int) -> Sequence[slice]:
