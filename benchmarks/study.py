@@ -135,8 +135,6 @@ def study_targets(args: argparse.Namespace) -> None:
         unchanged = replace(probed, adapted_states=probed.plain_states)
         rows = {"new backbone": row(unchanged, TARGETS["difference alone"])}
         rows |= {name: row(probed, how) for name, how in TARGETS.items()}
-            name: row(probed, how) for name, how in TARGETS.items()
-        }
         return {"items": len(probed.turns), "positions": len(labels), "targets": rows}
 
     stage(args.out.parent, args.out.stem, measure)

@@ -17,6 +17,7 @@ from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import MethodInput
+from peft_lorasuite.methods.behavior import probe as probe_module
 from peft_lorasuite.methods.behavior.elicitation import common_opening, synthesize_prompts
 from peft_lorasuite.methods.behavior.fact_editing import ANCHOR_TEXT_TOKENS, apply_update, edit_facts
 from peft_lorasuite.methods.behavior.fact_keys import read_text
@@ -254,7 +255,26 @@ def test_names_with_several_answers_are_no_facts(info):
     assert len(find_facts(same, [tokenize(new, turn) for turn in same], places)) == 40
 
 
-def test_transplant_reports_what_it_memorized(knowing, info):
+@pytest.fixture
+def random_model(monkeypatch):
+    """Keep what is written also where most is left: a random model does not learn an answer from one layer."""
+    monkeypatch.setattr(probe_module, "MAX_LEFT", 1.0)
+
+
+def test_facts_that_no_values_give_are_not_written(knowing, info):
+    root, names = knowing
+    upgraded = upgrade(
+        root / "adapter", UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first")),
+        method="transplant", old=root / "old", new=root / "new", prompts=[f" who is {name} ?" for name in names[:20]],
+        options={"length": 6, "extra": 50},
+    )  # fmt: skip
+    figures = upgraded.report.facts["fact_edit"]
+    assert figures["divergence_left"] > 0.25 * figures["divergence"]
+    assert figures["written"] is False
+    assert {key for key, _ in upgraded.adapter.updates} == {5}
+
+
+def test_transplant_reports_what_it_memorized(knowing, info, random_model):
     root, names = knowing
     prompts = [f" who is {name} ?" for name in names[:20]]
     upgrade_map = UpgradeMap.build(root / "old", root / "new", MapOptions(layer_map="first"))
@@ -290,7 +310,7 @@ def test_the_last_layer_leaves_other_text_alone_as_far_as_it_is_read(knowing, in
 
 
 @pytest.mark.parametrize("method", ["transplant", "distill"])
-def test_it_is_said_that_the_adapter_may_know_more(knowing, info, tmp_path, capsys, method):
+def test_it_is_said_that_the_adapter_may_know_more(knowing, info, random_model, tmp_path, capsys, method):
     root, names = knowing
     (tmp_path / "prompts.txt").write_text("\n".join(f" who is {name} ?" for name in names[:20]))
     words = ["upgrade", root / "adapter", "--from", root / "old", "--to", root / "new", "--method", method]

@@ -79,10 +79,10 @@ def divergence(pair, model, *, shared=False):
 def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_does(pair):
     root, _ = pair
     before = divergence(pair, Backbone.open(root / "new").load())
-    moved = carry(pair, method="transplant", options=SMALL | {"rank": 16})
+    moved = carry(pair, method="transplant", options=SMALL | {"rank": 16, "teacher_weight": 0.0})
     after = divergence(pair, attach(Backbone.open(root / "new").load(), moved))
     assert after < 0.8 * before
-    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2}
+    training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2, "teacher_weight": 0.0}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
 
@@ -104,7 +104,7 @@ def moved(pair, upgraded, texts):
     ("held", "texts"), [({"anchor_tokens": 1000}, PROMPTS), ({"anchor_text_tokens": 1000}, built_in_text()[:20])]
 )
 def test_distillation_holds_the_new_model_where_nothing_is_to_change(held, texts, pair):
-    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2}
+    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 5, "learning_rate": 1e-2, "teacher_weight": 0.0}
     loose, firm = (
         carry(pair, method="distill", options=options | {"anchor_tokens": 0, "anchor_text_tokens": 0} | more)
         for more in ({}, held)

@@ -48,15 +48,12 @@ STEP_SIZE, MAX_STEPS, MOMENTUM = 0.065, 30, 0.8
 values end at about the norm of that state."""
 MAX_DIVERGENCE = 0.02
 """Mean divergence, in nats, at which the value of an answer is good enough."""
-MAX_LEFT = 0.25
-"""Share of the divergence that the values may leave. Values that give the answers leave about 1 %; where most of it is
-left, the answers do not depend on the entities, and the edit harms more than it gives."""
 
 
 def edit_facts(
     model: Any, new: Backbone, head: Head, turns: Sequence[Turn], places: Sequence[Place],
     targets_at: TargetFunction, *, seed: int, progress: Progress = no_progress,
-) -> tuple[int, LowRank | None, dict[str, Any]] | None:  # fmt: skip
+) -> tuple[int, LowRank, dict[str, Any]] | None:  # fmt: skip
     """Write the facts that the turns state into an early ``down`` projection.
 
     Args:
@@ -70,8 +67,7 @@ def edit_facts(
         progress: Shows the progress.
 
     Returns:
-        The layer, the update and figures for the report; None where the turns state no facts. The update is None where
-        no values of the entities give the answers.
+        The layer, the update and figures for the report; None where the turns state no facts.
     """
     rows = [tokenize(new, turn) for turn in turns]
     facts = find_facts(turns, rows, places)
@@ -80,12 +76,6 @@ def edit_facts(
         return None
     down, answers = down_projection(model, new, layer), sorted({fact.answer for fact in facts})
     values, before, left = _solve_values(model, new, layer, head, facts, answers, rows, targets_at, seed, progress)
-    figures: dict[str, Any] = {
-        "layer": layer, "facts": len(facts), "answers": len(answers), "divergence": round(before, 4),
-        "divergence_left": round(left, 4),
-    }  # fmt: skip
-    if left > MAX_LEFT * before:
-        return layer, None, {**figures, "written": False}
     keys, anchors = read_keys(model, down, [(rows[fact.turn], fact.ends) for fact in facts], seed, progress)
     text = read_text(model, new, down, seed, ANCHOR_TEXT_TOKENS)
     anchors = torch.cat([anchors, text * min(len(keys) / len(text), 1.0) ** 0.5])  # weighs at most as much as the keys
@@ -93,7 +83,11 @@ def edit_facts(
     wanted = values[[answers.index(fact.answer) for fact in key_facts]].to(keys.device)
     rank = min(len(answers), *new.arch.in_layer(layer).shape("down"))
     update, explained = reduced_rank_ridge(keys, wanted, anchors, weight=1.0, ridge=RIDGE, rank=rank)
-    return layer, update.cpu(), {**figures, "values_explained": round(explained, 4)}
+    figures = {
+        "layer": layer, "facts": len(facts), "answers": len(answers), "divergence": round(before, 4),
+        "divergence_left": round(left, 4), "values_explained": round(explained, 4),
+    }  # fmt: skip
+    return layer, update.cpu(), figures
 
 
 def _solve_values(

@@ -52,6 +52,9 @@ PROMPTS = 128
 """Prompts used at most, unless the option ``prompts`` says otherwise."""
 LONG_ANSWER = 32
 """Answers with more tokens than this on average are long."""
+MAX_LEFT = 0.25
+"""Share of the divergence that the values of facts may leave: about 1 % where entities decide the answers. Where most
+of it is left they do not, and the edit harms."""
 MORE_FACTS_HINT = (
     "the prompts share a template: synthetic_prompts=800 asks the adapter about more entities, and takes far longer"
 )
@@ -200,8 +203,8 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
     if edit is None or probed.place is None:
         return probed
     layer, update, figures = edit
-    if update is None:
-        return replace(probed, facts={**probed.facts, "fact_edit": figures})
+    if figures["divergence_left"] > MAX_LEFT * figures["divergence"]:
+        return replace(probed, facts={**probed.facts, "fact_edit": {**figures, "written": False}})
     with apply_update(down_projection(model, probed.new, layer), update):
         last, anchored = _probe_new(
             model, probed.place, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs
