@@ -12,10 +12,9 @@ from ..options import check_bounds
 Options = TypeVar("Options", bound="BehaviorOptions")
 
 LEAST: dict[str, float] = {
-    "prompts": 2, "length": 1, "top": 1, "extra": 0, "teacher_weight": 0, "anchor_tokens": 0,
-    "anchor_text_tokens": 0, "synthetic_prompts": 0, "samples": 0, "rank": 1,
-    "ridge": 1e-9, "weight": 1e-9,
-    "positions": 4, "shift_ridge": 0, "steps": 1, "refine_steps": 0, "epochs": 1, "batch_size": 1,
+    "prompts": 2, "length": 1, "top": 1, "extra": 0, "teacher_weight": 0, "change_threshold": 1e-9,
+    "anchor_tokens": 0, "anchor_text_tokens": 0, "synthetic_prompts": 0, "samples": 0, "rank": 1, "ridge": 1e-9,
+    "weight": 1e-9, "positions": 4, "shift_ridge": 0, "steps": 1, "refine_steps": 0, "epochs": 1, "batch_size": 1,
     "micro_batch_size": 1, "learning_rate": 1e-9,
 }  # fmt: skip
 """Option -> its smallest value."""
@@ -37,6 +36,8 @@ class BehaviorOptions:
         extra: Further candidate tokens, drawn at random.
         teacher_weight: Weight of the old adapted model's own probabilities in the target where the adapter changed
             them; the rest is the difference that the adapter makes to the logits. See `targets.build_targets`.
+        change_threshold: KL divergence, in nats, of the old adapted model from the old one at which the adapter counts
+            as having changed a prediction. A higher one keeps more of what the new model knows.
         anchor_tokens: Prompt positions used as anchors at most: positions regularized toward the base model.
         anchor_text_tokens: Tokens of the built-in text used as anchors as well, approximately.
         synthetic_prompts: Further prompts, recombined from given ones that share a template, about entities that the
@@ -50,12 +51,17 @@ class BehaviorOptions:
     top: int | None = None
     extra: int = 1000
     teacher_weight: float | None = None
+    change_threshold: float | None = None
     anchor_tokens: int = 1000
     anchor_text_tokens: int = 0
     synthetic_prompts: int = 0
     samples: int = 10
 
-    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {"top": (64, 32), "teacher_weight": (1.0, 0.5)}
+    BY_LENGTH: ClassVar[dict[str, tuple[Any, Any]]] = {
+        "top": (64, 32),
+        "teacher_weight": (1.0, 0.5),
+        "change_threshold": (0.5, 0.1),
+    }
     """Option -> its default for short answers (formats, choices) and for long ones (chains of thought)."""
 
     def __post_init__(self) -> None:

@@ -22,8 +22,6 @@ from ...models.head_probe import FoundHead, find_head
 from .options import BehaviorOptions
 from .token_pairs import PlaceVocabularies, Vocabulary
 
-CHANGED = 0.1
-"""KL divergence, in nats, at which the adapter counts as having changed a position, for ``teacher_weight``."""
 SMALLEST = 1e-6
 """Smallest probability of all tokens without a partner together."""
 CONFIDENT = 0.5
@@ -126,10 +124,10 @@ def build_targets(
 ) -> Targets:  # fmt: skip
     """Return ``new + old adapted - ((1 - w) old + w new)`` in log-probabilities, on the candidate tokens.
 
-    ``w = teacher_weight * clamp(K / CHANGED, 0, 1)``, where K is the KL divergence of the old adapted model from the
-    old one, in nats: where the adapter changed the prediction, its own probabilities are the target, and where it did
-    not, those of the new model are. The candidates are the ``top`` likeliest tokens of target and new model at every
-    position, and ``extra`` tokens drawn at random.
+    ``w = teacher_weight * clamp(K / change_threshold, 0, 1)``, where K is the KL divergence of the old adapted model
+    from the old one, in nats: where the adapter changed the prediction, its own probabilities are the target, and where
+    it did not, those of the new model are. The candidates are the ``top`` likeliest tokens of target and new model at
+    every position, and ``extra`` tokens drawn at random.
 
     Args:
         old_head: Head of the old backbone.
@@ -138,7 +136,7 @@ def build_targets(
         adapted: States of the old adapted model after its final norm, (positions, D_o).
         plain: States of the old model after its final norm, (positions, D_o).
         states: States of the new model before its final norm, (positions, D_n).
-        options: Resolved options: ``teacher_weight``, ``top``, ``extra``.
+        options: Resolved options: ``teacher_weight``, ``change_threshold``, ``top``, ``extra``.
         seed: Seed of the random candidates.
     """
     size, device = len(new_head.weight), new_head.device
@@ -209,8 +207,8 @@ def _shift_logits(
     other_after, other_before, other_new = (
         one.clamp_min(SMALLEST).log() for one in (*other, (new_p * rest).sum(dim=-1))
     )
-    changed = ((after_p * (after - before)).sum(dim=-1) / CHANGED).clamp(0, 1)
-    share = (options.teacher_weight or 0.0) * changed
+    changed = (after_p * (after - before)).sum(dim=-1) / (options.change_threshold or 1.0)
+    share = (options.teacher_weight or 0.0) * changed.clamp(0, 1)
     summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
     reference = torch.lerp(before, summed, share[:, None])
     other_reference = torch.lerp(other_before, other_new, share)
