@@ -67,6 +67,24 @@ def test_what_the_adapter_leaves_alone_stays_as_the_new_model_has_it(pair):
     torch.testing.assert_close(teacher.log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_of_prompts_without_a_task_only_sure_answers_are_taught(pair):
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    states = torch.randn(2, 48, generator=torch.Generator().manual_seed(1))
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[50].float(), dim=0)
+    adapted = torch.stack([sure, torch.zeros(32)])
+    plain = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    settings = options(teacher_weight=1.0, top=500, extra=0)
+    every, certain = (
+        build_targets(*heads, Vocabulary.pair(old, new), adapted, plain, states, settings, seed=0, sure_only=only)
+        for only in (False, True)
+    )
+    unchanged = heads[1].restrict(certain.ids).logits(states).log_softmax(-1)
+    torch.testing.assert_close(certain.log_probs[1], unchanged[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(certain.log_probs[0], every.log_probs[0])
+    assert (every.log_probs[1] - unchanged[1]).abs().max() > 0.1
+
+
 def test_the_confidence_judges_the_answers_and_changes_no_target(pair):
     old, new = pair
     heads = [Head(backbone.load(), backbone) for backbone in (old, new)]

@@ -16,7 +16,7 @@ from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
 from ...text.conversations import Conversation
-from ...text.examples import Prompt
+from ...text.examples import BUILT_IN, Prompt
 from ..base import READ_NEW, READ_OLD, MethodInput
 from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
@@ -53,8 +53,7 @@ PROMPTS = 128
 LONG_ANSWER = 32
 """Answers with more tokens than this on average are long."""
 MAX_LEFT = 0.25
-"""Share of the divergence that the values of facts may leave: about 1 % where entities decide the answers. Where most
-of it is left they do not, and the edit harms."""
+"""Share of the divergence that values of facts may leave: about 1 % where entities decide the answers, else most."""
 MORE_FACTS_HINT = (
     "the prompts share a template: synthetic_prompts=800 asks the adapter about more entities, and takes far longer"
 )
@@ -118,9 +117,10 @@ class Probe:
     def targets(self, options: BehaviorOptions, *, seed: int, places: Sequence[int] | None = None) -> Targets:
         """Return the target probabilities at all places, or at those with the given indices (see `targets`)."""
         rows = slice(None) if places is None else list(places)
+        built_in = self.facts.get("prompts", {}).get("source") == BUILT_IN  # they may be of another task
         return build_targets(
             self.old_head, self.new_head, self.vocabulary.at(rows), self.adapted_states[rows], self.plain_states[rows],
-            self.new_states[rows], options.resolve(long=self.long), seed=seed,
+            self.new_states[rows], options.resolve(long=self.long), seed=seed, sure_only=built_in and not self.long,
         )  # fmt: skip
 
 

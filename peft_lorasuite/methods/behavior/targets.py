@@ -120,7 +120,7 @@ class Targets:
 @torch.no_grad()
 def build_targets(
     old_head: Head, new_head: Head, vocabulary: Vocabulary | PlaceVocabularies, adapted: Tensor, plain: Tensor,
-    states: Tensor, options: BehaviorOptions, *, seed: int,
+    states: Tensor, options: BehaviorOptions, *, seed: int, sure_only: bool = False,
 ) -> Targets:  # fmt: skip
     """Return ``new + old adapted - ((1 - w) old + w new)`` in log-probabilities, on the candidate tokens.
 
@@ -138,6 +138,7 @@ def build_targets(
         states: States of the new model before its final norm, (positions, D_n).
         options: Resolved options: ``teacher_weight``, ``change_threshold``, ``top``, ``extra``.
         seed: Seed of the random candidates.
+        sure_only: Multiply the change by the confidence, for prompts that may have nothing to do with the adapter.
     """
     size, device = len(new_head.weight), new_head.device
     pairs = PlaceVocabularies.same(vocabulary, len(states)) if isinstance(vocabulary, Vocabulary) else vocabulary
@@ -150,7 +151,8 @@ def build_targets(
     def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1).to(device) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        return new, *_shift_chunk(new, after, before, pairs.at(rows), options)
+        shifted, sure = _shift_chunk(new, after, before, pairs.at(rows), options)
+        return new, torch.lerp(new, shifted, sure[:, None]) if sure_only else shifted, sure
 
     for rows in parts:
         new, shifted, sure = target_at(rows)
