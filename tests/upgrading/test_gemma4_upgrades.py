@@ -148,7 +148,7 @@ def test_transplant_brings_the_new_model_nearer_to_what_the_adapter_does(
     left = saved(tmp_path / "old", old, seed=1, **(values if old != "llama" else {}))
     right = saved(tmp_path / "new", "gemma4_text", seed=2, **values)
     prompts = [f" the {a} {b} {c}" for a in OLD_WORDS[3:6] for b in OLD_WORDS[6:10] for c in OLD_WORDS[10:13]]
-    options = {"prompts": 24, "length": 4, "extra": 50, "anchor_tokens": 40}
+    options = {"prompts": 24, "length": 4, "extra": 50, "anchor_tokens": 40, "teacher_weight": 0.0}
     options |= {"rank": 8 if values else 16}
     source = adapter_of(left, tmp_path / "adapter")
     upgrade_map = UpgradeMap.build(left, right, MapOptions(layer_map="first"))
