@@ -18,17 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from chat_demo import ChatPair, conversations
+from chat_demo import ChatPair
 from common import RESULTS, hide_loading_bars, stage
-from demo_formats import CHATS, PROMPTS, train_adapter
+from demo_formats import score_answers, train_adapter, unlabeled
 from demo_language import PEOPLE, World, texts
 from demo_pair import timed
 from side_effects import measure as measure_other_text
 
 from peft_lorasuite import upgrade
 from peft_lorasuite.model import attach
-from peft_lorasuite.text.examples import format_example, read_records
-from peft_lorasuite.training.scoring import score
 
 BASE: dict[str, dict[str, Any]] = {
     "transplant": {"length": 8, "rank": 64, "samples": 0},
@@ -78,14 +76,6 @@ class Study:
         self.trained = train_adapter(work, self.form, loss, self.pair.train, seed)
 
     @cached_property
-    def prompts(self) -> list[Any]:
-        """Unlabeled prompts in the adapter's format."""
-        items = self.pair.train[: self.count]
-        if self.form in CHATS:
-            return conversations(items, labeled=False)
-        return [format_example(item, PROMPTS[self.form]) for item in items]
-
-    @cached_property
     def other(self) -> list[str]:
         """Texts of the demo's language, most of which have nothing to do with the task."""
         return list(islice(texts(World.create(), list(PEOPLE), OTHER_SEED), 200))
@@ -101,7 +91,7 @@ class Study:
         def work() -> Any:
             return upgrade(
                 self.trained.folder, self.pair.map, method=method, options=options, old=self.pair.old,
-                new=self.pair.new, prompts=self.prompts, seed=self.pair.seed,
+                new=self.pair.new, prompts=unlabeled(self.form, self.pair.train[: self.count]), seed=self.pair.seed,
             )  # fmt: skip
 
         found, seconds, _ = timed(work)
@@ -112,12 +102,7 @@ class Study:
 
     def score(self, model: Any) -> dict[str, Any]:
         """Score the development questions."""
-        items, tokenizer = self.pair.test[:ITEMS], self.pair.new.tokenizer
-        if self.form in CHATS:
-            found = score(model.eval(), tokenizer, read_records(conversations(items)))
-        else:
-            found = score(model.eval(), tokenizer, items, PROMPTS[self.form], batch_size=64)
-        return {"nll": round(found.nll, 4), "exact": round(found.exact, 4), "items": found.n}
+        return score_answers(model, self.pair.new.tokenizer, self.form, self.pair.test[:ITEMS])
 
 
 def table(out: Path, method: str, adapters: Sequence[str], rows: Sequence[str], seeds: Sequence[int]) -> str:

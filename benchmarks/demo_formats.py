@@ -21,10 +21,11 @@ from demo_pair import DATA, FULL, TEMPLATE
 from peft_lorasuite import Backbone
 from peft_lorasuite.progress import no_progress
 from peft_lorasuite.text.chat import Chat
-from peft_lorasuite.text.examples import Example, read_records
+from peft_lorasuite.text.examples import Example, format_example, read_records
 from peft_lorasuite.training.encoding import encode_examples
 from peft_lorasuite.training.loop import train
 from peft_lorasuite.training.options import FinetuneOptions
+from peft_lorasuite.training.scoring import score
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
@@ -105,3 +106,19 @@ def train_adapter(
         tokenizer.save_pretrained(part)
     part.rename(folder)
     return Trained(old, folder, form)
+
+
+def unlabeled(form: str, items: Sequence[Example]) -> list[Any]:
+    """Return prompts without answers in a format: conversations, or texts."""
+    if form in CHATS:
+        return conversations(items, labeled=False)
+    return [format_example(item, PROMPTS[form]) for item in items]
+
+
+def score_answers(model: Any, tokenizer: Any, form: str, items: Sequence[Example]) -> dict[str, Any]:
+    """Score answers in a format; conversations are rendered by the tokenizer's chat template."""
+    if form in CHATS:
+        found = score(model.eval(), tokenizer, read_records(conversations(items)))
+    else:
+        found = score(model.eval(), tokenizer, items, PROMPTS[form], batch_size=64)
+    return {"nll": round(found.nll, 4), "exact": round(found.exact, 4), "items": found.n}

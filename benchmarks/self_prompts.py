@@ -14,15 +14,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chat_demo import ChatPair, conversations
+from chat_demo import ChatPair
 from common import RESULTS, hide_loading_bars, stage
-from demo_formats import CHATS, LOSSES, PROMPTS, train_adapter
+from demo_formats import LOSSES, score_answers, train_adapter, unlabeled
 from demo_pair import timed
 
 from peft_lorasuite import upgrade
 from peft_lorasuite.model import attach
-from peft_lorasuite.text.examples import format_example, read_records
-from peft_lorasuite.training.scoring import score
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "transplant": ("transplant", {"rank": 64}),
@@ -51,22 +49,11 @@ class Upgrades:
 
     def prompts(self, source: str) -> Any:
         """Return the prompts of a source."""
-        items = self.pair.train[: self.count]
-        if source != "task":
-            return source
-        if self.form in CHATS:
-            return conversations(items, labeled=False)
-        return [format_example(item, PROMPTS[self.form]) for item in items]
+        return unlabeled(self.form, self.pair.train[: self.count]) if source == "task" else source
 
     def score(self, model: Any) -> dict[str, Any]:
         """Score the test answers."""
-        items, tokenizer = self.pair.test[:ITEMS], self.pair.new.tokenizer
-        if self.form in CHATS:
-            talks: Any = read_records(conversations(items))
-            found = score(model.eval(), tokenizer, talks)
-        else:
-            found = score(model.eval(), tokenizer, items, PROMPTS[self.form], batch_size=64)
-        return {"nll": round(found.nll, 4), "exact": round(found.exact, 4), "items": found.n}
+        return score_answers(model, self.pair.new.tokenizer, self.form, self.pair.test[:ITEMS])
 
     def measure(self, row: str) -> dict[str, Any]:
         """Upgrade as a row says, and score."""

@@ -123,6 +123,7 @@ def check_upgrade(
     options = CheckOptions(refusals=refusals, limit=limit, length=length, seed=seed)
     load = LoadOptions(token, cache_dir, False, trust_remote_code, dtype, device_map)
     source, new = _open(adapter, base, load, "pass its backbone (--base, base=)", adapter_name)
+    adapter_folder(source)  # a damaged file is an error before a model runs; `read_adapter` checks that of the old one
     old_source, old_backbone = _open(old, old_base, load, "pass its backbone (--from, old_base=)")
     progress = numbered(progress, [OLD, *([] if retrained is None else [RETRAINED]), NEW])
     chat = ChatOptions.of(chat)
@@ -169,7 +170,6 @@ def _open(
             "only adapters of causal language models are checked against old ones", where=source.name,
             got=f"task_type {kind}", do="evaluate both on texts with labels (`evaluate ADAPTER --data FILE`)",
         )  # fmt: skip
-    adapter_folder(source)  # a damaged file is an error before a model runs
     return source, old_backbone_loader(source, base, None, load.model_kwargs(), do=do)()
 
 
