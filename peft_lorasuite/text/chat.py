@@ -76,7 +76,8 @@ class Chat:
         if not self.plain and not self.has_template:
             raise LoraSuiteError(
                 "the tokenizer has no chat template, and the prompts are conversations", where=self.name,
-                do="pass one, or none (old_template= or new_template= of ChatOptions, --old-template, --new-template)",
+                do="pass one, or 'none' for plain text (old_template= or new_template= of ChatOptions, or the flags "
+                "--old-template and --new-template)",
             )  # fmt: skip
 
     def write(self, prompt: str | Conversation) -> PromptText | str:

@@ -89,5 +89,5 @@ def _check_markup(old: Chat, new: Chat, conversation: Conversation) -> None:
     if missing:
         raise LoraSuiteError(
             "the new backbone has no chat template, and its vocabulary lacks a token of the old one", where=new.name,
-            got=missing[0], do="pass one, or none (new_template= of ChatOptions, --new-template)",
+            got=missing[0], do="pass one, or 'none' for plain text (new_template= of ChatOptions, --new-template)",
         )  # fmt: skip

@@ -121,7 +121,9 @@ def test_a_template_is_a_file_its_text_or_none(tmp_path: Path) -> None:
 
 def test_the_old_template_needs_its_tokens_in_the_new_vocabulary() -> None:
     old, bare = chat(CHATML).tokenizer, tokenizer_with(None)
-    with pytest.raises(LoraSuiteError, match=r"lacks a token of the old one .got <.im_start.>.; pass one, or none"):
+    with pytest.raises(
+        LoraSuiteError, match=r"lacks a token of the old one .got <.im_start.>.; pass one, or .none. for plain text"
+    ):
         ChatPair.open(ChatOptions(), ("old", old), ("new", bare), [ASKED])
     found = ChatPair.open(ChatOptions(), ("old", chat(LLAMA2).tokenizer), ("new", bare), [ASKED])
     assert found.saved_template == LLAMA2
