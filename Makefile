@@ -24,7 +24,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
-# The tests marked slow alone; `make slow PART=4` runs the first and every fourth case of each.
+# The tests marked slow alone; `make slow PART=8` runs one case of eight.
 slow: $(VENV)/ready
 	$(PYTEST) -m slow --part $(PART)
 

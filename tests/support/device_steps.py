@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -54,6 +55,8 @@ def upgrade_adapter(root: Path, device: str) -> dict[str, float]:
 
 def edit_fact(root: Path, device: str) -> dict[str, float]:
     """Write given answers about names into an early layer."""
+    from unittest import mock
+
     from hub_pair import make_lora
     from pico import pico_model, pico_tokenizer, save_backbone
 
@@ -76,7 +79,9 @@ def edit_fact(root: Path, device: str) -> dict[str, float]:
         Turn(f" who is {a}{b} ?", f" wears {WORDS[(i + j) % 3]}", True)
         for i, a in enumerate(names) for j, b in enumerate(names[:3])
     ]  # fmt: skip
-    probed = probe(MethodInput(read, map=None, **sides), TransplantOptions(**SHORT), turns=turns)  # pyright: ignore
+    # a random model holds no facts: the update is kept whatever share of the divergence it leaves
+    with mock.patch.dict(probe.__globals__, MAX_LEFT=math.inf):
+        probed = probe(MethodInput(read, map=None, **sides), TransplantOptions(**SHORT), turns=turns)  # pyright: ignore
     return {"fact edit": sum(update.norm() for update in probed.fact_update.values())}
 
 
