@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PART ?= 1
 EXTRAS := test,check,evaluate,report
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 # The lowest versions that setup.cfg allows. PyPI's torch 2.8 brings gigabytes of CUDA libraries: LOWEST_TORCH names
 # another version, and PIP_EXTRA_INDEX_URL an index with CPU builds.

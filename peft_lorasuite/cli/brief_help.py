@@ -1,13 +1,17 @@
-"""Help of commands with many options: the usual ones with ``--help``, all of them with ``--help-all``."""
+"""Parsers of commands with many options: a brief help, and errors about a call on one line."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from ..errors import printable
 
 HANGING = re.compile(r" *\S+ {2,}|\s*")
 """Indentation of a line with its term, which the text behind the term is aligned with; else its indentation alone."""
@@ -28,9 +32,31 @@ def _wrap(line: str, width: int) -> str:
 
 
 class BriefParser(argparse.ArgumentParser):
-    """A parser whose ``--help`` leaves out options once `show_only` was called."""
+    """A parser whose ``--help`` leaves out options once `show_only` was called.
+
+    Options have to be spelled out: ``--to`` must not become ``--tokens`` where a command has no ``--to``.
+    """
 
     _shown: tuple[str, ...] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse an unknown option, with the name of a similar one; the parser of a command would pass it on."""
+        known = {name for action in self._actions for name in action.option_strings}
+        words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
+        names = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+        unknown = [name for name in names if name not in known]
+        if unknown and self._subparsers is None:
+            close = get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.75)
+            self.error(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line; the usage of a command can have more lines than a terminal."""
+        see = " See" if message.endswith("?") else "; see"
+        self.exit(2, f"{self.prog}: {printable(message)}{see} `{self.prog} --help`\n")
 
     def show_only(self, *options: str) -> None:
         """Show only these options, the required ones and the positional arguments; add ``--help-all``."""

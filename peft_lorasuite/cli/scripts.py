@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from ..errors import LoraSuiteError
 from ..progress import lenient_stderr
-from .brief_help import HelpFormatter
+from .brief_help import BriefParser, HelpFormatter
 from .common import PROMPTS, add_chat, non_empty
 
 
 def script_parser(name: str, description: str | None) -> ArgumentParser:
     """Return a parser with the options of every program that pushes."""
-    parser = ArgumentParser(prog=f"{name}.py", description=description, formatter_class=HelpFormatter)
+    parser = BriefParser(prog=f"{name}.py", description=description, formatter_class=HelpFormatter)
     parser.register("type", None, non_empty)
     parser.add_argument("--private", action="store_true", help="create a private repository; refuse a public one")
     parser.add_argument("--overwrite", action="store_true", help="replace other content of the repository")

@@ -139,3 +139,21 @@ def test_help_shows_eight_options_and_help_all_every_one(capsys: pytest.CaptureF
     assert pages["--help"] == {*usual, "--help", "--help-all"}
     assert {*pages["--help"], "--device-map", "--rank", "--epochs"} < pages["--help-all"]
     assert main(["upgrade", "none", "--to", "none", "-o", "out", "--rank", "2"]) == 1  # left out, not removed
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("map old new -o out --tok 3", "peft-lorasuite map: unknown option --tok: did you mean --tokens? See"),
+        ("map --to new -o out", "peft-lorasuite map: unknown option --to;"),  # no short form of --tokens
+        ("upgrade lora --promts=a", "peft-lorasuite upgrade: unknown option --promts: did you mean --prompts? See"),
+        ("upgrade lora", "peft-lorasuite upgrade: the following arguments are required: --to, -o/--output;"),
+    ],
+)
+def test_a_wrong_call_gets_one_line(call: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(call.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(message)
+    assert said.count("\n") == 1

@@ -18,7 +18,7 @@ from peft_lorasuite.progress import stage
 
 pair = command_fixtures.pair
 SMALL = ["--set", "prompts=4", "--set", "length=6", "--set", "epochs=1", "--set", "anchor_text_tokens=50"]
-TIME = r" +\d+(\.\d)? s"
+TIME = r" +(\d+(\.\d)? s|\d+:\d\d min)"
 LINES = [
     "building the upgrade map", "1/4 reading the old adapter's answers", "2/4 reading the new model",
     "3/4 fitting to the answers", "4/4 distilling",
