@@ -37,6 +37,7 @@ def run(args: Namespace) -> Output:
         old=args.old, new=args.new, rows=args.rows, overwrite=args.overwrite,
     )  # fmt: skip
     values = {"output": str(args.output), "figures": contents.figures, "missing": contents.missing}
-    lines = [f"wrote {args.output}: {len(contents.figures)} figures ({', '.join(contents.figures)})"]
+    figures = f": {len(contents.figures)} figures ({', '.join(contents.figures)})" if contents.figures else ""
+    lines = [f"wrote {args.output}{figures}"]
     lines += [f"  not shown: {what}: {reason}" for what, reason in contents.missing.items()]
     return values, "\n".join(lines)

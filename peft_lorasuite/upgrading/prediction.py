@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..mapping.upgrade_map import UpgradeMap
@@ -29,6 +29,13 @@ FULL_CONFIDENCE = 0.5
 MIN_CONFIDENCE = 0.7
 """Mean confidence of the old adapted model on the prompts below which the verdict is doubtful. Built-in prompts reach
 .45 to .62 on adapters of another prompt format, recovered or not; prompts of the task reach .85 and more."""
+MIN_EQUAL = 0.2
+"""Share of the sample answers that the adapter changed and the result gives as well, below which the verdict is
+doubtful. The likelihood of an answer can rise far while another answer stays the likeliest."""
+MIN_SAMPLES = 5
+"""Changed sample answers from which they count."""
+SHORT_ANSWER = 8
+"""Words of a sample answer on average up to which the same answer is expected; longer ones differ in their wording."""
 EXPECTED_GAP = {"transplant": 0.7, "distill": 0.9}
 """Methods that transfer the adapter's behavior -> gap expected before they have run."""
 
@@ -59,7 +66,7 @@ class Prediction:
 
     Attributes:
         verdict: ``"holds"``, ``"doubtful"`` (the old adapted model was uncertain of its answers, as with prompts of
-            another format than it was trained on) or ``"retrain"``.
+            another format than it was trained on, or the result answers differently) or ``"retrain"``.
         gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1; a rough estimate.
         because: The scores that this is based on.
     """
@@ -138,7 +145,8 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
     if "agreement" in measured:
         return _judge_classifier(measured)
     if map_scores is None:
-        return _judge_fit("no map of the weights: a backbone has no converter", 0.0, method, measured)
+        because = "no map of the weights: a backbone has no converter"
+        return _judge_answers(_judge_fit(because, 0.0, method, measured), fitted)
     because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
     because += f", new heads' weights explained {map_scores.explained:.0%}"
     because += (
@@ -150,7 +158,31 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
         return Prediction("retrain", 0.0, because)
     gap = map_scores.near if method == "copy" else map_scores.explained
     because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
-    return _judge_fit(because, gap, method, measured)
+    return _judge_answers(_judge_fit(because, gap, method, measured), fitted)
+
+
+def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | None:
+    """Return how many sample answers the result gives as the old adapted model did, and how many the adapter changed.
+
+    None if the adapter changed too few, or they are long. One of two answers may be cut.
+    """
+    changed = [one for one in samples if one["old"] and one["old"] != one["base"]]
+    words = sum(len(one["old"].split()) for one in changed)
+    if len(changed) < MIN_SAMPLES or words > SHORT_ANSWER * len(changed):
+        return None
+    pairs = [(one["old"], one["upgraded"]) for one in changed]
+    return sum(bool(got) and (got.startswith(old) or old.startswith(got)) for old, got in pairs), len(changed)
+
+
+def _judge_answers(found: Prediction, fitted: Mapping[str, Any] | None) -> Prediction:
+    """Make a verdict doubtful if the result hardly ever gives the old adapted model's short answers."""
+    counts = equal_answers((fitted or {}).get("samples", []))
+    if counts is None:
+        return found
+    equal, changed = counts
+    verdict = "doubtful" if found.verdict == "holds" and equal < MIN_EQUAL * changed else found.verdict
+    because = f"{found.because}, {equal} of {changed} changed sample answers as the old adapted model's"
+    return replace(found, verdict=verdict, because=because)
 
 
 def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any]) -> Prediction:

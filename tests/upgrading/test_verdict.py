@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import peft_lorasuite
 from peft_lorasuite import UpgradeMap, upgrade
 from peft_lorasuite.cli.main import main
-from peft_lorasuite.upgrading.prediction import Scores, judge
+from peft_lorasuite.upgrading.prediction import Prediction, Scores, judge
 
 pair = command_fixtures.pair
 WEIGHTS = "adapter_model.safetensors"
@@ -93,6 +93,30 @@ def test_a2_distillation_from_uncertain_answers_is_doubtful_whatever_its_own_gat
     assert judge(scores, "distill", measured).verdict == "doubtful"
     measured["distill"]["transplant"]["confidence"] = 0.9
     assert judge(scores, "distill", measured).verdict == "holds"
+
+
+def judged(*answers: tuple[str, str, str]) -> Prediction:
+    """The prediction after a good fit with these answers of the new base, the result and the old adapted model."""
+    samples = [dict(zip(("base", "upgraded", "old"), one, strict=True)) for one in answers]
+    fitted = {"transplant": {"divergence": 1.0, "divergence_left": 0.1, "confidence": 0.9}, "samples": samples}
+    return judge(Scores(1.0, 0.03, 0.0, 0.9), "transplant", fitted)
+
+
+def test_other_answers_than_the_old_ones_make_the_verdict_doubtful():
+    other, same = ("white fish", "wall book", "wall bucket"), ("white fish", "wall bucket", "wall bucket")
+    found = judged(*[other] * 9, same)
+    assert (found.verdict, found.gap) == ("doubtful", 0.9)
+    assert found.because.endswith("1 of 10 changed sample answers as the old adapted model's")
+    assert judged(*[other] * 8, same, same).verdict == "holds"
+    assert judged(*[("white fish", "wall", "wall bucket")] * 10).verdict == "holds"  # cut
+    assert judged(*[("white fish", "", "wall bucket")] * 10).verdict == "doubtful"
+
+
+def test_sample_answers_count_only_where_the_same_are_expected():
+    other = ("white fish", "wall book", "wall bucket")
+    assert judged(*[other] * 4).verdict == "holds"  # too few
+    assert judged(*[("yes", "no", "yes")] * 9, other).verdict == "holds"  # the adapter changed one alone
+    assert judged(*[("no", "a " * 9, "the " * 9)] * 10).verdict == "holds"  # long answers differ in their wording
 
 
 def test_the_whole_update_is_there_after_writing(pair, tmp_path):
