@@ -42,7 +42,7 @@ class BriefParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Refuse an unknown option, with the name of a similar one; the parser of a command would pass it on."""
         known = {name for action in self._actions for name in action.option_strings}
         words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
