@@ -68,6 +68,9 @@ def next_steps(output: str, upgraded: Upgraded, adapter: str) -> str:
         "report": f"peft-lorasuite inspect {shlex.quote(output)} -o report.html",
         "push": f'peft_lorasuite.push_upgraded({folder}, "OWNER/NAME")',
     }
+    verdict = upgraded.report.facts.get("prediction", {}).get("verdict")
+    if upgraded.report.method["name"] == "transplant" and verdict != "holds":
+        steps = {"instead": "the same command with --method distill: it trains for minutes, and recovers more"} | steps
     unfit = {"SEQ_CLS": ["check"], "TOKEN_CLS": ["check"], "FEATURE_EXTRACTION": ["check", "evaluate"]}
     for name in unfit.get(upgraded.adapter.task.kind, []):
         del steps[name]

@@ -12,8 +12,10 @@ from .common import Output, add_command, add_overwrite, positive, setup_logging
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
-        commands, "demo", "upgrade and fine-tune an adapter on the small pair of models in the package"
-    )
+        commands, "demo", "upgrade and fine-tune an adapter on the small pair of models in the package",
+        "The models, the adapter and its data are folders to try other commands on: peft_lorasuite/data/demo has old, "
+        "new,\nadapter, prompts.json and test.json.",
+    )  # fmt: skip
     command.add_argument("-o", "--output", default="demo-result", metavar="DIR",
                          help="folder for adapters, table and figure (default: demo-result)")  # fmt: skip
     add_overwrite(command)

@@ -30,7 +30,7 @@ HEAD = """Transfer a LoRA adapter to an upgraded backbone.
 
 Backbones, adapters and maps are folders or Hub ids; ID@REVISION selects a branch, tag or commit."""
 TAIL = f"""examples:
-  {NAME} upgrade me/old-lora --to new/backbone -o new-lora
+  {NAME} upgrade me/old-lora --to new/backbone --prompts prompts.jsonl -o new-lora
       The old backbone is the adapter's base model; the upgrade map is built once and cached.
   {NAME} upgrade me/old-lora --to new/backbone --finetune train.json --samples 100 -o new-lora
       The same, then light fine-tuning on 100 labeled samples.

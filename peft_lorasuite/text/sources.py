@@ -98,7 +98,8 @@ def _open_name(name: str, text_lines: bool, limit: int | None, seed: int, token:
         return Stream(name, records)
     if not is_file(path):
         wanted = "JSON, JSON Lines, CSV or Parquet, or the Hub id of a dataset (owner/name)"
-        raise LoraSuiteError("file not found", where=path, wanted=wanted, do="check the name")
+        what = "a folder, not a file" if path.is_dir() else "file not found"
+        raise LoraSuiteError(what, where=path, wanted=wanted, do="check the name")
     if suffix in BUILDERS:
         builder, options = BUILDERS[suffix]
         return Stream(path.name, _load_dataset(name, builder, data_files=str(path), **options))

@@ -36,6 +36,7 @@ MIN_SAMPLES = 5
 """Changed sample answers from which they count."""
 SHORT_ANSWER = 8
 """Words of a sample answer on average up to which the same answer is expected; longer ones differ in their wording."""
+DISTILL_HINT = "; method='distill' can recover more from the same prompts"
 EXPECTED_GAP = {"transplant": 0.7, "distill": 0.9}
 """Methods that transfer the adapter's behavior -> gap expected before they have run."""
 
@@ -146,7 +147,7 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
         return _judge_classifier(measured)
     if map_scores is None:
         because = "no map of the weights: a backbone has no converter"
-        return _judge_answers(_judge_fit(because, 0.0, method, measured), fitted)
+        return _judge_answers(_judge_fit(because, 0.0, method, measured), method, fitted)
     because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
     because += f", new heads' weights explained {map_scores.explained:.0%}"
     because += (
@@ -158,7 +159,7 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
         return Prediction("retrain", 0.0, because)
     gap = map_scores.near if method == "copy" else map_scores.explained
     because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
-    return _judge_answers(_judge_fit(because, gap, method, measured), fitted)
+    return _judge_answers(_judge_fit(because, gap, method, measured), method, fitted)
 
 
 def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | None:
@@ -174,15 +175,17 @@ def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | Non
     return sum(bool(got) and (got.startswith(old) or old.startswith(got)) for old, got in pairs), len(changed)
 
 
-def _judge_answers(found: Prediction, fitted: Mapping[str, Any] | None) -> Prediction:
+def _judge_answers(found: Prediction, method: str, fitted: Mapping[str, Any] | None) -> Prediction:
     """Make a verdict doubtful if the result hardly ever gives the old adapted model's short answers."""
     counts = equal_answers((fitted or {}).get("samples", []))
     if counts is None:
         return found
     equal, changed = counts
-    verdict = "doubtful" if found.verdict == "holds" and equal < MIN_EQUAL * changed else found.verdict
     because = f"{found.because}, {equal} of {changed} changed sample answers as the old adapted model's"
-    return replace(found, verdict=verdict, because=because)
+    if found.verdict != "holds" or equal >= MIN_EQUAL * changed:
+        return replace(found, because=because)
+    because += DISTILL_HINT if method == "transplant" else ""
+    return replace(found, verdict="doubtful", because=because)
 
 
 def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any]) -> Prediction:
@@ -199,7 +202,7 @@ def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any
             gap *= min(1.0, confidence / FULL_CONFIDENCE)
             because += f", confidence of the old adapted model {confidence:.2f}"
         if method == "transplant" and gap < MIN_EXPLAINED:
-            because += "; method='distill' can recover more from the same prompts"
+            because += DISTILL_HINT
     start = measured.get("transplant", {})  # distillation starts from it, and gates less
     confidence = min(confidence, float(start.get("confidence", 1.0)))
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"

@@ -106,7 +106,8 @@ def test_other_answers_than_the_old_ones_make_the_verdict_doubtful():
     other, same = ("white fish", "wall book", "wall bucket"), ("white fish", "wall bucket", "wall bucket")
     found = judged(*[other] * 9, same)
     assert (found.verdict, found.gap) == ("doubtful", 0.9)
-    assert found.because.endswith("1 of 10 changed sample answers as the old adapted model's")
+    assert "1 of 10 changed sample answers as the old adapted model's" in found.because
+    assert found.because.endswith("method='distill' can recover more from the same prompts")
     assert judged(*[other] * 8, same, same).verdict == "holds"
     assert judged(*[("white fish", "wall", "wall bucket")] * 10).verdict == "holds"  # cut
     assert judged(*[("white fish", "", "wall bucket")] * 10).verdict == "doubtful"
