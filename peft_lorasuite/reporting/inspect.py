@@ -133,7 +133,7 @@ def _inspect_adapter(
 ) -> str:  # fmt: skip
     if source.fetch(REPORT) is None:
         raise LoraSuiteError(
-            "the adapter has no report of an upgrade", wanted=REPORT,
+            "no upgrade wrote this adapter, or its report is missing", wanted=REPORT,
             do="pass the folder written by `upgrade`; PEFT's save_pretrained writes no report",
         )  # fmt: skip
     report = source.read_json(REPORT, schema=REPORT_SCHEMA)
