@@ -111,6 +111,11 @@ def test_a_source_that_is_none_is_refused(source: Any, message: str) -> None:
         read_examples(source)
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(LoraSuiteError, match="a folder, not a file"):
+        read_examples(tmp_path)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_bytes(b"\xff\xfe\x00[")
     with pytest.raises(LoraSuiteError, match="wanted text in UTF-8"):
