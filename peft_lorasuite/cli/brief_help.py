@@ -48,7 +48,7 @@ class BriefParser(argparse.ArgumentParser):
         words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
         names = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
         unknown = [name for name in names if name not in known]
-        if unknown and self._subparsers is None:
+        if unknown and self._subparsers is None:  # the parser of all commands does not know their options
             close = get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.75)
             self.error(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
         return super().parse_known_args(args, namespace)

@@ -70,7 +70,7 @@ def next_steps(output: str, upgraded: Upgraded, adapter: str) -> str:
     }
     verdict = upgraded.report.facts.get("prediction", {}).get("verdict")
     if upgraded.report.method["name"] == "transplant" and verdict != "holds":
-        steps = {"instead": "the same command with --method distill: it trains for minutes, and recovers more"} | steps
+        steps = {"instead": "the same command with --method distill, which trains and can recover more"} | steps
     unfit = {"SEQ_CLS": ["check"], "TOKEN_CLS": ["check"], "FEATURE_EXTRACTION": ["check", "evaluate"]}
     for name in unfit.get(upgraded.adapter.task.kind, []):
         del steps[name]

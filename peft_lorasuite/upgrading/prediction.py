@@ -146,8 +146,7 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
     if "agreement" in measured:
         return _judge_classifier(measured)
     if map_scores is None:
-        because = "no map of the weights: a backbone has no converter"
-        return _judge_answers(_judge_fit(because, 0.0, method, measured), method, fitted)
+        return _judge_fit("no map of the weights: a backbone has no converter", 0.0, method, fitted or {})
     because = f"shared tokens nearest to themselves {map_scores.agreement:.0%} (at least {map_scores.least:.0%})"
     because += f", new heads' weights explained {map_scores.explained:.0%}"
     because += (
@@ -159,7 +158,7 @@ def judge(map_scores: Scores | None, method: str, fitted: Mapping[str, Any] | No
         return Prediction("retrain", 0.0, because)
     gap = map_scores.near if method == "copy" else map_scores.explained
     because += f", similarity of the embeddings {map_scores.near:.0%}" if method == "copy" else ""
-    return _judge_answers(_judge_fit(because, gap, method, measured), method, fitted)
+    return _judge_fit(because, gap, method, fitted or {})
 
 
 def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | None:
@@ -175,9 +174,9 @@ def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | Non
     return sum(bool(got) and (got.startswith(old) or old.startswith(got)) for old, got in pairs), len(changed)
 
 
-def _judge_answers(found: Prediction, method: str, fitted: Mapping[str, Any] | None) -> Prediction:
+def _judge_answers(found: Prediction, method: str, samples: Sequence[Mapping[str, str]]) -> Prediction:
     """Make a verdict doubtful if the result hardly ever gives the old adapted model's short answers."""
-    counts = equal_answers((fitted or {}).get("samples", []))
+    counts = equal_answers(samples)
     if counts is None:
         return found
     equal, changed = counts
@@ -188,9 +187,9 @@ def _judge_answers(found: Prediction, method: str, fitted: Mapping[str, Any] | N
     return replace(found, verdict="doubtful", because=because)
 
 
-def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any]) -> Prediction:
+def _judge_fit(because: str, gap: float, method: str, fitted: Mapping[str, Any]) -> Prediction:
     """Predict from what the method measured; ``gap`` is that of methods that transfer weights."""
-    confidence = 1.0
+    measured, confidence = fitted.get(method, {}), 1.0
     if method in EXPECTED_GAP:
         gap = EXPECTED_GAP[method]
         if "divergence" in measured:
@@ -206,7 +205,7 @@ def _judge_fit(because: str, gap: float, method: str, measured: Mapping[str, Any
     start = measured.get("transplant", {})  # distillation starts from it, and gates less
     confidence = min(confidence, float(start.get("confidence", 1.0)))
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
-    return Prediction(verdict, round(gap, 3), because)
+    return _judge_answers(Prediction(verdict, round(gap, 3), because), method, fitted.get("samples", []))
 
 
 def _judge_classifier(measured: Mapping[str, Any]) -> Prediction:
