@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from patience import limit
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 
@@ -14,7 +15,7 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     book = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(book, timeout=int(limit(600)), resources={"metadata": {"path": str(tmp_path)}}).execute()
     before, report, after = (
         next(one["data"] for one in reversed(cell["outputs"]) if "data" in one)
         for cell in book.cells

@@ -14,6 +14,8 @@ SMALLEST_EFFECT = 0.1
 """Nats per token below which a difference of likelihoods means nothing; that of measured gaps (`reporting.gap`)."""
 SHORT = 32
 """Tokens up to which answers are short: of longer ones nearly all change from one training to the next."""
+MORE = "upgrade with --method distill and prompts of the task, or add --finetune with labeled samples"
+"""What recovers more of the gap."""
 GAP, FLIPS, CHANGED = "gap recovered", "negative flips", "changed answers"
 
 Limits = Mapping[str, float]
@@ -69,7 +71,8 @@ def gap_line(
     parts = [start - end for start, end in zip(base, reached, strict=True)]
     share, low = share_with_bound(parts, wholes, seed)
     measured = f"{share:.1%}, lower bound {low:.1%}, of the way to {name} by the likelihood of {answers}"
-    return Line.of(GAP, low >= limit, measured, f"lower bound at least {limit:.0%}", low)
+    reason = "" if low >= limit else MORE
+    return Line.of(GAP, low >= limit, measured, f"lower bound at least {limit:.0%}", low, reason)
 
 
 def confidence_line(old: OldSide, limit: float) -> Line:

@@ -148,7 +148,8 @@ def check_upgrade(
             lines += _model_lines(written, after, task, source, options, chat, limits, progress)
     free_models()
     settings = {
-        "prompts": len(task.chosen.prompts), "labels": "yes" if task.labeled else "no", "limit": limit,
+        "prompts": len(task.chosen.prompts), "source": task.chosen.origin.get("source", "given"),
+        "labels": "yes" if task.labeled else "no", "limit": limit,
         "length": length, "seed": seed, **{name: limits[name] for name in require or {}},
     }  # fmt: skip
     folder = source.require(CONFIG).parent

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "Without --prompt every line of the standard input is a question, until the end of the input. A model with a\n"
         "chat template gets the conversation so far.",
     )  # fmt: skip
-    command.add_argument("--base", required=True, metavar="NEW", help="new backbone")
+    command.add_argument("--base", metavar="NEW", help="new backbone (default: the adapter's base model)")
     command.add_argument("--adapter", required=True, metavar="UPGRADED", help="the upgraded adapter")
     command.add_argument("--old", metavar="ADAPTER", help="the old adapter, for a third column of answers")
     command.add_argument("--old-base", metavar="OLD", help="old backbone (default: the old adapter's base model)")

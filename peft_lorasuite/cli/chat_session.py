@@ -80,7 +80,7 @@ class ChatModel:
 
 
 def load_models(
-    base: Any,
+    base: Any | None,
     adapter: str,
     *,
     revision: str | None = None,
@@ -94,7 +94,7 @@ def load_models(
     """Load the new backbone with the upgraded adapter, for two columns, and the old backbone with the old adapter.
 
     Args:
-        base: The new backbone: folder, Hub id or `Backbone`.
+        base: The new backbone: folder, Hub id or `Backbone`; by default the base model of the adapter's config.
         adapter: Folder or Hub id of the upgraded adapter.
         revision: Revision of the upgraded adapter on the Hub.
         old_base: The old backbone; by default the base model of the old adapter's config.
@@ -109,7 +109,7 @@ def load_models(
     """
     if old_base is not None and old_adapter is None:
         raise LoraSuiteError("the old backbone is of no use without its adapter", where="--old-base", do="add --old")
-    new = Backbone.open(base)
+    new = _open_base(base, adapter, revision, "--base")
     model, extended = _load_with_adapter(new, adapter, revision, dtype, device_map)
     options = chat or ChatOptions()
     own = _template(options.new_template, adapter, revision)
@@ -118,7 +118,7 @@ def load_models(
         ChatModel("upgraded", model, extended, chat=_chat(extended, own, options)),
     ]
     if old_adapter is not None:
-        old = Backbone.open(old_base) if old_base is not None else _open_base_of(old_adapter, old_revision)
+        old = _open_base(old_base, old_adapter, old_revision, "--old-base")
         old_model, old = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
         own = _template(options.old_template, old_adapter, old_revision)
         models.append(ChatModel("old + adapter", old_model, old, chat=_chat(old, own, options)))
@@ -200,9 +200,11 @@ def _load_with_adapter(
     return adapted, ExtendedBackbone(backbone, adapted.adapter_tokenizer or backbone.tokenizer, TableRows(rows, {}))
 
 
-def _open_base_of(adapter: str, revision: str | None) -> Backbone:
+def _open_base(base: Any | None, adapter: str, revision: str | None, option: str) -> Backbone:
+    if base is not None:
+        return Backbone.open(base)
     source = Source(str(adapter), "adapter", revision)
-    name, base_revision = base_model_of(source, do="pass it (--old-base)")
+    name, base_revision = base_model_of(source, do=f"pass it ({option})")
     return Backbone.open(name, revision=base_revision, hub_only=source.folder is None)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..adapters.adapter import Adapter
 from ..adapters.loading import old_backbone_loader
@@ -21,6 +21,7 @@ from ..mapping.identity_map import identity_map
 from ..mapping.same_base import compare_bases
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.behavior.classification import needs_texts_error
+from ..methods.options import make_options
 from ..methods.registry import find, reads_old
 from ..models.backbone import Backbone
 from ..models.quantized import unquantized_name
@@ -66,6 +67,7 @@ def open_inputs(
     old: BackboneLike | None = None,
     upgrade_map: MapLike | None = None,
     method: str = "auto",
+    options: Any = None,
     prompts: bool = False,
     rank: int | None = None,
     adapter_name: str | None = None,
@@ -85,6 +87,7 @@ def open_inputs(
         old: The old backbone; by default the base model of the adapter's config.
         upgrade_map: The map of the pair; by default the cached one, which is built if necessary.
         method: Name of the method.
+        options: Options of the method.
         prompts: Whether prompts were given.
         rank: Rank of the result.
         adapter_name: Name of the adapter, if the folder has several in subfolders.
@@ -97,8 +100,10 @@ def open_inputs(
         progress: Shows the progress.
 
     Raises:
-        LoraSuiteError: If an input is missing or malformed, or the rank is too large.
+        LoraSuiteError: If an input is missing or malformed, an option is invalid, or the rank is too large.
     """
+    if method != "auto":
+        make_options(find(method), options)
     new_backbone = Backbone.open(new, revision=new_revision, **load.model_kwargs())
     check_rank(rank, new_backbone.arch)
     source = select_adapter(

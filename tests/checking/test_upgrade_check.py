@@ -47,6 +47,7 @@ def test_a_good_upgrade_passes_with_labels(made: Checked) -> None:
     assert "(12 to 12 right)" in by_name["negative flips"].measured
     assert {name for name, line in by_name.items() if line.status == SKIPPED} == {"refusals kept", "GGUF"}
     assert found.verdict == "pass: 9 checked, 2 not checked"
+    assert found.settings["source"] == "given"
 
 
 def test_a_good_upgrade_passes_without_labels(made: Checked) -> None:
@@ -72,7 +73,7 @@ def test_upgrades_that_are_none_fail_each_for_its_reasons(name: str, reasons: se
     found = check_upgrade(getattr(made, name), old=made.adapter, data=made.data, length=LENGTH)
     assert reasons <= failed(found), str(found)
     assert found.verdict.startswith("fail: gap recovered ")
-    assert "(lower bound at least 80%)" in found.verdict
+    assert "(lower bound at least 80%; upgrade with --method distill" in found.verdict
     assert "(12 to 0 right)" in lines(found)["negative flips"].measured
     if name == "empty":
         assert lines(found)["gap recovered"].value == pytest.approx(0, abs=1e-6)

@@ -16,6 +16,7 @@ import pytest
 from hub_fixtures import ask_client, client_env
 from hub_pair import LORA, NEW, OLD, TOOLS
 from hub_server import HubServer
+from patience import limit
 
 from peft_lorasuite.cli.main import COMMANDS, main
 from peft_lorasuite.errors import LoraSuiteError
@@ -94,12 +95,12 @@ def test_an_interrupted_push_says_where_the_adapter_is(stocked: HubServer, made:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would this
     worker = subprocess.Popen(call, env=environment, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + limit(100)
     while not stocked.requests("^POST .*me/pushed/preupload") and worker.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker.send_signal(signal.SIGINT)
-    _, error = worker.communicate(timeout=60)
+    _, error = worker.communicate(timeout=limit(60))
     assert worker.returncode == 130, error
     assert error.endswith(f"peft-lorasuite: interrupted, the adapter itself was written to {out}\n")
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == NEW

@@ -76,6 +76,15 @@ def test_one_question_on_the_command_line(pair: Pair, upgraded: Path, capsys: py
     assert capsys.readouterr().out == ""
 
 
+def test_the_base_is_that_of_the_adapter(pair: Pair, upgraded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rest = ["--adapter", upgraded, "--prompt", PROMPT, "--length", 8, "--json"]
+    answers = []
+    for base in (["--base", pair.new], []):
+        assert run("chat", *base, *rest) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+
+
 def test_lines_of_the_standard_input_are_questions(
     pair: Pair, upgraded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from command_fixtures import Pair
+from patience import limit
 from transformers import AutoModelForCausalLM
 
 from peft_lorasuite.arch import registry
@@ -37,7 +38,8 @@ def test_what_needs_no_model_starts_without_torch(words: list[str]) -> None:
         "finally:\n    heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
         "    sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False)
+    call, longest = [sys.executable, "-c", code, *words], limit(60)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=longest, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

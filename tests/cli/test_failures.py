@@ -15,6 +15,7 @@ import peft
 from command_fixtures import Pair
 from hub_fixtures import run_client
 from hub_server import HubServer
+from patience import limit
 from pico import pico_model
 
 pair = command_fixtures.pair
@@ -37,7 +38,8 @@ def test_no_disk_space(pair: Pair, tmp_path: Path) -> None:
     shared = ["--map", str(pair.map), "--template", "{instruction}", "-q"]
     upgrade = ["upgrade", str(pair.adapter), "--to", str(pair.new), "-o", str(tmp_path / "place" / "out"), *shared]
     code = f"CALLS = {[upgrade, [*upgrade, '--finetune', str(pair.data)]]!r}\n{LIMITED}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    call, longest = [sys.executable, "-c", code], limit(120)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=longest, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("peft-lorasuite: ")]
     assert len(lines) == 2, done.stderr
@@ -64,7 +66,7 @@ def test_a_killed_process_leaves_whole_adapters_or_none(pair: Pair, tmp_path: Pa
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "ready\n"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + limit(20)
     while len(list(place.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     while not list(place.glob(".peft-lorasuite-*")) and time.monotonic() < deadline:

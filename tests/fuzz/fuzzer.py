@@ -23,11 +23,12 @@ from pathlib import Path
 from types import FrameType
 
 from kinds import KINDS, Case, Change, mutation
+from patience import limit
 from world import World
 
 from peft_lorasuite.cli.main import main
 
-LIMIT = 20
+LIMIT = limit(20)
 """Seconds of one case."""
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 BARS = re.compile(r"\r|\x1b\[A|\x1b\[K")

@@ -14,6 +14,7 @@ import pytest
 from hub_fixtures import PRELUDE, ask_client, client_env, run_client
 from hub_pair import LORA, MAP, NEW, OLD, TOOLS, publish
 from hub_server import HubServer
+from patience import limit
 from safetensors.torch import load_file
 
 from peft_lorasuite import LoraSuiteError
@@ -230,7 +231,7 @@ def test_two_processes_fill_one_cache_and_it_serves_without_a_network(stocked: H
         for _ in range(2)
     ]
     for process in work:
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=limit(280))
         assert out.splitlines()[-1:] == [b'"ok"'], err.decode()[-2000:]
     weights = hub.files(NEW)["model.safetensors"]
     assert hub.bytes_sent(f"^GET /cdn/{NEW}/.*model.safetensors") in (len(weights), 2 * len(weights))

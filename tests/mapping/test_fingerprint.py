@@ -17,7 +17,7 @@ from hub_server import HubServer
 from pico import pico_model, pico_tokenizer, save_backbone
 from safetensors.torch import load, save
 
-from peft_lorasuite import MapOptions, upgrade
+from peft_lorasuite import MapOptions, from_upgraded, upgrade
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.mapping.fingerprint import check_identity, read_identity
 from peft_lorasuite.models.backbone import Backbone
@@ -48,6 +48,14 @@ def test_fine_tunes_that_share_an_embedding_get_a_map_each(pair: Path, tmp_path:
     assert all(kept.source for kept in again), "both were kept"
     with pytest.raises(LoraSuiteError, match=r"another new backbone .*the values of the projections differ"):
         upgrade(pair / "lora", maps[0], old=pair / "old", new=two)
+
+
+def test_an_unknown_option_is_found_before_a_map_is_built(pair: Path) -> None:
+    with pytest.raises(LoraSuiteError, match=r"unknown option of transplant 'prompt'.*did you mean 'prompts'\?"):
+        from_upgraded(
+            pair / "new", pair / "lora", source_model=pair / "old", method="transplant", options={"prompt": 8}
+        )
+    assert not list(cache_folder().glob("*"))
 
 
 def test_a_copy_in_another_dtype_or_in_memory_is_the_same(tmp_path: Path) -> None:

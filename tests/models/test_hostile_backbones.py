@@ -12,6 +12,7 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import Pair, refused
+from patience import limit
 from pico import pico_model
 from safetensors.torch import load_file, save_file
 
@@ -94,7 +95,7 @@ def test_e_a_hostile_backbone(kind: str, pair: Pair, tmp_path: Path, capsys: pyt
     info = refused(tmp_path, capsys, *call)
     assert message in info
     assert info.strip().isprintable()
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < limit(10)
 
 
 def test_e_more_layers_than_the_checkpoint_has(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

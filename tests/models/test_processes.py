@@ -14,6 +14,7 @@ import command_fixtures
 import pytest
 import torch
 from command_fixtures import ITEMS, Pair
+from patience import limit
 from processes import launched, program
 from safetensors.torch import load_file
 
@@ -156,7 +157,7 @@ def test_a_killed_collection_goes_on_where_it_stopped(pair: Pair, tmp_path: Path
     words = [sys.executable, program(tmp_path, COLLECTION), *names, pair.map, out]
     worker = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = out / "journal.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + limit(120)
     while not (journal.is_file() and journal.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.01)
     worker.send_signal(signal.SIGKILL)

@@ -11,6 +11,8 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from patience import limit
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -112,7 +114,7 @@ class Browser:
         look = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
         call = [self.program, *QUIET, look, f"--user-data-dir={profile}", f"--window-size={width},{height}", what]
         return subprocess.run(
-            [*call, page.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=120, check=True
+            [*call, page.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=limit(120), check=True
         )
 
 

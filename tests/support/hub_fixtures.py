@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
+from patience import limit
 
 PRELUDE = """
 import json
@@ -76,12 +77,11 @@ def run_client(
     """Run Python code in a new process that takes ``server`` for the Hub and ``home`` for its cache.
 
     Nothing is checked: the caller looks at ``returncode``, ``stdout`` and ``stderr``. subprocess.TimeoutExpired after
-    ``timeout`` seconds.
+    ``timeout`` seconds of a usual machine.
     """
     environment = client_env(server, home, token, env)
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    call, longest = [sys.executable, "-c", code], limit(timeout)
+    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=longest, check=False)
 
 
 def ask_client(server: HubServer, code: str, home: Path, names: Mapping[str, object] | None = None) -> Any:

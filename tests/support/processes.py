@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from patience import limit
+
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -20,7 +22,10 @@ def launched(*words: Any, fsdp: bool = False) -> subprocess.CompletedProcess[str
         "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--main_process_port", str(free_port()), *map(str, words),
     ]  # fmt: skip
-    return subprocess.run(call, capture_output=True, text=True, env={**os.environ, **QUIET}, timeout=280, check=False)
+    longest = limit(280)
+    return subprocess.run(
+        call, capture_output=True, text=True, env={**os.environ, **QUIET}, timeout=longest, check=False
+    )
 
 
 def free_port() -> int:
