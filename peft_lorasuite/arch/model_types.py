@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Measured(NamedTuple):
     types: dict[str, str]
 
 
+@cache
 def measured() -> Measured:
     """Read the table that is in the package."""
     text = files("peft_lorasuite").joinpath("data/methods_by_type.json").read_text(encoding="utf-8")
@@ -39,12 +41,14 @@ def model_types() -> dict[str, ModelType]:
 
     table, converters = measured(), families()
     return {
-        name: ModelType(ALL) if name in converters else _without_converter(name, table)
+        name: ModelType(ALL) if name in converters else without_converter(name)
         for name in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *table.types, *converters})
     }
 
 
-def _without_converter(name: str, table: Measured) -> ModelType:
+def without_converter(name: str) -> ModelType:
+    """Return what a model type gets without a converter."""
+    table = measured()
     entry = table.types.get(name)
     if entry is None:
         return ModelType((), f"not measured (newer than transformers {table.transformers})")

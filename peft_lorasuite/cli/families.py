@@ -1,4 +1,4 @@
-"""The command ``families``: the supported model families, listed without importing torch."""
+"""The command ``families``: what each model type gets. The lists do not import torch."""
 
 from __future__ import annotations
 
@@ -24,19 +24,43 @@ Measured on tiny random models of transformers {version}."""
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "families", "list the supported model families and their layers")
+    command = add_command(commands, "families", "list the supported model families, or what one model gets")
+    command.add_argument("model", nargs="?", metavar="MODEL", help="a backbone: its model type and methods")
     command.add_argument("--all", action="store_true", dest="every",
                          help="list every model type of transformers, and the methods it gets")  # fmt: skip
 
 
 def run(args: Namespace) -> Output:
-    """List the families, or all model types."""
+    """List the families or all model types, or tell what one model gets."""
+    if args.model:
+        return _describe(args.model)
     if args.every:
         return _list_types()
     found = families()
     rows = [{"model_type": model_type, **family._asdict()} for model_type, family in found.items()]
     lines = [(name, family.summary or f"(no summary; from {family.origin})") for name, family in found.items()]
     return {"families": rows}, f"{_table([('model type', 'decoder layer'), *lines])}\n\n{LEGEND}"
+
+
+def _describe(name: str) -> Output:
+    """Return the model type of a backbone, its sizes, and the methods that it gets."""
+    from ..arch.model_types import ALL, ModelType, without_converter
+    from ..models.backbone import Backbone
+    from ..models.derived import model_type
+
+    backbone = Backbone.open(name)
+    arch, kind = backbone.arch, model_type(backbone.config)
+    found = ModelType(ALL) if arch.has_converter else without_converter(kind)
+    layers = f"{arch.layers} layers, hidden size {arch.hidden}, vocabulary {arch.vocabulary}"
+    methods = f"none: {found.why}"
+    if arch.has_converter:
+        heads = arch.heads
+        layers += f", {heads.query} heads of {heads.size} ({heads.key_value} for keys and values)"
+        methods = "all: the type has a converter"
+    elif found.methods:
+        methods = f"{', '.join(found.methods)}: they run the model; without a converter weights cannot be transferred"
+    values = {"model": name, "model_type": kind, **found._asdict()}
+    return values, _table([("model type", kind), ("sizes", layers), ("methods", methods)])
 
 
 def _list_types() -> Output:

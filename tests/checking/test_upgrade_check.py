@@ -97,7 +97,7 @@ def test_the_command_writes_a_page_beside_the_adapter(made: Checked, tmp_path: P
     )
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("fail: gap recovered 100.0%, lower bound 100.0%")
-    assert first.endswith("(lower bound at least 150%)")
+    assert "(lower bound at least 150%; upgrade with --method distill and prompts of the task" in first
     assert any(line.startswith("  negative flips ") for line in rest)
     assert (tmp_path / "page" / PAGE).is_file()
 

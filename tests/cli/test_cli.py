@@ -13,6 +13,7 @@ import command_fixtures
 import peft
 import pytest
 import torch
+from any_model import other_backbone
 from command_fixtures import Pair
 from patience import limit
 from transformers import AutoModelForCausalLM
@@ -69,6 +70,20 @@ def test_families_lists_every_model_type_with_its_summary(
     assert " owl no gate projection" in text
     assert " eagle_owl (no summary; from test_cli." in text
     assert max(map(len, lines)) <= 80
+
+
+def test_families_tells_what_one_model_gets(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("families", pair.new, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model_type"], found["methods"]) == ("llama", ["all"])
+    assert run("families", pair.new) == 0
+    assert "layers, hidden size" in capsys.readouterr().out
+    assert run("families", other_backbone(tmp_path / "new", "exaone4")) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "model type exaone4" in text
+    assert "methods distill, transplant: they run the model;" in text
+    assert run("families", pair.adapter) == 1
+    assert "the backbone has no config.json" in capsys.readouterr().err
 
 
 def test_map_writes_a_map_that_loads(pair: Pair) -> None:
