@@ -65,6 +65,7 @@ dist: $(VENV)/ready
 # The CPU build of torch comes first where none is there: a plain "torch" would pull gigabytes of CUDA libraries.
 # Nothing is pinned for users: setup.cfg has lower bounds only.
 $(VENV)/ready: setup.cfg pyproject.toml
+	@echo "installing the package and what its tests, checks and reports need into $(VENV), in a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0 \

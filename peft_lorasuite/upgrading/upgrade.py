@@ -180,7 +180,8 @@ def upgrade(
         facts["hints"] = [*facts.get("hints", []), *describe(tokens.facts)]
     if hint := variants.tied_head_hint(result):
         facts["hints"] = [*facts.get("hints", []), hint]
-    facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
+    if not chosen.needs_backbones:  # the sentences say what happens to the weights
+        facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
     if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = [*warnings, *facts.get("warnings", [])]
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}

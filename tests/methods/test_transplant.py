@@ -15,8 +15,9 @@ from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.linalg.lowrank import reduced_rank_ridge
 from peft_lorasuite.methods.base import MethodInput
+from peft_lorasuite.methods.behavior.hints import CUT_ANSWERS_HINT, UNUSED_PROMPTS_HINT
 from peft_lorasuite.methods.behavior.positions import tokenize
-from peft_lorasuite.methods.behavior.probe import CUT_ANSWERS_HINT, probe
+from peft_lorasuite.methods.behavior.probe import probe
 from peft_lorasuite.methods.behavior.token_pairs import Vocabulary
 from peft_lorasuite.methods.distill import DistillOptions, distill
 from peft_lorasuite.methods.transplant import TransplantOptions
@@ -166,7 +167,13 @@ def test_the_report_says_what_was_read(pair):
     report = carry(pair, method="transplant", options=SMALL).report
     assert report.coverage is None
     assert report.facts["transplant"]["prompts"] == 16
+    assert "differences" not in report.facts, "they say what happens to weights"
     assert 0 < report.facts["transplant"]["divergence_left"] < 0.9 * report.facts["transplant"]["divergence"]
+
+
+def test_prompts_that_were_not_used_are_mentioned(pair):
+    report = carry(pair, method="transplant", options=SMALL | {"prompts": 8}).report
+    assert UNUSED_PROMPTS_HINT.format(8, len(PROMPTS)) in report.facts["hints"]
 
 
 def test_the_report_tells_what_the_upgraded_model_gives(pair):
@@ -189,7 +196,7 @@ def test_long_answers_have_settings_of_their_own(pair, length, rank):
     report = carry(pair, method="transplant", options=SMALL | {"length": length}).report
     assert report.rank == min(rank, 48)
     facts = report.facts
-    assert facts["hints"] == [CUT_ANSWERS_HINT.format(length, 4 * length)]
+    assert facts["hints"][0] == CUT_ANSWERS_HINT.format(length, 4 * length)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ..base import READ_NEW, READ_OLD, MethodInput
 from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
 from .found import describe_found
+from .hints import joined, length_hint
 from .options import BehaviorOptions, TransplantOptions
 from .positions import (
     Place,
@@ -58,8 +59,6 @@ MORE_FACTS_HINT = (
     "the prompts share a template: synthetic_prompts=800 asks the adapter about more entities, and takes far longer"
 )
 """Hint in the report where facts were written: the adapter probably knows more of them."""
-CUT_ANSWERS_HINT = "most answers were cut after {0} tokens: the option length={1} reads more of them"
-"""Hint in the report where most answers of the old adapted model did not end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +164,10 @@ def probe_and(
                 new, vocabulary, turns, asked, places, adapted_states, plain_states, old_head, new_head,
                 new_states=last.h, place=place, last=last, rows=rows + texts, anchors=anchors,
                 anchor_states=anchored.h, anchor_inputs=anchored.x,
-                facts=_length_hint(turns, options.length) | (chosen.facts() if chosen else {})
-                | describe_found((old, old_head), (new, new_head), model, place),
+                facts=joined(
+                    {"hints": length_hint(turns, options.length)}, chosen.facts() if chosen else {},
+                    describe_found((old, old_head), (new, new_head), model, place),
+                ),
                 chat_template=chosen.chat.saved_template if chosen else None,
             )  # fmt: skip
             if options.edit_facts and new.arch.has(0, "down"):  # no converter, or experts: no early layer to write to
@@ -182,12 +183,6 @@ def _asked(chosen: ChosenPrompts | None, turns: Sequence[Turn], count: int) -> l
     prompts = [turn.prompt for turn in turns] if chosen is None else chosen.prompts
     texts = (one.question if isinstance(one, Conversation) else str(one) for one in prompts)
     return [(text, turn) for text, turn in zip(texts, turns, strict=False) if turn.content.strip()][:count]
-
-
-def _length_hint(turns: Sequence[Turn], length: int) -> dict[str, Any]:
-    """Return a hint for the report where most answers were cut."""
-    ended = sum(turn.ended for turn in turns)
-    return {"hints": [CUT_ANSWERS_HINT.format(length, 4 * length)]} if 2 * ended < len(turns) else {}
 
 
 def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: TransplantOptions) -> Probe:

@@ -85,7 +85,8 @@ class PromptSources:
         encode_prompts(self.old, ChosenPrompts(prompts, chat).old_texts, self.length)
         drawn = self._draw(prompts)
         encode_prompts(self.new, [chat.new.write(prompt) for prompt in drawn], self.length)
-        return ChosenPrompts(drawn, chat, trial=FormatTrial.of_prompts(drawn, chat) if form.name == AUTO else None)
+        trial = FormatTrial.of_prompts(drawn, chat) if form.name == AUTO else None
+        return ChosenPrompts(drawn, chat, trial=trial, available=len(prompts))
 
     def built_in(self, model: Any) -> ChosenPrompts:
         """Return built-in prompts in the format that was asked for, else in that of the adapter."""

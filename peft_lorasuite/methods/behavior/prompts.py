@@ -16,6 +16,7 @@ from ...text.examples import Prompt, PromptOrText
 from ...text.texts import Text
 from ..base import MethodInput
 from .formats import FormatTrial
+from .hints import unused_hint
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class ChosenPrompts:
         form: Name of their format, for the report; None for given prompts.
         trial: Prompts in several formats, to compare.
         origin: Where they are from, for the report.
+        available: How many the caller gave; 0 where they are from elsewhere.
     """
 
     prompts: Sequence[Prompt]
@@ -35,6 +37,7 @@ class ChosenPrompts:
     form: str | None = None
     trial: FormatTrial | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    available: int = 0
 
     @property
     def old_texts(self) -> list[str]:
@@ -81,7 +84,9 @@ class ChosenPrompts:
 
     def facts(self) -> dict[str, Any]:
         """Return entries of the report."""
-        facts: dict[str, Any] = {"prompts": dict(self.origin)} if self.origin else {}
+        hints = unused_hint(len(self.prompts), self.available)
+        facts: dict[str, Any] = {"hints": hints} if hints else {}
+        facts |= {"prompts": dict(self.origin)} if self.origin else {}
         if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts):
             facts["chat"] = {
                 "conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system
