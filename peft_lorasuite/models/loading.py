@@ -11,7 +11,7 @@ from torch import nn
 from ..arch.spec import Architecture
 from ..compat import body_name, mismatched_weights, model_type
 from ..errors import LoraSuiteError, short_message
-from .logs import drop_messages
+from .logs import drop_messages, no_bars
 from .quantized import quantized_error
 from .task import CAUSAL, Task
 
@@ -62,7 +62,7 @@ def load_model(location: str, options: dict[str, Any], *, where: str, task: Task
     config = options.get("config") or AutoConfig.from_pretrained(location, **access)
     lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the errors below name the weight
     optional = task.classifies or not task.reads_head
-    with drop_messages("transformers.modeling_utils") if optional else nullcontext():
+    with no_bars(), drop_messages("transformers.modeling_utils") if optional else nullcontext():
         loaded: Any = auto_class(config, task).from_pretrained(location, **options, **lenient)
     model, info = loaded
 

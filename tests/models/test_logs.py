@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from pico import pico_model, save_backbone
 from transformers.utils import logging as transformers_logging
 
@@ -29,3 +30,29 @@ def test_errors_are_not_dropped(caplog):
         logger.error("unexpected")
     logger.warning("afterwards")
     assert caplog.messages == ["unexpected", "afterwards"]
+
+
+@pytest.mark.parametrize("hub_hidden", [False, True])
+def test_bars_of_transformers_are_hidden_while_a_model_is_loaded(tmp_path, capsys, hub_hidden):
+    folder = save_backbone(tmp_path / "llama", pico_model("llama"))
+    capsys.readouterr()  # transformers has a bar for writing as well
+    transformers_logging.enable_progress_bar()
+    if hub_hidden:
+        disable_progress_bars()
+    try:
+        Backbone.open(folder).load()
+        assert capsys.readouterr().err == ""
+        assert transformers_logging.is_progress_bar_enabled()
+        assert are_progress_bars_disabled() is hub_hidden
+    finally:
+        enable_progress_bars()
+
+
+def test_bars_that_are_hidden_stay_hidden(tmp_path):
+    folder = save_backbone(tmp_path / "llama", pico_model("llama"))
+    transformers_logging.disable_progress_bar()
+    try:
+        Backbone.open(folder).load()
+        assert not transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.enable_progress_bar()
