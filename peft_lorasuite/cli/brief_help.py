@@ -43,14 +43,16 @@ class BriefParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Refuse an unknown option, with the name of a similar one; the parser of a command would pass it on."""
+        """Refuse an unknown option, with a similar one or what comes first; a command's parser would pass it on."""
         known = {name for action in self._actions for name in action.option_strings}
         words = itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args)
         names = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
         unknown = [name for name in names if name not in known]
         if unknown and self._subparsers is None:  # the parser of all commands does not know their options
             close = get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.75)
-            self.error(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+            places = " ".join(str(one.metavar or one.dest) for one in self._actions if not one.option_strings)
+            hint = f": did you mean {close[0]}?" if close else f" (the call is `{self.prog} {places} [options]`)"
+            self.error(f"unknown option {unknown[0]}{hint if close or places else ''}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

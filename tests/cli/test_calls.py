@@ -146,7 +146,10 @@ def test_help_shows_eight_options_and_help_all_every_one(capsys: pytest.CaptureF
     ("call", "message"),
     [
         ("map old new -o out --tok 3", "peft-lorasuite map: unknown option --tok: did you mean --tokens? See"),
-        ("map --to new -o out", "peft-lorasuite map: unknown option --to;"),  # no short form of --tokens
+        (  # no short form of --tokens
+            "map --to new -o out",
+            "peft-lorasuite map: unknown option --to (the call is `peft-lorasuite map OLD NEW [options]`); see",
+        ),
         ("upgrade lora --promts=a", "peft-lorasuite upgrade: unknown option --promts: did you mean --prompts? See"),
         ("upgrade lora", "peft-lorasuite upgrade: the following arguments are required: --to, -o/--output;"),
     ],
