@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..hub.card_task import task_values
-from ..text.summary import one_line
+from ..text.summary import one_line, without_template
 from ..upgrading.report import TRANSFERRED
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def closing_text(output: str, report: Report, seconds: float) -> str:
     blocks: dict[str, list[str]] = {
         "sample answers": [
             "\n".join(f"  {label:<10}{one_line(sample[name], WIDTH)}" for name, label in SIDES.items())
-            for sample in report.facts.get("samples", [])[:SAMPLES]
+            for sample in without_template(report.facts.get("samples", []))[:SAMPLES]
         ],
         "left out": [*lost[:SHOWN], *more],
         "hints": [f"  {hint}" for hint in report.facts.get("hints", [])],

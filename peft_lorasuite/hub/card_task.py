@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..text.summary import without_template
+
 
 class TaskNames(NamedTuple):
     """Names of a task: the ending of PEFT's auto class, and the pipeline tag of the Hub."""
@@ -64,7 +66,7 @@ def chat_values(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def sample_rows(report: Mapping[str, Any], code: Callable[[Any], str]) -> list[list[str]]:
     """Return the first prompts whose answers the report has, each with the three answers."""
-    found = (report.get("facts") or {}).get("samples") or []
+    found = without_template((report.get("facts") or {}).get("samples") or [])
     return [[code(one[name]) for name in ("prompt", "base", "upgraded", "old")] for one in found[:SAMPLES]]
 
 

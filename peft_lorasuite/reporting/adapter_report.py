@@ -11,6 +11,7 @@ from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
+from ..text.summary import without_template
 from ..upgrading.repeat import repeat_command
 from ..upgrading.report import TRANSFERRED
 from . import html
@@ -68,7 +69,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 def _samples_section(report: Mapping[str, Any]) -> Section:
     """Show what the three models answered, where the method ran them."""
-    samples = (report.get("facts") or {}).get("samples") or []
+    samples = without_template((report.get("facts") or {}).get("samples") or [])
     labels = {"prompt": "prompt", "base": "new base model", "upgraded": "upgraded", "old": "old adapter"}
     tables = [
         html.name_value_table({label: sample[name] for name, label in labels.items()})
