@@ -15,6 +15,7 @@ from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, upgrade
 from peft_lorasuite.adapters.peft_model import load_with_adapter
 from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
+from peft_lorasuite.methods.behavior.answer_scores import AnswerScore
 from peft_lorasuite.methods.behavior.formats import FormatTrial
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.text.chat_options import ChatOptions
@@ -55,6 +56,15 @@ def test_the_adapter_tells_the_format_that_it_was_trained_on(old: Backbone, name
         trial.read(model, old)
     assert trial.choose() == name
     assert set(trial.facts(name)["format"]["scores"]) == set(trial.texts)
+
+
+def test_a_format_in_which_most_answers_are_empty_does_not_win() -> None:
+    """Measured on a real adapter of conversations: to plain text it says nothing, to one prompt of eight its format."""
+    scores = {CHAT: AnswerScore(2.473, 0.353), "plain": AnswerScore(6.769, 0.001, answered=1 / 8)}
+    trial = FormatTrial({}, scores)
+    assert trial.choose(CHAT) == CHAT
+    assert trial.warning() is None
+    assert FormatTrial({}, scores | {"plain": AnswerScore(6.769, 0.001)}).choose(CHAT) == "plain"
 
 
 def test_given_prompts_in_another_format_are_warned_about(tmp_path: Path) -> None:

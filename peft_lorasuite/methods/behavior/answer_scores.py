@@ -29,7 +29,7 @@ class AnswerScore(NamedTuple):
     Attributes:
         change: Mean KL divergence of the old adapted model from the old model at the first tokens, in nats.
         entropy: Mean entropy of the old adapted model there, in nats.
-        answered: Share of the answers that are not empty; the others do not count.
+        answered: Share of the answers that are not empty; the others are not in the means.
     """
 
     change: float
@@ -38,8 +38,11 @@ class AnswerScore(NamedTuple):
 
     @property
     def sureness(self) -> float:
-        """How sure the adapter is where it changes anything: higher is better. Compares formats."""
-        return min(self.change / CHANGED, 1.0) / (self.entropy + SMALLEST_ENTROPY)  # 0 for `NO_ANSWER`
+        """How sure the adapter is where it changes anything: higher is better. Compares formats.
+
+        Where it says nothing to most prompts, the few other answers are sure, but not those of its training.
+        """
+        return self.answered * min(self.change / CHANGED, 1.0) / (self.entropy + SMALLEST_ENTROPY)
 
     @property
     def gain(self) -> float:
@@ -47,7 +50,7 @@ class AnswerScore(NamedTuple):
 
         Without the bound those prompts win that the old model was sure to answer in another way, not those of the task.
         """
-        return min(self.change, CHANGED) * math.exp(-self.entropy)
+        return self.answered * min(self.change, CHANGED) * math.exp(-self.entropy)
 
     @classmethod
     def mean(cls, scores: Sequence[AnswerScore]) -> AnswerScore:
