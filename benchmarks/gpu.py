@@ -68,8 +68,28 @@ def describe(device: str) -> dict[str, Any]:
     return {"device": name, "versions": versions, "date": time.strftime("%Y-%m-%d")}
 
 
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table of the steps of all parts: seconds, peak memory, share in the models' passes."""
+    lines = ["| part | step | seconds | peak GB | in the models | |", "|---|---|---:|---:|---:|---|"]
+    for part, one in found.items():
+        for name in DEMO_ROWS:
+            if name in one:
+                row = one[name]
+                score = f"NLL {row['nll']:.3f}, accuracy {row['accuracy']:.3f}"
+                lines.append(f"| {part} | {name} | {row['made_seconds']:.1f} | | | {score} |")
+        for name in CPU_LIMIT:
+            if name in one:
+                error = max(one[name]["errors"].values())
+                lines.append(f"| {part} | {name} | | | | largest error {error:.1e}, at most {one[name]['limit']:g} |")
+        for name, step in one.get("steps", {}).items():
+            scaled = f"scaled from {step['timed_steps']} steps" if "timed_steps" in step else ""
+            figures = f"{step['seconds']:.1f} | {step['peak_gb']:.2f} | {step['in_models']:.0%}"
+            lines.append(f"| {part} | {name} | {figures} | {scaled} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Measure the parts, write one JSON each, and print a table."""
+    """Measure the parts, write one JSON each and a table of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", default=f"demo,planted,{','.join(PAIRS)}", help="comma-separated; all by default")
@@ -77,6 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder for JSON and table")
     args = parser.parse_args()
     hide_loading_bars()
+    parts: dict[str, dict[str, Any]] = {}
     work: dict[str, Callable[..., dict[str, Any]]] = {"demo": measure_demo, "planted": measure_planted}
     for name in args.parts.split(","):
         if name not in (*work, *PAIRS):
@@ -90,7 +111,10 @@ def main() -> None:
         write_json(
             args.out / f"{name}.json", {**describe(args.device), "small": args.small, "seconds": seconds} | found
         )
-        print(f"{name}: {seconds} s", *(f"  {key}: {value}" for key, value in found.items()), sep="\n", flush=True)
+        print(f"{name}: {seconds} s", flush=True)
+        parts[name] = found
+        (args.out / "table.md").write_text(table(parts), encoding="utf-8")
+    print(table(parts))
 
 
 if __name__ == "__main__":
