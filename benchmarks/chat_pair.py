@@ -40,15 +40,14 @@ from peft_lorasuite.upgrading.map_cache import load_or_build_map
 SYSTEM = "You help the pupils of a school library with their science quiz."
 LENGTH = 64
 """Tokens of an answer at most."""
-UPGRADES: dict[str, tuple[str, str | None, dict[str, Any] | None]] = {
-    "transplant": ("transplant", None, None),
-    "distill": ("distill", None, None),
-    "transplant-built-in-prompts": ("transplant", "built-in", None),
-    "distill-built-in-prompts": ("distill", "built-in", None),
-    "transplant-built-in-chat": ("transplant", "built-in", {"format": "chat"}),
-    "transplant-self-prompts": ("transplant", "self", None),
+UPGRADES: dict[str, tuple[str, str | None]] = {
+    "transplant": ("transplant", None),
+    "distill": ("distill", None),
+    "transplant-built-in-prompts": ("transplant", "built-in"),
+    "distill-built-in-prompts": ("distill", "built-in"),
+    "transplant-self-prompts": ("transplant", "self"),
 }
-"""Row -> method, name of the prompts (None for those of the task), and how they are rendered."""
+"""Row -> method, and name of the prompts; None for those of the task."""
 TRAINED = {
     f"{name}-{rate:g}": (count, rate)
     for name, count in (("full", None), ("fresh-100", 100))
@@ -124,14 +123,14 @@ class RealPair:
 
     def upgraded(self, row: str) -> dict[str, Any]:
         """Upgrade the adapter by a row's method, and score it."""
-        method, named, chat = UPGRADES[row]
+        method, named = UPGRADES[row]
         pair_map = load_or_build_map(self.old, self.new, progress=progress_bars)
         folder, start = self.args.work / f"{row}-{self.seed}", time.perf_counter()
         prompts = named or [{"messages": one[:-1]} for one in self.unlabeled]
         options = {**({} if named else {"prompts": len(self.unlabeled)}), **pairs_of(self.args.set)}
         found = upgrade(
             self.adapter, pair_map, method=method, options=options, old=self.old, new=self.new, prompts=prompts,
-            chat=chat, seed=self.seed, progress=progress_bars,
+            seed=self.seed, progress=progress_bars,
         )  # fmt: skip
         seconds = round(time.perf_counter() - start, 1)
         found.save(folder, overwrite=True)

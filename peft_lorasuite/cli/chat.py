@@ -43,20 +43,15 @@ def add(commands: Any) -> None:
 def run(args: Namespace) -> Output:
     """Ask the question of --prompt, or one per line of the standard input."""
     setup_logging(args)
-    from ..models.backbone import Backbone
     from . import chat_session
 
     chat = chat_options(args)
     chat_session.check_chat(args.template, args.length, args.prompt)
     adapter, revision = split_revision(args.adapter)
     old, old_revision = split_revision(args.old) if args.old else (None, None)
-    bases = [
-        None if text is None else Backbone.open(text, **load_options(args).model_kwargs())
-        for text in (args.base, args.old_base)
-    ]
     models = chat_session.load_models(
-        bases[0], adapter, revision=revision, old_base=bases[1], old_adapter=old, old_revision=old_revision,
-        dtype=args.dtype, device_map=args.device_map, chat=chat,
+        args.base, adapter, revision=revision, old_base=args.old_base, old_adapter=old, old_revision=old_revision,
+        dtype=args.dtype, device_map=args.device_map, chat=chat, access=load_options(args).model_kwargs(),
     )  # fmt: skip
     turns: list[dict[str, Any]] = []
     for prompt in [args.prompt] if args.prompt is not None else _read_lines(shown=not (args.quiet or args.json)):

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ..adapters.chat_template import read_chat_template
-from ..adapters.loading import adapter_folder, add_adapter
-from ..adapters.reading import base_model_of
+from ..adapters.loading import adapter_folder, add_adapter, old_backbone_loader
 from ..errors import LoraSuiteError
 from ..io.source import Source
 from ..models.backbone import Backbone
@@ -90,6 +89,7 @@ def load_models(
     dtype: Any = "auto",
     device_map: Any = None,
     chat: ChatOptions | None = None,
+    access: Mapping[str, Any] | None = None,
 ) -> list[ChatModel]:
     """Load the new backbone with the upgraded adapter, for two columns, and the old backbone with the old adapter.
 
@@ -103,13 +103,15 @@ def load_models(
         dtype: Dtype of the models.
         device_map: As in transformers.
         chat: How conversations are rendered; by default each adapter's own template is used, else its backbone's.
+        access: Keyword arguments of `Backbone.open` for both backbones.
 
     Raises:
         LoraSuiteError: If a folder or repository has no adapter, or a model cannot be loaded.
     """
     if old_base is not None and old_adapter is None:
         raise LoraSuiteError("the old backbone is of no use without its adapter", where="--old-base", do="add --old")
-    new = _open_base(base, adapter, revision, "--base")
+    source = Source(str(adapter), "adapter", revision)
+    new = old_backbone_loader(source, base, None, dict(access or {}), do="pass it (--base)")()
     model, extended = _load_with_adapter(new, adapter, revision, dtype, device_map)
     options = chat or ChatOptions()
     own = _template(options.new_template, adapter, revision)
@@ -118,7 +120,8 @@ def load_models(
         ChatModel("upgraded", model, extended, chat=_chat(extended, own, options)),
     ]
     if old_adapter is not None:
-        old = _open_base(old_base, old_adapter, old_revision, "--old-base")
+        source = Source(str(old_adapter), "adapter", old_revision)
+        old = old_backbone_loader(source, old_base, None, dict(access or {}), do="pass it (--old-base)")()
         old_model, old = _load_with_adapter(old, old_adapter, old_revision, dtype, device_map)
         own = _template(options.old_template, old_adapter, old_revision)
         models.append(ChatModel("old + adapter", old_model, old, chat=_chat(old, own, options)))
@@ -198,14 +201,6 @@ def _load_with_adapter(
     if adapted.adapter_tokenizer is None and rows == backbone.arch.vocabulary:
         return adapted, backbone
     return adapted, ExtendedBackbone(backbone, adapted.adapter_tokenizer or backbone.tokenizer, TableRows(rows, {}))
-
-
-def _open_base(base: Any | None, adapter: str, revision: str | None, option: str) -> Backbone:
-    if base is not None:
-        return Backbone.open(base)
-    source = Source(str(adapter), "adapter", revision)
-    name, base_revision = base_model_of(source, do=f"pass it ({option})")
-    return Backbone.open(name, revision=base_revision, hub_only=source.folder is None)
 
 
 def _wrap(text: str, width: int) -> list[str]:

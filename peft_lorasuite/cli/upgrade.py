@@ -106,8 +106,9 @@ def run(args: Namespace) -> Output:
     start = time.perf_counter()
     adapter, revision = split_revision(args.adapter)
     inputs = open_inputs(
-        adapter, args.new, old=args.old, upgrade_map=args.map, method=args.method, prompts=prompts is not None,
-        rank=args.rank, adapter_name=args.adapter_name, revision=revision, load=load_options(args), progress=progress,
+        adapter, args.new, old=args.old, upgrade_map=args.map, method=args.method, options=dict(args.options),
+        prompts=prompts is not None, rank=args.rank, adapter_name=args.adapter_name, revision=revision,
+        load=load_options(args), progress=progress,
     )  # fmt: skip
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, method=args.method, options=dict(args.options) or None, old=inputs.old,
@@ -137,8 +138,6 @@ def _check(args: Namespace) -> tuple[Any, list[Any] | None, ChatOptions]:
     from ..adapters.peft_format import select_adapter
     from ..adapters.reading import read_config
     from ..io.source import Source
-    from ..methods.options import make_options
-    from ..methods.registry import find
     from ..models.task import CLASSIFIERS
     from ..text.examples import given_prompts, read_records, read_texts
     from ..text.templates import check_template
@@ -166,8 +165,6 @@ def _check(args: Namespace) -> tuple[Any, list[Any] | None, ChatOptions]:
         check_push(args.push, args.base_model or split_revision(args.new)[0])
     elif args.private or args.create_pr:
         raise LoraSuiteError("nothing to push", got="--private or --create-pr", do="add --push REPO_ID")
-    if args.method != "auto":
-        make_options(find(args.method), dict(args.options))
     if not args.old:
         check_not_input(args.output, [config.get("base_model_name_or_path")])
     return prompts, samples, chat

@@ -196,7 +196,7 @@ def test_long_answers_have_settings_of_their_own(pair, length, rank):
     report = carry(pair, method="transplant", options=SMALL | {"length": length}).report
     assert report.rank == min(rank, 48)
     facts = report.facts
-    assert facts["hints"][0] == CUT_ANSWERS_HINT.format(length, 4 * length)
+    assert facts["hints"] == [CUT_ANSWERS_HINT.format(length, 4 * length)]
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,7 @@ class FormatTrial:
     def facts(self, used: str | None) -> dict[str, Any]:
         """Return entries of the report; ``used`` is the format of the built-in prompts, None for given prompts."""
         found = {
-            name: {"change": round(one.change, 3), "entropy": round(one.entropy, 3), "answered": one.answered}
-            for name, one in self.scores.items()
+            name: {key: round(value, 3) for key, value in one._asdict().items()} for name, one in self.scores.items()
         }
         warning = self.warning() if used is None else None
         entry = {"used": used or next(iter(found)), "scores": found}

@@ -204,8 +204,8 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
         last, anchored = _probe_new(
             model, probed.place, probed.rows, len(probed.turns), probed.places, probed.anchors, inputs
         )
-    hints = [*probed.facts.get("hints", []), *([] if options.synthetic_prompts else [MORE_FACTS_HINT])]
-    facts = {**probed.facts, "fact_edit": figures} | ({"hints": hints} if hints else {})
+    hints = [] if options.synthetic_prompts else [MORE_FACTS_HINT]
+    facts = joined(probed.facts, {"fact_edit": figures, "hints": hints})
     return replace(probed, last=last, anchor_inputs=anchored.x, fact_update={(layer, "down"): update}, facts=facts)
 
 

@@ -16,7 +16,7 @@ from ...text.examples import Prompt, PromptOrText
 from ...text.texts import Text
 from ..base import MethodInput
 from .formats import FormatTrial
-from .hints import unused_hint
+from .hints import joined, unused_hint
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,7 @@ class ChosenPrompts:
     def facts(self) -> dict[str, Any]:
         """Return entries of the report."""
         hints = unused_hint(len(self.prompts), self.available)
-        facts: dict[str, Any] = {"hints": hints} if hints else {}
-        facts |= {"prompts": dict(self.origin)} if self.origin else {}
+        facts = joined({"hints": hints}, {"prompts": dict(self.origin)} if self.origin else {})
         if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts):
             facts["chat"] = {
                 "conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system
