@@ -5,11 +5,11 @@
 
 ``intents`` is made by benchmarks/intents.py; any other name is a task in files of the LLM-Adapters collection, whose
 answers are the classes. For every seed a LoRA with a head is trained on the old backbone (row ``old-adapted``). On the
-new one: ``probe``, a logistic regression on the states of the bare model; ``full``, a LoRA with a head trained on the
-same labels; ``transplant``, ``distill`` and ``lorasuite`` (by weights), which see unlabeled texts and no label. Every
-row of a seed is a stage with a process of its own, written as JSON when measured; run it again to continue.
-``table.md`` and ``summary.json`` have the means over the seeds, and the share of the gain of ``full`` over the most
-frequent class.
+new one: ``probe``, a logistic regression on the states of the bare model; ``full-RATE``, a LoRA with a head trained on
+the same labels at a learning rate; ``transplant``, ``distill`` and ``lorasuite`` (by weights), which see unlabeled
+texts and no label. Every row of a seed is a stage with a process of its own, written as JSON when measured; run it
+again to continue. ``table.md`` and ``summary.json`` have the means over the seeds, and the share of the gain over the
+most frequent class of full retraining at its best rate, which is the best one on the test texts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 METHODS = ("transplant", "distill", "lorasuite")
-ROWS = ("old-adapted", "probe", "full", *METHODS)
+FULL = "full-"
+"""Start of the names of rows of full retraining; the learning rate follows."""
+ROWS = ("old-adapted", "probe", "full-0.0001", "full-0.0003", "full-0.001", *METHODS)
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,10 @@ class Run:
             target_modules=modules_of(backbone.arch, backbone.arch.parts),
         )  # fmt: skip
         model = peft.get_peft_model(backbone.load(task=self.data.task), config)
+        rate = float(name.removeprefix(FULL)) if name.startswith(FULL) else self.args.old_rate
         finetune(
-            model, self.data.train, samples=None, epochs=self.args.epochs, learning_rate=self.args.learning_rate,
-            warmup=0.1, micro_batch_size=self.args.micro_batch_size, seed=self.seed, tokenizer=backbone.tokenizer,
+            model, self.data.train, samples=None, epochs=self.args.epochs, learning_rate=rate, warmup=0.1,
+            micro_batch_size=self.args.micro_batch_size, seed=self.seed, tokenizer=backbone.tokenizer,
             progress=progress_bars,
         )  # fmt: skip
         with atomic_folder(folder) as part:
@@ -206,7 +209,7 @@ def summarize(runs: list[dict[str, dict[str, Any]]], data: Data) -> dict[str, An
         name: {key: statistics.mean(run[name][key] for run in runs) for key in ("accuracy", "seconds", "peak_gb")}
         for name in runs[0]
     }
-    ceiling = means.get("full", {}).get("accuracy")
+    ceiling = max((row["accuracy"] for name, row in means.items() if name.startswith(FULL)), default=None)
     for row in means.values():
         gain = None if ceiling is None else ceiling - data.majority
         row["share"] = (row["accuracy"] - data.majority) / gain if gain and gain > 0 else None
@@ -238,12 +241,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for the rows' JSON")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated (default: all)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
-    parser.add_argument("--labels", type=int, default=2000, help="labeled texts at most (default: 2000)")
+    parser.add_argument("--labels", type=int, default=1000, help="labeled texts at most (default: 1000)")
     parser.add_argument("--texts", type=int, default=1000, help="unlabeled texts (default: 1000)")
     parser.add_argument("--items", type=int, default=500, help="test texts at most (default: 500)")
     parser.add_argument("--rank", type=int, default=16, help="of trained adapters (default: 16)")
-    parser.add_argument("--epochs", type=int, default=2, help="of trained adapters (default: 2)")
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of trained adapters (default: 3e-4)")
+    parser.add_argument("--epochs", type=int, default=4, help="of trained adapters (default: 4)")
+    parser.add_argument("--old-rate", type=float, default=1e-3, help="learning rate of the old adapter (default: 1e-3)")
     parser.add_argument("--micro-batch-size", type=int, help="texts that training reads at once (default: all 16)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of distill")
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
@@ -252,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     hide_loading_bars()
     data = load_data(args)
     names = [name.strip() for name in args.rows.split(",")]
-    unknown = sorted(set(names) - set(ROWS))
+    unknown = sorted(name for name in set(names) - set(ROWS) if not name.startswith(FULL))
     if unknown:
         raise SystemExit(f"unknown row {unknown[0]!r}; known: {', '.join(ROWS)}")
     seeds = [int(seed) for seed in args.seeds.split(",")]

@@ -64,20 +64,21 @@ def test_the_shares_are_those_of_the_gain_of_full_retraining(programs: Any, tmp_
     arguments = [
         "--task", "rule", "--train", str(tmp_path / "train.json"), "--test", str(tmp_path / "test.json"),
         "--old", str(old), "--new", str(new), "--out", str(tmp_path / "out"), "--seeds", "0", "--texts", "300",
-        "--labels", "500", "--rank", "4", "--epochs", "3", "--learning-rate", "1e-2", "--one-process",
-        "--rows", "old-adapted,probe,full,transplant,lorasuite",
+        "--labels", "500", "--rank", "4", "--epochs", "3", "--old-rate", "1e-2", "--one-process",
+        "--rows", "old-adapted,probe,full-0.01,full-0.0001,transplant,lorasuite",
     ]  # fmt: skip
     programs[0].main(arguments)
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     rows = found["rows"]
     assert rows["old-adapted"]["accuracy"] > 0.9
-    assert rows["full"]["accuracy"] > 0.9
-    assert rows["full"]["share"] == pytest.approx(1)
-    gain = rows["full"]["accuracy"] - found["majority"]
+    assert rows["full-0.01"]["accuracy"] > 0.9
+    assert rows["full-0.01"]["share"] == pytest.approx(1)
+    assert rows["full-0.0001"]["share"] < 1  # the best rate counts
+    gain = rows["full-0.01"]["accuracy"] - found["majority"]
     assert rows["probe"]["share"] == pytest.approx((rows["probe"]["accuracy"] - found["majority"]) / gain)
     assert rows["transplant"]["share"] > max(0.35, rows["lorasuite"]["share"] + 0.2)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
-    before = (tmp_path / "out" / "seed0" / "full.json").stat().st_mtime_ns
+    before = (tmp_path / "out" / "seed0" / "full-0.01.json").stat().st_mtime_ns
     programs[0].main(arguments)  # every stage is read, none is measured again
-    assert (tmp_path / "out" / "seed0" / "full.json").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "seed0" / "full-0.01.json").stat().st_mtime_ns == before

@@ -1,0 +1,118 @@
+"""Adapters of tasks that cannot be guessed (benchmarks/hard_tasks.py), moved without labels.
+
+    python benchmarks/hard.py --task tools --old OLD --new NEW --data DIR --work DIR --out DIR [--seeds 0,1,2]
+
+A LoRA is trained on conversations, each backbone reads them through its own chat template. Besides the rows of
+benchmarks/conversation_pair.py there are two that must fail: ``other-task``, the upgraded adapter of the next task, and
+``random``, random factors with the norms of the update of ``transplant``. DIR of ``--data`` holds the LLM-Adapters
+files. ``gap`` is the share of the likelihood that full retraining at its best rate gains.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from common import modules_of
+from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows, summarize, write_table
+from hard_tasks import TASKS, HardTask, chains_of
+from safetensors.torch import load_file, save_file
+
+from peft_lorasuite import Backbone
+from peft_lorasuite.io.output import atomic_folder
+from peft_lorasuite.models.generation import Turn
+from peft_lorasuite.progress import progress_bars
+from peft_lorasuite.training.finetune import finetune
+
+FIGURES = {"accuracy": "accuracy", "stops": "stops"}
+NAMES = (*TASKS, "chains")
+
+
+class HardPair(ConversationPair):
+    """One task on one pair of backbones with one seed."""
+
+    def __init__(self, args: argparse.Namespace, name: str, seed: int) -> None:
+        super().__init__(args, seed)
+        self.task: HardTask = TASKS[name] if name in TASKS else chains_of(args.data)
+        self.name, self.folder, self.length = name, args.work / name, self.task.length
+        known = self.task.make(args.train + args.prompts, False, seed)
+        self.train, self.unlabeled = known[: args.train], known[args.train :]
+        # test items are the same for all seeds, and never among those that are learned from
+        learned = {str(one[:-1]) for one in known}
+        self.test = [one for one in self.task.make(3 * args.items, True, 10_000) if str(one[:-1]) not in learned]
+        self.test = self.test[: args.items]
+
+    def fit(self, backbone: Backbone, items: Sequence[Messages], rate: float, folder: Path) -> Path:
+        """Train a LoRA on the last turns, unless the folder is there."""
+        if folder.is_dir():
+            return folder
+        torch.manual_seed(self.seed)
+        config = peft.LoraConfig(
+            r=16, lora_alpha=32, target_modules=modules_of(backbone.arch, backbone.arch.parts), task_type="CAUSAL_LM"
+        )
+        model = peft.get_peft_model(backbone.load(), config)
+        with atomic_folder(folder) as part:
+            finetune(
+                model, [{"messages": one} for one in items], samples=None, epochs=self.args.epochs, batch_size=8,
+                learning_rate=rate, warmup=0.05, seed=self.seed, tokenizer=backbone.tokenizer, output=part,
+                overwrite=True, progress=progress_bars,
+            )  # fmt: skip
+            backbone.tokenizer.save_pretrained(part)
+        return folder
+
+    def judge(self, answered: Sequence[Turn]) -> tuple[list[bool], dict[str, Any]]:
+        """Apply the rule of the task."""
+        return [self.task.right(turn.response, item) for turn, item in zip(answered, self.test, strict=True)], {}
+
+    def measure(self, row: str) -> dict[str, Any]:
+        """Measure a row; the two that must fail are made here."""
+        if row == "other-task":
+            return self.other_task()
+        if row == "random":
+            return self.score(self.new, self.random(self.folder / f"transplant-{self.seed}"))
+        return super().measure(row)
+
+    def other_task(self) -> dict[str, Any]:
+        """Upgrade the adapter of the next task with that task's prompts, and score it on this one."""
+        other = HardPair(self.args, NAMES[(NAMES.index(self.name) + 1) % len(NAMES)], self.seed)
+        folder = other.folder / f"transplant-{self.seed}"
+        if not folder.is_dir():
+            other.upgraded("transplant")
+        return self.score(self.new, folder) | {"adapter": other.name}
+
+    def random(self, source: Path) -> Path:
+        """Write random factors whose products have the norms of those of an adapter."""
+        made, generator = {}, torch.Generator().manual_seed(self.seed)
+        tensors = load_file(source / "adapter_model.safetensors")
+        for key, down in tensors.items():
+            if "lora_A" in key:
+                up_key = key.replace("lora_A", "lora_B")
+                a, b = (torch.randn(one.shape, generator=generator) for one in (down, tensors[up_key]))
+                norm = (tensors[up_key].float() @ down.float()).norm()
+                made |= {key: a, up_key: b * (norm / (b @ a).norm())}
+        with atomic_folder(self.folder / f"random-{self.seed}", overwrite=True) as part:
+            save_file(made, part / "adapter_model.safetensors")
+            (part / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+        return self.folder / f"random-{self.seed}"
+
+
+def main() -> None:
+    """Run the rows, or read those that are there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--task", required=True, choices=NAMES)
+    parser.add_argument("--rows", default=",".join((*ROWS, "other-task", "random")), help="comma-separated")
+    parser.add_argument("--epochs", type=int, default=3, help="of trained adapters (default: 3)")
+    args = parser.parse_args()
+    seeds, rows, out = [int(text) for text in args.seeds.split(",")], args.rows.split(","), args.out / args.task
+    for seed in seeds:
+        run_rows(HardPair(args, args.task, seed), out, rows)
+    write_table(out, summarize(out, rows, seeds, FIGURES))
+
+
+if __name__ == "__main__":
+    main()
