@@ -11,7 +11,7 @@ import torch
 
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
-from ..io.source import Source, split_revision
+from ..io.source import LoadOptions, Source, split_revision
 from ..models.backbone import Backbone
 from ..models.config import load_config
 from ..models.dtype import choose_dtype
@@ -24,6 +24,8 @@ from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
 from .reading import PASS_OLD, base_model_of, check_gathered, read_config
 from .tokenizer import fetch_tokenizer
+
+DEFAULTS = LoadOptions()
 
 
 def load_model(source: Source) -> Any:
@@ -96,13 +98,14 @@ def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_train
     return loaded
 
 
-def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> Any:
+def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None, load: LoadOptions = DEFAULTS) -> Any:
     """Return the tokenizer, load it by its name, or if it is None load the tokenizer of the adapter or the model.
 
     Args:
         model: The model, with an adapter's tokenizer as ``adapter_tokenizer`` if it has one.
         tokenizer: A tokenizer, a folder or Hub id, or None.
         revision: Revision of the model's own tokenizer.
+        load: How files are downloaded, and whether code of a repository may run.
     """
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         return tokenizer
@@ -114,8 +117,9 @@ def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None) -> A
         name = str(getattr(model.config, "_name_or_path", "") or "")
     if not name:
         raise LoraSuiteError("the model does not say where its tokenizer is", do="pass tokenizer=")
-    source = Source(name, "tokenizer", revision)
-    return open_tokenizer(source, name, do="pass tokenizer=", revision=revision or "main")
+    source, revision = Source(name, "tokenizer", revision, **load.hub_kwargs()), revision or "main"
+    options = {**load.hub_kwargs(), "trust_remote_code": load.trust_remote_code}
+    return open_tokenizer(source, name, do="pass tokenizer=", revision=revision, **options)
 
 
 def old_backbone_loader(

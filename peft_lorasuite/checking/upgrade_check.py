@@ -123,7 +123,9 @@ def check_upgrade(
     options = CheckOptions(refusals=refusals, limit=limit, length=length, seed=seed)
     load = LoadOptions(token, cache_dir, False, trust_remote_code, dtype, device_map)
     source, new = _open(adapter, base, load, "pass its backbone (--base, base=)", adapter_name)
-    adapter_folder(source)  # a damaged file is an error before a model runs; `read_adapter` checks that of the old one
+    again_source = None if retrained is None else _open(retrained, new, load, "")[0]
+    for one in filter(None, (source, again_source)):
+        adapter_folder(one)  # a damaged file is an error before a model runs; `read_adapter` checks that of the old one
     old_source, old_backbone = _open(old, old_base, load, "pass its backbone (--from, old_base=)")
     progress = numbered(progress, [OLD, *([] if retrained is None else [RETRAINED]), NEW])
     chat = ChatOptions.of(chat)
@@ -141,7 +143,7 @@ def check_upgrade(
             read_conversations(refusals, limit, seed, chat.prompt_format)  # before any model is loaded
         with stage(progress, OLD):
             task, before = measure_old(old_backbone, found, choose, length=length, seed=seed, progress=progress)
-        again = None if retrained is None else _measure_retrained(retrained, new, load, task, before, options, progress)
+        again = again_source and _measure_retrained(again_source, new, task, before, options, progress)
         with stage(progress, NEW), load_written(source, new) as written:
             after = measure_new(written, task, before, length=length, seed=seed, progress=progress)
             lines = answer_lines(before, after, again, limits, seed, labeled=task.labeled)
@@ -175,10 +177,8 @@ def _open(
 
 
 def _measure_retrained(
-    name: str | Path, new: Backbone, load: LoadOptions, task: Task, old: OldSide, options: CheckOptions,
-    progress: Progress,
-) -> Side:  # fmt: skip
-    source, _ = _open(name, new, load, "")
+    source: Source, new: Backbone, task: Task, old: OldSide, options: CheckOptions, progress: Progress
+) -> Side:
     with stage(progress, RETRAINED), load_written(source, new) as written:
         side = measure_new(written, task, old, length=options.length, seed=options.seed, progress=progress)
     free_models()

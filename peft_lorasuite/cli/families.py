@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(commands, "families", "list the supported model families, or what one model gets")
     command.add_argument("model", nargs="?", metavar="MODEL", help="a backbone: its model type and methods")
+    command.add_argument("--trust-remote-code", action="store_true", help="let its repository run its own code")
     command.add_argument("--all", action="store_true", dest="every",
                          help="list every model type of transformers, and the methods it gets")  # fmt: skip
 
@@ -33,7 +34,7 @@ def add(commands: Any) -> None:
 def run(args: Namespace) -> Output:
     """List the families or all model types, or tell what one model gets."""
     if args.model:
-        return _describe(args.model)
+        return _describe(args.model, trust_remote_code=args.trust_remote_code)
     if args.every:
         return _list_types()
     found = families()
@@ -42,17 +43,19 @@ def run(args: Namespace) -> Output:
     return {"families": rows}, f"{_table([('model type', 'decoder layer'), *lines])}\n\n{LEGEND}"
 
 
-def _describe(name: str) -> Output:
+def _describe(name: str, *, trust_remote_code: bool) -> Output:
     """Return the model type of a backbone, its sizes, and the methods that it gets."""
-    from ..arch.model_types import ALL, ModelType, without_converter
+    from ..arch.model_types import ALL, ModelType, measured, without_converter
     from ..models.backbone import Backbone
     from ..models.derived import model_type
 
-    backbone = Backbone.open(name)
+    backbone = Backbone.open(name, trust_remote_code=trust_remote_code)
     arch, kind = backbone.arch, model_type(backbone.config)
     found = ModelType(ALL) if arch.has_converter else without_converter(kind)
     layers = f"{arch.layers} layers, hidden size {arch.hidden}, vocabulary {arch.vocabulary}"
     methods = f"none: {found.why}"
+    if kind not in measured().types:
+        methods = "not measured; transplant and distill run the model, and may work"
     if arch.has_converter:
         heads = arch.heads
         layers += f", {heads.query} heads of {heads.size} ({heads.key_value} for keys and values)"

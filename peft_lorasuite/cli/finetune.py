@@ -14,6 +14,7 @@ from .common import (
     add_chat,
     add_command,
     add_labels,
+    add_loading,
     add_output,
     add_training,
     chat_options,
@@ -34,6 +35,7 @@ def add(commands: Any) -> None:
     add_chat(command, old=False)
     add_training(command)
     add_output(command, "the fine-tuned adapter")
+    add_loading(command)
 
 
 def run(args: Namespace) -> Output:
@@ -46,7 +48,8 @@ def run(args: Namespace) -> Output:
     name, revision = split_revision(args.adapter)
     trained = finetune(
         name, args.data, chat=chat_options(args), base=args.base, labels=args.labels, problem_type=args.problem_type,
-        revision=revision, output=args.output, overwrite=args.overwrite, progress=progress, **training_options(args),
+        revision=revision, trust_remote_code=args.trust_remote_code, dtype=args.dtype, device_map=args.device_map,
+        output=args.output, overwrite=args.overwrite, progress=progress, **training_options(args),
     )  # fmt: skip
     seconds, record = round(time.perf_counter() - start, 2), trained.finetune_record
     values = {"output": str(args.output), "training": record, "seconds": seconds}

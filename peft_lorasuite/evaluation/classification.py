@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.loading import load_tokenizer
 from ..adapters.opening import adapter_task_type, open_adapter
 from ..errors import LoraSuiteError, check_integer, check_seed
 from ..models.class_labels import infer_problem, place_labels
@@ -108,8 +107,7 @@ def evaluate_classifier(
     if kind not in CLASSIFIERS:
         raise LoraSuiteError("not a classifier", got=f"task_type {kind}", wanted=" or ".join(CLASSIFIERS))
     texts = read_texts(data, template, limit, seed)
-    model = open_adapter(model, base, revision, labels=labels, problem_type=problem_type)
-    tokenizer = load_tokenizer(model, tokenizer)
+    model, tokenizer = open_adapter(model, tokenizer, base, revision, labels=labels, problem_type=problem_type)
     task = infer_problem(model_task(model, kind), texts)
     padding = padding_of_model(model, tokenizer)
     rows = encode_texts(

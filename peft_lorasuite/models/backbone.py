@@ -99,13 +99,13 @@ class Backbone:
 
     @cached_property
     def config(self) -> Any:
-        """The transformers config; for an unknown model type, a config with its plain values."""
-        return load_config(self.source) if self._model is None else self._model.config
+        """The transformers config; for an unknown model type, one of trusted code or with the plain values."""
+        return load_config(self.source, self._access()) if self._model is None else self._model.config
 
     @cached_property
     def arch(self) -> Architecture:
         """Shape and layout, from the converter registered for the model type; without one, from an empty model."""
-        return read_architecture(self.config, self._model, trust_remote_code=self.trust_remote_code)
+        return read_architecture(self.config, self._model, trust_remote_code=self.trust_remote_code, where=repr(self))
 
     @property
     def context(self) -> int:

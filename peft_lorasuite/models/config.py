@@ -1,24 +1,36 @@
-"""Configs of backbones, read by transformers without running code of a repository."""
+"""Configs of backbones, read by transformers, and without leave of the user without running code of a repository."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from ..arch.registry import has_converter
 from ..arch.spec import Architecture
 from ..compat import require_model_type, spell_scaling
 from ..errors import LoraSuiteError, short_message
 from ..io.source import Source
 
 
-def load_config(source: Source) -> Any:
-    """Return the transformers config; for an unknown model type, a config with its plain values."""
+def load_config(source: Source, access: Mapping[str, Any] | None = None) -> Any:
+    """Return the transformers config.
+
+    For a model type that neither transformers nor a converter knows it comes from the code of the repository if that is
+    trusted, and otherwise has the plain values.
+
+    Args:
+        source: The backbone.
+        access: Options of loading, with ``trust_remote_code``.
+    """
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = _read_values(source)
     require_model_type(values["model_type"], where=source.full_name("config.json"))
     if values["model_type"] not in CONFIG_MAPPING:
+        if access and access["trust_remote_code"] and "auto_map" in values and not has_converter(values["model_type"]):
+            return _config_of_code(source, access)
         scaling = values.pop("rope_scaling", None) or {}
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         return PretrainedConfig.from_dict({"rope_parameters": rope, **values})
@@ -27,6 +39,19 @@ def load_config(source: Source) -> Any:
     except Exception as error:  # strict dataclasses raise many types; all mean the same to the user
         raise LoraSuiteError(
             f"the config cannot be read: {short_message(error)}", where=source.full_name("config.json")
+        ) from error
+
+
+def _config_of_code(source: Source, access: Mapping[str, Any]) -> Any:
+    """Return the config as the class in the repository reads it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(source.folder or source.name), **access)
+    except Exception as error:  # the code can raise anything
+        raise LoraSuiteError(
+            f"the code of the repository cannot read the config: {short_message(error)}",
+            where=source.full_name("config.json"),
         ) from error
 
 

@@ -38,13 +38,16 @@ PLAIN_SUBCLASSES = ("FalconLinear", "NonDynamicallyQuantizableLinear")
 """Subclasses of `torch.nn.Linear` with a forward function of their own that computes the same."""
 
 
-def read_architecture(config: Any, model: Any = None, *, trust_remote_code: bool = False) -> Architecture:
+def read_architecture(
+    config: Any, model: Any = None, *, trust_remote_code: bool = False, where: str | None = None
+) -> Architecture:
     """Return the architecture of a backbone: from its converter or, without one, from its model.
 
     Args:
         config: The backbone's config.
         model: The loaded model; by default one without weights is built.
         trust_remote_code: As in transformers.
+        where: Name of the backbone, for error messages.
 
     Raises:
         LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
@@ -52,7 +55,7 @@ def read_architecture(config: Any, model: Any = None, *, trust_remote_code: bool
     if has_converter(model_type(config)):
         with suppress(UndescribedLayoutError):
             return architecture(config)
-    return derive_architecture(_empty_model(config, trust_remote_code) if model is None else model)
+    return derive_architecture(_empty_model(config, trust_remote_code, where) if model is None else model)
 
 
 def derive_architecture(model: Any) -> Architecture:
@@ -151,7 +154,13 @@ def _text_tower(model: nn.Module, embedding: str) -> str:
     return f"{path}." if path else ""
 
 
-def _empty_model(config: Any, trust_remote_code: bool) -> Any:
+def _empty_model(config: Any, trust_remote_code: bool, where: str | None) -> Any:
+    if not trust_remote_code and getattr(config, "auto_map", None) and config.model_type not in _known_types():
+        raise LoraSuiteError(
+            "the model is code of its repository, which runs only if you trust it", where=where,
+            got=f"model type {config.model_type!r}",
+            do="read the code, then pass trust_remote_code=True (--trust-remote-code)",
+        )  # fmt: skip
     try:
         with torch.device("meta"):
             return auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
@@ -159,6 +168,7 @@ def _empty_model(config: Any, trust_remote_code: bool) -> Any:
         raise LoraSuiteError(
             f"no converter for model type {config.model_type!r}, and transformers cannot build its model:"
             f" {short_message(error)}",
+            where=where,
             do=f"{_nearest_type(config.model_type)}check the model_type in config.json, or add a converter with"
             " peft_lorasuite.register, see docs/add-a-family.md",
         ) from error  # fmt: skip
@@ -166,8 +176,12 @@ def _empty_model(config: Any, trust_remote_code: bool) -> Any:
 
 def _nearest_type(model_type: str) -> str:
     """Return a question about the nearest model type of transformers, if the given one is not among them."""
-    from transformers import CONFIG_MAPPING
-
-    known = list(CONFIG_MAPPING.keys())
+    known = _known_types()
     near = get_close_matches(model_type, known, n=1)
     return f"did you mean {near[0]!r}? " if near and model_type not in known else ""
+
+
+def _known_types() -> list[str]:
+    from transformers import CONFIG_MAPPING
+
+    return list(CONFIG_MAPPING.keys())

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.chat_template import read_chat_template
-from ..adapters.loading import load_tokenizer
-from ..adapters.opening import adapter_task_type, open_adapter
+from ..adapters.opening import adapter_source, adapter_task_type, open_adapter
 from ..adapters.writing import write_peft_model
 from ..errors import LoraSuiteError
 from ..io.output import atomic_folder, check_output
-from ..io.source import Source
+from ..io.source import LoadOptions, Source
 from ..models.classification import padding_of_model
 from ..models.distributed import is_main_process
 from ..models.restore import fixed_seed
@@ -54,6 +53,11 @@ def finetune(
     base: Any = None,
     revision: str | None = None,
     tokenizer: Any = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: Any = "auto",
+    device_map: Any = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -98,6 +102,11 @@ def finetune(
         base: The backbone, for an adapter by name; by default the base model of its config.
         revision: Revision of the adapter on the Hub.
         tokenizer: Tokenizer, or its folder or Hub id; by default that of the backbone.
+        token: Hub token, for an adapter by name.
+        cache_dir: Hub cache, likewise.
+        trust_remote_code: Whether transformers may run code of the backbone's repository, likewise.
+        dtype: Dtype in which the backbone runs, likewise.
+        device_map: As in transformers, likewise.
         output: Folder to write the adapter to, whole or not at all.
         overwrite: Replace the output folder if it is not empty.
         progress: Shows the progress.
@@ -113,15 +122,16 @@ def finetune(
     )  # checked before anything is read
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=(model, base, data))
-    chat = _with_own_template(ChatOptions.of(chat), model, revision)
+    load = LoadOptions(token, cache_dir, False, trust_remote_code, dtype, device_map)
+    source = adapter_source(model, revision, load)
+    chat = _with_own_template(ChatOptions.of(chat), source)
     limit = None if samples is None else max(samples, MAX_EXAMPLES)
-    kind = adapter_task_type(model, revision)
+    kind = adapter_task_type(model, revision, load)
     classifies = kind in CLASSIFIERS
     if kind == "FEATURE_EXTRACTION":
         raise LoraSuiteError("embedding models are not fine-tuned here", got=kind, do="train it with its own library")
     examples: Any = read_texts(data, template, limit, seed) if classifies else read_records(data, limit, seed)
-    model = open_adapter(model, base, revision, labels=labels, problem_type=problem_type)
-    tokenizer = load_tokenizer(model, tokenizer)
+    model, tokenizer = open_adapter(model, tokenizer, base, revision, load, labels=labels, problem_type=problem_type)
     drawn, settings = draw_samples(examples, samples, seed), {}
     size = model.config.get_text_config().vocab_size
     padding = pad_token_id(tokenizer, size)
@@ -147,11 +157,11 @@ def finetune(
     return model.eval()
 
 
-def _with_own_template(chat: ChatOptions, model: Any, revision: str | None) -> ChatOptions:
+def _with_own_template(chat: ChatOptions, source: Source | None) -> ChatOptions:
     """Return the options with the chat template beside an adapter that is given by name, if there is one."""
-    if chat.new_template is not None or not isinstance(model, (str, Path)):
+    if chat.new_template is not None or source is None:
         return chat
-    return replace(chat, new_template=read_chat_template(Source(str(model), "adapter", revision)))
+    return replace(chat, new_template=read_chat_template(source))
 
 
 def draw_samples(examples: Sequence[Any], samples: int | None, seed: int) -> list[Any]:

@@ -155,6 +155,8 @@ def test_a_truncated_file_is_found_before_a_model_runs(made: Checked, tmp_path: 
 
     with pytest.raises(LoraSuiteError, match=r"adapter_model\.safetensors"):
         check_upgrade(broken, old=made.adapter, data=made.data, progress=progress)
+    with pytest.raises(LoraSuiteError, match=r"adapter_model\.safetensors"):
+        check_upgrade(made.good, old=made.adapter, data=made.data, retrained=broken, progress=progress)
     assert not stages
 
 

@@ -57,6 +57,9 @@ FINETUNE: dict[str, tuple[Any, ...]] = {
     "--new-layers": ("train", "freeze"),
     "--base": (None, "old"),
     "--seed": ("0", "7"),
+    "--dtype": ("auto", "float32", "bfloat16"),
+    "--device-map": (None, "cpu"),
+    "--trust-remote-code": (False, True),
 }
 
 
