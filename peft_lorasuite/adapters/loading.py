@@ -28,20 +28,21 @@ from .tokenizer import fetch_tokenizer
 DEFAULTS = LoadOptions()
 
 
-def load_model(source: Source) -> Any:
+def load_model(source: Source, *, trust_remote_code: bool = False) -> Any:
     """Load a causal language model of any architecture in transformers, on GPUs if there are any."""
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter", where=source.name, wanted="a backbone")
-    config = load_config(source).get_text_config()
+    where = source.name if source.folder is None else str(source.folder)
+    access = {"revision": source.commit, "trust_remote_code": trust_remote_code}
+    config = load_config(source, access).get_text_config()
     checkpoint = Checkpoint(source)
     check_depth(checkpoint, getattr(config, "num_hidden_layers", None) or 1, where=repr(source))
     checkpoint.fetch()  # raises for pickle files and missing shards
-    where = source.name if source.folder is None else str(source.folder)
     device_map = "auto" if torch.accelerator.is_available() else None
     stored = checkpoint.dtype
     running = choose_dtype("auto", stored, parameters=checkpoint.num_bytes // stored.itemsize, device_map=device_map)
     running.log(source.name)
-    options = {"revision": source.commit, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
+    options = {**access, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
     with load_errors(source.name):
         model = load_checkpoint(where, options, where=source.name)
     return compute_in_float32(model) if running.upcast else model

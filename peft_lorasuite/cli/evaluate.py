@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     command.add_argument("--fewshot-as-multiturn", action="store_true", help="few-shot examples as turns")
     add_labels(command)
     command.add_argument("--seed", type=seed, default=0, help="random seed of --limit (default: 0)")
+    command.add_argument("--trust-remote-code", action="store_true", help="let repositories run their own code")
     command.add_argument("-o", "--output", metavar="DIR", help="folder for the table and the scores as JSON")
     add_overwrite(command)
 
@@ -59,7 +60,7 @@ def run(args: Namespace) -> Output:
     published = published_rows(args.published, args.suite) if args.published else None
     names = (
         "suite", "data", "limit", "scoring", "batch_size", "template", "apply_chat_template", "system_instruction",
-        "fewshot_as_multiturn", "seed",
+        "fewshot_as_multiturn", "trust_remote_code", "seed",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     jobs = {first: (args.model, None), **{name: (args.model, name) for name in args.adapter}}
@@ -101,7 +102,8 @@ def _evaluate_classifiers(args: Namespace, progress: Progress) -> Output:
         adapter, revision = split_revision(name)
         rows[name] = evaluate_classifier(
             adapter, args.data, base=args.model if args.adapter else None, labels=args.labels, revision=revision,
-            problem_type=args.problem_type, template=args.template, limit=args.limit, seed=args.seed, progress=progress,
+            problem_type=args.problem_type, template=args.template, limit=args.limit,
+            trust_remote_code=args.trust_remote_code, seed=args.seed, progress=progress,
         )  # fmt: skip
     text = "\n".join(f"{name}: {row.table()}" for name, row in rows.items())
     return _output(args, rows, text)

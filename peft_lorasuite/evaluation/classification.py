@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters.opening import adapter_task_type, open_adapter
 from ..errors import LoraSuiteError, check_integer, check_seed
+from ..io.source import LoadOptions
 from ..models.class_labels import infer_problem, place_labels
 from ..models.classification import class_logits, encode_texts, padding_of_model
 from ..models.restore import restore_model
@@ -78,6 +79,7 @@ def evaluate_classifier(
     limit: int | None = None,
     cutoff: int = 512,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> ClassEvaluation:
@@ -94,6 +96,7 @@ def evaluate_classifier(
         limit: Texts at most, drawn by the seed; all if None.
         cutoff: Tokens of a text at most; the rest is cut off.
         revision: Revision of the adapter on the Hub.
+        trust_remote_code: Whether transformers may run code of the backbone's repository, for an adapter by name.
         seed: Seed of the draw.
         progress: Shows the progress.
 
@@ -103,11 +106,12 @@ def evaluate_classifier(
     check_seed(seed)
     check_integer("cutoff", cutoff)
     _require_sklearn()
-    kind = adapter_task_type(model, revision)
+    load = LoadOptions(trust_remote_code=trust_remote_code)
+    kind = adapter_task_type(model, revision, load)
     if kind not in CLASSIFIERS:
         raise LoraSuiteError("not a classifier", got=f"task_type {kind}", wanted=" or ".join(CLASSIFIERS))
     texts = read_texts(data, template, limit, seed)
-    model, tokenizer = open_adapter(model, tokenizer, base, revision, labels=labels, problem_type=problem_type)
+    model, tokenizer = open_adapter(model, tokenizer, base, revision, load, labels=labels, problem_type=problem_type)
     task = infer_problem(model_task(model, kind), texts)
     padding = padding_of_model(model, tokenizer)
     rows = encode_texts(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError, check_seed
-from ..io.source import Source, split_revision
+from ..io.source import LoadOptions, Source, split_revision
 from ..io.temporary import temporary_folder
 from ..models.memory import contiguous_head_input
 from ..text.templates import format_prompt
@@ -58,6 +58,7 @@ def evaluate(
     apply_chat_template: bool = False,
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool = False,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate a model on the paper's benchmarks.
@@ -81,6 +82,7 @@ def evaluate(
         apply_chat_template: Whether the harness renders the prompt as a user turn by the tokenizer's chat template.
         system_instruction: System prompt, as in the harness.
         fewshot_as_multiturn: Whether few-shot examples are turns of the conversation, as in the harness.
+        trust_remote_code: Whether transformers may run code of the repository of a model given by name.
         seed: Seed of the items of ``limit``.
 
     Returns:
@@ -101,7 +103,7 @@ def evaluate(
     local = None if data is None else _read_local_items(Path(data), benchmarks)
     require_harness()
     overrides = _task_overrides(scoring, template)
-    loaded_model, loaded_tokenizer = _load(model, adapter, tokenizer)
+    loaded_model, loaded_tokenizer = _load(model, adapter, tokenizer, trust_remote_code)
     with temporary_folder() as scratch:
         tasks = _load_tasks(benchmarks, overrides, max_new_tokens, local, scratch)
         samples = _draw_samples(benchmarks, tasks, limit, seed)
@@ -198,19 +200,20 @@ def _draw_samples(
     return samples
 
 
-def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, Any]:
+def _load(model: Any, adapter: str | Path | None, tokenizer: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     """Load model and tokenizer if they are given by name. The tokenizer is copied: the harness sets its padding."""
     from ..adapters.chat_template import read_chat_template
     from ..adapters.loading import load_tokenizer
     from ..text.vocabulary import pad_token_id
 
+    load = LoadOptions(trust_remote_code=trust_remote_code)
     if isinstance(model, str | Path):
-        loaded, revision = _load_by_name(str(model), adapter)
+        loaded, revision = _load_by_name(str(model), adapter, trust_remote_code)
     elif adapter is not None:
         raise LoraSuiteError("adapter needs a folder or Hub id as model", do="load the adapter on the model yourself")
     else:
         loaded, revision = model, None
-    own = copy.deepcopy(load_tokenizer(loaded, tokenizer, revision))
+    own = copy.deepcopy(load_tokenizer(loaded, tokenizer, revision, load))
     if isinstance(model, str | Path):
         own.chat_template = read_chat_template(_source(adapter or model, "adapter")) or own.chat_template
     if own.pad_token_id is not None:
@@ -218,7 +221,7 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any) -> tuple[Any, 
     return loaded, own
 
 
-def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | None]:
+def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: bool) -> tuple[Any, str | None]:
     """Load a model with its adapter, if there is one; also return the revision of the backbone."""
     from ..adapters.loading import adapter_folder, add_adapter, load_model
     from ..adapters.peft_format import CONFIG
@@ -231,9 +234,10 @@ def _load_by_name(model: str, adapter: str | Path | None) -> tuple[Any, str | No
         name, revision = base_model_of(base, do="pass model and adapter")
         base = Source(name, "model", revision, hub_only=base.folder is None)
     if adapter_source is None:
-        return load_model(base), base.revision
+        return load_model(base, trust_remote_code=trust_remote_code), base.revision
     folder = adapter_folder(adapter_source)
-    return add_adapter(load_model(base), folder, adapter_source, base=base), base.revision
+    loaded = load_model(base, trust_remote_code=trust_remote_code)
+    return add_adapter(loaded, folder, adapter_source, base=base), base.revision
 
 
 def _source(text: str | Path, kind: str) -> Source:

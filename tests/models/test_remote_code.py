@@ -120,6 +120,18 @@ def test_every_command_passes_the_leave_on(
     assert Backbone.open(str(owlet), trust_remote_code=True).arch.layers == 3
 
 
+def test_evaluate_passes_the_leave_on(
+    lora: Path, owlet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    items = [{"instruction": f"the {word}? Answer format: true/false", "answer": "true"} for word in WORDS[:2]]
+    (tmp_path / "boolq_test.json").write_text(json.dumps([one | {"input": "", "output": ""} for one in items]))
+    words = ("--suite", "boolq", "--data", tmp_path, "--scoring", "likelihood")
+    assert run("evaluate", lora, *words) == 1
+    assert run("evaluate", owlet, "--adapter", lora, "--trust-remote-code", *words) == 0
+    assert "BoolQ" in capsys.readouterr().out
+
+
 def test_a_failure_of_the_code_is_one_line(owlet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
