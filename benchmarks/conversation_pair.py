@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -39,12 +40,9 @@ UPGRADES: dict[str, tuple[str, str | None]] = {
     "transplant-self-prompts": ("transplant", "self"),
 }
 """Row -> method, and name of the prompts; None for those of the task."""
-TRAINED = {
-    f"{name}-{rate:g}": (count, rate)
-    for name, count in (("full", None), ("fresh-100", 100))
-    for rate in (3e-4, 1e-3, 3e-3)
-}
-"""Row of a fresh LoRA on the new backbone -> labeled conversations (None for all) and learning rate."""
+TRAINED = tuple(f"{name}-{rate:g}" for name in ("full", "fresh-100") for rate in (3e-4, 1e-3, 3e-3))
+"""Rows of a fresh LoRA on the new backbone by default: labeled conversations and learning rate."""
+TRAINED_ROW = re.compile(r"full-(?P<all>[\d.]+)|fresh-(?P<count>\d+)-(?P<rate>[\d.]+)")
 ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *TRAINED)
 
 
@@ -124,11 +122,15 @@ class ConversationPair:
             return self.score(self.old, self.adapter)
         if row in UPGRADES:
             return self.upgraded(row)
-        if row not in TRAINED:
+        found = TRAINED_ROW.fullmatch(row)
+        if found is None:
             raise SystemExit(f"unknown row {row!r}; known: {', '.join(ROWS)}")
-        count, rate = TRAINED[row]
-        folder = self.fit(self.new, self.train[:count], rate, self.folder / f"{row}-{self.seed}")
-        return self.score(self.new, folder)
+        count = int(found["count"]) if found["count"] else None
+        start = time.perf_counter()
+        folder = self.fit(
+            self.new, self.train[:count], float(found["rate"] or found["all"]), self.folder / f"{row}-{self.seed}"
+        )
+        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
 
     def score(self, backbone: Backbone, folder: Path | None) -> dict[str, Any]:
         """Score answers, likelihood and, on the new side, the divergence on other text."""

@@ -4,20 +4,24 @@
 
 A LoRA is trained on conversations, each backbone reads them through its own chat template. Besides the rows of
 benchmarks/conversation_pair.py there are two that must fail: ``other-task``, the upgraded adapter of the next task, and
-``random``, random factors with the norms of the update of ``transplant``. DIR of ``--data`` holds the LLM-Adapters
-files. ``gap`` is the share of the likelihood that full retraining at its best rate gains.
+``random``, random factors with the norms of the update of ``transplant``. ``transplant+100-0.001`` is the result of
+``transplant`` fine-tuned on 100 labeled conversations, with new LoRAs in the modules that it lacks, to compare with
+``fresh-100-0.001``. DIR of ``--data`` holds the LLM-Adapters files. ``gap`` is the share of the likelihood that full
+retraining at its best rate gains.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from common import modules_of
+from common import modules_of, names_of
 from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows, summarize, write_table
 from hard_tasks import TASKS, HardTask, chains_of
 from safetensors.torch import load_file, save_file
@@ -30,6 +34,7 @@ from peft_lorasuite.training.finetune import finetune
 
 FIGURES = {"accuracy": "accuracy", "stops": "stops"}
 NAMES = (*TASKS, "chains")
+TUNED_ROW = re.compile(r"transplant\+(?P<count>\d+)-(?P<rate>[\d.]+)")
 
 
 class HardPair(ConversationPair):
@@ -72,9 +77,22 @@ class HardPair(ConversationPair):
         """Measure a row; the two that must fail are made here."""
         if row == "other-task":
             return self.other_task()
+        if found := TUNED_ROW.fullmatch(row):
+            return self.tuned(row, int(found["count"]), float(found["rate"]))
         if row == "random":
             return self.score(self.new, self.random(self.folder / f"transplant-{self.seed}"))
         return super().measure(row)
+
+    def tuned(self, row: str, count: int, rate: float) -> dict[str, Any]:
+        """Fine-tune the result of ``transplant`` on a few labels."""
+        folder, start = self.folder / f"{row}-{self.seed}", time.perf_counter()
+        finetune(
+            self.folder / f"transplant-{self.seed}", [{"messages": one} for one in self.train[:count]], samples=None,
+            epochs=self.args.epochs, batch_size=8, learning_rate=rate, warmup=0.05, seed=self.seed, base=self.new,
+            modules=names_of(self.new.arch, self.new.arch.parts), output=folder, overwrite=True,
+            progress=progress_bars,
+        )  # fmt: skip
+        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
 
     def other_task(self) -> dict[str, Any]:
         """Upgrade the adapter of the next task with that task's prompts, and score it on this one."""
