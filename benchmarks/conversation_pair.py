@@ -43,7 +43,9 @@ UPGRADES: dict[str, tuple[str, str | None]] = {
 TRAINED = tuple(f"{name}-{rate:g}" for name in ("full", "fresh-100") for rate in (3e-4, 1e-3, 3e-3))
 """Rows of a fresh LoRA on the new backbone by default: labeled conversations and learning rate."""
 TRAINED_ROW = re.compile(r"full-(?P<all>[\d.]+)|fresh-(?P<count>\d+)-(?P<rate>[\d.]+)")
-ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *TRAINED)
+SEQUENCE_KD = tuple(f"sequence-kd-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
+"""Rows of a LoRA trained on the old adapted model's answers to the unlabeled prompts, and learning rate."""
+ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *TRAINED)
 
 
 def turns(question: str, answer: str) -> Messages:
@@ -122,6 +124,8 @@ class ConversationPair:
             return self.score(self.old, self.adapter)
         if row in UPGRADES:
             return self.upgraded(row)
+        if row.startswith("sequence-kd-"):
+            return self.sequence_kd(row, float(row.removeprefix("sequence-kd-")))
         found = TRAINED_ROW.fullmatch(row)
         if found is None:
             raise SystemExit(f"unknown row {row!r}; known: {', '.join(ROWS)}")
@@ -132,13 +136,27 @@ class ConversationPair:
         )
         return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
 
+    def sequence_kd(self, row: str, rate: float) -> dict[str, Any]:
+        """Train on the answers of the old adapted model as if they were labels."""
+        start = time.perf_counter()
+        model = peft.PeftModel.from_pretrained(self.old.load(), str(self.adapter)).eval()
+        answered = self.answers(model, self.old, self.unlabeled)
+        del model
+        items = [
+            [*one[:-1], {"role": "assistant", "content": turn.response.strip()}]
+            for one, turn in zip(self.unlabeled, answered, strict=True)
+            if turn.response.strip()
+        ]
+        folder = self.fit(self.new, items, rate, self.folder / f"{row}-{self.seed}")
+        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
+
     def score(self, backbone: Backbone, folder: Path | None) -> dict[str, Any]:
         """Score answers, likelihood and, on the new side, the divergence on other text."""
         model = backbone.load()
         if folder is not None:
             model = peft.PeftModel.from_pretrained(model, str(folder))
         model = model.eval()
-        answered = self.answers(model, backbone)
+        answered = self.answers(model, backbone, self.test)
         right, figures = self.judge(answered)
         records = read_records([{"messages": one} for one in self.test])
         measured = {
@@ -152,10 +170,10 @@ class ConversationPair:
             measured["other_text"] = self.divergence(model)
         return measured
 
-    def answers(self, model: Any, backbone: Backbone) -> list[Turn]:
-        """Return the model's answers to the test items."""
+    def answers(self, model: Any, backbone: Backbone, items: Sequence[Messages]) -> list[Turn]:
+        """Return the model's answers to conversations without their last turn."""
         chat = Chat(backbone.name, backbone.tokenizer)
-        asked = [read_conversation(one[:-1], "the item") for one in self.test]
+        asked = [read_conversation(one[:-1], "the item") for one in items]
         ends = chat.turn_ends(asked[0])
         stops = () if ends is None else (ends.end,)
         prompts = [chat.write(one) for one in asked]
