@@ -238,9 +238,25 @@ def _inside_tokens(left: Tokens, right: Tokens, apart: bool) -> list[tuple[int, 
         if q + 1 >= len(right.ids) or right.ends[q] <= 0 or right.ends[q] in starts:
             continue
         p = max((p for start, p in starts.items() if 0 <= start < right.ends[q]), default=None)
-        if p is not None and right.ends[q + 1] <= left.ends[p + 1] and right.ends[q] < left.ends[p + 1]:
+        if p is not None and right.ends[q] < left.ends[p + 1]:
             pairs.append((p, q))
     return pairs
+
+
+def covered_positions(
+    old: Sequence[Tokens], new: Sequence[Tokens], places: Sequence[Place]
+) -> list[list[tuple[int, int]]]:
+    """Return, for every place, the turn and old positions of further old tokens in the new token that follows.
+
+    A new token can be several old ones (``_draft`` is ``_`` and ``draft``), and can end inside the last of them.
+    """
+    found = []
+    for turn, p, q in places:
+        left, right = old[turn], new[turn]
+        end = right.ends[q + 1] if q + 1 < len(right.ids) else 0
+        last = len(left.ids) - 1 if not right.length or end <= right.length else 0  # no further than the answer
+        found.append([(turn, at) for at in range(p + 1, last) if left.ends[at] < end])
+    return found
 
 
 def pair_places(old: Sequence[Tokens], new: Sequence[Tokens], places: Sequence[Place]) -> list[PairedPlace]:

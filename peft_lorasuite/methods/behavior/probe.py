@@ -10,30 +10,25 @@ import torch
 from torch import Tensor
 
 from ...adapters.adapter import Key
-from ...adapters.peft_model import load_with_adapter, merge_adapter
 from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
-from ...models.generation import Generated, Turn, generate_answers
+from ...models.generation import Turn
 from ...models.memory import free_models
 from ...text.conversations import Conversation
-from ...text.examples import BUILT_IN, Prompt
+from ...text.examples import BUILT_IN
 from ..base import READ_NEW, READ_OLD, MethodInput
-from .elicitation import synthesize_prompts
 from .fact_editing import apply_update, edit_facts
 from .found import describe_found
 from .hints import joined, length_hint
+from .old_side import read_old_side
 from .options import BehaviorOptions, TransplantOptions
 from .positions import (
     Place,
     Tokens,
-    align,
-    merges_prompt_end,
-    pair_places,
     sample_text,
     shared_prefix,
-    tokenize,
 )
-from .prompt_sources import Choice, plan_prompts
+from .prompt_sources import plan_prompts
 from .prompts import ChosenPrompts
 from .samples import Question
 from .states import (
@@ -42,7 +37,6 @@ from .states import (
     RowPosition,
     down_projection,
     last_projection,
-    read_final_states,
     read_last_layer,
 )
 from .targets import Head, Targets, build_targets
@@ -144,11 +138,9 @@ def probe_and(
     count = options.prompts or PROMPTS
     choose = plan_prompts(inputs, old, new, count, options.length) if turns is None else None
     with inputs.stage(READ_OLD):
-        chosen, turns, old_rows, rows, places, adapted_states, plain_states, old_head = _probe_old(
-            inputs, old, new, options, choose, turns
-        )
-    vocabulary = PlaceVocabularies.pair(old, new, pair_places(old_rows, rows, places))
-    old_head.release(old)
+        side = read_old_side(inputs, old, new, options, choose, turns)
+    chosen, turns, rows, places = side.chosen, side.turns, side.rows, side.places
+    side.head.release(old)
     free_models()
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
@@ -161,12 +153,12 @@ def probe_and(
             reads = place or new_head.norm_path or new.arch.head
             last, anchored = _probe_new(model, reads, rows + texts, len(rows), places, anchors, inputs)
             probed = Probe(
-                new, vocabulary, turns, asked, places, adapted_states, plain_states, old_head, new_head,
+                new, side.vocabulary, turns, asked, places, side.adapted, side.plain, side.head, new_head,
                 new_states=last.h, place=place, last=last, rows=rows + texts, anchors=anchors,
                 anchor_states=anchored.h, anchor_inputs=anchored.x,
                 facts=joined(
                     {"hints": length_hint(turns, options.length)}, chosen.facts() if chosen else {},
-                    describe_found((old, old_head), (new, new_head), model, place),
+                    describe_found((old, side.head), (new, new_head), model, place),
                 ),
                 chat_template=chosen.chat.saved_template if chosen else None,
             )  # fmt: skip
@@ -207,67 +199,6 @@ def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: Tra
     hints = [] if options.synthetic_prompts else [MORE_FACTS_HINT]
     facts = joined(probed.facts, {"fact_edit": figures, "hints": hints})
     return replace(probed, last=last, anchor_inputs=anchored.x, fact_update={(layer, "down"): update}, facts=facts)
-
-
-def _probe_old(
-    inputs: MethodInput,
-    old: Backbone,
-    new: Backbone,
-    options: BehaviorOptions,
-    choose: Choice | None,
-    turns: Sequence[Turn] | None,
-) -> tuple[ChosenPrompts | None, Sequence[Turn], list[Tokens], list[Tokens], list[Place], Tensor, Tensor, Head]:
-    """Generate the old adapted model's answers, and compute the final states with and without the adapter."""
-    with load_with_adapter(old, inputs.adapter, merge=False) as adapted:
-        chosen = choose(adapted) if choose else None
-        model = merge_adapter(adapted, old)
-        del adapted
-        if chosen is None:
-            old_turns = new_turns = list(turns or [])
-            generated: Sequence[Generated | None] = [None] * len(old_turns)
-        else:
-            old_turns, new_turns, generated = _answer(model, old, chosen, inputs, options)
-        rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
-        places = align(rows, new_rows)
-        wanted = [(turn, position) for turn, position, _ in places]
-        states = read_final_states(model, rows, wanted, _known_states(rows, generated), inputs.progress)
-    del model
-    free_models()
-    with old.running() as plain:
-        plain_states = read_final_states(plain, rows, wanted, {}, inputs.progress)
-        return chosen, new_turns, rows, new_rows, places, states, plain_states, Head(plain, old)
-
-
-def _answer(
-    model: Any, old: Backbone, chosen: ChosenPrompts, inputs: MethodInput, options: BehaviorOptions
-) -> tuple[list[Turn], list[Turn], Sequence[Generated | None]]:
-    """Answer the prompts and, if asked for, synthetic ones; return the turns of both models."""
-    prompts: list[Prompt] = list(chosen.prompts)
-    if options.synthetic_prompts:
-        prompts += synthesize_prompts(
-            model, old, prompts, count=options.synthetic_prompts, length=options.length, seed=inputs.seed,
-            write=chosen.chat.old.write, progress=inputs.progress,
-        )  # fmt: skip
-        chosen = replace(chosen, prompts=prompts)
-    texts = chosen.old_texts
-    answers = generate_answers(
-        model, old, texts, length=options.length, stops=chosen.stops, progress=inputs.progress
-    )  # fmt: skip
-    turns = [turn for turn, _ in answers]
-    plain = [text for text, prompt in zip(texts, prompts, strict=True) if isinstance(prompt, str)]
-    if plain and merges_prompt_end(model, old, plain):  # what a chat template writes ends in markup
-        turns = [replace(turn, merges=isinstance(one, str)) for turn, one in zip(turns, prompts, strict=True)]
-    return *chosen.both_turns(turns), [generated for _, generated in answers]
-
-
-def _known_states(rows: Sequence[Tokens], generated: Sequence[Generated | None]) -> dict[RowPosition, Tensor]:
-    """Return the final states known from generation, where the text of a response tokenizes to the generated ids."""
-    return {
-        (turn, row.start - 1 + step): state
-        for turn, (row, one) in enumerate(zip(rows, generated, strict=True))
-        if one is not None and row.ids[row.start :] == one.ids
-        for step, state in enumerate(one.states)
-    }
 
 
 def _draw_anchors(rows: Sequence[Tokens], count: int, seed: int) -> list[RowPosition]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...errors import LoraSuiteError
@@ -118,12 +118,15 @@ class PlaceVocabularies:
             it is not known.
         inside: Whether a position is inside the old token that follows: only the new token that follows is then
             compared, (positions,).
+        further: Log-probabilities, of the adapted and of the plain old model, of the further old tokens in the new
+            token that follows, together; 0 where it is one old token or less, (positions, 2).
     """
 
     vocabularies: Sequence[Vocabulary]
     kinds: Int[Tensor, " positions"]
     following: Int[Tensor, "positions 2"]
     inside: Bool[Tensor, " positions"]
+    further: Float[Tensor, "positions 2"]
 
     @classmethod
     def pair(cls, old: Backbone, new: Backbone, wanted: Sequence[PairedPlace]) -> PlaceVocabularies:
@@ -138,19 +141,21 @@ class PlaceVocabularies:
         return cls(
             vocabularies, torch.tensor([different.index(key) for key in keys]),
             torch.tensor([place.following for place in wanted]), torch.tensor([place.inside for place in wanted]),
+            torch.zeros(len(wanted), 2),
         )  # fmt: skip
 
     @classmethod
     def same(cls, vocabulary: Vocabulary, count: int) -> PlaceVocabularies:
         """Return one vocabulary for ``count`` positions."""
         zeros = torch.zeros(count, dtype=torch.long)
-        return cls([vocabulary], zeros, torch.full((count, 2), -1), zeros.bool())
+        return cls([vocabulary], zeros, torch.full((count, 2), -1), zeros.bool(), torch.zeros(count, 2))
 
     def at(self, rows: Any) -> PlaceVocabularies:
         """Return those of some of the positions."""
-        return PlaceVocabularies(self.vocabularies, self.kinds[rows], self.following[rows], self.inside[rows])
+        values = (one[rows] for one in (self.kinds, self.following, self.inside, self.further))
+        return PlaceVocabularies(self.vocabularies, *values)
 
     def to(self, device: torch.device) -> PlaceVocabularies:
         """Return the pairs on a device."""
-        values = (one.to(device) for one in (self.kinds, self.following, self.inside))
+        values = (one.to(device) for one in (self.kinds, self.following, self.inside, self.further))
         return PlaceVocabularies([one.to(device) for one in self.vocabularies], *values)
