@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.methods.behavior.options import TransplantOptions
-from peft_lorasuite.methods.behavior.positions import Tokens, align, pair_places, tokenize
+from peft_lorasuite.methods.behavior.positions import Tokens, align, covered_positions, pair_places, tokenize
 from peft_lorasuite.methods.behavior.targets import Head, build_targets
-from peft_lorasuite.methods.behavior.token_pairs import Vocabulary
+from peft_lorasuite.methods.behavior.token_pairs import PlaceVocabularies, Vocabulary
 from peft_lorasuite.models.generation import Turn
 
 
@@ -186,6 +187,70 @@ def test_a_share_of_a_half_lies_between_the_difference_and_the_old_models_own_wo
     middle = ((difference + whole) / 2).log_softmax(-1)
     torch.testing.assert_close(half, middle, atol=1e-4, rtol=1e-4)
     assert (difference - whole).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_a_new_token_that_is_several_old_ones_has_the_probability_of_all_of_them(pair, usual):
+    """What is left of the first old token's probability goes to the tokens that follow none."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, whole = int(vocabulary.old[5]), int(vocabulary.new[5 if usual else 7])
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    own = float(heads[0].logits(sure, normed=True).softmax(-1)[0, first])
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+
+    def target(after, before):
+        places = PlaceVocabularies.same(vocabulary, 1)
+        further = torch.tensor([[after, before]]).log()
+        places = replace(places, following=torch.tensor([[first, whole]]), further=further)
+        found = build_targets(
+            *heads, places, sure, sure / 4, states, options(teacher_weight=1.0, top=500, extra=0), seed=0
+        )
+        return found.log_probs.exp()[0][found.ids.argsort()], float(found.confidence[0])
+
+    probabilities, confidence = target(0.9, 0.1)
+    assert float(probabilities[whole]) == pytest.approx(0.9 * own, abs=0.01)
+    follows = torch.isin(torch.arange(len(probabilities)), vocabulary.new)
+    assert float(probabilities[~follows].sum()) == pytest.approx(0.1 * own, abs=0.02)
+    alone, certain = target(1.0, 1.0)
+    assert float(alone[whole]) == pytest.approx(own, abs=0.01)
+    assert certain > confidence > 0
+
+
+def test_a_change_that_is_in_a_further_old_token_is_taught(pair):
+    """The adapter changes nothing at the first old token, and all at the next one."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, whole = int(vocabulary.old[5]), int(vocabulary.new[7])
+    same = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    for share in (0.0, 1.0):
+        places = PlaceVocabularies.same(vocabulary, 1)
+        further = torch.tensor([[0.99, 0.001]]).log()
+        places = replace(places, following=torch.tensor([[first, whole]]), further=further)
+        settings = options(teacher_weight=share, top=500, extra=0)
+        found = build_targets(*heads, places, same, same, states, settings, seed=0)
+        before = float(heads[1].logits(states).softmax(-1)[0, whole])
+        after = float(found.log_probs.exp()[0][found.ids.argsort()][whole])
+        assert after > (0.95 if share else 10 * before)
+
+
+def test_positions_inside_a_new_token_are_covered_by_it(tmp_path):
+    old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(WORDS[:3])))
+    new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(WORDS)))
+    turn = Turn(" the red tree", " stone runs .", True)
+    left, right = [tokenize(old, turn)], [tokenize(new, turn)]
+    assert len(left[0].ids) > len(right[0].ids)
+    places = align(left, right)
+    covered = covered_positions(left, right, places)
+    for (_, p, q), several in zip(places, covered, strict=True):
+        words = [left[0].predicted(at) for at in (p, *(at for _, at in several))]
+        if right[0].predicted(q) != right[0].end:
+            assert old.tokenizer.decode(words).strip() == new.tokenizer.decode([right[0].predicted(q)]).strip()
+    assert sum(map(len, covered)) == len(left[0].ids) - left[0].start - len([q for _, _, q in places]) + 1
+    assert covered_positions(left, left, align(left, left)) == [[]] * len(align(left, left))
 
 
 def test_positions_of_two_tokenizers_are_paired_where_both_cut(tmp_path):
