@@ -237,6 +237,46 @@ def test_a_change_that_is_in_a_further_old_token_is_taught(pair):
         assert after > (0.95 if share else 10 * before)
 
 
+def test_targets_are_probabilities_where_a_token_follows_another_one_than_usual(pair):
+    """The old token that it usually follows has none left there: its probability goes to the rest."""
+    old, new = pair
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, usual, whole = int(vocabulary.old[5]), int(vocabulary.old[7]), int(vocabulary.new[7])
+    rows = torch.stack([heads[0].weight[one].float() for one in (first, usual)])
+    both = 20 * torch.linalg.pinv(rows).sum(dim=1)[None]  # the old model finds both equally likely
+    probabilities = heads[0].logits(both, normed=True).softmax(-1)[0]
+    assert min(float(probabilities[first]), float(probabilities[usual])) > 0.2
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    places = replace(PlaceVocabularies.same(vocabulary, 1), following=torch.tensor([[first, whole]]))
+    settings = options(teacher_weight=1.0, change_threshold=1e-6, top=500, extra=0)
+    found = build_targets(*heads, places, both, both / 9, states, settings, seed=0)
+    got = float(found.log_probs.exp()[0][found.ids.argsort()][whole])
+    assert got == pytest.approx(float(probabilities[first]), abs=0.02)
+
+
+def row(*parts: tuple[int, int], length: int = 0) -> Tokens:
+    """An answer of tokens and the characters at which they end, after one token of the prompt."""
+    return Tokens((0, *(token for token, _ in parts)), (0, *(end for _, end in parts)), 1, True, length=length)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (((5, 1), (6, 1), (7, 2)), ((9, 1), (8, 2)), [6]),  # two bytes of a character are one token
+        (((5, 1), (6, 1), (7, 2), (8, 2)), ((9, 2),), [6, 7, 8]),  # so are two characters
+        (((5, 1), (6, 1), (7, 2)), ((5, 1), (6, 1), (7, 2)), []),  # the same bytes on both sides
+        (((5, 1), (6, 2)), ((9, 3),), [6]),  # and a line break of the template
+        (((5, 1), (6, 3)), ((9, 2), (8, 3)), [6]),  # ends inside the old token
+    ],
+)
+def test_old_tokens_in_a_new_one_are_covered(old, new, wanted):
+    length = max(end for _, end in old)
+    left, right = row(*old, length=length), row(*new, length=length)
+    covered = covered_positions([left], [right], [(0, 0, 0)])
+    assert [left.predicted(at) for _, at in covered[0]] == wanted
+
+
 def test_positions_inside_a_new_token_are_covered_by_it(tmp_path):
     old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(WORDS[:3])))
     new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(WORDS)))

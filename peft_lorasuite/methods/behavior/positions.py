@@ -248,14 +248,22 @@ def covered_positions(
 ) -> list[list[tuple[int, int]]]:
     """Return, for every place, the turn and old positions of further old tokens in the new token that follows.
 
-    A new token can be several old ones (``_draft`` is ``_`` and ``draft``), and can end inside the last of them.
+    A new token can be several old ones (``_draft`` is ``_`` and ``draft``), and can end inside the last of them. Of one
+    that reaches beyond the answer into what the template writes, the part in the answer counts.
     """
     found = []
     for turn, p, q in places:
         left, right = old[turn], new[turn]
-        end = right.ends[q + 1] if q + 1 < len(right.ids) else 0
-        last = len(left.ids) - 1 if not right.length or end <= right.length else 0  # no further than the answer
-        found.append([(turn, at) for at in range(p + 1, last) if left.ends[at] < end])
+        ends = right.ends[q + 1 : q + 3]
+        end = min(ends[0], right.length or ends[0]) if ends else 0
+        whole = len(ends) < 2 or ends[1] > end  # the last token of its character, which can be several old ones
+        found.append(
+            [
+                (turn, at)
+                for at in range(p + 1, len(left.ids) - 1)
+                if left.ends[at] < end or (whole and left.ends[at] == left.ends[at + 1] == end)
+            ]
+        )
     return found
 
 

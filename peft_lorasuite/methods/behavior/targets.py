@@ -203,10 +203,13 @@ def _shift_logits(
     replaced, off = (vocabulary.old == a[:, None]).nonzero(as_tuple=True)
     rest[rows[replaced], vocabulary.new[off]] = True
     rest[rows, b] = False
-    summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * ~rest)[:, vocabulary.new])
+    follows = ~rest
+    follows[rows, b] = False  # it follows this old token here, and no other
+    summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * follows)[:, vocabulary.new])
     summed[rows, a] = new_p[rows, b]
+    followed, counted = summed[:, known] > 0, 1.0 * torch.isin(a, known)
     other = [
-        1 - one[:, known].sum(dim=-1).index_add(0, rows, one[rows, a] * (part - 1.0 * torch.isin(a, known)))
+        1 - (one[:, known] * followed).sum(dim=-1).index_add(0, rows, one[rows, a] * (part - counted))
         for one, part in zip((after_p, before_p), whole.T, strict=True)
     ]
     other_after, other_before, other_new = (
