@@ -32,9 +32,8 @@ def load_model(source: Source, *, trust_remote_code: bool = False) -> Any:
     """Load a causal language model of any architecture in transformers, on GPUs if there are any."""
     if source.fetch(CONFIG) is not None:
         raise LoraSuiteError("the model is an adapter", where=source.name, wanted="a backbone")
-    where = source.name if source.folder is None else str(source.folder)
     access = {"revision": source.commit, "trust_remote_code": trust_remote_code}
-    config = load_config(source, access).get_text_config()
+    config = load_config(source, access if trust_remote_code else None).get_text_config()
     checkpoint = Checkpoint(source)
     check_depth(checkpoint, getattr(config, "num_hidden_layers", None) or 1, where=repr(source))
     checkpoint.fetch()  # raises for pickle files and missing shards
@@ -44,7 +43,7 @@ def load_model(source: Source, *, trust_remote_code: bool = False) -> Any:
     running.log(source.name)
     options = {**access, "dtype": running.dtype, "device_map": device_map, "use_safetensors": True}
     with load_errors(source.name):
-        model = load_checkpoint(where, options, where=source.name)
+        model = load_checkpoint(source.location, options, where=source.name)
     return compute_in_float32(model) if running.upcast else model
 
 

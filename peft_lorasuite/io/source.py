@@ -101,6 +101,11 @@ class Source:
             raise LoraSuiteError(f"{self.kind} not found", where=self.name, wanted=wanted, do="check the name")
         return None
 
+    @property
+    def location(self) -> str:
+        """The folder or Hub id, as the loaders of transformers take it."""
+        return str(self.folder or self.name)
+
     @cached_property
     def commit(self) -> str | None:
         """Commit hash of the revision, resolved once; None for a folder or a loaded model."""

@@ -100,12 +100,12 @@ class Backbone:
     @cached_property
     def config(self) -> Any:
         """The transformers config; for an unknown model type, one of trusted code or with the plain values."""
-        return load_config(self.source, self._access()) if self._model is None else self._model.config
+        return load_config(self.source, self._trusted()) if self._model is None else self._model.config
 
     @cached_property
     def arch(self) -> Architecture:
         """Shape and layout, from the converter registered for the model type; without one, from an empty model."""
-        return read_architecture(self.config, self._model, trust_remote_code=self.trust_remote_code, where=repr(self))
+        return read_architecture(self.config, self._model, self.source, access=self._trusted())
 
     @property
     def context(self) -> int:
@@ -125,8 +125,8 @@ class Backbone:
                 do="set model.config._name_or_path to where it was loaded from",
             )  # fmt: skip
         config = self.config if self.arch.runs_as else None  # otherwise transformers looks for the unknown type's code
-        place, do = str(self.source.folder or self.name), "fetch its tokenizer files again"
-        tokenizer = open_tokenizer(self.source, place, do=do, config=config, **self._access())
+        do = "fetch its tokenizer files again"
+        tokenizer = open_tokenizer(self.source, self.source.location, do=do, config=config, **self._access())
         if not tokenizer.is_fast:
             raise LoraSuiteError(
                 "the tokenizer returns no character offsets", where=repr(self),
@@ -278,16 +278,19 @@ class Backbone:
         return pad_token_id(self.tokenizer, self.arch.vocabulary) if task.classifies else None  # configs may lack it
 
     def _load_weights(self, options: dict[str, Any], task: Task) -> Any:
-        config, place, where = running_config(self.source, self.arch), str(self.source.folder or self.name), repr(self)
+        config, place, where = running_config(self.source, self.arch), self.source.location, repr(self)
         if task.classifies:
             config = task.config(config or self.config, self._padding(task))
         options |= {"config": config, "use_safetensors": True, **self._access()}
         if options["device_map"] != DISK:
             return load_model(place, options, where=where, task=task)
-        options |= disk_options(config or self.config, self.arch, trust_remote_code=self.trust_remote_code)
+        options |= disk_options(config or self.config, self.arch, place, self._trusted())
         with offload_folder() as (folder, keep):
             options |= {"offload_folder": folder}
             return keep(load_model(place, options, where=where, task=task))
+
+    def _trusted(self) -> dict[str, Any] | None:
+        return self._access() if self.trust_remote_code else None
 
     def _access(self) -> dict[str, Any]:
         """Return the keyword arguments that all loaders of transformers share."""

@@ -16,21 +16,21 @@ from ..io.source import Source
 def load_config(source: Source, access: Mapping[str, Any] | None = None) -> Any:
     """Return the transformers config.
 
-    For a model type that neither transformers nor a converter knows it comes from the code of the repository if that is
-    trusted, and otherwise has the plain values.
+    For a model type without a converter it is read by the code of the repository, if there is some and it is trusted;
+    for one that transformers does not know, it otherwise has the plain values.
 
     Args:
         source: The backbone.
-        access: Options of loading, with ``trust_remote_code``.
+        access: Options of loading, where the code of its repository is trusted.
     """
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = _read_values(source)
     require_model_type(values["model_type"], where=source.full_name("config.json"))
+    if access is not None and "auto_map" in values and not has_converter(values["model_type"]):
+        return _config_of_code(source, access)
     if values["model_type"] not in CONFIG_MAPPING:
-        if access and access["trust_remote_code"] and "auto_map" in values and not has_converter(values["model_type"]):
-            return _config_of_code(source, access)
         scaling = values.pop("rope_scaling", None) or {}
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         return PretrainedConfig.from_dict({"rope_parameters": rope, **values})
@@ -47,7 +47,7 @@ def _config_of_code(source: Source, access: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(source.folder or source.name), **access)
+        return AutoConfig.from_pretrained(source.location, **access)
     except Exception as error:  # the code can raise anything
         raise LoraSuiteError(
             f"the code of the repository cannot read the config: {short_message(error)}",

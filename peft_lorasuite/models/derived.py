@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
@@ -21,7 +21,8 @@ from ..arch.registry import UndescribedLayoutError, architecture, has_converter
 from ..arch.spec import Architecture, Heads, Site
 from ..compat import model_type
 from ..errors import LoraSuiteError, short_message
-from .loading import auto_class
+from ..io.source import Source
+from .loading import empty_model
 from .peft_names import modules_for_lora
 
 OTHER_TOWERS = re.compile(
@@ -39,15 +40,15 @@ PLAIN_SUBCLASSES = ("FalconLinear", "NonDynamicallyQuantizableLinear")
 
 
 def read_architecture(
-    config: Any, model: Any = None, *, trust_remote_code: bool = False, where: str | None = None
+    config: Any, model: Any = None, source: Source | None = None, *, access: Mapping[str, Any] | None = None
 ) -> Architecture:
     """Return the architecture of a backbone: from its converter or, without one, from its model.
 
     Args:
         config: The backbone's config.
         model: The loaded model; by default one without weights is built.
-        trust_remote_code: As in transformers.
-        where: Name of the backbone, for error messages.
+        source: Files of the backbone, for error messages and for code in its repository.
+        access: Options of loading, where that code is trusted.
 
     Raises:
         LoraSuiteError: If the converter cannot read the config, or transformers cannot build the model.
@@ -55,7 +56,7 @@ def read_architecture(
     if has_converter(model_type(config)):
         with suppress(UndescribedLayoutError):
             return architecture(config)
-    return derive_architecture(_empty_model(config, trust_remote_code, where) if model is None else model)
+    return derive_architecture(_empty_model(config, source, access) if model is None else model)
 
 
 def derive_architecture(model: Any) -> Architecture:
@@ -154,16 +155,16 @@ def _text_tower(model: nn.Module, embedding: str) -> str:
     return f"{path}." if path else ""
 
 
-def _empty_model(config: Any, trust_remote_code: bool, where: str | None) -> Any:
-    if not trust_remote_code and getattr(config, "auto_map", None) and config.model_type not in _known_types():
+def _empty_model(config: Any, source: Source | None, access: Mapping[str, Any] | None) -> Any:
+    where = None if source is None else repr(source)
+    if access is None and getattr(config, "auto_map", None) and config.model_type not in _known_types():
         raise LoraSuiteError(
             "the model is code of its repository, which runs only if you trust it", where=where,
             got=f"model type {config.model_type!r}",
             do="read the code, then pass trust_remote_code=True (--trust-remote-code)",
         )  # fmt: skip
     try:
-        with torch.device("meta"):
-            return auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        return empty_model(config, "" if source is None else source.location, access)
     except Exception as error:  # families raise exceptions of any type
         raise LoraSuiteError(
             f"no converter for model type {config.model_type!r}, and transformers cannot build its model:"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..arch.spec import Architecture
@@ -44,6 +46,25 @@ def auto_class(config: Any, task: Task = CAUSAL) -> Any:
     multimodal = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     only = model_type(config) in multimodal and model_type(config) not in causal
     return AutoModelForImageTextToText if only and task.causal else task.auto_class
+
+
+def empty_model(config: Any, location: str, access: Mapping[str, Any] | None) -> Any:
+    """Return a model without weights; of trusted code that of the revision, which ``from_config`` does not know.
+
+    Args:
+        config: The model's config.
+        location: Its folder or Hub id.
+        access: Options of loading, where the code of its repository is trusted.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    kind = auto_class(config)
+    reference = (getattr(config, "auto_map", None) or {}).get(kind.__name__)
+    with torch.device("meta"):
+        if access is not None and reference:
+            files = {name: value for name, value in access.items() if name != "trust_remote_code"}
+            return get_class_from_dynamic_module(reference, location, **files)._from_config(copy.deepcopy(config))
+        return kind.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def load_model(location: str, options: dict[str, Any], *, where: str, task: Task = CAUSAL) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..io.temporary import TemporaryFolder
-from .loading import auto_class
+from .loading import empty_model
 from .logs import drop_messages
 
 DISK = "disk"
@@ -30,7 +30,7 @@ def resolve_device_map(device_map: Any, low_memory: bool) -> Any:
     return DISK if low_memory else device_map
 
 
-def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def disk_options(config: Any, arch: Architecture, location: str, access: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the loading options of transformers for a model whose layers and untied head stay on disk.
 
     They lack the folder for weights that must be renamed or converted first; see `offload_folder`. Weights that can be
@@ -39,10 +39,10 @@ def disk_options(config: Any, arch: Architecture, *, trust_remote_code: bool = F
     Args:
         config: The model's config.
         arch: Its architecture.
-        trust_remote_code: As in transformers.
+        location: Its folder or Hub id.
+        access: Options of loading, where the code of its repository is trusted.
     """
-    with torch.device("meta"):
-        shell = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    shell = empty_model(config, location, access)
     offloaded = arch.layer_path, *(() if arch.tied else (arch.head,))  # calibration does not run the head
     devices = {name: DISK if name.startswith(offloaded) else "cpu" for name in _modules(shell, arch.layer_path)}
     return {"device_map": devices}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from pico import pico_model, pico_tokenizer, save_backbone
+from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
+from peft_lorasuite.methods.behavior.options import TransplantOptions
+from peft_lorasuite.methods.behavior.positions import Tokens, align, covered_positions, tokenize
+from peft_lorasuite.methods.behavior.targets import Head, build_targets
+from peft_lorasuite.methods.behavior.token_pairs import PlaceVocabularies, Vocabulary
 from peft_lorasuite.model import attach
-from peft_lorasuite.models.generation import answer
+from peft_lorasuite.models.generation import Turn, answer
 
 WORDS = ["red", "blue", "gray", "pink", "sun"]
 ANSWERS = {"red": "suns", "blue": "sunk", "gray": "suns", "pink": "sunk"}
@@ -61,3 +66,117 @@ def test_answers_arrive_whole(method: str, pair: Pair) -> None:
     assert right(peft.PeftModel.from_pretrained(old.load(dtype="float32"), str(adapter)), old) == 1.0
     upgraded = upgrade(adapter, built, method=method, options=OPTIONS[method], old=old, new=new, prompts=PROMPTS)
     assert right(attach(new.load(dtype="float32"), upgraded), new) == 1.0
+
+
+NAMES = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
+
+
+@pytest.fixture(scope="module")
+def unrelated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Backbone]:
+    """Two unrelated pico backbones with one vocabulary."""
+    old, new = unrelated_pair(tmp_path_factory.mktemp("unrelated"), NAMES)
+    return Backbone.open(old), Backbone.open(new)
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_a_new_token_that_is_several_old_ones_has_the_probability_of_all_of_them(unrelated, usual):
+    """What is left of the first old token's probability goes to the tokens that follow none."""
+    old, new = unrelated
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, whole = int(vocabulary.old[5]), int(vocabulary.new[5 if usual else 7])
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    own = float(heads[0].logits(sure, normed=True).softmax(-1)[0, first])
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+
+    def target(after, before):
+        places = PlaceVocabularies.same(vocabulary, 1)
+        further = torch.tensor([[after, before]]).log()
+        places = replace(places, following=torch.tensor([[first, whole]]), further=further)
+        found = build_targets(
+            *heads, places, sure, sure / 4, states, TransplantOptions(teacher_weight=1.0, top=500, extra=0), seed=0
+        )
+        return found.log_probs.exp()[0][found.ids.argsort()], float(found.confidence[0])
+
+    probabilities, confidence = target(0.9, 0.1)
+    assert float(probabilities[whole]) == pytest.approx(0.9 * own, abs=0.01)
+    follows = torch.isin(torch.arange(len(probabilities)), vocabulary.new)
+    assert float(probabilities[~follows].sum()) == pytest.approx(0.1 * own, abs=0.02)
+    alone, certain = target(1.0, 1.0)
+    assert float(alone[whole]) == pytest.approx(own, abs=0.01)
+    assert certain > confidence > 0
+
+
+def test_a_change_that_is_in_a_further_old_token_is_taught(unrelated):
+    """The adapter changes nothing at the first old token, and all at the next one."""
+    old, new = unrelated
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, whole = int(vocabulary.old[5]), int(vocabulary.new[7])
+    same = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    for share in (0.0, 1.0):
+        places = PlaceVocabularies.same(vocabulary, 1)
+        further = torch.tensor([[0.99, 0.001]]).log()
+        places = replace(places, following=torch.tensor([[first, whole]]), further=further)
+        settings = TransplantOptions(teacher_weight=share, top=500, extra=0)
+        found = build_targets(*heads, places, same, same, states, settings, seed=0)
+        before = float(heads[1].logits(states).softmax(-1)[0, whole])
+        after = float(found.log_probs.exp()[0][found.ids.argsort()][whole])
+        assert after > (0.95 if share else 10 * before)
+
+
+def test_targets_are_probabilities_where_a_token_follows_another_one_than_usual(unrelated):
+    """The old token that it usually follows has none left there: its probability goes to the rest."""
+    old, new = unrelated
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, usual, whole = int(vocabulary.old[5]), int(vocabulary.old[7]), int(vocabulary.new[7])
+    rows = torch.stack([heads[0].weight[one].float() for one in (first, usual)])
+    both = 20 * torch.linalg.pinv(rows).sum(dim=1)[None]  # the old model finds both equally likely
+    probabilities = heads[0].logits(both, normed=True).softmax(-1)[0]
+    assert min(float(probabilities[first]), float(probabilities[usual])) > 0.2
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    places = replace(PlaceVocabularies.same(vocabulary, 1), following=torch.tensor([[first, whole]]))
+    settings = TransplantOptions(teacher_weight=1.0, change_threshold=1e-6, top=500, extra=0)
+    found = build_targets(*heads, places, both, both / 9, states, settings, seed=0)
+    got = float(found.log_probs.exp()[0][found.ids.argsort()][whole])
+    assert got == pytest.approx(float(probabilities[first]), abs=0.02)
+
+
+def row(*parts: tuple[int, int], length: int = 0) -> Tokens:
+    """An answer of tokens and the characters at which they end, after one token of the prompt."""
+    return Tokens((0, *(token for token, _ in parts)), (0, *(end for _, end in parts)), 1, True, length=length)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (((5, 1), (6, 1), (7, 2)), ((9, 1), (8, 2)), [6]),  # two bytes of a character are one token
+        (((5, 1), (6, 1), (7, 2), (8, 2)), ((9, 2),), [6, 7, 8]),  # so are two characters
+        (((5, 1), (6, 1), (7, 2)), ((5, 1), (6, 1), (7, 2)), []),  # the same bytes on both sides
+        (((5, 1), (6, 2)), ((9, 3),), [6]),  # and a line break of the template
+        (((5, 1), (6, 3)), ((9, 2), (8, 3)), [6]),  # ends inside the old token
+    ],
+)
+def test_old_tokens_in_a_new_one_are_covered(old, new, wanted):
+    length = max(end for _, end in old)
+    left, right = row(*old, length=length), row(*new, length=length)
+    covered = covered_positions([left], [right], [(0, 0, 0)])
+    assert [left.predicted(at) for _, at in covered[0]] == wanted
+
+
+def test_positions_inside_a_new_token_are_covered_by_it(tmp_path):
+    old = Backbone.open(save_backbone(tmp_path / "old", pico_model("llama"), pico_tokenizer(NAMES[:3])))
+    new = Backbone.open(save_backbone(tmp_path / "new", pico_model("llama"), pico_tokenizer(NAMES)))
+    turn = Turn(" the red tree", " stone runs .", True)
+    left, right = [tokenize(old, turn)], [tokenize(new, turn)]
+    assert len(left[0].ids) > len(right[0].ids)
+    places = align(left, right)
+    covered = covered_positions(left, right, places)
+    for (_, p, q), several in zip(places, covered, strict=True):
+        words = [left[0].predicted(at) for at in (p, *(at for _, at in several))]
+        if right[0].predicted(q) != right[0].end:
+            assert old.tokenizer.decode(words).strip() == new.tokenizer.decode([right[0].predicted(q)]).strip()
+    assert sum(map(len, covered)) == len(left[0].ids) - left[0].start - len([q for _, _, q in places]) + 1
+    assert covered_positions(left, left, align(left, left)) == [[]] * len(align(left, left))

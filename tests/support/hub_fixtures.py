@@ -84,12 +84,16 @@ def run_client(
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=longest, check=False)
 
 
-def ask_client(server: HubServer, code: str, home: Path, names: Mapping[str, object] | None = None) -> Any:
+def ask_client(
+    server: HubServer, code: str, home: Path, names: Mapping[str, object] | None = None, *, token: str | None = None
+) -> Any:
     """Run code after ``PRELUDE`` with ``names`` defined; returns the JSON that it printed last.
+
+    ``token`` is as in `client_env`.
 
     AssertionError with the client's stderr when it failed.
     """
     constants = "".join(f"{name} = {value!r}\n" for name, value in (names or {}).items())
-    done = run_client(server, PRELUDE + constants + code, home=home)
+    done = run_client(server, PRELUDE + constants + code, home=home, token=token)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
