@@ -200,7 +200,7 @@ def _draw_samples(
     return samples
 
 
-def _load(model: Any, adapter: str | Path | None, tokenizer: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(model: Any, adapter: str | Path | None, tokenizer: Any, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load model and tokenizer if they are given by name. The tokenizer is copied: the harness sets its padding."""
     from ..adapters.chat_template import read_chat_template
     from ..adapters.loading import load_tokenizer
