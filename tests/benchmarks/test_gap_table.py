@@ -177,6 +177,6 @@ def test_every_command_of_the_pages_exists() -> None:
     for name, arguments in commands:
         source = "".join(path.read_text(encoding="utf-8") for path in sorted(BENCHMARKS.glob(f"{name}*.py")))
         assert source, name
-        shared = {one for one in re.findall(r"^from (\w+) import", source, re.MULTILINE)}
+        shared = set(re.findall(r"^from (\w+) import", source, re.MULTILINE))
         source += "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py") if path.stem in shared)
         assert [flag for flag in re.findall(r"--[\w-]+", arguments) if f'"{flag}"' not in source] == [], name
