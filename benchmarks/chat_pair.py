@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import torch
-from common import modules_of
 from conversation_pair import (
     ROWS,
     ConversationPair,
@@ -33,7 +31,6 @@ from conversation_pair import (
 )
 
 from peft_lorasuite import Backbone
-from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.models.generation import Turn
 from peft_lorasuite.text.examples import read_examples
 
@@ -63,19 +60,15 @@ class RealPair(ConversationPair):
         self.train, self.unlabeled = train[: args.train], train[args.train : args.train + args.prompts]
         self.test = train[-args.items :] if args.dev else test[: args.items]
 
-    def fit(self, backbone: Backbone, items: Sequence[Messages], rate: float, folder: Path) -> Path:
-        """Train a LoRA with TRL, unless the folder is there."""
+    def train_lora(
+        self, backbone: Backbone, config: peft.LoraConfig, items: Sequence[Messages], rate: float, folder: Path
+    ) -> None:
+        """Train with TRL."""
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        if folder.is_dir():
-            return folder
-        torch.manual_seed(self.seed)
-        config = peft.LoraConfig(
-            r=16, lora_alpha=32, target_modules=modules_of(backbone.arch, backbone.arch.parts), task_type="CAUSAL_LM"
-        )
         settings = SFTConfig(
-            output_dir=str(folder.parent / "trainer"), num_train_epochs=3, per_device_train_batch_size=8,
+            output_dir=str(self.folder / "trainer"), num_train_epochs=3, per_device_train_batch_size=8,
             learning_rate=rate, warmup_steps=5, lr_scheduler_type="linear", seed=self.seed, report_to=[],
             save_strategy="no", logging_steps=20, bf16=False, gradient_checkpointing=False, max_length=512,
         )  # fmt: skip
@@ -85,10 +78,7 @@ class RealPair(ConversationPair):
             processing_class=backbone.tokenizer,
         )  # fmt: skip
         trainer.train()
-        with atomic_folder(folder) as part:
-            trainer.save_model(str(part))
-            backbone.tokenizer.save_pretrained(part)
-        return folder
+        trainer.save_model(str(folder))
 
     def judge(self, answered: Sequence[Turn]) -> tuple[list[bool], dict[str, Any]]:
         """Compare the letters, which answers of another form, such as the base model's, can have too."""

@@ -19,9 +19,10 @@ from typing import Any
 import peft
 import torch
 from chat_demo import LLAMA2
-from common import hide_loading_bars, paired, pairs_of, stage, wilson
+from common import hide_loading_bars, modules_of, paired, pairs_of, stage, wilson
 
 from peft_lorasuite import Backbone, upgrade
+from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.models.generation import Turn, answer
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.text.chat import Chat
@@ -83,6 +84,21 @@ class ConversationPair:
 
     def fit(self, backbone: Backbone, items: Sequence[Messages], rate: float, folder: Path) -> Path:
         """Train a LoRA, unless the folder is there."""
+        if folder.is_dir():
+            return folder
+        torch.manual_seed(self.seed)
+        config = peft.LoraConfig(
+            r=16, lora_alpha=32, target_modules=modules_of(backbone.arch, backbone.arch.parts), task_type="CAUSAL_LM"
+        )
+        with atomic_folder(folder) as part:
+            self.train_lora(backbone, config, items, rate, part)
+            backbone.tokenizer.save_pretrained(part)
+        return folder
+
+    def train_lora(
+        self, backbone: Backbone, config: peft.LoraConfig, items: Sequence[Messages], rate: float, folder: Path
+    ) -> None:
+        """Train a LoRA and write it to an empty folder."""
         raise NotImplementedError
 
     def judge(self, answered: Sequence[Turn]) -> tuple[list[bool], dict[str, Any]]:

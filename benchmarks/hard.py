@@ -21,7 +21,7 @@ from typing import Any
 
 import peft
 import torch
-from common import modules_of, names_of
+from common import names_of
 from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows, summarize, write_table
 from hard_tasks import TASKS, HardTask, chains_of
 from safetensors.torch import load_file, save_file
@@ -51,23 +51,15 @@ class HardPair(ConversationPair):
         self.test = [one for one in self.task.make(3 * args.items, True, 10_000) if str(one[:-1]) not in learned]
         self.test = self.test[: args.items]
 
-    def fit(self, backbone: Backbone, items: Sequence[Messages], rate: float, folder: Path) -> Path:
-        """Train a LoRA on the last turns, unless the folder is there."""
-        if folder.is_dir():
-            return folder
-        torch.manual_seed(self.seed)
-        config = peft.LoraConfig(
-            r=16, lora_alpha=32, target_modules=modules_of(backbone.arch, backbone.arch.parts), task_type="CAUSAL_LM"
-        )
-        model = peft.get_peft_model(backbone.load(), config)
-        with atomic_folder(folder) as part:
-            finetune(
-                model, [{"messages": one} for one in items], samples=None, epochs=self.args.epochs, batch_size=8,
-                learning_rate=rate, warmup=0.05, seed=self.seed, tokenizer=backbone.tokenizer, output=part,
-                overwrite=True, progress=progress_bars,
-            )  # fmt: skip
-            backbone.tokenizer.save_pretrained(part)
-        return folder
+    def train_lora(
+        self, backbone: Backbone, config: peft.LoraConfig, items: Sequence[Messages], rate: float, folder: Path
+    ) -> None:
+        """Train on the last turns with `finetune`."""
+        finetune(
+            peft.get_peft_model(backbone.load(), config), [{"messages": one} for one in items], samples=None,
+            epochs=self.args.epochs, batch_size=8, learning_rate=rate, warmup=0.05, seed=self.seed,
+            tokenizer=backbone.tokenizer, output=folder, overwrite=True, progress=progress_bars,
+        )  # fmt: skip
 
     def judge(self, answered: Sequence[Turn]) -> tuple[list[bool], dict[str, Any]]:
         """Apply the rule of the task."""

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
-from ..io.source import LoadOptions, Source, split_revision
+from ..io.source import DEFAULTS, LoadOptions, Source, split_revision
 from ..models.backbone import Backbone
 from ..models.config import load_config
 from ..models.dtype import choose_dtype
@@ -24,8 +24,6 @@ from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
 from .reading import PASS_OLD, base_model_of, check_gathered, read_config
 from .tokenizer import fetch_tokenizer
-
-DEFAULTS = LoadOptions()
 
 
 def load_model(source: Source, *, trust_remote_code: bool = False) -> Any:

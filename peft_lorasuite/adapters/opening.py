@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraSuiteError
-from ..io.source import LoadOptions, Source
+from ..io.source import DEFAULTS, LoadOptions, Source
 from ..models.backbone import Backbone
 from ..models.task import CAUSAL, CLASSIFIERS, LabelsLike
-from .loading import DEFAULTS, adapter_folder, add_adapter, load_tokenizer, old_backbone_loader
+from .loading import adapter_folder, add_adapter, load_tokenizer, old_backbone_loader
 from .peft_format import DIRECT_KINDS, check_config
 from .reading import read_adapter, read_config
 

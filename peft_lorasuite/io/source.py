@@ -61,6 +61,9 @@ class LoadOptions:
         return asdict(self)
 
 
+DEFAULTS = LoadOptions()
+
+
 @dataclass(frozen=True)
 class Source:
     """The files of a backbone, adapter or upgrade map.

@@ -15,7 +15,7 @@ from ..adapters.peft_format import select_adapter
 from ..adapters.reading import adapter_needs_backbones, read_config
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, check_integer
-from ..io.source import LoadOptions, Source
+from ..io.source import DEFAULTS, LoadOptions, Source
 from ..mapping.fingerprint import public_name
 from ..mapping.identity_map import identity_map
 from ..mapping.same_base import compare_bases
@@ -40,7 +40,6 @@ AdapterLike: TypeAlias = "str | Path | Source | Adapter"
 """A folder or Hub id of a PEFT adapter, or a loaded `Adapter`."""
 MapLike: TypeAlias = "str | Path | UpgradeMap"
 """An upgrade map, or the folder or Hub id of one."""
-DEFAULTS = LoadOptions()
 
 
 @dataclass(frozen=True, eq=False)

@@ -257,13 +257,10 @@ def covered_positions(
         ends = right.ends[q + 1 : q + 3]
         end = min(ends[0], right.length or ends[0]) if ends else 0
         whole = len(ends) < 2 or ends[1] > end  # the last token of its character, which can be several old ones
-        found.append(
-            [
-                (turn, at)
-                for at in range(p + 1, len(left.ids) - 1)
-                if left.ends[at] < end or (whole and left.ends[at] == left.ends[at + 1] == end)
-            ]
-        )
+        at = p + 1
+        while at < len(left.ids) - 1 and (left.ends[at] < end or (whole and left.ends[at] == left.ends[at + 1] == end)):
+            at += 1  # the ends never fall
+        found.append([(turn, one) for one in range(p + 1, at)])
     return found
 
 
