@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import benchmark_modules
 from pico import pico_model, pico_tokenizer, save_backbone
 from pico_classifiers import WORDS, rule
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def programs() -> Any:
     """The modules benchmarks/classifiers.py and benchmarks/intents.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import classifiers
-        import intents
-
-        yield classifiers, intents
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark_modules("classifiers", "intents") as found:
+        yield found
 
 
 def test_test_texts_have_phrasings_of_their_own(programs: Any) -> None:

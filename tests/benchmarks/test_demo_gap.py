@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import BENCHMARKS, benchmark_modules
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "demo_gap"
 TUNED = {"learning_rate": 3e-3, "warmup": 0.1}
 """What was best for both on development items."""
@@ -17,15 +15,8 @@ TUNED = {"learning_rate": 3e-3, "warmup": 0.1}
 @pytest.fixture(scope="module")
 def programs() -> Any:
     """Modules of the benchmark."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import demo_pair
-        import gap_demo
-        import tables
-
-        yield tables, demo_pair, gap_demo
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark_modules("tables", "demo_pair", "gap_demo") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmark_modules import BENCHMARKS, benchmark_modules
 
 
 @pytest.fixture(scope="module")
 def program() -> Any:
     """Return the module benchmarks/tables.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import tables
-
-        yield tables
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark_modules("tables") as found:
+        yield found[0]
 
 
 def put(folder: Path, name: str, nll: float, right: str, **more: Any) -> None:

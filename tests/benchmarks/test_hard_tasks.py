@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmark_modules import benchmark_modules
 from safetensors.torch import load_file, save_file
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("intents", "tools", "sql", "dialect", "persona", "chains")
 
 
 @pytest.fixture(scope="module")
 def programs() -> Any:
     """The modules benchmarks/hard.py and benchmarks/hard_tasks.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import hard
-        import hard_tasks
-
-        yield hard, hard_tasks
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark_modules("hard", "hard_tasks") as found:
+        yield found
 
 
 @pytest.fixture

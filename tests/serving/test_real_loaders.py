@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark_modules import benchmark_modules
 from pico import VOCABULARY
 from served import adapter, backbone, distance, logits
 
 from peft_lorasuite import check, export
 
 PACKAGES = os.environ.get("LORASUITE_ENGINE_PACKAGES", "")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROGRAMS = ("vllm", "sglang", "mlx", "llama.cpp")
 REFUSED = {"vllm": "adalora", "sglang": "ranks", "mlx": "lora", "llama.cpp": "adalora"}
 """Program -> an adapter that its loader ends with an error for, and `check` refuses."""
@@ -30,9 +30,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
     """Let the modules of benchmarks be imported."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
+    with benchmark_modules():
+        yield
 
 
 @pytest.mark.parametrize("engine", PROGRAMS)
