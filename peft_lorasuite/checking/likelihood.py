@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods.behavior.positions import sample_text, tokenize
-from ..methods.behavior.targets import confidence_of
+from ..methods.behavior.shifts import confidence_of
 from ..models.activations import length_batches
 from ..models.backbone import Backbone
 from ..models.forward import logits_at, model_inputs

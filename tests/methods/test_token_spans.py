@@ -30,11 +30,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Pair = tuple[Backbone, Backbone, Path, UpgradeMap]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """The old tokenizer spells what follows ``sun``; the new one knows both words."""
+@pytest.fixture(scope="module", params=[("suns", "sunk"), ("suns",)], ids=["both words", "one word"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The old tokenizer spells what follows ``sun``; the new one knows both words, or has ``sun`` before ``k``."""
     home = tmp_path_factory.mktemp("spans")
-    spelled, whole = pico_tokenizer(WORDS), pico_tokenizer([*WORDS, "suns", "sunk"])
+    spelled, whole = pico_tokenizer(WORDS), pico_tokenizer([*WORDS, *request.param])
     old = save_backbone(home / "old", pico_model("llama", 1, vocab_size=len(spelled)), spelled)
     new = save_backbone(home / "new", pico_model("qwen2", 2, vocab_size=len(whole), hidden_size=48), whole)
     assert len(spelled(" suns")["input_ids"]) > len(whole(" suns")["input_ids"]) == 1

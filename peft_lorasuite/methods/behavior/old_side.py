@@ -20,8 +20,9 @@ from .options import BehaviorOptions
 from .positions import Place, Tokens, align, covered_positions, merges_prompt_end, pair_places, tokenize
 from .prompt_sources import Choice
 from .prompts import ChosenPrompts
+from .shifts import SMALLEST
 from .states import RowPosition, read_final_states
-from .targets import SMALLEST, Head, token_log_probs
+from .targets import Head, token_log_probs
 from .token_pairs import PlaceVocabularies
 
 
@@ -76,24 +77,42 @@ def read_old_side(
         rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
         places = align(rows, new_rows)
         covered = covered_positions(rows, new_rows, places)
-        further = list(dict.fromkeys(one for several in covered for one in several))
-        wanted = [*((turn, position) for turn, position, _ in places), *further]
+        pairs = PlaceVocabularies.pair(old, new, pair_places(rows, new_rows, places))
+        later = _later_positions(rows, places, pairs)
+        own = [(turn, position) for turn, position, _ in places]
+        further = list(dict.fromkeys(one for several in (*covered, *later) for one in several))
+        wanted = list(dict.fromkeys([*own, *further]))
         states = read_final_states(model, rows, wanted, _known_states(rows, generated), inputs.progress)
     del model
     free_models()
     with old.running() as plain:
         plain_states = read_final_states(plain, rows, wanted, {}, inputs.progress)
-        head, count = Head(plain, old), len(places)
+        head, index = Head(plain, old), {one: number for number, one in enumerate(wanted)}
         tokens = torch.tensor([rows[turn].predicted(position) for turn, position in further], dtype=torch.long)
-        found = torch.stack([token_log_probs(head, one[count:], tokens) for one in (states, plain_states)], dim=1)
-    index = {one: number for number, one in enumerate(further)}
-    place, at = torch.tensor(
-        [(number, index[one]) for number, several in enumerate(covered) for one in several], dtype=torch.long
-    ).reshape(-1, 2).T  # fmt: skip
+        at = torch.tensor([index[one] for one in further], dtype=torch.long)
+        found = torch.stack([token_log_probs(head, one[at], tokens) for one in (states, plain_states)], dim=1)
     # below 0, which stands for none
-    sums = torch.zeros(count, 2).index_add_(0, place, found[at].clamp_max(-SMALLEST))
-    vocabulary = replace(PlaceVocabularies.pair(old, new, pair_places(rows, new_rows, places)), further=sums)
-    return OldSide(chosen, new_turns, new_rows, places, vocabulary, states[:count], plain_states[:count], head)
+    read = dict(zip(further, found.clamp_max(-SMALLEST), strict=True))
+    pairs = replace(pairs, further=_sum_each(read, covered, 0.0), afterwards=_sum_each(read, later, torch.nan))
+    at = torch.tensor([index[one] for one in own])
+    return OldSide(chosen, new_turns, new_rows, places, pairs, states[at], plain_states[at], head)
+
+
+def _later_positions(
+    rows: Sequence[Tokens], places: Sequence[Place], pairs: PlaceVocabularies
+) -> list[list[RowPosition]]:
+    """Return, for every place, the position after the old token that follows, where several new tokens follow it."""
+    shared = pairs.shared.tolist()
+    return [
+        [(turn, p + 1)] if one and p + 1 in rows[turn].predicting else []
+        for (turn, p, _), one in zip(places, shared, strict=True)
+    ]
+
+
+def _sum_each(values: dict[RowPosition, Tensor], wanted: Sequence[Sequence[RowPosition]], empty: float) -> Tensor:
+    """Return the sum of each place's values, (places, 2)."""
+    none = torch.full((2,), empty)
+    return torch.stack([torch.stack([values[one] for one in some]).sum(dim=0) if some else none for some in wanted])
 
 
 def _answer(

@@ -20,14 +20,8 @@ from ...models.backbone import Backbone
 from ...models.devices import rows_at_once, solving_device
 from ...models.head_probe import FoundHead, find_head
 from .options import BehaviorOptions
+from .shifts import shift_log_probs
 from .token_pairs import PlaceVocabularies, Vocabulary
-
-SMALLEST = 1e-6
-"""Smallest probability of all tokens without a partner together."""
-CONFIDENT = 0.5
-"""Entropy, in nats, from which on the confidence is 0."""
-LIKELY = 0.5
-"""Probability of an old token from which on the new tokens inside it are taught."""
 
 
 class Head:
@@ -151,7 +145,7 @@ def build_targets(
     def target_at(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         after, before = (old_head.logits(x[rows], normed=True).log_softmax(dim=-1).to(device) for x in (adapted, plain))
         new = new_head.logits(states[rows]).log_softmax(dim=-1)
-        shifted, sure = _shift_chunk(new, after, before, pairs.at(rows), options)
+        shifted, sure = shift_log_probs(new, after, before, pairs.at(rows), options)
         return new, torch.lerp(new, shifted, sure[:, None]) if sure_only else shifted, sure
 
     for rows in parts:
@@ -167,82 +161,6 @@ def build_targets(
     return Targets(ids, log_probs, confidence)
 
 
-def _shift_chunk(
-    new: Tensor, after: Tensor, before: Tensor, pairs: PlaceVocabularies, options: BehaviorOptions
-) -> tuple[Tensor, Tensor]:
-    """Shift the log-probabilities of some positions, each with its own pairs of tokens."""
-    groups = torch.where(pairs.inside, -1, pairs.kinds)
-    shifted, sure = torch.empty_like(new), new.new_empty(len(new))
-    for group in groups.unique().tolist():
-        at = (groups == group).nonzero()[:, 0]
-        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(*groups.new_empty(2, 0))
-        parts = (new, after, before) if len(at) == len(new) else (new[at], after[at], before[at])
-        shifted[at], sure[at] = _shift_logits(*parts, vocabulary, pairs.at(at), options, inside=group < 0)
-    return shifted, sure
-
-
-def _shift_logits(
-    new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, pairs: PlaceVocabularies,
-    options: BehaviorOptions, *, inside: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shift the new log-probabilities by the adapter's change; also return the confidence.
-
-    All new tokens that follow no old token share the change of the probability of all old tokens that none follows.
-    Where the text goes on with tokens that are no pair elsewhere, no other new token follows the old one there. A new
-    token that is several old ones has the probability of all of them; what is left of the first one's goes to the rest.
-    """
-    following, further = pairs.following, pairs.further
-    after_p, before_p, new_p = after.exp(), before.exp(), new.exp()
-    entropy = -(after_p * after).sum(dim=-1)
-    rows = (following[:, 0] >= 0).nonzero()[:, 0]
-    usual = vocabulary.partners(new.shape[1])[following[rows, 1]] == following[rows, 0]
-    rows = rows[~usual | (further[rows, 0] < 0)]
-    (a, b), whole = following[rows].T, further[rows].exp()
-    known, rest = vocabulary.known, torch.ones_like(new, dtype=torch.bool)
-    rest[:, vocabulary.new] = False
-    replaced, off = (vocabulary.old == a[:, None]).nonzero(as_tuple=True)
-    rest[rows[replaced], vocabulary.new[off]] = True
-    rest[rows, b] = False
-    follows = ~rest
-    follows[rows, b] = False  # it follows this old token here, and no other
-    summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * follows)[:, vocabulary.new])
-    summed[rows, a] = new_p[rows, b]
-    followed, counted = summed[:, known] > 0, 1.0 * torch.isin(a, known)
-    other = [
-        1 - (one[:, known] * followed).sum(dim=-1).index_add(0, rows, one[rows, a] * (part - counted))
-        for one, part in zip((after_p, before_p), whole.T, strict=True)
-    ]
-    other_after, other_before, other_new = (
-        one.clamp_min(SMALLEST).log() for one in (*other, (new_p * rest).sum(dim=-1))
-    )
-    changed, several = (after_p * (after - before)).sum(dim=-1), after_p[rows, a] * (further[rows, 0] < 0)
-    unsure, against = (_cross_entropy(whole[:, 0], other) for other in whole.T)
-    entropy = entropy.index_add(0, rows, several * unsure)  # chain rule, over what the new token has in it
-    changed = changed.index_add(0, rows, several * (against - unsure))
-    share = (options.teacher_weight or 0.0) * (changed / (options.change_threshold or 1.0)).clamp(0, 1)
-    summed = summed.clamp_min(torch.finfo(summed.dtype).tiny).log()
-    reference = torch.lerp(before, summed, share[:, None])
-    other_reference = torch.lerp(other_before, other_new, share)
-    confidence, taught = confidence_of(entropy), torch.ones_like(entropy)
-    if inside:  # what the old model says of the token as a whole says little of its parts if it is not sure of it
-        taught = (after_p.gather(1, following[:, :1])[:, 0] * further[:, 0].exp() >= LIKELY).to(entropy)
-        confidence = confidence * taught
-    change = taught[:, None] * (after - reference)
-    shifted = new.clone()
-    shifted[:, vocabulary.new] += change[:, vocabulary.old]
-    shifted = torch.where(rest, new + (taught * (other_after - other_reference))[:, None], shifted)
-    whole_after, whole_before = after[rows, a] + further[rows, 0], before[rows, a] + further[rows, 1]
-    whole_reference = torch.lerp(whole_before, summed[rows, a], share[rows])
-    shifted[rows, b] = new[rows, b] + taught[rows] * (whole_after - whole_reference)
-    return shifted, confidence
-
-
-def _cross_entropy(p: Tensor, q: Tensor) -> Tensor:
-    """Return the cross entropy of two outcomes with probabilities p and 1 - p, in nats."""
-    p, q = (one.clamp(SMALLEST, 1 - SMALLEST) for one in (p, q))
-    return -(p * q.log() + (1 - p) * (1 - q).log())
-
-
 @torch.no_grad()
 def token_log_probs(head: Head, states: Tensor, tokens: Tensor) -> Tensor:
     """Return the log-probability of one token, (positions,), at each of some final states, (positions, D)."""
@@ -251,11 +169,6 @@ def token_log_probs(head: Head, states: Tensor, tokens: Tensor) -> Tensor:
         log_probs = head.logits(states[rows], normed=True).log_softmax(dim=-1)
         found[rows] = log_probs.gather(1, tokens[rows, None].to(log_probs.device))[:, 0].cpu()
     return found
-
-
-def confidence_of(entropy: Tensor) -> Tensor:
-    """Return 1 up to an entropy of half of `CONFIDENT`, falling linearly to 0 there."""
-    return (2 * (1 - entropy / CONFIDENT)).clamp(0, 1)
 
 
 def chunks(count: int, size: int) -> Sequence[slice]:

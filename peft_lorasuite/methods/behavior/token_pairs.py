@@ -120,6 +120,8 @@ class PlaceVocabularies:
             compared, (positions,).
         further: Log-probabilities, of the adapted and of the plain old model, of the further old tokens in the new
             token that follows, together; 0 where it is one old token or less, (positions, 2).
+        afterwards: Log-probabilities, of both models too, of the old token that comes after the one that follows; nan
+            where it is not known, (positions, 2).
     """
 
     vocabularies: Sequence[Vocabulary]
@@ -127,6 +129,7 @@ class PlaceVocabularies:
     following: Int[Tensor, "positions 2"]
     inside: Bool[Tensor, " positions"]
     further: Float[Tensor, "positions 2"]
+    afterwards: Float[Tensor, "positions 2"]
 
     @classmethod
     def pair(cls, old: Backbone, new: Backbone, wanted: Sequence[PairedPlace]) -> PlaceVocabularies:
@@ -141,21 +144,37 @@ class PlaceVocabularies:
         return cls(
             vocabularies, torch.tensor([different.index(key) for key in keys]),
             torch.tensor([place.following for place in wanted]), torch.tensor([place.inside for place in wanted]),
-            torch.zeros(len(wanted), 2),
+            torch.zeros(len(wanted), 2), torch.full((len(wanted), 2), torch.nan),
         )  # fmt: skip
 
     @classmethod
     def same(cls, vocabulary: Vocabulary, count: int) -> PlaceVocabularies:
         """Return one vocabulary for ``count`` positions."""
         zeros = torch.zeros(count, dtype=torch.long)
-        return cls([vocabulary], zeros, torch.full((count, 2), -1), zeros.bool(), torch.zeros(count, 2))
+        further, afterwards = torch.zeros(count, 2), torch.full((count, 2), torch.nan)
+        return cls([vocabulary], zeros, torch.full((count, 2), -1), zeros.bool(), further, afterwards)
+
+    @property
+    def _values(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order of the fields."""
+        return self.kinds, self.following, self.inside, self.further, self.afterwards
+
+    @property
+    def shared(self) -> Bool[Tensor, " positions"]:
+        """Whether several new tokens follow the old token that follows each position."""
+        found = torch.zeros_like(self.inside)
+        for kind, vocabulary in enumerate(self.vocabularies):
+            at = ((self.kinds == kind) & ~self.inside & (self.following[:, 0] >= 0)).nonzero()[:, 0]
+            old = self.following[at, 0]
+            found[at] = vocabulary.old.bincount(minlength=int(self.following.max()) + 1)[old] > 1
+        return found
 
     def at(self, rows: Any) -> PlaceVocabularies:
         """Return those of some of the positions."""
-        values = (one[rows] for one in (self.kinds, self.following, self.inside, self.further))
-        return PlaceVocabularies(self.vocabularies, *values)
+        return PlaceVocabularies(self.vocabularies, *(one[rows] for one in self._values))
 
     def to(self, device: torch.device) -> PlaceVocabularies:
         """Return the pairs on a device."""
-        values = (one.to(device) for one in (self.kinds, self.following, self.inside, self.further))
-        return PlaceVocabularies([one.to(device) for one in self.vocabularies], *values)
+        return PlaceVocabularies(
+            [one.to(device) for one in self.vocabularies], *(one.to(device) for one in self._values)
+        )
