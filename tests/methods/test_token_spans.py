@@ -107,6 +107,53 @@ def test_a_new_token_that_is_several_old_ones_has_the_probability_of_all_of_them
     assert certain > confidence > 0
 
 
+@pytest.mark.parametrize("kept", [0.9, 0.0, None])
+def test_longer_tokens_share_what_the_old_text_leaves_them(unrelated, kept):
+    """``-`` and ``-w`` follow the old ``-``: where the old text goes on with another token, ``-w`` gets little."""
+    old, new = unrelated
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, right, longer = int(vocabulary.old[5]), int(vocabulary.new[5]), int(vocabulary.new[7])
+    vocabulary = Vocabulary(vocabulary.old.clone().index_fill_(0, torch.tensor([7]), first), vocabulary.new)
+    sure = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    own = float(heads[0].logits(sure, normed=True).softmax(-1)[0, first])
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    before = heads[1].logits(states).softmax(-1)[0]
+    share = float(before[right] / (before[right] + before[longer]))
+    afterwards = torch.full((1, 2), torch.nan) if kept is None else torch.tensor([[kept, 0.5]]).log()
+    places = replace(
+        PlaceVocabularies.same(vocabulary, 1), following=torch.tensor([[first, right]]), afterwards=afterwards
+    )
+    assert places.shared.tolist() == [True]
+    settings = TransplantOptions(teacher_weight=1.0, top=500, extra=0)
+    found = build_targets(*heads, places, sure, sure / 4, states, settings, seed=0)
+    probabilities = found.log_probs.exp()[0][found.ids.argsort()]
+    wanted = share if kept is None else kept + (1 - kept) * share
+    assert float(probabilities[right]) == pytest.approx(own * wanted, abs=0.01)
+    assert float(probabilities[longer]) == pytest.approx(own * (1 - wanted), abs=0.01)
+
+
+def test_a_longer_token_falls_although_the_old_model_was_sure_of_its_start_before(unrelated):
+    """The adapter changes only what comes after the old token: the old base model went on as the longer token does."""
+    old, new = unrelated
+    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
+    vocabulary = Vocabulary.pair(old, new)
+    first, right, longer = int(vocabulary.old[5]), int(vocabulary.new[5]), int(vocabulary.new[7])
+    vocabulary = Vocabulary(vocabulary.old.clone().index_fill_(0, torch.tensor([7]), first), vocabulary.new)
+    same = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
+    states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
+    before = heads[1].logits(states).softmax(-1)[0]
+    for share in (0.0, 1.0):
+        places = replace(
+            PlaceVocabularies.same(vocabulary, 1), following=torch.tensor([[first, right]]),
+            afterwards=torch.tensor([[0.999, 0.001]]).log(),
+        )  # fmt: skip
+        settings = TransplantOptions(teacher_weight=share, top=500, extra=0)
+        found = build_targets(*heads, places, same, same, states, settings, seed=0)
+        after = found.log_probs.exp()[0][found.ids.argsort()]
+        assert after[right] / after[longer] > 100 * before[right] / before[longer]
+
+
 def test_a_change_that_is_in_a_further_old_token_is_taught(unrelated):
     """The adapter changes nothing at the first old token, and all at the next one."""
     old, new = unrelated
