@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..hub.card_task import task_values
 from ..text.summary import one_line, without_template
-from ..upgrading.report import TRANSFERRED
+from ..upgrading.report import lost_tensors
 
 if TYPE_CHECKING:
     from ..upgrading.report import Report
@@ -37,7 +37,7 @@ def closing_text(output: str, report: Report, seconds: float) -> str:
         f"({seconds} s)",
         *([f"  {report.task_summary}"] if report.task_summary else []),
     ]
-    lost = [f"  {name}: {fate}" for name, fate in report.tensors.items() if fate != TRANSFERRED]
+    lost = [f"  {name}: {fate}" for name, fate in lost_tensors(report.tensors)]
     more = [f"  and {len(lost) - SHOWN} more: see lorasuite_report.json"] if len(lost) > SHOWN else []
     blocks: dict[str, list[str]] = {
         "sample answers": [

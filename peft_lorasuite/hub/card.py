@@ -19,7 +19,7 @@ from .._version import __version__
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
 from ..upgrading.repeat import repeat_command
-from ..upgrading.report import TRANSFERRED
+from ..upgrading.report import lost_tensors
 from .card_check import check_values
 from .card_task import chat_values, pipeline_tag, sample_rows, task_values
 
@@ -92,7 +92,7 @@ def adapter_card(
         lorasuite=_metadata(report, training),
         **license_fields,
     )
-    lost = [(code(name), code(fate)) for name, fate in report["tensors"].items() if fate != TRANSFERRED]
+    lost = [(code(name), code(fate)) for name, fate in lost_tensors(report["tensors"])]
     return _render(
         "adapter_card.md",
         data,

@@ -105,8 +105,12 @@ def method(
     return decorate
 
 
-def find(name: str) -> Method:
+def find(name: str, *, auto: bool = False) -> Method:
     """Return a method by its name.
+
+    Args:
+        name: The name.
+        auto: Whether ``"auto"`` is a choice as well where the name is from; for the error.
 
     Raises:
         LoraSuiteError: For an unknown name.
@@ -114,7 +118,7 @@ def find(name: str) -> Method:
     if name not in _methods and name in BUILT_IN:
         import_module(f"{__package__}.{BUILT_IN[name].module}")
     if name not in _methods:
-        raise unknown_name_error("method", name, names())
+        raise unknown_name_error("method", name, [*(["auto"] if auto else []), *names()])
     return _methods[name]
 
 

@@ -13,7 +13,7 @@ from ..mapping.fingerprint import public_name
 from ..mapping.upgrade_map import UpgradeMap
 from ..text.summary import without_template
 from ..upgrading.repeat import repeat_command
-from ..upgrading.report import TRANSFERRED
+from ..upgrading.report import TRANSFERRED, lost_tensors
 from . import html
 from .adapter_figures import energy_figure, loss_figure, norm_figure
 from .gap import Result
@@ -115,7 +115,7 @@ def _coverage_section(tensors: Mapping[str, str], coverage: float | None) -> Sec
         html.paragraph(f"{coverage:.1%} of the old adapter's {len(tensors)} tensors were transferred."),
         html.table(("module", "transferred", "tensors", "share"), lines),
     ]
-    lost = [(name, fate) for name, fate in tensors.items() if fate != TRANSFERRED]
+    lost = lost_tensors(tensors)
     if lost:
         shown = f"The first {MOST_LINES} of {len(lost)}; lorasuite_report.json has all."
         body.append(html.table(("tensor", "status"), lost[:MOST_LINES], shown if len(lost) > MOST_LINES else ""))

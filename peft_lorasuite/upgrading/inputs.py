@@ -102,7 +102,7 @@ def open_inputs(
         LoraSuiteError: If an input is missing or malformed, an option is invalid, or the rank is too large.
     """
     if method != "auto":
-        make_options(find(method), options)
+        make_options(find(method, auto=True), options)
     new_backbone = Backbone.open(new, revision=new_revision, **load.model_kwargs())
     check_rank(rank, new_backbone.arch)
     source = select_adapter(

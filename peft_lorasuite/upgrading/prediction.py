@@ -29,9 +29,10 @@ FULL_CONFIDENCE = 0.5
 MIN_CONFIDENCE = 0.7
 """Mean confidence of the old adapted model on the prompts below which the verdict is doubtful. Built-in prompts reach
 .45 to .62 on adapters of another prompt format, recovered or not; prompts of the task reach .85 and more."""
-MIN_EQUAL = 0.2
+MIN_EQUAL = 0.5
 """Share of the sample answers that the adapter changed and the result gives as well, below which the verdict is
-doubtful. The likelihood of an answer can rise far while another answer stays the likeliest."""
+doubtful. The likelihood of an answer can rise far while another answer stays the likeliest. Upgrades of conversations
+that hold reach .6 and more, and one with .38 of its test answers right reached .2."""
 MIN_SAMPLES = 5
 """Changed sample answers from which they count."""
 SHORT_ANSWER = 8
@@ -70,11 +71,14 @@ class Prediction:
             another format than it was trained on, or the result answers differently) or ``"retrain"``.
         gap: Share of the adapter's gain that is expected to be recovered, from 0 to 1; a rough estimate.
         because: The scores that this is based on.
+        answers: How many sample answers are the old adapted model's, and how many the adapter changed; see
+            `equal_answers`.
     """
 
     verdict: str
     gap: float
     because: str
+    answers: tuple[int, int] | None = None
 
 
 def explained_share(upgrade_map: UpgradeMap) -> float:
@@ -181,8 +185,9 @@ def _judge_answers(found: Prediction, method: str, samples: Sequence[Mapping[str
         return found
     equal, changed = counts
     because = f"{found.because}, {equal} of {changed} changed sample answers as the old adapted model's"
+    found = replace(found, because=because, answers=counts)
     if found.verdict != "holds" or equal >= MIN_EQUAL * changed:
-        return replace(found, because=because)
+        return found
     because += DISTILL_HINT if method == "transplant" else ""
     return replace(found, verdict="doubtful", because=because)
 
@@ -220,4 +225,5 @@ def _judge_classifier(measured: Mapping[str, Any]) -> Prediction:
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the prediction as JSON values for the report; see `predict`."""
     predicted = predict(upgrade_map, method, fitted)
-    return {"verdict": predicted.verdict, "expected_gap_recovered": predicted.gap, "because": predicted.because}
+    found = {"verdict": predicted.verdict, "expected_gap_recovered": predicted.gap, "because": predicted.because}
+    return found if predicted.answers is None else found | {"equal_answers": list(predicted.answers)}

@@ -19,6 +19,8 @@ COPY_FATE = "not transferred: a copy of "
 """Beginning of the fate of a tensor that is saved twice."""
 TRANSFERRED = "transferred"
 """Fate of a tensor that is in the result."""
+APPLIED = "applied to the old model"
+"""Fate of a tensor of whose effect the result is made; see `Report.by_behavior`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +34,8 @@ class Report(Summarized):
         method: Name of the method, and its options.
         rank: Rank of the new adapter.
         modules: Per new module: its sources, energy kept, norm, residuals of the maps.
-        tensors: Every tensor of the old adapter -> ``"transferred"``, or ``"not transferred: ..."`` with the reason.
+        tensors: Every tensor of the old adapter -> ``"transferred"``, ``"applied to the old model"`` where the result
+            is made from what the whole adapter does, or ``"not transferred: ..."`` with the reason.
         facts: Measurements of the method and the map. Also ``auto``, the reason for the method; ``differences``, the
             structural differences of the backbones and how they are handled; ``prediction``, whether the upgrade is
             likely to hold; ``task``, type, labels and problem type of a classifier; ``named_base``, a warning if the
@@ -55,7 +58,7 @@ class Report(Summarized):
     @property
     def by_behavior(self) -> bool:
         """Whether the result was made from the adapter's behavior: no module of it comes from one of the adapter."""
-        return bool(self.modules) and not any(module["from"] for module in self.modules)
+        return by_behavior(self.modules)
 
     @property
     def coverage(self) -> float | None:
@@ -78,6 +81,8 @@ class Report(Summarized):
             return self._rekeyed(found)
         words = {"holds": "likely to hold", "doubtful": "doubtful", "retrain": "unlikely to hold: plan to retrain"}
         expected = f"about {found['expected_gap_recovered']:.0%} of the adapter's gain expected"
+        if answers := found.get("equal_answers"):
+            expected += f", {answers[0]} of {answers[1]} sample answers as the old adapted model's"
         warnings = [f"; {warning}" for warning in self.facts.get("warnings", [])]
         return f"{words[found['verdict']]} ({expected}){''.join(warnings)}"
 
@@ -120,7 +125,7 @@ class Report(Summarized):
             "method": f"{self.method['name']}, rank {self.rank}, {len(self.modules)} modules",
         }  # fmt: skip
         if not self.by_behavior:
-            lost = sum(fate != TRANSFERRED for fate in self.tensors.values())
+            lost = len(lost_tensors(self.tensors))
             rows["tensors"] = f"{len(self.tensors) - lost} of {len(self.tensors)} transferred"
         return f"Report: {self.verdict}", rows | ({"task": self.task_summary} if self.task_summary else {})
 
@@ -131,13 +136,14 @@ _module = {
 }  # fmt: skip
 _prediction = {
     "verdict": one_of("holds", "doubtful", "retrain"), "expected_gap_recovered": number(0.0), "because": TEXT,
+    "equal_answers": optional(ListOf(item=integer(0), fewest=2, most=2)),
 }  # fmt: skip
 _task = {"type": NAME, "labels": ListOf(item=TEXT), "problem_type": optional(NAME)}
 _sample: dict[str, Kind] = dict.fromkeys(("prompt", "base", "upgraded", "old"), TEXT)
 _facts = {
     "samples": ListOf(item=Record(fields=_sample, required=list(_sample))),
     "task": Record(fields=_task, required=list(_task), others=PLAIN),
-    "prediction": Record(fields=_prediction, required=list(_prediction), others=PLAIN),
+    "prediction": Record(fields=_prediction, required=[*_prediction][:3], others=PLAIN),
     "differences": ListOf(item=TEXT), "warnings": ListOf(item=TEXT), "hints": ListOf(item=TEXT),
 }  # fmt: skip
 _report = record_of(
@@ -154,9 +160,21 @@ REPORT_SCHEMA = Record(
 """Schema of ``lorasuite_report.json``."""
 
 
-def tensor_fates(adapter: Adapter, method_result: MethodResult) -> dict[str, str]:
-    """Return for every tensor of the adapter ``"transferred"``, or ``"not transferred: ..."`` with the reason."""
+def by_behavior(modules: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the modules of a result come from none of the adapter's."""
+    return bool(modules) and not any(module["from"] for module in modules)
+
+
+def lost_tensors(fates: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the tensors that the result does without, each with the reason."""
+    return [(name, fate) for name, fate in fates.items() if fate not in (TRANSFERRED, APPLIED)]
+
+
+def tensor_fates(adapter: Adapter, method_result: MethodResult, modules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return for every tensor of the adapter what became of it; see `Report.tensors`."""
     fates = fates_of(adapter.names, method_result.dropped)
+    if by_behavior(modules):
+        fates = {name: APPLIED if fate == TRANSFERRED else fate for name, fate in fates.items()}
     fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
     fates |= dict.fromkeys(adapter.others, TRANSFERRED)
     return dict(sorted(fates.items()))

@@ -162,7 +162,7 @@ def upgrade(
         )  # fmt: skip
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)
-    chosen = find(method)
+    chosen = find(method, auto=True)
     facts |= auto.check_method(chosen, upgrade_map)
     settings = make_options(chosen, options)
     inputs, tokens = _add_tokens(
@@ -195,7 +195,7 @@ def upgrade(
         method={"name": chosen.name, "options": asdict(settings)},
         rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**tensor_fates(adapter, method_result), **fates}.items())),
+        tensors=dict(sorted({**tensor_fates(adapter, method_result, modules), **fates}.items())),
         facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )

@@ -73,8 +73,11 @@ def test_coverage_means_nothing_for_methods_that_transfer_behavior(pair, capsys,
         prompts=PROMPTS,
     )  # fmt: skip
     assert upgraded.report.coverage is None
+    assert set(upgraded.report.tensors.values()) == {"applied to the old model"}
     assert upgraded.report.facts["dtype"] == {"old": "float32", "new": "float32"}
-    assert upgrade(pair.adapter, pair.map, method="lorasuite").report.coverage == 1.0
+    by_weights = upgrade(pair.adapter, pair.map, method="lorasuite").report
+    assert by_weights.coverage == 1.0
+    assert set(by_weights.tensors.values()) == {"transferred"}
 
 
 def test_answers_of_an_uncertain_adapter_make_the_verdict_doubtful():
@@ -108,7 +111,9 @@ def test_other_answers_than_the_old_ones_make_the_verdict_doubtful():
     assert (found.verdict, found.gap) == ("doubtful", 0.9)
     assert "1 of 10 changed sample answers as the old adapted model's" in found.because
     assert found.because.endswith("method='distill' can recover more from the same prompts")
-    assert judged(*[other] * 8, same, same).verdict == "holds"
+    assert judged(*[other] * 6, *[same] * 4).verdict == "doubtful"
+    found = judged(*[other] * 5, *[same] * 5)
+    assert (found.verdict, found.answers) == ("holds", (5, 10))
     assert judged(*[("white fish", "wall", "wall bucket")] * 10).verdict == "holds"  # cut
     assert judged(*[("white fish", "", "wall bucket")] * 10).verdict == "doubtful"
 
@@ -118,6 +123,19 @@ def test_sample_answers_count_only_where_the_same_are_expected():
     assert judged(*[other] * 4).verdict == "holds"  # too few
     assert judged(*[("yes", "no", "yes")] * 9, other).verdict == "holds"  # the adapter changed one alone
     assert judged(*[("no", "a " * 9, "the " * 9)] * 10).verdict == "holds"  # long answers differ in their wording
+
+
+def test_the_verdict_has_the_sample_answers(pair):
+    report = upgrade(pair.adapter, pair.map, method="copy").report
+    prediction = report.facts["prediction"] | {"verdict": "doubtful", "equal_answers": [4, 10]}
+    shown = replace(report, facts={**report.facts, "prediction": prediction}).verdict
+    assert shown.startswith("doubtful (about ")
+    assert "expected, 4 of 10 sample answers as the old adapted model's)" in shown
+
+
+def test_the_names_of_methods_include_auto(pair, capsys):
+    assert run("upgrade", pair.adapter, "--to", pair.new, "--method", "transplnt", "-o", "never") == 1
+    assert "did you mean 'transplant'? known: auto, copy" in capsys.readouterr().err
 
 
 def test_the_whole_update_is_there_after_writing(pair, tmp_path):
