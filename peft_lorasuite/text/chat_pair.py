@@ -55,7 +55,8 @@ class ChatPair:
         origin = "new backbone" if right.template is None else "none" if right.plain else "option"
         if right.template == OLD_TEMPLATE or (right.template is None and not right.tokenizer.chat_template):
             asked = right.template == OLD_TEMPLATE
-            right, origin = replace(right, template=left.template_text), "old side"
+            named = f"{right.name} with the template of the old side"
+            right, origin = replace(right, name=named, template=left.template_text), "old side"
             if right.template is None:
                 raise LoraSuiteError(
                     "the old side has no single template",
