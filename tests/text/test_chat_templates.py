@@ -121,7 +121,7 @@ def test_a_template_is_a_file_its_text_or_none(tmp_path: Path) -> None:
 
 def test_an_old_template_that_fails_is_not_called_the_new_backbones() -> None:
     failing = tokenizer_with("{{ messages[0]['content'] + 1 }}")
-    with pytest.raises(LoraSuiteError, match="^new with the template of the old side, the prompt: the chat template"):
+    with pytest.raises(LoraSuiteError, match=r"^new with the template of the old side, the prompt: the chat template"):
         ChatPair.open(ChatOptions(), ("old", failing), ("new", tokenizer_with(None)), [ASKED])
 
 
