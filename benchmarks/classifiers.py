@@ -6,10 +6,12 @@
 ``intents`` is made by benchmarks/intents.py; any other name is a task in files of the LLM-Adapters collection, whose
 answers are the classes. For every seed a LoRA with a head is trained on the old backbone (row ``old-adapted``). On the
 new one: ``probe``, a logistic regression on the states of the bare model; ``full-RATE``, a LoRA with a head trained on
-the same labels at a learning rate; ``transplant``, ``distill`` and ``lorasuite`` (by weights), which see unlabeled
-texts and no label. Every row of a seed is a stage with a process of its own, written as JSON when measured; run it
-again to continue. ``table.md`` and ``summary.json`` have the means over the seeds, and the share of the gain over the
-most frequent class of full retraining at its best rate, which is the best one on the test texts.
+the same labels at a learning rate; ``transplant``, ``distill`` (``distill-RATE`` at another rate than the default) and
+``lorasuite`` (by weights), which see unlabeled texts and no label. With ``--dev``, for choosing settings, test texts
+have phrasings of the training texts, which are then left out there. Every row of a seed is a stage with a process of
+its own, written as JSON when measured; run it again to continue. ``table.md`` and ``summary.json`` have the means over
+the seeds, and the share of the gain over the most frequent class of full retraining at its best rate, which is the best
+one on the test texts.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ from peft_lorasuite.training.finetune import finetune
 from peft_lorasuite.upgrading.map_cache import load_or_build_map
 
 METHODS = ("transplant", "distill", "lorasuite")
-FULL = "full-"
-"""Start of the names of rows of full retraining; the learning rate follows."""
+FULL, DISTILL = "full-", "distill-"
+"""Start of the names of rows of full retraining and distillation; the learning rate follows."""
 ROWS = ("old-adapted", "probe", "full-0.0001", "full-0.0003", "full-0.001", *METHODS)
 
 
@@ -83,8 +85,8 @@ class Data:
 def load_data(args: argparse.Namespace) -> Data:
     """Read or make the task's texts; unlabeled texts and labeled ones are different ones."""
     if args.task == "intents":
-        known = intents.make(args.labels + args.texts, 0, 0)
-        test = intents.make(args.items, 1, 1)
+        known = intents.make(args.labels + args.texts, 2 if args.dev else 0, 0)
+        test = intents.make(args.items, 3 if args.dev else 1, 1)
     else:
         known, test = (_read(path) for path in (args.train, args.test))
         known, test = known[: args.labels + args.texts], test[: args.items]
@@ -111,7 +113,7 @@ class Run:
 
     def row(self, name: str) -> dict[str, Any]:
         """Measure one row, or read it."""
-        if name in METHODS:  # its time is not that of the method
+        if is_method(name):  # its time is not that of the method
             load_or_build_map(self.old, self.new, progress=progress_bars)
         return stage(self.out, name, lambda: self.measure(name))
 
@@ -120,7 +122,7 @@ class Run:
         torch.manual_seed(self.seed)
         if name == "probe":
             return self.probe()
-        if name in METHODS:
+        if is_method(name):
             return self.transferred(name)
         backbone = self.old if name == "old-adapted" else self.new
         folder = self.trained(name, backbone)
@@ -146,18 +148,24 @@ class Run:
             write_peft_model(model, part)
         return folder
 
-    def transferred(self, method: str) -> dict[str, Any]:
+    def transferred(self, row: str) -> dict[str, Any]:
         """Upgrade the old classifier by a method."""
+        method, _, rate = row.partition("-")
         adapter = self.trained("old-adapted", self.old)
         upgrade_map = load_or_build_map(self.old, self.new, progress=progress_bars)
         texts = None if method == "lorasuite" else self.data.unlabeled
         upgraded = upgrade(
             adapter, upgrade_map, method=method, old=self.old, new=self.new, prompts=texts, labels=self.data.labels,
-            options=dict(pair.split("=", 1) for pair in self.args.set) if method == "distill" else None,
+            options=self.options(rate) if method == "distill" else None,
             seed=self.seed, progress=progress_bars,
         )  # fmt: skip
         model = attach(self.new.load(task=self.data.task), upgraded)
         return self.score(model, self.new) | {"fit": upgraded.report.facts.get(method, {})}
+
+    def options(self, rate: str) -> dict[str, Any]:
+        """Return the options of a distillation."""
+        given = dict(pair.split("=", 1) for pair in self.args.set)
+        return given | {"learning_rate": float(rate)} if rate else given
 
     def probe(self) -> dict[str, Any]:
         """Fit a logistic regression to the labels on the final states of the bare new model."""
@@ -203,6 +211,11 @@ class Run:
         }  # fmt: skip
 
 
+def is_method(name: str) -> bool:
+    """Return whether a row upgrades the old classifier."""
+    return name in METHODS or name.startswith(DISTILL)
+
+
 def summarize(runs: list[dict[str, dict[str, Any]]], data: Data) -> dict[str, Any]:
     """Return the means over the seeds by row; the share of the gain is that of the mean accuracies."""
     means = {
@@ -236,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task", required=True, help="intents, or the name of the task in --train and --test")
     parser.add_argument("--train", type=Path, help="file of the LLM-Adapters collection with labeled examples")
     parser.add_argument("--test", type=Path, help="the same with test examples")
+    parser.add_argument("--dev", action="store_true", help="test on training phrasings of intents that are left out")
     parser.add_argument("--old", required=True, help="old backbone: folder or Hub id")
     parser.add_argument("--new", required=True, help="new backbone")
     parser.add_argument("--out", required=True, type=Path, help="folder for the rows' JSON")
@@ -255,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     hide_loading_bars()
     data = load_data(args)
     names = [name.strip() for name in args.rows.split(",")]
-    unknown = sorted(name for name in set(names) - set(ROWS) if not name.startswith(FULL))
+    unknown = sorted(name for name in set(names) - set(ROWS) if not name.startswith((FULL, DISTILL)))
     if unknown:
         raise SystemExit(f"unknown row {unknown[0]!r}; known: {', '.join(ROWS)}")
     seeds = [int(seed) for seed in args.seeds.split(",")]

@@ -155,19 +155,26 @@ INTENTS = {
 """Intent -> templates of training and unlabeled texts, and those of test texts."""
 
 
+def phrasings(intent: str, part: int) -> list[str]:
+    """Return the templates of an intent; see `make`."""
+    known, tested = (text.split("|") for text in INTENTS[intent])
+    return (known, tested, known[:-2], known[-2:])[part]
+
+
 def make(count: int, part: int, seed: int) -> list[dict[str, str]]:
     """Return different texts with their intents, all intents equally often.
 
     Args:
         count: Number of texts.
-        part: 0 for the phrasings of training, 1 for those of the test.
+        part: 0 for the phrasings of training, 1 for those of the test. To choose settings by: 2 for all phrasings of
+            training but the last two, 3 for these two.
         seed: Random seed.
     """
     source, seen, made = random.Random(seed), set(), []
     names = list(INTENTS)
     while len(made) < count:
         intent = names[len(made) % len(names)]
-        text = source.choice(INTENTS[intent][part].split("|"))
+        text = source.choice(phrasings(intent, part))
         for slot, values in SLOTS.items():
             text = text.replace(f"{{{slot}}}", source.choice(values))
         text = f"{source.choice(OPENINGS)}{text}{source.choice(CLOSINGS)}"

@@ -24,10 +24,12 @@ def programs() -> Any:
 def test_test_texts_have_phrasings_of_their_own(programs: Any) -> None:
     _, intents = programs
     assert len(intents.INTENTS) == 20
-    phrasings = [[set(both[part].split("|")) for both in intents.INTENTS.values()] for part in (0, 1)]
-    known, held_out = (set().union(*part) for part in phrasings)
-    assert not known & held_out
-    assert len(known) == sum(map(len, phrasings[0]))  # no phrasing has two intents
+    parts = [[text for intent in intents.INTENTS for text in intents.phrasings(intent, part)] for part in range(4)]
+    assert not set(parts[0]) & set(parts[1])
+    assert len(parts[0]) == len(set(parts[0]))  # no phrasing has two intents
+    assert not set(parts[2]) & set(parts[3])
+    assert sorted(parts[2] + parts[3]) == sorted(parts[0])
+    assert len(parts[3]) == 40
 
 
 def test_intents_are_balanced_different_and_the_same_for_a_seed(programs: Any) -> None:
