@@ -25,10 +25,9 @@ from conversation_pair import (
     add_arguments,
     run_rows,
     share,
-    summarize,
     turns,
-    write_table,
 )
+from conversation_table import summarize, write_table
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.models.generation import Turn

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +18,7 @@ from typing import Any
 import peft
 import torch
 from chat_demo import LLAMA2
-from common import hide_loading_bars, modules_of, paired, pairs_of, stage, wilson
+from common import hide_loading_bars, modules_of, pairs_of, stage, wilson
 
 from peft_lorasuite import Backbone, upgrade
 from peft_lorasuite.io.output import atomic_folder
@@ -46,7 +45,10 @@ TRAINED = tuple(f"{name}-{rate:g}" for name in ("full", "fresh-100") for rate in
 TRAINED_ROW = re.compile(r"full-(?P<all>[\d.]+)|fresh-(?P<count>\d+)-(?P<rate>[\d.]+)")
 SEQUENCE_KD = tuple(f"sequence-kd-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
 """Rows of a LoRA trained on the old adapted model's answers to the unlabeled prompts, and learning rate."""
-ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *TRAINED)
+GOLD = tuple(f"gold-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
+"""Rows of TRL's GOLDTrainer on the same answers, with the old adapted model as the teacher (ULD loss: the tokenizers
+differ), and learning rate."""
+ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *GOLD, *TRAINED)
 
 
 def turns(question: str, answer: str) -> Messages:
@@ -87,13 +89,15 @@ class ConversationPair:
         if folder.is_dir():
             return folder
         torch.manual_seed(self.seed)
-        config = peft.LoraConfig(
-            r=16, lora_alpha=32, target_modules=modules_of(backbone.arch, backbone.arch.parts), task_type="CAUSAL_LM"
-        )
         with atomic_folder(folder) as part:
-            self.train_lora(backbone, config, items, rate, part)
+            self.train_lora(backbone, self.config(backbone), items, rate, part)
             backbone.tokenizer.save_pretrained(part)
         return folder
+
+    def config(self, backbone: Backbone) -> peft.LoraConfig:
+        """Return the settings of a LoRA on all modules."""
+        modules = modules_of(backbone.arch, backbone.arch.parts)
+        return peft.LoraConfig(r=16, lora_alpha=32, target_modules=modules, task_type="CAUSAL_LM")
 
     def train_lora(
         self, backbone: Backbone, config: peft.LoraConfig, items: Sequence[Messages], rate: float, folder: Path
@@ -142,6 +146,8 @@ class ConversationPair:
             return self.upgraded(row)
         if row.startswith("sequence-kd-"):
             return self.sequence_kd(row, float(row.removeprefix("sequence-kd-")))
+        if row.startswith("gold-"):
+            return self.gold(row, float(row.removeprefix("gold-")))
         found = TRAINED_ROW.fullmatch(row)
         if found is None:
             raise SystemExit(f"unknown row {row!r}; known: {', '.join(ROWS)}")
@@ -155,16 +161,45 @@ class ConversationPair:
     def sequence_kd(self, row: str, rate: float) -> dict[str, Any]:
         """Train on the answers of the old adapted model as if they were labels."""
         start = time.perf_counter()
-        model = peft.PeftModel.from_pretrained(self.old.load(), str(self.adapter)).eval()
-        answered = self.answers(model, self.old, self.unlabeled)
-        del model
-        items = [
+        folder = self.fit(self.new, self.answered(self.old_adapted()), rate, self.folder / f"{row}-{self.seed}")
+        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
+
+    def gold(self, row: str, rate: float) -> dict[str, Any]:
+        """Distill with TRL, off-policy: on the old adapted model's answers, which it also reads in the new template."""
+        from datasets import Dataset
+        from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
+        start, folder = time.perf_counter(), self.folder / f"{row}-{self.seed}"
+        teacher = self.old_adapted()
+        records = [{"prompt": one[:-1], "completion": one[-1:]} for one in self.answered(teacher)]
+        settings = GOLDConfig(
+            output_dir=str(self.folder / "trainer"), num_train_epochs=3, per_device_train_batch_size=8,
+            learning_rate=rate, warmup_steps=5, lr_scheduler_type="linear", seed=self.seed, report_to=[],
+            save_strategy="no", logging_steps=20, bf16=False, gradient_checkpointing=False, max_length=512, lmbda=0.0,
+            use_uld_loss=True, teacher_tokenizer_name_or_path=str(self.adapter),
+        )  # fmt: skip
+        torch.manual_seed(self.seed)
+        trainer = GOLDTrainer(
+            self.new.load(), teacher, args=settings, train_dataset=Dataset.from_list(records),
+            processing_class=self.new.tokenizer, peft_config=self.config(self.new),
+        )  # fmt: skip
+        trainer.train()
+        with atomic_folder(folder, overwrite=True) as part:
+            trainer.save_model(str(part))
+        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
+
+    def old_adapted(self) -> Any:
+        """Return the old model with its adapter merged."""
+        return peft.PeftModel.from_pretrained(self.old.load(), str(self.adapter)).merge_and_unload().eval()
+
+    def answered(self, model: Any) -> list[Messages]:
+        """Return the unlabeled conversations with the old adapted model's answers."""
+        found = self.answers(model, self.old, self.unlabeled)
+        return [
             [*one[:-1], {"role": "assistant", "content": turn.response.strip()}]
-            for one, turn in zip(self.unlabeled, answered, strict=True)
+            for one, turn in zip(self.unlabeled, found, strict=True)
             if turn.response.strip()
         ]
-        folder = self.fit(self.new, items, rate, self.folder / f"{row}-{self.seed}")
-        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
 
     def score(self, backbone: Backbone, folder: Path | None) -> dict[str, Any]:
         """Score answers, likelihood and, on the new side, the divergence on other text."""
@@ -211,33 +246,6 @@ class ConversationPair:
         return round(total / count, 4)
 
 
-def summarize(out: Path, rows: Sequence[str], seeds: Sequence[int], figures: dict[str, str]) -> str:
-    """Return a Markdown table: means over the seeds, and shares of the gap to full retraining at its best rate.
-
-    ``figures`` are the columns with means of a row's figures: heading -> name.
-    """
-    read = {row: [stage(out / f"seed-{seed}", row, dict) for seed in seeds] for row in rows}
-    nll = {row: statistics.mean(one["nll"] for one in found) for row, found in read.items()}
-    base, full = nll.get("new-base"), min((nll[row] for row in rows if row.startswith("full-")), default=None)
-    figures = {**figures, "other text": "other_text"}
-    heads = ["row", "NLL", "gap", "against the base", *figures, "seconds"]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    for row, found in read.items():
-        new = base is not None and not row.startswith("old-")
-        gap = f"{(base - nll[row]) / (base - full):.0%}" if new and full is not None else "-"
-        against = against_base(found, read["new-base"]) if new else "-"
-        means = [f"{statistics.mean(one.get(key, 0.0) for one in found):.3f}" for key in figures.values()]
-        seconds = statistics.mean(one.get("upgrade_seconds", 0) for one in found)
-        lines.append(f"| {' | '.join([row, f'{nll[row]:.3f}', gap, against, *means, f'{seconds:.0f}'])} |")
-    return "\n".join(lines)
-
-
-def against_base(found: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> str:
-    """Return the paired difference of accuracies over all seeds, with its 95 % interval."""
-    left, right = (map(int, "".join(one["right"] for one in side)) for side in (found, base))
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired(left, right))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that the programs share."""
     parser.add_argument("--old", required=True, help="old backbone: folder or Hub id")
@@ -260,9 +268,3 @@ def run_rows(pair: ConversationPair, out: Path, rows: Sequence[str]) -> None:
     hide_loading_bars()
     for row in rows:
         stage(out / f"seed-{pair.seed}", row, lambda row=row: pair.measure(row))
-
-
-def write_table(out: Path, text: str) -> None:
-    """Write and print a table."""
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(text)

@@ -22,7 +22,8 @@ from typing import Any
 import peft
 import torch
 from common import names_of
-from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows, summarize, write_table
+from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows
+from conversation_table import summarize, write_table
 from hard_tasks import TASKS, HardTask, chains_of
 from safetensors.torch import load_file, save_file
 

@@ -99,14 +99,16 @@ def test_distil_asks_for_prompts(pair: Pair, tmp_path: Path, capsys: pytest.Capt
     assert list((tmp_path / "place").iterdir()) == []
 
 
+@pytest.mark.parametrize("side", ["old", "new"])
 @pytest.mark.parametrize("method", READING)
-def test_built_in_prompts_that_no_context_holds(method: str, pair: Pair, tmp_path: Path) -> None:
-    """No prompt is given, and the old backbone's context fits none of ours."""
+def test_built_in_prompts_that_no_context_holds(method: str, side: str, pair: Pair, tmp_path: Path) -> None:
+    """No prompt is given, and the context of one backbone fits none of ours."""
     short = pico_model("llama", max_position_embeddings=48)
-    old = Backbone.open(save_backbone(tmp_path / "short", short, pico_tokenizer(WORDS)))
-    built = UpgradeMap.build(old, pair.new, MapOptions(layer_map="first"))
+    sides = {"old": Backbone.open(pair.old), "new": Backbone.open(pair.new)}
+    sides[side] = Backbone.open(save_backbone(tmp_path / "short", short, pico_tokenizer(WORDS)))
+    built = UpgradeMap.build(sides["old"], sides["new"], MapOptions(layer_map="first"))
     with pytest.raises(LoraSuiteError, match=r"too few prompts .got 0.*; pass prompts that fit"):
-        upgrade(pair.adapter, built, method=method, old=old, new=pair.new)
+        upgrade(pair.adapter, built, method=method, **sides)
 
 
 @pytest.mark.parametrize("method", [*READING, "copy", "lorasuite", "cross-lora"])

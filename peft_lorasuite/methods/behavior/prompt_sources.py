@@ -96,8 +96,8 @@ class PromptSources:
             form, trial = self.detect(model, records)
         prompts = [form.write(one) for one in records]
         chat = open_chat(self.inputs, self.old, self.new, prompts)
-        prompts = [one for one in prompts if fits_context(self.old, chat.old.write(one), self.length)]
-        prompts = check_prompt_count(prompts, "pass prompts that fit the old backbone's context")
+        prompts = [one for one in prompts if self._fits(chat, one)]
+        prompts = check_prompt_count(prompts, "pass prompts that fit the context of both backbones")
         drawn = self._draw(prompts)
         encode_prompts(self.new, [chat.new.write(prompt) for prompt in drawn], self.length)
         return ChosenPrompts(drawn, chat, form.name, trial, {"source": BUILT_IN})
@@ -203,11 +203,13 @@ class PromptSources:
         headers = [UserHeader.of(form, chat.old)]
         headers += [UserHeader.of(Format.read(NATURAL), chat.old)] if form.name != NATURAL else []
 
-        def fits(prompt: Any) -> bool:
-            sides = (self.old, chat.old), (self.new, chat.new)
-            return all(fits_context(backbone, side.write(prompt), self.length) for backbone, side in sides)
+        write = chat.old.write
+        return Target(headers, lambda text: form.write(Example(text)), write, lambda one: self._fits(chat, one))
 
-        return Target(headers, lambda text: form.write(Example(text)), chat.old.write, fits)
+    def _fits(self, chat: ChatPair, prompt: Any) -> bool:
+        """Return whether a prompt and its answer fit the contexts of both backbones."""
+        sides = (self.old, chat.old), (self.new, chat.new)
+        return all(fits_context(backbone, side.write(prompt), self.length) for backbone, side in sides)
 
     def _writer(self, model: Any) -> Writer:
         chat = open_chat(self.inputs, self.old, self.new, [])
