@@ -125,6 +125,11 @@ def text_vocabulary(tokenizer: Any) -> dict[str, int]:
     return {text: number for text, number in plain_vocabulary(tokenizer).items() if text and text not in special}
 
 
+def token_texts(tokenizer: Any) -> dict[int, str]:
+    """Map token ids to the text that each stands for, without special tokens."""
+    return {number: text for text, number in text_vocabulary(tokenizer).items()}
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """Return the SHA-256 of the vocabulary, token strings and ids, as hexadecimal digits."""
     pairs = sorted(tokenizer.get_vocab().items())

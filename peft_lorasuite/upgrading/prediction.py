@@ -179,7 +179,7 @@ def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | Non
 
 
 def _judge_answers(found: Prediction, method: str, samples: Sequence[Mapping[str, str]]) -> Prediction:
-    """Make a verdict doubtful if the result hardly ever gives the old adapted model's short answers."""
+    """Make a verdict doubtful if the result gives too few of the old adapted model's short answers."""
     counts = equal_answers(samples)
     if counts is None:
         return found

@@ -82,7 +82,7 @@ class Report(Summarized):
         words = {"holds": "likely to hold", "doubtful": "doubtful", "retrain": "unlikely to hold: plan to retrain"}
         expected = f"about {found['expected_gap_recovered']:.0%} of the adapter's gain expected"
         if answers := found.get("equal_answers"):
-            expected += f", {answers[0]} of {answers[1]} sample answers as the old adapted model's"
+            expected += f", {answers[0]} of {answers[1]} changed sample answers as the old adapted model's"
         warnings = [f"; {warning}" for warning in self.facts.get("warnings", [])]
         return f"{words[found['verdict']]} ({expected}){''.join(warnings)}"
 
@@ -170,13 +170,22 @@ def lost_tensors(fates: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, fate) for name, fate in fates.items() if fate not in (TRANSFERRED, APPLIED)]
 
 
-def tensor_fates(adapter: Adapter, method_result: MethodResult, modules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return for every tensor of the adapter what became of it; see `Report.tensors`."""
+def tensor_fates(
+    adapter: Adapter, method_result: MethodResult, modules: Sequence[Mapping[str, Any]], others: Mapping[str, str]
+) -> dict[str, str]:
+    """Return for every tensor of the adapter what became of it; see `Report.tensors`.
+
+    Args:
+        adapter: The old adapter.
+        method_result: Result of the method.
+        modules: The modules of the report.
+        others: Fates of tensors outside the layers.
+    """
     fates = fates_of(adapter.names, method_result.dropped)
+    fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
+    fates |= dict.fromkeys(adapter.others, TRANSFERRED) | dict(others)
     if by_behavior(modules):
         fates = {name: APPLIED if fate == TRANSFERRED else fate for name, fate in fates.items()}
-    fates |= {name: f"not transferred: {reason}" for name, reason in adapter.unused.items()}
-    fates |= dict.fromkeys(adapter.others, TRANSFERRED)
     return dict(sorted(fates.items()))
 
 

@@ -195,7 +195,7 @@ def upgrade(
         method={"name": chosen.name, "options": asdict(settings)},
         rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=dict(sorted({**tensor_fates(adapter, method_result, modules), **fates}.items())),
+        tensors=tensor_fates(adapter, method_result, modules, fates),
         facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )

@@ -130,7 +130,7 @@ def test_the_verdict_has_the_sample_answers(pair):
     prediction = report.facts["prediction"] | {"verdict": "doubtful", "equal_answers": [4, 10]}
     shown = replace(report, facts={**report.facts, "prediction": prediction}).verdict
     assert shown.startswith("doubtful (about ")
-    assert "expected, 4 of 10 sample answers as the old adapted model's)" in shown
+    assert "expected, 4 of 10 changed sample answers as the old adapted model's)" in shown
 
 
 def test_the_names_of_methods_include_auto(pair, capsys):

@@ -15,6 +15,7 @@ from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
 from ...text.examples import Prompt
 from ..base import MethodInput
+from .continuations import deciding_positions
 from .elicitation import synthesize_prompts
 from .options import BehaviorOptions
 from .positions import Place, Tokens, align, covered_positions, merges_prompt_end, pair_places, tokenize
@@ -78,7 +79,7 @@ def read_old_side(
         places = align(rows, new_rows)
         covered = covered_positions(rows, new_rows, places)
         pairs = PlaceVocabularies.pair(old, new, pair_places(rows, new_rows, places))
-        later = _later_positions(rows, places, pairs)
+        later = deciding_positions(old, new, rows, places, pairs)
         own = [(turn, position) for turn, position, _ in places]
         further = list(dict.fromkeys(one for several in (*covered, *later) for one in several))
         wanted = list(dict.fromkeys([*own, *further]))
@@ -96,17 +97,6 @@ def read_old_side(
     pairs = replace(pairs, further=_sum_each(read, covered, 0.0), afterwards=_sum_each(read, later, torch.nan))
     at = torch.tensor([index[one] for one in own])
     return OldSide(chosen, new_turns, new_rows, places, pairs, states[at], plain_states[at], head)
-
-
-def _later_positions(
-    rows: Sequence[Tokens], places: Sequence[Place], pairs: PlaceVocabularies
-) -> list[list[RowPosition]]:
-    """Return, for every place, the position after the old token that follows, where several new tokens follow it."""
-    shared = pairs.shared.tolist()
-    return [
-        [(turn, p + 1)] if one and p + 1 in rows[turn].predicting else []
-        for (turn, p, _), one in zip(places, shared, strict=True)
-    ]
 
 
 def _sum_each(values: dict[RowPosition, Tensor], wanted: Sequence[Sequence[RowPosition]], empty: float) -> Tensor:

@@ -63,10 +63,9 @@ class _Following:
     def find(cls, new_p: Tensor, summed: Tensor, vocabulary: Vocabulary, pairs: PlaceVocabularies) -> _Following:
         """Find the tokens, and their parts.
 
-        A new token that is several old ones (``_draft``) has the probability of all of them. Of one that is the old
-        token (``_``) it is known that the old text goes on in a way that keeps it apart from longer tokens
-        (``_draft``): it has the probability of the old token that comes next, and of what else may come next its share
-        in the new model.
+        A new token that is several old ones (``_draft``) has the probability of all of them. One that is the old token
+        (``_``) has, in the old model, the probability that the text goes on as it does in the answer, which keeps it
+        apart from longer tokens; of what else may come next it has its share in the new model.
 
         Args:
             new_p: Probabilities of the new model, (positions, new tokens).

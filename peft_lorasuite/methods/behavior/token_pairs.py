@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +52,12 @@ class Vocabulary:
     Attributes:
         old: Old token ids, (pairs,).
         new: New token ids, (pairs,).
+        starts: White space that old and new tokens begin with before the text that is compared; see `pair`.
     """
 
     old: Int[Tensor, " tokens"]
     new: Int[Tensor, " tokens"]
+    starts: tuple[str, str] = ("", "")
 
     @classmethod
     def pair(
@@ -90,16 +91,14 @@ class Vocabulary:
         for end, backbone in zip(ends, (old, new), strict=True):
             check_token_rows(backbone.tokenizer, [end], backbone.arch.vocabulary, repr(backbone))
         keep = (left != ends[0]) & (right != ends[1])
-        return cls(torch.cat([left[keep], torch.tensor([ends[0]])]), torch.cat([right[keep], torch.tensor([ends[1]])]))
+        old_ids, new_ids = (
+            torch.cat([ids[keep], torch.tensor([end])]) for ids, end in zip((left, right), ends, strict=True)
+        )
+        return cls(old_ids, new_ids, starts)
 
     def to(self, device: torch.device) -> Vocabulary:
         """Return the pairs on a device."""
-        return self if self.old.device == device else Vocabulary(self.old.to(device), self.new.to(device))
-
-    @cached_property
-    def known(self) -> Tensor:
-        """The old tokens that new ones follow, each once."""
-        return self.old.unique()
+        return self if self.old.device == device else replace(self, old=self.old.to(device), new=self.new.to(device))
 
     def partners(self, size: int) -> Tensor:
         """Return the old token that each of ``size`` new tokens follows, -1 for none."""
@@ -120,8 +119,9 @@ class PlaceVocabularies:
             compared, (positions,).
         further: Log-probabilities, of the adapted and of the plain old model, of the further old tokens in the new
             token that follows, together; 0 where it is one old token or less, (positions, 2).
-        afterwards: Log-probabilities, of both models too, of the old token that comes after the one that follows; nan
-            where it is not known, (positions, 2).
+        afterwards: Log-probabilities, of both models too, of the old tokens after the one that follows, up to the one
+            that no longer new token goes on with; nan where they are not known, (positions, 2). See
+            `continuations.deciding_positions`.
     """
 
     vocabularies: Sequence[Vocabulary]
