@@ -37,7 +37,7 @@ from .behavior.samples import sample_answers
 from .registry import method
 from .transplant import fit_last_layer
 
-SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found")
+SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found", "samples_held_out")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
 
 

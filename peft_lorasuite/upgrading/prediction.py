@@ -178,13 +178,14 @@ def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | Non
     return sum(bool(got) and (got.startswith(old) or old.startswith(got)) for old, got in pairs), len(changed)
 
 
-def _judge_answers(found: Prediction, method: str, samples: Sequence[Mapping[str, str]]) -> Prediction:
+def _judge_answers(found: Prediction, method: str, fitted: Mapping[str, Any]) -> Prediction:
     """Make a verdict doubtful if the result gives too few of the old adapted model's short answers."""
-    counts = equal_answers(samples)
+    counts = equal_answers(fitted.get("samples", []))
     if counts is None:
         return found
     equal, changed = counts
     because = f"{found.because}, {equal} of {changed} changed sample answers as the old adapted model's"
+    because += " on prompts left out of the fit" if fitted.get("samples_held_out") else ""
     found = replace(found, because=because, answers=counts)
     if found.verdict != "holds" or equal >= MIN_EQUAL * changed:
         return found
@@ -210,7 +211,7 @@ def _judge_fit(because: str, gap: float, method: str, fitted: Mapping[str, Any])
     start = measured.get("transplant", {})  # distillation starts from it, and gates less
     confidence = min(confidence, float(start.get("confidence", 1.0)))
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
-    return _judge_answers(Prediction(verdict, round(gap, 3), because), method, fitted.get("samples", []))
+    return _judge_answers(Prediction(verdict, round(gap, 3), because), method, fitted)
 
 
 def _judge_classifier(measured: Mapping[str, Any]) -> Prediction:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from chat_pair import conversations, write_pair
 from test_transplant import PROMPTS, SMALL, carry
 from test_transplant import pair as plain_pair
@@ -37,6 +38,23 @@ def test_samples_are_what_the_three_models_answer(pair: tuple[Path, Any], method
     for name, turns in said.items():
         assert [sample[name] for sample in samples] == [turn.response.strip() for turn in turns], name
     assert said["base"] != said["upgraded"]
+
+
+@pytest.mark.parametrize("method", ["transplant", "distill"])
+def test_samples_are_of_prompts_that_are_left_out_where_there_are_more(pair: tuple[Path, Any], method: str) -> None:
+    """The fit is the same as without samples, and the report says that it has not seen them."""
+    options = {**SMALL, "prompts": 6, **({"epochs": 1} if method == "distill" else {})}
+    upgraded = carry(pair, method=method, options=options)
+    facts, plain = upgraded.report.facts, carry(pair, method=method, options={**options, "samples": 0})
+    assert facts[method]["prompts"] == 6
+    assert facts["samples_held_out"]
+    fitted = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(0))[:6].tolist()
+    assert not {f" {sample['prompt']}" for sample in facts["samples"]} & {PROMPTS[number] for number in fitted}
+    assert len(facts["samples"]) == 10
+    assert "samples_held_out" not in plain.report.facts
+    for key, update in plain.adapter.updates.items():
+        assert torch.equal(update.A, upgraded.adapter.updates[key].A)
+        assert torch.equal(update.B, upgraded.adapter.updates[key].B)
 
 
 def test_no_samples_where_none_are_wanted(pair: tuple[Path, Any]) -> None:

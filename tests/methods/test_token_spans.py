@@ -12,8 +12,9 @@ import torch
 from pico import pico_model, pico_tokenizer, save_backbone, unrelated_pair
 
 from peft_lorasuite import Backbone, MapOptions, UpgradeMap, finetune, upgrade
+from peft_lorasuite.methods.behavior.continuations import deciding_positions
 from peft_lorasuite.methods.behavior.options import TransplantOptions
-from peft_lorasuite.methods.behavior.positions import Tokens, align, covered_positions, tokenize
+from peft_lorasuite.methods.behavior.positions import Tokens, align, covered_positions, pair_places, tokenize
 from peft_lorasuite.methods.behavior.targets import Head, build_targets
 from peft_lorasuite.methods.behavior.token_pairs import PlaceVocabularies, Vocabulary
 from peft_lorasuite.model import attach
@@ -131,6 +132,31 @@ def test_longer_tokens_share_what_the_old_text_leaves_them(unrelated, kept):
     wanted = share if kept is None else kept + (1 - kept) * share
     assert float(probabilities[right]) == pytest.approx(own * wanted, abs=0.01)
     assert float(probabilities[longer]) == pytest.approx(own * (1 - wanted), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended", "decide"),
+    [
+        (" sun red", True, ["red"]),
+        (" sung red", False, ["g"]),
+        (" sunkg", True, ["k", "g"]),
+        (" sunk", True, ["k", "</s>"]),  # the end of the answer comes where `sunky` would go on
+        (" sunk", False, []),  # cut: it may go on
+    ],
+)
+def test_the_old_tokens_decide_as_far_as_a_longer_token_goes_on_with_them(answer, ended, decide, tmp_path):
+    """The new ``sun``, ``sunk`` and ``sunky`` follow the old ``sun``; the old tokenizer spells what comes after it."""
+    old, new = (
+        Backbone.open(save_backbone(tmp_path / name, pico_model("llama", vocab_size=len(known)), known))
+        for name, known in (("old", pico_tokenizer(WORDS)), ("new", pico_tokenizer([*WORDS, "sunky"])))
+    )
+    turns = [Turn(" the", answer, ended), Turn(" the", " red blue gray pink", True)]
+    left, right = ([tokenize(one, turn) for turn in turns] for one in (old, new))
+    places = align(left, right)
+    pairs = PlaceVocabularies.pair(old, new, pair_places(left, right, places))
+    found = deciding_positions(old, new, left, places, pairs)
+    words = [old.tokenizer.decode([left[0].predicted(at)]).strip() for _, at in found[0]]
+    assert words == decide
 
 
 def test_a_longer_token_falls_although_the_old_model_was_sure_of_its_start_before(unrelated):

@@ -13,6 +13,7 @@ from ...adapters.peft_model import load_with_adapter, merge_adapter
 from ...models.backbone import Backbone
 from ...models.generation import Generated, Turn, generate_answers
 from ...models.memory import free_models
+from ...text.conversations import Conversation
 from ...text.examples import Prompt
 from ..base import MethodInput
 from .continuations import deciding_positions
@@ -21,6 +22,7 @@ from .options import BehaviorOptions
 from .positions import Place, Tokens, align, covered_positions, merges_prompt_end, pair_places, tokenize
 from .prompt_sources import Choice
 from .prompts import ChosenPrompts
+from .samples import Question
 from .shifts import SMALLEST
 from .states import RowPosition, read_final_states
 from .targets import Head, token_log_probs
@@ -34,6 +36,8 @@ class OldSide:
     Attributes:
         chosen: The prompts, None where answers were given.
         turns: Prompts as the new model reads them, and the old adapted model's answers.
+        asked: Turns for the sample answers of the report, each with what the user asked: such that the method is not
+            fitted to, if there are more prompts than it uses, and otherwise some of ``turns``.
         rows: The turns in new tokens.
         places: The positions that predict an answer in both tokenizers.
         vocabulary: The paired tokens at the places.
@@ -44,6 +48,7 @@ class OldSide:
 
     chosen: ChosenPrompts | None
     turns: Sequence[Turn]
+    asked: list[Question]
     rows: list[Tokens]
     places: list[Place]
     vocabulary: PlaceVocabularies
@@ -75,6 +80,9 @@ def read_old_side(
             generated: Sequence[Generated | None] = [None] * len(old_turns)
         else:
             old_turns, new_turns, generated = _answer(model, old, chosen, inputs, options)
+        asked = _asked(chosen, new_turns, options.samples)
+        fitted = len(new_turns) if chosen is None else len(new_turns) - chosen.extra
+        old_turns, new_turns, generated = old_turns[:fitted], new_turns[:fitted], generated[:fitted]
         rows, new_rows = [tokenize(old, turn) for turn in old_turns], [tokenize(new, turn) for turn in new_turns]
         places = align(rows, new_rows)
         covered = covered_positions(rows, new_rows, places)
@@ -96,7 +104,16 @@ def read_old_side(
     read = dict(zip(further, found.clamp_max(-SMALLEST), strict=True))
     pairs = replace(pairs, further=_sum_each(read, covered, 0.0), afterwards=_sum_each(read, later, torch.nan))
     at = torch.tensor([index[one] for one in own])
-    return OldSide(chosen, new_turns, new_rows, places, pairs, states[at], plain_states[at], head)
+    return OldSide(chosen, new_turns, asked, new_rows, places, pairs, states[at], plain_states[at], head)
+
+
+def _asked(chosen: ChosenPrompts | None, turns: Sequence[Turn], count: int) -> list[Question]:
+    """Return turns with an answer, each with its prompt: of a conversation the last user turn."""
+    prompts = [turn.prompt for turn in turns] if chosen is None else chosen.prompts
+    if chosen is not None and chosen.extra:
+        prompts, turns = prompts[-chosen.extra :], turns[-chosen.extra :]
+    texts = (one.question if isinstance(one, Conversation) else str(one) for one in prompts)
+    return [(text, turn) for text, turn in zip(texts, turns, strict=False) if turn.content.strip()][:count]
 
 
 def _sum_each(values: dict[RowPosition, Tensor], wanted: Sequence[Sequence[RowPosition]], empty: float) -> Tensor:
@@ -111,10 +128,12 @@ def _answer(
     """Answer the prompts and, if asked for, synthetic ones; return the turns of both models."""
     prompts: list[Prompt] = list(chosen.prompts)
     if options.synthetic_prompts:
-        prompts += synthesize_prompts(
-            model, old, prompts, count=options.synthetic_prompts, length=options.length, seed=inputs.seed,
+        known = prompts[: chosen.fitted]
+        made = synthesize_prompts(
+            model, old, known, count=options.synthetic_prompts, length=options.length, seed=inputs.seed,
             write=chosen.chat.old.write, progress=inputs.progress,
         )  # fmt: skip
+        prompts = [*known, *made, *prompts[chosen.fitted :]]
         chosen = replace(chosen, prompts=prompts)
     texts = chosen.old_texts
     answers = generate_answers(

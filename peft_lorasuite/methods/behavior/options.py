@@ -43,7 +43,8 @@ class BehaviorOptions:
         synthetic_prompts: Further prompts, recombined from given ones that share a template, about entities that the
             old adapted model is most certain of; see `elicitation`.
         samples: Prompts of which the report has the answers of the old adapted model and of the new one, without and
-            with the result. 0 keeps prompts and answers out of the report.
+            with the result; other ones than those of the fit, if enough are given. 0 keeps prompts and answers out of
+            the report.
     """
 
     prompts: int | None = None

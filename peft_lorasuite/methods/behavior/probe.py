@@ -14,7 +14,6 @@ from ...linalg.lowrank import LowRank
 from ...models.backbone import Backbone
 from ...models.generation import Turn
 from ...models.memory import free_models
-from ...text.conversations import Conversation
 from ...text.examples import BUILT_IN
 from ..base import READ_NEW, READ_OLD, MethodInput
 from .fact_editing import apply_update, edit_facts
@@ -29,7 +28,6 @@ from .positions import (
     shared_prefix,
 )
 from .prompt_sources import plan_prompts
-from .prompts import ChosenPrompts
 from .samples import Question
 from .states import (
     LastLayer,
@@ -136,7 +134,7 @@ def probe_and(
     old, new = inputs.backbones("the method 'transplant'")
     Vocabulary.pair(old, new)  # refuses vocabularies that share too little before any model is loaded
     count = options.prompts or PROMPTS
-    choose = plan_prompts(inputs, old, new, count, options.length) if turns is None else None
+    choose = plan_prompts(inputs, old, new, count, options.length, options.samples) if turns is None else None
     with inputs.stage(READ_OLD):
         side = read_old_side(inputs, old, new, options, choose, turns)
     chosen, turns, rows, places = side.chosen, side.turns, side.rows, side.places
@@ -145,7 +143,6 @@ def probe_and(
     anchors = _draw_anchors(rows, options.anchor_tokens, inputs.seed)
     texts = sample_text(new, options.anchor_text_tokens, inputs.seed)
     anchors += [(len(rows) + number, at) for number, text in enumerate(texts) for at in range(1, len(text.ids))]
-    asked = _asked(chosen, turns, options.samples)
     with new.running() as model:
         with inputs.stage(READ_NEW):
             new_head = Head(model, new)
@@ -153,11 +150,12 @@ def probe_and(
             reads = place or new_head.norm_path or new.arch.head
             last, anchored = _probe_new(model, reads, rows + texts, len(rows), places, anchors, inputs)
             probed = Probe(
-                new, side.vocabulary, turns, asked, places, side.adapted, side.plain, side.head, new_head,
+                new, side.vocabulary, turns, side.asked, places, side.adapted, side.plain, side.head, new_head,
                 new_states=last.h, place=place, last=last, rows=rows + texts, anchors=anchors,
                 anchor_states=anchored.h, anchor_inputs=anchored.x,
                 facts=joined(
                     {"hints": length_hint(turns, options.length)}, chosen.facts() if chosen else {},
+                    {"samples_held_out": True} if chosen and chosen.extra else {},
                     describe_found((old, side.head), (new, new_head), model, place),
                 ),
                 chat_template=chosen.chat.saved_template if chosen else None,
@@ -168,13 +166,6 @@ def probe_and(
     del model, probed
     free_models()
     return found
-
-
-def _asked(chosen: ChosenPrompts | None, turns: Sequence[Turn], count: int) -> list[Question]:
-    """Return the first turns with an answer, each with its prompt: of a conversation the last user turn."""
-    prompts = [turn.prompt for turn in turns] if chosen is None else chosen.prompts
-    texts = (one.question if isinstance(one, Conversation) else str(one) for one in prompts)
-    return [(text, turn) for text, turn in zip(texts, turns, strict=False) if turn.content.strip()][:count]
 
 
 def _with_fact_edit(model: Any, probed: Probe, inputs: MethodInput, options: TransplantOptions) -> Probe:

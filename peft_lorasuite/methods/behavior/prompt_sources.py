@@ -36,7 +36,9 @@ Choice = Callable[[Any], ChosenPrompts]
 """Chooses the prompts with a PEFT model of the old backbone whose adapter is not merged."""
 
 
-def plan_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int) -> Choice:
+def plan_prompts(
+    inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int, samples: int = 0
+) -> Choice:
     """Check the caller's prompts, and return a function that chooses at most ``count`` prompts.
 
     Args:
@@ -45,12 +47,13 @@ def plan_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, 
         new: The new backbone.
         count: Prompts at most.
         length: Tokens of an answer at most.
+        samples: How many more to choose at most for the sample answers, if there are more.
 
     Raises:
         LoraSuiteError: For too few prompts, for a prompt of the caller that is too long, and for a conversation that a
             chat template does not render.
     """
-    sources = PromptSources(inputs, old, new, count, length)
+    sources = PromptSources(inputs, old, new, count, length, samples)
     if isinstance(inputs.prompts, str) and inputs.prompts == SELF:
         return sources.own
     if isinstance(inputs.prompts, str) and inputs.prompts == BUILT_IN:
@@ -71,11 +74,14 @@ def plan_prompts(inputs: MethodInput, old: Backbone, new: Backbone, count: int, 
 class PromptSources:
     """The three sources of prompts for one upgrade; the arguments are those of `plan_prompts`."""
 
-    def __init__(self, inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int) -> None:
+    def __init__(
+        self, inputs: MethodInput, old: Backbone, new: Backbone, count: int, length: int, samples: int = 0
+    ) -> None:
         self.inputs, self.old, self.new, self.count, self.length = inputs, old, new, count, length
+        self.samples = samples
 
     def given(self) -> ChosenPrompts:
-        """Return at most ``count`` of the caller's prompts."""
+        """Return at most ``count`` of the caller's prompts, and others for the samples."""
         form = self.inputs.chat.prompt_format
         limit = max(self.count, MAX_PROMPTS)
         read = read_prompts(self.inputs.prompts, limit=limit, seed=self.inputs.seed, form=form)
@@ -83,10 +89,10 @@ class PromptSources:
         chat = open_chat(self.inputs, self.old, self.new, prompts)
         # checks all of them, so that the error has the caller's number
         encode_prompts(self.old, ChosenPrompts(prompts, chat).old_texts, self.length)
-        drawn = self._draw(prompts)
+        drawn, extra = self._draw(prompts)
         encode_prompts(self.new, [chat.new.write(prompt) for prompt in drawn], self.length)
         trial = FormatTrial.of_prompts(drawn, chat) if form.name == AUTO else None
-        return ChosenPrompts(drawn, chat, trial=trial, available=len(prompts))
+        return ChosenPrompts(drawn, chat, trial=trial, available=len(prompts), extra=extra)
 
     def built_in(self, model: Any) -> ChosenPrompts:
         """Return built-in prompts in the format that was asked for, else in that of the adapter."""
@@ -98,9 +104,9 @@ class PromptSources:
         chat = open_chat(self.inputs, self.old, self.new, prompts)
         prompts = [one for one in prompts if self._fits(chat, one)]
         prompts = check_prompt_count(prompts, "pass prompts that fit the context of both backbones")
-        drawn = self._draw(prompts)
+        drawn, extra = self._draw(prompts)
         encode_prompts(self.new, [chat.new.write(prompt) for prompt in drawn], self.length)
-        return ChosenPrompts(drawn, chat, form.name, trial, {"source": BUILT_IN})
+        return ChosenPrompts(drawn, chat, form.name, trial, {"source": BUILT_IN}, extra=extra)
 
     def best(self, model: Any) -> ChosenPrompts:
         """Return built-in prompts, or own ones if the adapter answers these more surely."""
@@ -144,10 +150,12 @@ class PromptSources:
         }  # fmt: skip
         return ChosenPrompts([one.prompt for one in best], chat, form.name, trial, origin)
 
-    def _draw(self, prompts: Sequence[Any]) -> list[Any]:
-        """Draw at most ``count`` of some prompts, and keep their order."""
+    def _draw(self, prompts: Sequence[Any]) -> tuple[list[Any], int]:
+        """Draw at most ``count`` of some prompts, and keep their order; then those for samples, and their number."""
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.inputs.seed)).tolist()
-        return [prompts[number] for number in sorted(order[: self.count])]
+        more = order[self.count : self.count + self.samples]
+        more = more if len(more) == self.samples else []  # a few of them say little
+        return [prompts[number] for number in (*sorted(order[: self.count]), *more)], len(more)
 
     def _formats(self) -> tuple[ChatPair, list[str]]:
         """Return the chat templates, and the names of the formats that the adapter may have been trained on."""

@@ -30,6 +30,7 @@ class ChosenPrompts:
         trial: Prompts in several formats, to compare.
         origin: Where they are from, for the report.
         available: How many the caller gave; 0 where they are from elsewhere.
+        extra: How many of the last prompts are not fitted: they are there for the sample answers of the report.
     """
 
     prompts: Sequence[Prompt]
@@ -38,6 +39,12 @@ class ChosenPrompts:
     trial: FormatTrial | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     available: int = 0
+    extra: int = 0
+
+    @property
+    def fitted(self) -> int:
+        """How many prompts are fitted, the first ones."""
+        return len(self.prompts) - self.extra
 
     @property
     def old_texts(self) -> list[str]:
@@ -84,9 +91,9 @@ class ChosenPrompts:
 
     def facts(self) -> dict[str, Any]:
         """Return entries of the report."""
-        hints = unused_hint(len(self.prompts), self.available)
+        hints = unused_hint(self.fitted, self.available)
         facts = joined({"hints": hints}, {"prompts": dict(self.origin)} if self.origin else {})
-        if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts):
+        if count := sum(isinstance(prompt, Conversation) for prompt in self.prompts[: self.fitted]):
             facts["chat"] = {
                 "conversations": count, "new_template": self.chat.origin, "system": self.chat.new.system
             }  # fmt: skip

@@ -82,6 +82,24 @@ class _Following:
         part = torch.where((usual & ~several)[:, None], alone, pairs.further[rows].exp())
         return cls(rows, old, new, usual, several, part)
 
+    def split(self, log_p: Tensor, p: Tensor, side: int, *, followed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the probabilities of one old model into those of its tokens, of the new ones here, and of the rest.
+
+        Args:
+            log_p: Log-probabilities, (positions, old tokens).
+            p: The probabilities.
+            side: 0 for the adapted model, 1 for the plain one.
+            followed: Which old tokens other new tokens follow, (positions, old tokens).
+
+        Returns:
+            Log-probabilities without the part of the new tokens here, (positions, old tokens), those of the new tokens,
+            (rows,), and the probability that is left, (positions,).
+        """
+        at, part = (self.rows, self.old), self.part[:, side]
+        rest = 1 - (p.index_put(at, p[at] * (1 - part)) * followed).sum(dim=-1).index_add(0, self.rows, p[at] * part)
+        others = log_p.index_put(at, log_p[at] + (1 - part).clamp_min(SMALLEST).log())
+        return others, log_p[at] + part.clamp_min(torch.finfo(part.dtype).tiny).log(), rest
+
 
 def _shift(
     new: Tensor, after: Tensor, before: Tensor, vocabulary: Vocabulary, pairs: PlaceVocabularies,
@@ -103,13 +121,9 @@ def _shift(
     follows = ~rest
     follows[rows, b] = False  # it has a probability of its own
     summed = torch.zeros_like(after).index_add_(1, vocabulary.old, (new_p * follows)[:, vocabulary.new])
-    sides, wholes, others = [], [], []
-    for log_p, p, part in zip((after, before), (after_p, before_p), known.part.T, strict=True):
-        whole, left = p[rows, a] * part, (1 - part).clamp_min(SMALLEST)
-        p = p.index_put((rows, a), p[rows, a] * (1 - part))
-        others.append(1 - (p * (summed > 0)).sum(dim=-1).index_add(0, rows, whole))
-        sides.append(log_p.index_put((rows, a), log_p[rows, a] + left.log()))
-        wholes.append(log_p[rows, a] + part.clamp_min(torch.finfo(part.dtype).tiny).log())
+    sides, wholes, others = zip(
+        *(known.split(*one, followed=summed > 0) for one in ((after, after_p, 0), (before, before_p, 1))), strict=True
+    )
     unsure, against = (_cross_entropy(known.part[:, 0], part) for part in known.part.T)
     entropy = entropy.index_add(0, rows, after_p[rows, a] * known.several * unsure)  # chain rule
     changed = changed.index_add(0, rows, after_p[rows, a] * (against - unsure))
