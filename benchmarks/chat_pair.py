@@ -20,6 +20,7 @@ from typing import Any
 import peft
 from conversation_pair import (
     ROWS,
+    SPARE,
     ConversationPair,
     Messages,
     add_arguments,
@@ -56,7 +57,8 @@ class RealPair(ConversationPair):
         super().__init__(args, seed)
         read = [read_examples(args.data / f"ARC-Easy_{part}.json") for part in ("train", "test")]
         train, test = ([conversation(one.instruction, one.answer) for one in part] for part in read)
-        self.train, self.unlabeled = train[: args.train], train[args.train : args.train + args.prompts]
+        last = args.train + args.prompts
+        self.train, self.unlabeled, self.spare = train[: args.train], train[args.train : last], train[last:][:SPARE]
         self.test = train[-args.items :] if args.dev else test[: args.items]
 
     def train_lora(

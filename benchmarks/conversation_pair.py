@@ -48,6 +48,8 @@ SEQUENCE_KD = tuple(f"sequence-kd-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
 GOLD = tuple(f"gold-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
 """Rows of TRL's GOLDTrainer on the same answers, with the old adapted model as the teacher (ULD loss: the tokenizers
 differ), and learning rate."""
+SPARE = 10
+"""Conversations for the sample answers of a report."""
 ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *GOLD, *TRAINED)
 
 
@@ -67,6 +69,7 @@ class ConversationPair:
     Attributes:
         train: Labeled conversations.
         unlabeled: Conversations of which only the prompts are read.
+        spare: More of them, for the sample answers of the report alone.
         test: Conversations that are scored.
         folder: Folder of the adapters.
         length: Tokens of an answer at most.
@@ -74,6 +77,7 @@ class ConversationPair:
 
     train: list[Messages]
     unlabeled: list[Messages]
+    spare: list[Messages]
     test: list[Messages]
 
     def __init__(self, args: argparse.Namespace, seed: int) -> None:
@@ -118,7 +122,7 @@ class ConversationPair:
         """Upgrade the adapter by a row's method, and score it."""
         method, named = UPGRADES[row]
         folder = self.folder / f"{row}-{self.seed}"
-        prompts = named or [{"messages": one[:-1]} for one in self.unlabeled]
+        prompts = named or [{"messages": one[:-1]} for one in (*self.unlabeled, *self.spare)]
         options = {**({} if named else {"prompts": len(self.unlabeled)}), **pairs_of(self.args.set)}
         facts = self.upgrade_to(folder, self.adapter, method, prompts, options)
         return self.score(self.new, folder) | facts

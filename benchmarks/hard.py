@@ -22,7 +22,7 @@ from typing import Any
 import peft
 import torch
 from common import names_of
-from conversation_pair import ROWS, ConversationPair, Messages, add_arguments, run_rows
+from conversation_pair import ROWS, SPARE, ConversationPair, Messages, add_arguments, run_rows
 from conversation_table import summarize, write_table
 from hard_tasks import TASKS, HardTask, chains_of
 from safetensors.torch import load_file, save_file
@@ -45,8 +45,8 @@ class HardPair(ConversationPair):
         super().__init__(args, seed)
         self.task: HardTask = TASKS[name] if name in TASKS else chains_of(args.data)
         self.name, self.folder, self.length = name, args.work / name, self.task.length
-        known = self.task.make(args.train + args.prompts, False, seed)
-        self.train, self.unlabeled = known[: args.train], known[args.train :]
+        known = self.task.make(args.train + args.prompts + SPARE, False, seed)
+        self.train, self.unlabeled, self.spare = known[: args.train], known[args.train : -SPARE], known[-SPARE:]
         # test items are the same for all seeds, and never among those that are learned from
         learned = {str(one[:-1]) for one in known}
         self.test = [one for one in self.task.make(3 * args.items, True, 10_000) if str(one[:-1]) not in learned]
