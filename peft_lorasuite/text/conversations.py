@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from ..errors import LoraSuiteError
@@ -43,6 +44,13 @@ class Conversation:
     def question(self) -> str:
         """Text of the last user turn."""
         return next(message["content"] for message in reversed(self.messages) if message["role"] == USER)
+
+    @property
+    def beginnings(self) -> list[Conversation]:
+        """The conversation up to each user turn that is answered in it, and the conversation itself at the end."""
+        roles = [message["role"] for message in self.messages]
+        ends = [n for n, pair in enumerate(pairwise(roles), 1) if pair == (USER, ASSISTANT)]
+        return [*(replace(self, messages=self.messages[:end], reference=self.messages[end]) for end in ends), self]
 
     def ask(self, question: str) -> Conversation:
         """Return the conversation with another text of the last user turn, and without the reference."""

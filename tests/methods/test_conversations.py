@@ -13,8 +13,10 @@ from transformers import AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, from_upgraded, upgrade, upgrade_many
 from peft_lorasuite.hub.card import adapter_card
+from peft_lorasuite.methods.behavior.prompts import spread_turns
 from peft_lorasuite.model import attach
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.text.conversations import Conversation
 
 USER = {"role": "user", "content": "red cat"}
 SURE: dict[str, Any] = {"length": 6}
@@ -68,6 +70,45 @@ def test_transplanted_answers_arrive_only_through_the_template_of_each_side(pair
 
 def test_distilled_answers_arrive_only_through_the_template_of_each_side(pair: Any) -> None:
     assert compare(pair, "distill") > 0.7
+
+
+def talk(*words: str) -> Conversation:
+    """A conversation of turns of user and assistant."""
+    return Conversation(
+        tuple({"role": ("user", "assistant")[n % 2], "content": word} for n, word in enumerate(words)),
+        reference={"role": "assistant", "content": "end"},
+    )
+
+
+def test_the_beginnings_of_a_conversation_end_in_its_user_turns() -> None:
+    found = talk("a", "b", "c", "d", "e").beginnings
+    assert [[message["content"] for message in one.messages] for one in found] == [["a"], [*"abc"], [*"abcde"]]
+    assert [one.reference["content"] for one in found if one.reference] == ["b", "d", "end"]
+    assert talk("a").beginnings == [talk("a")]
+
+
+def test_prompts_end_at_all_turns_of_conversations() -> None:
+    """Each conversation once, at a turn of its own, and at further ones while there is room."""
+    talks = [talk(f"{n}", "b", "c", "d", "e") for n in range(30)]
+    lengths = [len(one.messages) for one in spread_turns(talks, 30, seed=0)]
+    assert len(lengths) == 30
+    assert {lengths.count(length) > 4 for length in (1, 3, 5)} == {True}
+    more = spread_turns(talks, 50, seed=0)
+    assert len({(one.messages[0]["content"], len(one.messages)) for one in more}) == 50
+    assert len(spread_turns([*talks, "text"], 1000, seed=0)) == 91
+    assert spread_turns(["a", "b"], 1, seed=0) == ["a", "b"]
+
+
+def test_first_turns_of_longer_conversations_are_taught(pair: Any) -> None:
+    words = list(ANSWERS)
+    asked = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": ANSWERS[one]}, *last]}
+        for one, other in zip(words, words[1:] + words[:1], strict=True)
+        for last in [[{"role": "user", "content": other}]]
+    ]
+    arrived, upgraded = moved(pair, "distill", asked)
+    assert upgraded.report.facts["chat"]["conversations"] == 2 * len(words)
+    assert arrived > 0.7  # of single questions
 
 
 def test_the_old_template_serves_a_new_model_without_one(pair: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ..base import MethodInput
 from .answer_scores import AnswerScore
 from .formats import CLEAR, FormatTrial
 from .own_prompts import ADAPTER, OVERSAMPLING, Target, Writer, Written, distinct, write_prompts
-from .prompts import ChosenPrompts, check_single, open_chat
+from .prompts import ChosenPrompts, check_single, open_chat, spread_turns
 
 NATURAL = "question"
 """Format that most base models know: behind its header they write questions for the other formats as well."""
@@ -90,6 +90,11 @@ class PromptSources:
         # checks all of them, so that the error has the caller's number
         encode_prompts(self.old, ChosenPrompts(prompts, chat).old_texts, self.length)
         drawn, extra = self._draw(prompts)
+        fitted = len(drawn) - extra
+        drawn = [
+            *spread_turns(drawn[:fitted], self.count, self.inputs.seed),
+            *spread_turns(drawn[fitted:], extra, self.inputs.seed),
+        ]
         encode_prompts(self.new, [chat.new.write(prompt) for prompt in drawn], self.length)
         trial = FormatTrial.of_prompts(drawn, chat) if form.name == AUTO else None
         return ChosenPrompts(drawn, chat, trial=trial, available=len(prompts), extra=extra)
