@@ -13,7 +13,7 @@ from ..methods.behavior.prompt_sources import plan_prompts
 from ..methods.behavior.prompts import ChosenPrompts, open_chat
 from ..models.backbone import Backbone
 from ..text.chat import Chat
-from ..text.conversations import ASSISTANT, Conversation
+from ..text.conversations import ASSISTANT, Conversation, spread_turns
 from ..text.examples import NAMED, Prompt, check_prompt_count
 from ..text.records import Completion, Example, Record, read_record
 from ..text.sources import open_stream
@@ -71,7 +71,7 @@ def plan_task(
     if inputs.prompts is None or (isinstance(inputs.prompts, str) and inputs.prompts in NAMED):
         choose = plan_prompts(inputs, old, new, limit, length)
         return lambda model: Task(choose(model))
-    records = _read(inputs.prompts, limit, inputs.seed)
+    records = spread_turns(_read(inputs.prompts, limit, inputs.seed), limit, inputs.seed)
     form = inputs.chat.prompt_format
     prompts: list[Prompt] = check_prompt_count([form.write(record) for record in records], "give more records")
     references = [_reference(record) for record in records]

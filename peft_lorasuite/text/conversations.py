@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import LoraSuiteError
 from .templates import check_text
@@ -18,6 +19,7 @@ SHAREGPT_ROLES = {
 }  # fmt: skip
 """``from`` of a ShareGPT message -> role."""
 USER, ASSISTANT, TOOL = "user", "assistant", "tool"
+AnyItem = TypeVar("AnyItem")
 
 Message = dict[str, Any]
 
@@ -47,10 +49,15 @@ class Conversation:
 
     @property
     def beginnings(self) -> list[Conversation]:
-        """The conversation up to each user turn that is answered in it, and the conversation itself at the end."""
+        """The conversation up to each user turn that is answered in it, and the conversation itself at the end.
+
+        Each has the assistant turn that follows as its reference, if the conversation has a reference.
+        """
         roles = [message["role"] for message in self.messages]
         ends = [n for n, pair in enumerate(pairwise(roles), 1) if pair == (USER, ASSISTANT)]
-        return [*(replace(self, messages=self.messages[:end], reference=self.messages[end]) for end in ends), self]
+        references = [self.messages[end] if self.reference else None for end in ends]
+        starts = [self.messages[:end] for end in ends]
+        return [*(replace(self, messages=s, reference=r) for s, r in zip(starts, references, strict=True)), self]
 
     def ask(self, question: str) -> Conversation:
         """Return the conversation with another text of the last user turn, and without the reference."""
@@ -64,6 +71,25 @@ class Conversation:
         if system is None or self.messages[0]["role"] in ("system", "developer"):
             return self
         return replace(self, messages=({"role": "system", "content": system}, *self.messages))
+
+
+def spread_turns(items: Sequence[AnyItem], most: int, seed: int) -> list[AnyItem]:
+    """Return every conversation up to one of its user turns, at random; up to others too while there are fewer.
+
+    An adapter that was trained on all turns also has its way of answering the first ones.
+
+    Args:
+        items: Conversations, and other prompts, which stay as they are.
+        most: How many to return at most, unless there are more already.
+        seed: Seed of the choice.
+    """
+    source = random.Random(seed)
+    turns: list[list[Any]] = [list(one.beginnings) if isinstance(one, Conversation) else [one] for one in items]
+    for several in turns:
+        source.shuffle(several)
+    others = [one for several in turns for one in several[1:]]
+    source.shuffle(others)
+    return [*(several[0] for several in turns), *others[: max(most - len(turns), 0)]]
 
 
 def user_turn(text: str, where: str = "the prompt") -> Conversation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from transformers import AutoTokenizer
 
 from peft_lorasuite import LoraSuiteError, MapOptions, UpgradeMap, from_upgraded, upgrade, upgrade_many
 from peft_lorasuite.hub.card import adapter_card
-from peft_lorasuite.methods.behavior.prompts import spread_turns
 from peft_lorasuite.model import attach
 from peft_lorasuite.models.backbone import Backbone
-from peft_lorasuite.text.conversations import Conversation
+from peft_lorasuite.text.conversations import Conversation, spread_turns
 
 USER = {"role": "user", "content": "red cat"}
 SURE: dict[str, Any] = {"length": 6}
@@ -85,6 +85,7 @@ def test_the_beginnings_of_a_conversation_end_in_its_user_turns() -> None:
     assert [[message["content"] for message in one.messages] for one in found] == [["a"], [*"abc"], [*"abcde"]]
     assert [one.reference["content"] for one in found if one.reference] == ["b", "d", "end"]
     assert talk("a").beginnings == [talk("a")]
+    assert not any(one.reference for one in replace(talk("a", "b", "c"), reference=None).beginnings)
 
 
 def test_prompts_end_at_all_turns_of_conversations() -> None:

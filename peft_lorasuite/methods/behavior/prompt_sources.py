@@ -14,6 +14,7 @@ from ...errors import LoraSuiteError
 from ...models.backbone import Backbone
 from ...models.generation import encode_prompts, fits_context
 from ...text.chat_pair import ChatPair
+from ...text.conversations import spread_turns
 from ...text.examples import BUILT_IN, MAX_PROMPTS, SELF, check_prompt_count, read_prompts
 from ...text.formats import ALPACA, AUTO, CHAT, TEMPLATES, Format
 from ...text.headers import UserHeader
@@ -23,7 +24,7 @@ from ..base import MethodInput
 from .answer_scores import AnswerScore
 from .formats import CLEAR, FormatTrial
 from .own_prompts import ADAPTER, OVERSAMPLING, Target, Writer, Written, distinct, write_prompts
-from .prompts import ChosenPrompts, check_single, open_chat, spread_turns
+from .prompts import ChosenPrompts, check_single, open_chat
 
 NATURAL = "question"
 """Format that most base models know: behind its header they write questions for the other formats as well."""

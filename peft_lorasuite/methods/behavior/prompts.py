@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,25 +102,6 @@ class ChosenPrompts:
         elif self.form is not None:
             facts["format"] = {"used": self.form}
         return facts
-
-
-def spread_turns(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
-    """Return every conversation up to one of its user turns, at random; up to others too while there are fewer.
-
-    An adapter that was trained on all turns also has its way of answering the first ones.
-
-    Args:
-        prompts: The prompts.
-        most: Prompts to return at most, unless there are more already.
-        seed: Seed of the choice.
-    """
-    source = random.Random(seed)
-    turns = [list(one.beginnings) if isinstance(one, Conversation) else [one] for one in prompts]
-    for several in turns:
-        source.shuffle(several)
-    others = [one for several in turns for one in several[1:]]
-    source.shuffle(others)
-    return [*(several[0] for several in turns), *others[: max(most - len(turns), 0)]]
 
 
 def check_single(prompts: Sequence[PromptOrText]) -> list[Prompt]:
