@@ -29,10 +29,11 @@ def shift_log_probs(
         The shifted log-probabilities, not normalized, (positions, new tokens), and the confidence, (positions,).
     """
     groups = torch.where(pairs.inside, -1, pairs.kinds)
+    none = groups.new_empty(0)
     shifted, sure = torch.empty_like(new), new.new_empty(len(new))
     for group in groups.unique().tolist():
         at = (groups == group).nonzero()[:, 0]
-        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(*groups.new_empty(2, 0))
+        vocabulary = pairs.vocabularies[group] if group >= 0 else Vocabulary(none, none)
         parts = (new, after, before) if len(at) == len(new) else (new[at], after[at], before[at])
         shifted[at], sure[at] = _shift(*parts, vocabulary, pairs.at(at), options, inside=group < 0)
     return shifted, sure
