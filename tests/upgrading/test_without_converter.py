@@ -86,7 +86,7 @@ def test_the_behavior_of_an_adapter_comes_back_on_its_own_backbone(model_type: s
     assert left < 0.6 * before, (before, left)
     assert upgraded.report.facts["without_converter"] == [model_type]
     assert upgraded.report.by_behavior
-    assert all(fate == "transferred" for fate in upgraded.report.tensors.values())
+    assert all(fate == "applied to the old model" for fate in upgraded.report.tensors.values())
 
 
 def test_a_transplant_goes_through_the_norm_behind_the_last_projection(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_adapters_of_every_kind_are_read_where_the_old_backbone_has_no_converter
     old, new = other_backbone(tmp_path / "old", "xglm"), other_backbone(tmp_path / "new", "codegen", seed=2)
     adapter = save_trained(tmp_path / "adapter", old, KINDS[kind])
     upgraded = transfer(adapter, new, "transplant", FAST)
-    assert set(upgraded.report.tensors.values()) == {"transferred"}
+    assert set(upgraded.report.tensors.values()) == {"applied to the old model"}
     facts = upgraded.report.facts["transplant"]
     assert facts["divergence_left"] < 0.5 * facts["divergence"]
 
@@ -143,7 +143,7 @@ def test_an_adapter_of_experts_alone_is_transferred_by_its_effect(tmp_path: Path
     adapter = write_adapter(tmp_path / "adapter", old, [], target_parameters=["experts.down_proj"])
     upgraded = transfer(adapter, new, "distill", FAST | {"epochs": 1, "anchor_text_tokens": 0})
     report = upgraded.report
-    assert set(report.tensors.values()) == {"transferred"}
+    assert set(report.tensors.values()) == {"applied to the old model"}
     assert len(report.tensors) == 6
     assert "down_proj" in report.facts["found"]["new"]["not_trained"]
     assert report.facts["found"]["new"]["last_projection"] is None
