@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import safetensors.torch
+import torch
 from hub_fixtures import hub  # noqa: F401 (a fixture)
 
 from peft_lorasuite.compat import has
@@ -52,6 +53,18 @@ def pytest_collection_finish():
     """Exclude the imported libraries from garbage collection, which takes .2 s with them, four times an upgrade."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seeded_fixtures():
+    """Start the random numbers of every module anew: its fixtures do not depend on the tests that ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same for every test."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
