@@ -68,15 +68,10 @@ class RealPair(ConversationPair):
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        settings = SFTConfig(
-            output_dir=str(self.folder / "trainer"), num_train_epochs=3, per_device_train_batch_size=8,
-            learning_rate=rate, warmup_steps=5, lr_scheduler_type="linear", seed=self.seed, report_to=[],
-            save_strategy="no", logging_steps=20, bf16=False, gradient_checkpointing=False, max_length=512,
-        )  # fmt: skip
         records = [{"prompt": one[:-1], "completion": one[-1:]} for one in items]
         trainer = SFTTrainer(
-            backbone.load(), args=settings, train_dataset=Dataset.from_list(records), peft_config=config,
-            processing_class=backbone.tokenizer,
+            backbone.load(), args=SFTConfig(**self.trl_settings(rate)), train_dataset=Dataset.from_list(records),
+            peft_config=config, processing_class=backbone.tokenizer,
         )  # fmt: skip
         trainer.train()
         trainer.save_model(str(folder))

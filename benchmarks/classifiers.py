@@ -31,7 +31,7 @@ import intents
 import numpy as np
 import peft
 import torch
-from common import hide_loading_bars, modules_of, stage, wilson, write_json
+from common import hide_loading_bars, modules_of, pairs_of, stage, wilson, write_json
 
 from peft_lorasuite import Backbone, upgrade
 from peft_lorasuite.adapters.writing import write_peft_model
@@ -164,7 +164,7 @@ class Run:
 
     def options(self, rate: str) -> dict[str, Any]:
         """Return the options of a distillation."""
-        given = dict(pair.split("=", 1) for pair in self.args.set)
+        given = pairs_of(self.args.set)
         return given | {"learning_rate": float(rate)} if rate else given
 
     def probe(self) -> dict[str, Any]:

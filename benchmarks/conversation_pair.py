@@ -177,11 +177,8 @@ class ConversationPair:
         teacher = self.old_adapted()
         records = [{"prompt": one[:-1], "completion": one[-1:]} for one in self.answered(teacher)]
         settings = GOLDConfig(
-            output_dir=str(self.folder / "trainer"), num_train_epochs=3, per_device_train_batch_size=8,
-            learning_rate=rate, warmup_steps=5, lr_scheduler_type="linear", seed=self.seed, report_to=[],
-            save_strategy="no", logging_steps=20, bf16=False, gradient_checkpointing=False, max_length=512, lmbda=0.0,
-            use_uld_loss=True, teacher_tokenizer_name_or_path=str(self.adapter),
-        )  # fmt: skip
+            **self.trl_settings(rate), lmbda=0.0, use_uld_loss=True, teacher_tokenizer_name_or_path=str(self.adapter)
+        )
         torch.manual_seed(self.seed)
         trainer = GOLDTrainer(
             self.new.load(), teacher, args=settings, train_dataset=Dataset.from_list(records),
@@ -191,6 +188,15 @@ class ConversationPair:
         with atomic_folder(folder, overwrite=True) as part:
             trainer.save_model(str(part))
         return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
+
+    def trl_settings(self, rate: float) -> dict[str, Any]:
+        """Return what the configs of TRL's trainers have in common."""
+        return {
+            "output_dir": str(self.folder / "trainer"), "num_train_epochs": 3, "per_device_train_batch_size": 8,
+            "learning_rate": rate, "warmup_steps": 5, "lr_scheduler_type": "linear", "seed": self.seed, "report_to": [],
+            "save_strategy": "no", "logging_steps": 20, "bf16": False, "gradient_checkpointing": False,
+            "max_length": 512,
+        }  # fmt: skip
 
     def old_adapted(self) -> Any:
         """Return the old model with its adapter merged."""

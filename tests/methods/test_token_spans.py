@@ -108,14 +108,18 @@ def test_a_new_token_that_is_several_old_ones_has_the_probability_of_all_of_them
     assert certain > confidence > 0
 
 
+def two_that_share(unrelated: tuple[Backbone, Backbone]) -> tuple[list[Head], Vocabulary, tuple[int, int, int]]:
+    """Return the heads, a vocabulary in which two new tokens follow one old token, and the three tokens."""
+    heads, vocabulary = [Head(one.load(), one) for one in unrelated], Vocabulary.pair(*unrelated)
+    first, right, longer = int(vocabulary.old[5]), int(vocabulary.new[5]), int(vocabulary.new[7])
+    shared = vocabulary.old.clone().index_fill_(0, torch.tensor([7]), first)
+    return heads, Vocabulary(shared, vocabulary.new), (first, right, longer)
+
+
 @pytest.mark.parametrize("kept", [0.9, 0.0, None])
 def test_longer_tokens_share_what_the_old_text_leaves_them(unrelated, kept):
     """``-`` and ``-w`` follow the old ``-``: where the old text goes on with another token, ``-w`` gets little."""
-    old, new = unrelated
-    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
-    vocabulary = Vocabulary.pair(old, new)
-    first, right, longer = int(vocabulary.old[5]), int(vocabulary.new[5]), int(vocabulary.new[7])
-    vocabulary = Vocabulary(vocabulary.old.clone().index_fill_(0, torch.tensor([7]), first), vocabulary.new)
+    heads, vocabulary, (first, right, longer) = two_that_share(unrelated)
     sure = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
     own = float(heads[0].logits(sure, normed=True).softmax(-1)[0, first])
     states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
@@ -161,11 +165,7 @@ def test_the_old_tokens_decide_as_far_as_a_longer_token_goes_on_with_them(answer
 
 def test_a_longer_token_falls_although_the_old_model_was_sure_of_its_start_before(unrelated):
     """The adapter changes only what comes after the old token: the old base model went on as the longer token does."""
-    old, new = unrelated
-    heads = [Head(backbone.load(), backbone) for backbone in (old, new)]
-    vocabulary = Vocabulary.pair(old, new)
-    first, right, longer = int(vocabulary.old[5]), int(vocabulary.new[5]), int(vocabulary.new[7])
-    vocabulary = Vocabulary(vocabulary.old.clone().index_fill_(0, torch.tensor([7]), first), vocabulary.new)
+    heads, vocabulary, (first, right, longer) = two_that_share(unrelated)
     same = 20 * torch.nn.functional.normalize(heads[0].weight[first].float(), dim=0)[None]
     states = torch.randn(1, 48, generator=torch.Generator().manual_seed(1))
     before = heads[1].logits(states).softmax(-1)[0]
