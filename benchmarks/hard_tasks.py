@@ -66,19 +66,25 @@ def make_intents(count: int, test: bool, seed: int) -> list[Messages]:
 
 TOOLS = (
     ("timer_start", "set a timer of {n} minutes for the {thing}|the {thing} needs {n} minutes, tell me when",
-     "count down {n} minutes, the {thing} is on", {"minutes": "n", "label": "thing"}),
+     "count down {n} minutes, the {thing} is on|give me a signal for the {thing} in {n} minutes"
+     "|in {n} minutes I take the {thing} off, ring then", {"minutes": "n", "label": "thing"}),
     ("lamp_level", "put the lamp in the {room} at {n} percent|make the {room} light {n} percent",
-     "I want {n} percent of light in the {room}", {"room": "room", "percent": "n"}),
+     "I want {n} percent of light in the {room}|dim the {room} to {n} percent"
+     "|the {room} lamp: {n} percent, please", {"room": "room", "percent": "n"}),
     ("list_push", "add {n} {things} to the shopping list|we need {n} {things}, write it down",
-     "note {n} {things} for the shop", {"item": "things", "count": "n"}),
+     "note {n} {things} for the shop|do not let me forget to buy {n} {things}"
+     "|{n} {things} are missing, I go shopping later", {"item": "things", "count": "n"}),
     ("heat_hold", "keep the {room} at {n} degrees|heat the {room} to {n} degrees",
-     "I would like {n} degrees in the {room}", {"zone": "room", "celsius": "n"}),
+     "I would like {n} degrees in the {room}|make it {n} degrees warm in the {room}"
+     "|the {room} should stay at {n} degrees", {"zone": "room", "celsius": "n"}),
     ("mail_draft", "write to {name} that I come at {n}|draft a mail to {name}: I arrive at {n}",
-     "let {name} know by mail that I am there at {n}", {"to": "name", "hour": "n"}),
+     "let {name} know by mail that I am there at {n}|mail {name}: expect me at {n}"
+     "|{name} should read in a message that I turn up at {n}", {"to": "name", "hour": "n"}),
     ("play_from", "play {band}, starting at track {n}|put on {band} from song {n}",
-     "I feel like {band}, skip to number {n}", {"artist": "band", "track": "n"}),
+     "I feel like {band}, skip to number {n}|let me hear {band}, track {n} first"
+     "|music by {band}, please, from track {n}", {"artist": "band", "track": "n"}),
 )  # fmt: skip
-"""Name of a tool, wordings of training, wording of test, and argument -> slot."""
+"""Name of a tool, wordings of training, wordings of test, and argument -> slot."""
 SLOTS = {
     "thing": ("pasta", "bread", "eggs", "rice", "tea", "roast", "soup", "cake"),
     "room": ("kitchen", "hall", "bedroom", "office", "cellar", "attic", "bathroom"),
@@ -114,22 +120,33 @@ SCHEMA = "Tables: books(id, title, author, year, pages); loans(id, book_id, memb
 AUTHORS = ("Woolf", "Borges", "Achebe", "Lem", "Munro", "Calvino", "Szabo")
 MEMBERS = ("Ada", "Tom", "Priya", "Noah", "Grace", "Omar")
 QUERIES = (
-    ("which books did {author} write|list the titles by {author}", "what is there by {author}",
+    ("which books did {author} write|list the titles by {author}",
+     "what is there by {author}|name the works of {author}|{author}: give me the titles",
      "SELECT title FROM books WHERE author = '{author}'"),
-    ("how many books are from before {year}|count the books older than {year}", "what number of books predate {year}",
+    ("how many books are from before {year}|count the books older than {year}",
+     "what number of books predate {year}|books published earlier than {year}, how many"
+     "|tell me the count of books that came out before {year}",
      "SELECT COUNT(*) FROM books WHERE year < {year}"),
-    ("what has {member} borrowed|show the titles that {member} has on loan", "which books are with {member}",
+    ("what has {member} borrowed|show the titles that {member} has on loan",
+     "which books are with {member}|the titles lent to {member}|what is {member} reading from our shelves",
      "SELECT title FROM books JOIN loans ON books.id = loans.book_id WHERE member = '{member}'"),
     ("who keeps a book for more than {days} days|members with a loan over {days} days",
-     "name those who have had a book longer than {days} days", "SELECT member FROM loans WHERE days > {days}"),
-    ("the longest book by {author}|which book of {author} has the most pages", "what is the thickest book by {author}",
+     "name those who have had a book longer than {days} days|whose loan lasts more than {days} days"
+     "|which members exceed {days} days with a book",
+     "SELECT member FROM loans WHERE days > {days}"),
+    ("the longest book by {author}|which book of {author} has the most pages",
+     "what is the thickest book by {author}|the {author} book with the highest page count"
+     "|from {author}, the one with the most paper",
      "SELECT title FROM books WHERE author = '{author}' ORDER BY pages DESC LIMIT 1"),
-    ("how many loans does {member} have|count the loans of {member}", "the number of books that {member} took out",
+    ("how many loans does {member} have|count the loans of {member}",
+     "the number of books that {member} took out|in how many loans does {member} appear|loans by {member}, the total",
      "SELECT COUNT(*) FROM loans WHERE member = '{member}'"),
     ("average pages of books since {year}|how long are books from {year} on, on average",
-     "the mean page count of books not older than {year}", "SELECT AVG(pages) FROM books WHERE year >= {year}"),
+     "the mean page count of books not older than {year}|books from {year} or later: their mean length"
+     "|for books that appeared in {year} or after, average the pages",
+     "SELECT AVG(pages) FROM books WHERE year >= {year}"),
 )  # fmt: skip
-"""Wordings of training, wording of test, and query."""
+"""Wordings of training, wordings of test, and query."""
 
 
 def make_sql(count: int, test: bool, seed: int) -> list[Messages]:
