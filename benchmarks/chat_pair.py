@@ -29,6 +29,7 @@ from conversation_pair import (
     turns,
 )
 from conversation_table import summarize, write_table
+from trl_rows import settings
 
 from peft_lorasuite import Backbone
 from peft_lorasuite.models.generation import Turn
@@ -70,8 +71,8 @@ class RealPair(ConversationPair):
 
         records = [{"prompt": one[:-1], "completion": one[-1:]} for one in items]
         trainer = SFTTrainer(
-            backbone.load(), args=SFTConfig(**self.trl_settings(rate)), train_dataset=Dataset.from_list(records),
-            peft_config=config, processing_class=backbone.tokenizer,
+            backbone.load(), args=SFTConfig(**settings(self, rate), max_length=512),
+            train_dataset=Dataset.from_list(records), peft_config=config, processing_class=backbone.tokenizer,
         )  # fmt: skip
         trainer.train()
         trainer.save_model(str(folder))

@@ -1,23 +1,22 @@
 """How much of a classifier's gain in accuracy is recovered on the new backbone, without labels.
 
     python benchmarks/classifiers.py --task intents --old OLD --new NEW --out FOLDER
-    python benchmarks/classifiers.py --task boolq --train TRAIN.json --test TEST.json --old OLD --new NEW --out FOLDER
+    python benchmarks/classifiers.py --task operations --data DIR --old OLD --new NEW --out FOLDER
 
-``intents`` is made by benchmarks/intents.py; any other name is a task in files of the LLM-Adapters collection, whose
-answers are the classes. For every seed a LoRA with a head is trained on the old backbone (row ``old-adapted``). On the
-new one: ``probe``, a logistic regression on the states of the bare model; ``full-RATE``, a LoRA with a head trained on
-the same labels at a learning rate; ``transplant``, ``distill`` (``distill-RATE`` at another rate than the default) and
-``lorasuite`` (by weights), which see unlabeled texts and no label. With ``--dev``, for choosing settings, test texts
-have phrasings of the training texts, which are then left out there. Every row of a seed is a stage with a process of
-its own, written as JSON when measured; run it again to continue. ``table.md`` and ``summary.json`` have the means over
-the seeds, and the share of the gain over the most frequent class of full retraining at its best rate, which is the best
-one on the test texts.
+``intents`` (20 classes) is made by benchmarks/intents.py, ``operations`` (4 classes) by benchmarks/operations.py from
+the files of the LLM-Adapters collection in DIR. For every seed a LoRA with a head is trained on the old backbone (row
+``old-adapted``). On the new one: ``probe``, a logistic regression on the states of the bare model; ``full-RATE``, a
+LoRA with a head trained on the same labels at a learning rate; ``transplant``, ``distill`` (``distill-RATE`` at
+another rate than the default) and ``lorasuite`` (by weights), which see unlabeled texts and no label. With ``--dev``,
+for choosing settings, other texts are scored than the test texts; those of ``intents`` have phrasings of the training
+texts, which are left out there. Every row of a seed is a stage with a process of its own, written as JSON when
+measured; run it again to continue. ``table.md`` and ``summary.json`` have the means over the seeds, and the share of
+the gain over the most frequent class of full retraining at its best rate, which is the best one on the test texts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import intents
 import numpy as np
+import operations
 import peft
 import torch
 from common import hide_loading_bars, modules_of, pairs_of, stage, wilson, write_json
@@ -84,23 +84,12 @@ class Data:
 
 def load_data(args: argparse.Namespace) -> Data:
     """Read or make the task's texts; unlabeled texts and labeled ones are different ones."""
-    if args.task == "intents":
-        known = intents.make(args.labels + args.texts, 2 if args.dev else 0, 0)
-        test = intents.make(args.items, 3 if args.dev else 1, 1)
-    else:
-        known, test = (_read(path) for path in (args.train, args.test))
-        known, test = known[: args.labels + args.texts], test[: args.items]
-    count = len(known) - args.texts
-    if count < 1:
-        raise SystemExit(f"--texts {args.texts} leaves no labeled texts: there are {len(known)}")
-    return Data(known[:count], [one["text"] for one in known[count:]], test)
-
-
-def _read(path: Path | None) -> list[dict[str, str]]:
-    if path is None:
-        raise SystemExit("--train and --test are needed for a task in files")
-    records = json.loads(path.read_text(encoding="utf-8"))
-    return [{"text": one["instruction"].partition("\n\nAnswer format")[0], "label": one["answer"]} for one in records]
+    if args.task == "operations":
+        counts = {"train": args.labels, "unlabeled": args.texts, "test": args.items}
+        return Data(*operations.make(args.data, **counts, dev=args.dev))
+    known = intents.make(args.labels + args.texts, 2 if args.dev else 0, 0)
+    test = intents.make(args.items, 3 if args.dev else 1, 1)
+    return Data(known[: args.labels], [one["text"] for one in known[args.labels :]], test)
 
 
 class Run:
@@ -246,18 +235,17 @@ def table(found: dict[str, Any], title: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, measure the rows of every seed, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, help="intents, or the name of the task in --train and --test")
-    parser.add_argument("--train", type=Path, help="file of the LLM-Adapters collection with labeled examples")
-    parser.add_argument("--test", type=Path, help="the same with test examples")
-    parser.add_argument("--dev", action="store_true", help="test on training phrasings of intents that are left out")
+    parser.add_argument("--task", required=True, choices=("intents", "operations"))
+    parser.add_argument("--data", type=Path, help="folder with the LLM-Adapters files, for operations")
+    parser.add_argument("--dev", action="store_true", help="score other texts, to choose settings by")
     parser.add_argument("--old", required=True, help="old backbone: folder or Hub id")
     parser.add_argument("--new", required=True, help="new backbone")
     parser.add_argument("--out", required=True, type=Path, help="folder for the rows' JSON")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated (default: all)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
-    parser.add_argument("--labels", type=int, default=1000, help="labeled texts at most (default: 1000)")
+    parser.add_argument("--labels", type=int, default=1000, help="labeled texts (default: 1000)")
     parser.add_argument("--texts", type=int, default=1000, help="unlabeled texts (default: 1000)")
-    parser.add_argument("--items", type=int, default=500, help="test texts at most (default: 500)")
+    parser.add_argument("--items", type=int, default=500, help="test texts (default: 500)")
     parser.add_argument("--rank", type=int, default=16, help="of trained adapters (default: 16)")
     parser.add_argument("--epochs", type=int, default=4, help="of trained adapters (default: 4)")
     parser.add_argument("--old-rate", type=float, default=1e-3, help="learning rate of the old adapter (default: 1e-3)")
@@ -266,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", help="of the models: float32 is faster on some CPUs")
     parser.add_argument("--one-process", action="store_true", help="faster, but peak GB is that of all rows so far")
     args = parser.parse_args(arguments)
+    if args.task == "operations" and args.data is None:
+        parser.error("operations needs --data")
     hide_loading_bars()
     data = load_data(args)
     names = [name.strip() for name in args.rows.split(",")]

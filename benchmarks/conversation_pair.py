@@ -17,8 +17,10 @@ from typing import Any
 
 import peft
 import torch
+import trl_rows
 from chat_demo import LLAMA2
 from common import hide_loading_bars, modules_of, pairs_of, stage, wilson
+from trl_rows import TRL_ROW
 
 from peft_lorasuite import Backbone, upgrade
 from peft_lorasuite.io.output import atomic_folder
@@ -45,12 +47,9 @@ TRAINED = tuple(f"{name}-{rate:g}" for name in ("full", "fresh-100") for rate in
 TRAINED_ROW = re.compile(r"full-(?P<all>[\d.]+)|fresh-(?P<count>\d+)-(?P<rate>[\d.]+)")
 SEQUENCE_KD = tuple(f"sequence-kd-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
 """Rows of a LoRA trained on the old adapted model's answers to the unlabeled prompts, and learning rate."""
-GOLD = tuple(f"gold-{rate:g}" for rate in (3e-4, 1e-3, 3e-3))
-"""Rows of TRL's GOLDTrainer on the same answers, with the old adapted model as the teacher (ULD loss: the tokenizers
-differ), and learning rate."""
 SPARE = 10
 """Conversations for the sample answers of a report."""
-ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *GOLD, *TRAINED)
+ROWS = ("new-base", "old-base", "old-adapted", *UPGRADES, *SEQUENCE_KD, *TRAINED)
 
 
 def turns(question: str, answer: str) -> Messages:
@@ -150,8 +149,10 @@ class ConversationPair:
             return self.upgraded(row)
         if row.startswith("sequence-kd-"):
             return self.sequence_kd(row, float(row.removeprefix("sequence-kd-")))
-        if row.startswith("gold-"):
-            return self.gold(row, float(row.removeprefix("gold-")))
+        if by_trl := TRL_ROW.fullmatch(row):
+            start, folder = time.perf_counter(), self.folder / f"{row}-{self.seed}"
+            trl_rows.train(self, by_trl["name"], float(by_trl["rate"]), folder)
+            return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
         found = TRAINED_ROW.fullmatch(row)
         if found is None:
             raise SystemExit(f"unknown row {row!r}; known: {', '.join(ROWS)}")
@@ -167,36 +168,6 @@ class ConversationPair:
         start = time.perf_counter()
         folder = self.fit(self.new, self.answered(self.old_adapted()), rate, self.folder / f"{row}-{self.seed}")
         return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
-
-    def gold(self, row: str, rate: float) -> dict[str, Any]:
-        """Distill with TRL, off-policy: on the old adapted model's answers, which it also reads in the new template."""
-        from datasets import Dataset
-        from trl.experimental.gold import GOLDConfig, GOLDTrainer
-
-        start, folder = time.perf_counter(), self.folder / f"{row}-{self.seed}"
-        teacher = self.old_adapted()
-        records = [{"prompt": one[:-1], "completion": one[-1:]} for one in self.answered(teacher)]
-        settings = GOLDConfig(
-            **self.trl_settings(rate), lmbda=0.0, use_uld_loss=True, teacher_tokenizer_name_or_path=str(self.adapter)
-        )
-        torch.manual_seed(self.seed)
-        trainer = GOLDTrainer(
-            self.new.load(), teacher, args=settings, train_dataset=Dataset.from_list(records),
-            processing_class=self.new.tokenizer, peft_config=self.config(self.new),
-        )  # fmt: skip
-        trainer.train()
-        with atomic_folder(folder, overwrite=True) as part:
-            trainer.save_model(str(part))
-        return {"upgrade_seconds": round(time.perf_counter() - start, 1), **self.score(self.new, folder)}
-
-    def trl_settings(self, rate: float) -> dict[str, Any]:
-        """Return what the configs of TRL's trainers have in common."""
-        return {
-            "output_dir": str(self.folder / "trainer"), "num_train_epochs": 3, "per_device_train_batch_size": 8,
-            "learning_rate": rate, "warmup_steps": 5, "lr_scheduler_type": "linear", "seed": self.seed, "report_to": [],
-            "save_strategy": "no", "logging_steps": 20, "bf16": False, "gradient_checkpointing": False,
-            "max_length": 512,
-        }  # fmt: skip
 
     def old_adapted(self) -> Any:
         """Return the old model with its adapter merged."""
