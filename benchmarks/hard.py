@@ -49,8 +49,8 @@ class HardPair(ConversationPair):
         self.train, self.unlabeled, self.spare = known[: args.train], known[args.train : -SPARE], known[-SPARE:]
         # test items are the same for all seeds, and never among those that are learned from
         learned = {str(one[:-1]) for one in known}
-        self.test = [one for one in self.task.make(3 * args.items, True, 10_000) if str(one[:-1]) not in learned]
-        self.test = self.test[: args.items]
+        drawn = self.task.make(3 * args.items, not args.dev, 20_000 if args.dev else 10_000)
+        self.test = [one for one in drawn if str(one[:-1]) not in learned][: args.items]
 
     def train_lora(
         self, backbone: Backbone, config: peft.LoraConfig, items: Sequence[Messages], rate: float, folder: Path
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--task", required=True, choices=NAMES)
     parser.add_argument("--rows", default=",".join((*ROWS, "other-task", "random")), help="comma-separated")
     parser.add_argument("--epochs", type=int, default=3, help="of trained adapters (default: 3)")
+    parser.add_argument("--dev", action="store_true", help="score items in the wordings of training, to choose by")
     args = parser.parse_args()
     seeds, rows, out = [int(text) for text in args.seeds.split(",")], args.rows.split(","), args.out / args.task
     for seed in seeds:

@@ -86,7 +86,18 @@ class Chat:
             return prompt
         conversation = prompt.with_system(self.system)
         text = self._render(conversation, conversation.messages, generate=True)
-        return PromptText(text, prompt.number, rendered=not self.plain)
+        answers = self._answers_in(text, conversation)
+        return PromptText(text, prompt.number, rendered=not self.plain, answers=answers)
+
+    def _answers_in(self, text: str, conversation: Conversation) -> Sequence[tuple[int, int]]:
+        """Return the characters of the assistant turns in a rendered prompt; all, if it is not known where they are."""
+        if all(message["role"] != ASSISTANT for message in conversation.messages):
+            return ()
+        try:
+            whole, spans = self._assistant_spans(conversation, conversation.messages)
+        except LoraSuiteError:  # the template refuses a part of the conversation
+            return [(0, len(text))]
+        return spans if text.startswith(whole) else [(0, len(text))]
 
     def turn_ends(self, prompt: str | Conversation) -> TurnEnds | None:
         """Return what the template writes around the answer to a conversation; None for a string."""
@@ -133,6 +144,13 @@ class Chat:
         """
         conversation = conversation.with_system(self.system)
         messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
+        whole, spans = self._assistant_spans(conversation, messages)
+        return PromptText(whole, rendered=not self.plain), spans
+
+    def _assistant_spans(
+        self, conversation: Conversation, messages: Sequence[Message]
+    ) -> tuple[str, list[tuple[int, int]]]:  # fmt: skip
+        """Do what `assistant_spans` does for messages of a conversation."""
         whole = self._render(conversation, messages)
         spans = []
         for number, message in enumerate(messages):
@@ -146,7 +164,7 @@ class Chat:
                 at, end = self._find_turn(whole, before, message)
             if at < len(end):
                 spans.append((at, at + self._turn_length(end[at:])))
-        return PromptText(whole, rendered=not self.plain), spans
+        return whole, spans
 
     def _find_turn(self, whole: str, before: str, message: Message) -> tuple[int, str]:
         """Return where a turn's content starts, and the text up to its end-of-turn token; 0 and "" without content."""

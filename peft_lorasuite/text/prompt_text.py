@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -11,14 +12,17 @@ class PromptText(str):
     Attributes:
         number: Number of its record in the data, starting at 1; None where it is not known.
         rendered: Whether a chat template wrote it: the text then has all special tokens, and the tokenizer adds none.
+        answers: Characters, from start to end, of the assistant turns in it.
     """
 
-    __slots__ = ("number", "rendered")
+    __slots__ = ("answers", "number", "rendered")
 
-    def __new__(cls, text: str, number: int | None = None, *, rendered: bool = False) -> PromptText:
+    def __new__(
+        cls, text: str, number: int | None = None, *, rendered: bool = False, answers: Sequence[tuple[int, int]] = ()
+    ) -> PromptText:  # fmt: skip
         """Mark a text."""
         marked = super().__new__(cls, text)
-        marked.number, marked.rendered = number, rendered
+        marked.number, marked.rendered, marked.answers = number, rendered, tuple(answers)
         return marked
 
 

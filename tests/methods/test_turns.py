@@ -12,7 +12,7 @@ from peft_lorasuite.methods.behavior.positions import align, pair_places, tokeni
 from peft_lorasuite.methods.behavior.prompts import ChosenPrompts
 from peft_lorasuite.models.backbone import Backbone
 from peft_lorasuite.models.generation import Turn
-from peft_lorasuite.text.chat import Chat
+from peft_lorasuite.text.chat import NO_TEMPLATE, Chat
 from peft_lorasuite.text.chat_options import ChatOptions
 from peft_lorasuite.text.chat_pair import ChatPair
 from peft_lorasuite.text.conversations import Conversation, user_turn
@@ -156,3 +156,34 @@ def test_an_answer_that_was_cut_has_no_end() -> None:
     rows = [tokenize(one, left)], [tokenize(other, right)]
     places = align([*rows[0], *rows[0]], [*rows[1], *rows[1]])
     assert max(q for _, _, q in places) < len(rows[1][0].ids) - 1
+
+
+TALK = Conversation(
+    (
+        {"role": "user", "content": "map key red cat"},
+        {"role": "assistant", "content": "blue bird"},
+        {"role": "user", "content": "sun dog"},
+    )
+)
+REFUSING = CHATML.replace("{%", "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{%", 1)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, OPTIONAL, NO_TEMPLATE])
+def test_an_anchor_never_predicts_an_earlier_answer(template: str) -> None:
+    """At an anchor the new model is held to its own prediction, which is not the adapter's."""
+    side = backbone(CHATML if template == NO_TEMPLATE else template)
+    chat = Chat("the model", side.tokenizer, NO_TEMPLATE if template == NO_TEMPLATE else None)
+    row = tokenize(side, Turn(chat.write(TALK), "sea tea", True))
+    predicted = {side.tokenizer.decode([row.ids[position + 1]]).strip() for position in row.reading}
+    assert not {"blue", "bird"} & predicted
+    assert {"cat", "dog"} <= predicted
+    answered = side.tokenizer.decode([row.ids[position + 1] for position in sorted(row.answering)])
+    assert answered.strip().removesuffix("<|im_end|>").removesuffix("</s>").strip() == "blue bird"
+
+
+def test_without_the_place_of_an_earlier_answer_a_prompt_has_no_anchors() -> None:
+    side = backbone(REFUSING)
+    row = tokenize(side, Turn(Chat("the model", side.tokenizer).write(TALK), "sea tea", True))
+    assert row.reading == []
+    alone = tokenize(side, Turn(Chat("the model", side.tokenizer).write(ASKED), "sea tea", True))
+    assert alone.reading

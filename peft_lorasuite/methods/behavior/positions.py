@@ -45,6 +45,7 @@ class Tokens:
         length: Characters of the answer.
         before: What the template writes before the answer.
         rendered: Whether a chat template wrote the prompt.
+        answering: Prompt positions that predict a token of an earlier answer.
     """
 
     ids: tuple[int, ...]
@@ -56,6 +57,7 @@ class Tokens:
     length: int = 0
     before: str = ""
     rendered: bool = False
+    answering: frozenset[int] = frozenset()
 
     @property
     def first(self) -> int:
@@ -68,9 +70,9 @@ class Tokens:
         return range(self.first, len(self.ids) if self.ended else len(self.ids) - 1)
 
     @property
-    def reading(self) -> range:
-        """Prompt positions that predict no response token, without the first few (attention sinks)."""
-        return range(min(SINK_TOKENS, self.first), self.first)
+    def reading(self) -> list[int]:
+        """Prompt positions that predict no token of an answer, without the first few (attention sinks)."""
+        return [at for at in range(min(SINK_TOKENS, self.first), self.first) if at not in self.answering]
 
     def predicted(self, position: int) -> int:
         """Return the token that follows a position."""
@@ -89,20 +91,27 @@ def tokenize(backbone: Backbone, turn: Turn) -> Tokens:
     if not start:
         raise LoraSuiteError("a prompt has no tokens", got=repr(turn.prompt[:40]))
     both = encode_prompt(tokenizer, turn.prompt, turn.response, return_offsets_mapping=True)
-    ids, ends = both["input_ids"], [end for _, end in both["offset_mapping"]]
+    ids, offsets = both["input_ids"], both["offset_mapping"]
     check_token_rows(tokenizer, ids, backbone.arch.vocabulary, repr(backbone))
     if (
-        ids[:start] != prompt or ends[start - 1] > length
+        ids[:start] != prompt or offsets[start - 1][1] > length
     ):  # a token would span the boundary: response tokens on their own
         response = tokenizer(turn.response, return_offsets_mapping=True, add_special_tokens=False)
         alone = encode_prompt(tokenizer, turn.prompt, return_offsets_mapping=True)
         ids = [*prompt, *response["input_ids"]]
-        ends = [end for _, end in alone["offset_mapping"]] + [length + end for _, end in response["offset_mapping"]]
+        apart = [(length + left, length + right) for left, right in response["offset_mapping"]]
+        offsets = [*alone["offset_mapping"], *apart]
+    ends = [end for _, end in offsets]
     ends[start - 1] = length
     origin, end = length + turn.before, eos_token_id(tokenizer) if turn.end is None else turn.end
+    known = turn.prompt if isinstance(turn.prompt, PromptText) else PromptText(turn.prompt)
+    answering = {
+        at - 1 for at, (left, right) in enumerate(offsets[:start])
+        if any(left < last and right > first for first, last in known.answers)
+    }  # fmt: skip
     return Tokens(
         tuple(ids), tuple(one - origin for one in ends), start, turn.ended, turn.merges, end, len(turn.content),
-        turn.response[: turn.before], isinstance(turn.prompt, PromptText) and turn.prompt.rendered,
+        turn.response[: turn.before], known.rendered, frozenset(answering),
     )  # fmt: skip
 
 
