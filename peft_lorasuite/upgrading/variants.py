@@ -19,6 +19,7 @@ from ..errors import LoraSuiteError, unknown_name_error
 from ..linalg.lowrank import LowRank
 from ..methods.base import MethodInput, MethodResult
 from .dora import restore_magnitudes
+from .report import TRANSFERRED
 from .token_tables import add_tables, write_tables
 
 OUTPUT_TYPES = ("same", "lora")
@@ -90,7 +91,7 @@ def complete(
         if added:
             new = inputs.backbones("added tokens")[1]
             result = write_tables(result, {}, new, rank, inputs.seed, added)
-        return result, facts, {name: "transferred" for table in source.tables.values() for name in table.names}
+        return result, facts, {name: TRANSFERRED for table in source.tables.values() for name in table.names}
     if source.kind == "adalora":
         result = replace(result, kind="adalora", config=source.config)
     if source.kind == "dora":
