@@ -66,7 +66,7 @@ def from_upgraded(
             list; ``"self"`` lets the old models write them. Conversations are rendered by the chat template of each
             side.
         chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
-        rank: Rank of the result; by default the largest of the adapter.
+        rank: Rank of the result; by default the largest of the adapter, or what the method chooses.
         output_type: ``"same"`` keeps the type of a DoRA or an AdaLoRA, ``"lora"`` makes it a plain LoRA.
         labels: Names of a classifier's labels by index, or ``id2label``; by default those of files beside the adapter.
         problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.

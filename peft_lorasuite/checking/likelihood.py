@@ -35,7 +35,7 @@ class Reading(NamedTuple):
         base: The same without it.
         tokens: Number of tokens.
         divergence: KL divergence of the adapted model from the model without the adapter.
-        confidence: Confidence of the adapted model, from 0 to 1 at each token (see `targets`).
+        confidence: Confidence of the adapted model, from 0 to 1 at each token (see `shifts.confidence_of`).
     """
 
     nll: float

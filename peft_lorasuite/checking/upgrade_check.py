@@ -171,7 +171,7 @@ def _open(
     if kind not in (None, "CAUSAL_LM"):
         raise LoraSuiteError(
             "only adapters of causal language models are checked against old ones", where=source.name,
-            got=f"task_type {kind}", do="evaluate both on texts with labels (`evaluate ADAPTER --data FILE`)",
+            got=f"task_type {kind}", do="evaluate classifiers on texts with labels (`evaluate ADAPTER --data FILE`)",
         )  # fmt: skip
     return source, old_backbone_loader(source, base, None, load.model_kwargs(), do=do)()
 

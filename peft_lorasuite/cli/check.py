@@ -40,9 +40,9 @@ def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
         commands, "check", "check an adapter before it is deployed: against the old one, for a serving engine",
-        "With --for it says by the files what the engine will refuse or drop; `export ADAPTER --for ENGINE` converts\n"
-        "what can be converted. With --old both adapters are run, and a page of figures (check.md, check.json) is\n"
-        "written beside the adapter. Exit code 1 if the check does not pass.",
+        "With --for it reports, from the files alone, what the engine would refuse or drop; `export ADAPTER --for\n"
+        "ENGINE` converts what can be converted. With --old both adapters are run, and a page of figures (check.md,\n"
+        "check.json) is written beside the adapter. Exit code 1 if the check does not pass.",
     )  # fmt: skip
     command.add_argument("adapter", metavar="ADAPTER", help="a PEFT adapter, or one written by `upgrade` or `export`")
     add_engine(command, required=False, what="the program that will load it")

@@ -76,7 +76,12 @@ def _add_arguments(command: BriefParser) -> None:
     command.add_argument("--adapter-name", metavar="NAME", help="name of the adapter, if the folder has several")
     command.add_argument("--set", action="append", default=[], type=pair, metavar="KEY=VALUE", dest="options",
                          help="an option of the method; may be repeated")  # fmt: skip
-    command.add_argument("--rank", type=positive, metavar="R", help="rank of the result (default: the adapter's)")
+    command.add_argument(
+        "--rank",
+        type=positive,
+        metavar="R",
+        help="rank of the result (default: the adapter's, with transplant and distill at least 16)",
+    )
     command.add_argument("--output-type", choices=("same", "lora"), default="same",
                          help="a DoRA stays a DoRA, or becomes a plain LoRA (default: same)")  # fmt: skip
     add_labels(command)

@@ -1,12 +1,12 @@
 """Transplant: transfer the adapter's effect on the logits rather than its weights; training-free, without labels.
 
-The old adapted model answers unlabeled prompts. At every position of its answers, the target logits are
-``new + c (old adapted - old)`` or, where the adapter made the old model certain, its own (see `behavior.targets`).
-First the shift of the new model's last hidden state that gives these logits is solved for. Then reduced-rank ridge
-regression fits a low-rank update of the last layer's ``down`` projection that produces the shifts from its input, and
-L-BFGS refines it toward the target probabilities (see `behavior.last_layer`). The output of ``down`` is added last, so
-that only the final norm and the head are between the update and the logits. With per-layer embeddings, their own output
-projection comes last, and gets the update.
+The old adapted model answers unlabeled prompts. At every position of its answers, the target logits are ``new + old
+adapted - old`` where the adapter changed little and, where it changed the prediction, the old adapted model's own (see
+`behavior.targets`). First the shift of the new model's last hidden state that gives these logits is solved for. Then
+reduced-rank ridge regression fits a low-rank update of the last layer's ``down`` projection that produces the shifts
+from its input, and L-BFGS refines it toward the target probabilities (see `behavior.last_layer`). The output of
+``down`` is added last, so that only the final norm and the head are between the update and the logits. With per-layer
+embeddings, their own output projection comes last, and gets the update.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The choice of a method by ``method="auto"``, from the upgrade map alone.
+"""The choice of a method by ``method="auto"``, from the upgrade map and what can be run.
 
 Thresholds were chosen on the development points of ``benchmarks/gate.py`` and checked on other points.
 """

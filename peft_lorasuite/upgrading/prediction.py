@@ -208,7 +208,7 @@ def _judge_fit(because: str, gap: float, method: str, fitted: Mapping[str, Any])
             because += f", confidence of the old adapted model {confidence:.2f}"
         if method == "transplant" and gap < MIN_EXPLAINED:
             because += DISTILL_HINT
-    start = measured.get("transplant", {})  # distillation starts from it, and gates less
+    start = measured.get("transplant", {})  # distillation starts from it
     confidence = min(confidence, float(start.get("confidence", 1.0)))
     verdict = "retrain" if gap < MIN_EXPLAINED else "doubtful" if confidence < MIN_CONFIDENCE else "holds"
     return _judge_answers(Prediction(verdict, round(gap, 3), because), method, fitted)

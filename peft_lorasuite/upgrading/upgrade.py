@@ -130,7 +130,7 @@ def upgrade(
         prompts: Unlabeled prompts, for methods that run the models: a file, the Hub id of a dataset, a dataset or a
             list, or ``"self"``. Conversations are rendered by the chat template of each side.
         chat: How conversations are rendered: `ChatOptions`, or a mapping of their names to values.
-        rank: Rank of the result; by default the largest of the adapter.
+        rank: Rank of the result; by default the largest of the adapter, or what the method chooses.
         output_type: ``"same"`` keeps a DoRA or an AdaLoRA, ``"lora"`` makes it a LoRA; all other types become one.
         labels: Names of a classifier's labels by index, or ``id2label``; by default those of files beside the adapter.
         problem_type: transformers' ``problem_type`` of a classifier; by default that of these files.

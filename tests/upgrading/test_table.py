@@ -59,7 +59,8 @@ gate projection, and these updates are dropped. A projection that only the new f
 an upgrade lists these and all other structural differences.
 
 Families that fuse the same projections as one in the table are left out: {", ".join(REPEATED)}. So are those whose
-layers differ: {", ".join(HYBRID)}.
+layers differ: {", ".join(HYBRID)}. Mixtures of experts and multimodal types are not listed; `peft-lorasuite families`
+names them.
 
 Written by `{COMMAND}` (`make table`).
 """
