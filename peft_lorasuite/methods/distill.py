@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,9 @@ from .transplant import fit_last_layer
 
 SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found", "samples_held_out")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
+CLASSIFIER_RATE = 3e-4
+"""Learning rate for a classifier, unless the option says otherwise. At 1e-3 it is as good on texts like those that it
+reads, and worse on texts of other phrasings (`benchmarks/classifiers.py --dev`)."""
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
@@ -90,6 +94,7 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
     from ..training.distillation import target_rows
 
     task = inputs.adapter.task
+    options = replace(options, learning_rate=options.learning_rate or CLASSIFIER_RATE)
     texts = choose_texts(inputs, "distill", options.prompts or TEXTS)
     inputs = inputs.with_stages(READ_OLD, *([FIT] if options.start else []), DISTILL)
     targets = read_targets(inputs, texts)

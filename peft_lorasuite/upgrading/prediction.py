@@ -29,10 +29,10 @@ FULL_CONFIDENCE = 0.5
 MIN_CONFIDENCE = 0.7
 """Mean confidence of the old adapted model on the prompts below which the verdict is doubtful. Built-in prompts reach
 .45 to .62 on adapters of another prompt format, recovered or not; prompts of the task reach .85 and more."""
-MIN_EQUAL = 0.5
+MIN_EQUAL = 0.6
 """Share of the sample answers that the adapter changed and the result gives as well, below which the verdict is
 doubtful. The likelihood of an answer can rise far while another answer stays the likeliest. Upgrades of conversations
-that hold reach .6 and more, and one with .38 of its test answers right reached .2."""
+that hold reach .6 and more; two with .38 and .49 of their test answers right reached .2 and .5."""
 MIN_SAMPLES = 5
 """Changed sample answers from which they count."""
 SHORT_ANSWER = 8

@@ -111,9 +111,9 @@ def test_other_answers_than_the_old_ones_make_the_verdict_doubtful():
     assert (found.verdict, found.gap) == ("doubtful", 0.9)
     assert "1 of 10 changed sample answers as the old adapted model's" in found.because
     assert found.because.endswith("method='distill' can recover more from the same prompts")
-    assert judged(*[other] * 6, *[same] * 4).verdict == "doubtful"
-    found = judged(*[other] * 5, *[same] * 5)
-    assert (found.verdict, found.answers) == ("holds", (5, 10))
+    assert judged(*[other] * 5, *[same] * 5).verdict == "doubtful"
+    found = judged(*[other] * 4, *[same] * 6)
+    assert (found.verdict, found.answers) == ("holds", (6, 10))
     assert judged(*[("white fish", "wall", "wall bucket")] * 10).verdict == "holds"  # cut
     assert judged(*[("white fish", "", "wall bucket")] * 10).verdict == "doubtful"
 

@@ -20,6 +20,8 @@ LEAST: dict[str, float] = {
 """Option -> its smallest value."""
 MOST: dict[str, float] = {"teacher_weight": 1, "learning_rate": 1}
 """Option -> its largest value."""
+RATE = 1e-3
+"""Learning rate of `distill`, unless the option says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class DistillOptions(BehaviorOptions):
         batch_size: Prompts per optimizer step.
         micro_batch_size: Prompts per forward pass, a divisor of ``batch_size``; a smaller one takes less memory for the
             same steps. By default ``batch_size``.
-        learning_rate: Peak learning rate; it decays linearly.
+        learning_rate: Peak learning rate, which decays linearly; by default 1e-3, and 3e-4 for a classifier.
         start: Start from the update of `transplant` rather than from zero.
         parts: Parts to train in addition to those of the adapter.
     """
@@ -127,7 +129,7 @@ class DistillOptions(BehaviorOptions):
     epochs: int = 3
     batch_size: int = 8
     micro_batch_size: int | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     start: bool = True
     parts: tuple[str, ...] = ("q", "k", "v", "o")
 
@@ -140,7 +142,7 @@ class DistillOptions(BehaviorOptions):
         """Return the options of the training, which are checked there."""
         return FinetuneOptions(
             epochs=self.epochs, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
-            learning_rate=self.learning_rate, seed=seed,
+            learning_rate=RATE if self.learning_rate is None else self.learning_rate, seed=seed,
         )  # fmt: skip
 
     def transplant(self) -> TransplantOptions:
