@@ -146,7 +146,10 @@ def _train(
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=trained.weights)
         found = read_adapter(Source(str(folder), "adapter"), new.arch)
         reached = then(model.eval())
-    losses = {"loss": round(trained.loss, 4), "losses": [round(one, 4) for one in trained.curve]}
+    losses = {
+        "learning_rate": options.training(inputs.seed).learning_rate, "loss": round(trained.loss, 4),
+        "losses": [round(one, 4) for one in trained.curve],
+    }  # fmt: skip
     return found, losses, reached
 
 

@@ -37,6 +37,12 @@ class TurnEnds:
     end: int
 
 
+def _shared_length(text: str, other: str) -> int:
+    """Return how many leading characters two texts share."""
+    shorter = min(len(text), len(other))
+    return next((at for at in range(shorter) if text[at] != other[at]), shorter)
+
+
 @dataclass(frozen=True, eq=False)
 class Chat:
     """Renders conversations for one model.
@@ -80,24 +86,55 @@ class Chat:
                 "--old-template and --new-template)",
             )  # fmt: skip
 
-    def write(self, prompt: str | Conversation) -> PromptText | str:
-        """Return the text that the model reads: a conversation up to the start of the answer; a string as it is."""
+    def write(self, prompt: str | Conversation, *, answers: bool = False) -> PromptText | str:
+        """Return the text that the model reads: a conversation up to the start of the answer; a string as it is.
+
+        Args:
+            prompt: The conversation, or the string.
+            answers: Whether to find the assistant turns in it (`PromptText.answers`), which renders each of them again.
+        """
         if isinstance(prompt, str):
             return prompt
         conversation = prompt.with_system(self.system)
         text = self._render(conversation, conversation.messages, generate=True)
-        answers = self._answers_in(text, conversation)
-        return PromptText(text, prompt.number, rendered=not self.plain, answers=answers)
+        found = self._answers_in(text, conversation) if answers else ()
+        return PromptText(text, prompt.number, rendered=not self.plain, answers=found)
 
     def _answers_in(self, text: str, conversation: Conversation) -> Sequence[tuple[int, int]]:
-        """Return the characters of the assistant turns in a rendered prompt; all, if it is not known where they are."""
-        if all(message["role"] != ASSISTANT for message in conversation.messages):
-            return ()
-        try:
-            whole, spans = self._assistant_spans(conversation, conversation.messages)
-        except LoraSuiteError:  # the template refuses a part of the conversation
-            return [(0, len(text))]
-        return spans if text.startswith(whole) else [(0, len(text))]
+        """Return the characters of the assistant turns in a rendered prompt.
+
+        From the first of them on whose place is not known, these are all characters.
+        """
+        messages, spans = conversation.messages, []
+        for number, message in enumerate(messages):
+            if message["role"] != ASSISTANT or (self.plain and not message["content"]):
+                continue
+            try:
+                start = self._render(conversation, messages[:number], generate=True) if number else ""
+                end = self._render(conversation, messages[: number + 1])
+            except LoraSuiteError:  # the template refuses a part of the conversation
+                return [*spans, (spans[-1][1] if spans else 0, len(text))]
+            at = _shared_length(text, start)
+            if at < len(start) or not text.startswith(end):  # the whole conversation is written in another way
+                place = self._place_in(text, at, message)
+                if place is None:
+                    return [*spans, (at, len(text))]
+                if number and messages[number - 1]["content"].strip() not in text[:at]:
+                    at = place[0]  # the texts part before this turn: a later user turn gets the system prompt
+                end = text[: place[1]]
+            spans.append((at, at + self._turn_length(end[at:])))
+        return spans
+
+    def _place_in(self, text: str, at: int, message: Message) -> tuple[int, int] | None:
+        """Return where the content of a turn after ``at`` starts and its end-of-turn token ends; None if unknown."""
+        content, rest = message["content"].strip(), text[at:]
+        if message.get("tool_calls") or not content:
+            return None
+        if not rest.lstrip().startswith(content) and rest.count(content) != 1:
+            return None
+        start = text.index(content, at)
+        end = start + len(content)
+        return start, end + next(iter(self._special_ends(text[end:])), 0)
 
     def turn_ends(self, prompt: str | Conversation) -> TurnEnds | None:
         """Return what the template writes around the answer to a conversation; None for a string."""
@@ -144,13 +181,6 @@ class Chat:
         """
         conversation = conversation.with_system(self.system)
         messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
-        whole, spans = self._assistant_spans(conversation, messages)
-        return PromptText(whole, rendered=not self.plain), spans
-
-    def _assistant_spans(
-        self, conversation: Conversation, messages: Sequence[Message]
-    ) -> tuple[str, list[tuple[int, int]]]:  # fmt: skip
-        """Do what `assistant_spans` does for messages of a conversation."""
         whole = self._render(conversation, messages)
         spans = []
         for number, message in enumerate(messages):
@@ -164,7 +194,7 @@ class Chat:
                 at, end = self._find_turn(whole, before, message)
             if at < len(end):
                 spans.append((at, at + self._turn_length(end[at:])))
-        return whole, spans
+        return PromptText(whole, rendered=not self.plain), spans
 
     def _find_turn(self, whole: str, before: str, message: Message) -> tuple[int, str]:
         """Return where a turn's content starts, and the text up to its end-of-turn token; 0 and "" without content."""
@@ -178,7 +208,7 @@ class Chat:
     def _turn_length(self, text: str) -> int:
         """Return the length of a turn up to its end-of-turn token; white space after it is the template's."""
         ends = self._special_ends(text)
-        return ends[-1] if ends else len(text.rstrip())
+        return ends[-1] if ends and not text[ends[-1] :].strip() else len(text.rstrip())
 
     def _special_ends(self, text: str) -> list[int]:
         """Return the characters at which special tokens end."""

@@ -181,6 +181,7 @@ def _read_message(message: Any, where: str) -> Message:
         raise LoraSuiteError(
             "a message has no content", where=where, got=f"the keys {', '.join(values)}", wanted="role and content"
         )
+    role = ASSISTANT if role == "model" else role  # as Gemma's template writes it
     return {**values, "role": role, "content": _join_parts(values.get("content", ""), where)}
 
 

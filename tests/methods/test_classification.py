@@ -18,6 +18,7 @@ from peft_lorasuite.adapters.reading import read_adapter
 from peft_lorasuite.io.source import Source
 from peft_lorasuite.methods.base import MethodInput
 from peft_lorasuite.methods.behavior.classification import choose_texts
+from peft_lorasuite.methods.behavior.options import DistillOptions
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt_neox", "bloom", "phi", "phi3", "mistral", "gemma2", "gpt2"]
 TEXTS = texts(300, seed=1000)
@@ -85,6 +86,7 @@ def test_b4_transplant_and_distill_reach_the_labels_of_the_old_classifier(case, 
         facts = model.upgrade_report.facts[method]
         assert facts["divergence_left"] < 0.75 * facts["divergence"]
     assert facts["agreement"] > 0.75
+    assert facts["learning_rate"] == 1e-2
     assert model.upgrade_report.verdict.startswith("likely to hold")
 
 
@@ -100,6 +102,11 @@ def carry(classifier, **settings):
     root, _, upgrade_map = classifier
     given = {"old": root / "old", "new": root / "new", "prompts": TEXTS, "method": "transplant"} | settings
     return upgrade(given.pop("adapter", root / "adapter"), upgrade_map, **given)
+
+
+def test_the_learning_rate_of_a_classifier_is_lower_and_in_the_report(classifier):
+    facts = carry(classifier, method="distill", options={"epochs": 1}).report.facts["distill"]
+    assert facts["learning_rate"] == 3e-4 < DistillOptions().training(seed=0).learning_rate
 
 
 def test_b4_a_collection_gets_the_names_of_the_labels(classifier, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from chat_pair import CHATML, LLAMA2, tokenizer_with
 from pico import pico_model
 
+from peft_lorasuite.methods.behavior.hints import NO_ANCHORS_HINT, anchor_hint
 from peft_lorasuite.methods.behavior.positions import align, pair_places, tokenize
 from peft_lorasuite.methods.behavior.prompts import ChosenPrompts
 from peft_lorasuite.models.backbone import Backbone
@@ -173,7 +174,7 @@ def test_an_anchor_never_predicts_an_earlier_answer(template: str) -> None:
     """At an anchor the new model is held to its own prediction, which is not the adapter's."""
     side = backbone(CHATML if template == NO_TEMPLATE else template)
     chat = Chat("the model", side.tokenizer, NO_TEMPLATE if template == NO_TEMPLATE else None)
-    row = tokenize(side, Turn(chat.write(TALK), "sea tea", True))
+    row = tokenize(side, Turn(chat.write(TALK, answers=True), "sea tea", True))
     predicted = {side.tokenizer.decode([row.ids[position + 1]]).strip() for position in row.reading}
     assert not {"blue", "bird"} & predicted
     assert {"cat", "dog"} <= predicted
@@ -183,7 +184,13 @@ def test_an_anchor_never_predicts_an_earlier_answer(template: str) -> None:
 
 def test_without_the_place_of_an_earlier_answer_a_prompt_has_no_anchors() -> None:
     side = backbone(REFUSING)
-    row = tokenize(side, Turn(Chat("the model", side.tokenizer).write(TALK), "sea tea", True))
+    row = tokenize(side, Turn(Chat("the model", side.tokenizer).write(TALK, answers=True), "sea tea", True))
     assert row.reading == []
     alone = tokenize(side, Turn(Chat("the model", side.tokenizer).write(ASKED), "sea tea", True))
     assert alone.reading
+
+
+def test_prompts_without_any_anchor_give_a_hint() -> None:
+    assert anchor_hint(0, 1000) == [NO_ANCHORS_HINT]
+    assert not anchor_hint(3, 1000)
+    assert not anchor_hint(0, 0)  # none are wanted

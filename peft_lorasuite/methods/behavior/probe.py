@@ -18,7 +18,7 @@ from ...text.examples import BUILT_IN
 from ..base import READ_NEW, READ_OLD, MethodInput
 from .fact_editing import apply_update, edit_facts
 from .found import describe_found
-from .hints import joined, length_hint
+from .hints import anchor_hint, joined, length_hint
 from .old_side import read_old_side
 from .options import BehaviorOptions, TransplantOptions
 from .positions import (
@@ -154,7 +154,8 @@ def probe_and(
                 new_states=last.h, place=place, last=last, rows=rows + texts, anchors=anchors,
                 anchor_states=anchored.h, anchor_inputs=anchored.x,
                 facts=joined(
-                    {"hints": length_hint(turns, options.length)}, chosen.facts() if chosen else {},
+                    {"hints": length_hint(turns, options.length) + anchor_hint(len(anchors), options.anchor_tokens)},
+                    chosen.facts() if chosen else {},
                     {"samples_held_out": True} if chosen and chosen.extra else {},
                     describe_found((old, side.head), (new, new_head), model, place),
                 ),

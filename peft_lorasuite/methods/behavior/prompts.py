@@ -80,7 +80,7 @@ class ChosenPrompts:
         before, after = (new.before, new.after if turn.ended else "") if new else ("", "")
         before = "" if before.strip() else before  # an empty block of thoughts: answers follow the generation prompt
         other = Turn(
-            self.chat.new.write(prompt),
+            self.chat.new.write(prompt, answers=True),
             before + turn.content + after,
             turn.ended,
             before=len(before),
