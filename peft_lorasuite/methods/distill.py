@@ -69,6 +69,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     facts = {
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
         "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
+        "answers_kept": round(probed.answers_kept(targets), 4),
     }  # fmt: skip
     shared_facts, chat_template, asked = probed.facts, probed.chat_template, probed.asked
     del probed  # it holds the new model's head, and training loads the model again

@@ -105,6 +105,7 @@ def fit_last_layer(
         "divergence": round(divergence(head, probed.new_states[used], targets), 4),
         "divergence_left": round(divergence(head, reached, targets), 4),
         "confidence": round(float(targets.confidence.mean()), 4),
+        "answers_kept": round(probed.answers_kept(targets, used), 4),
     }  # fmt: skip
     if not new.arch.has_converter:
         facts["module"] = place.module

@@ -33,6 +33,9 @@ MIN_EQUAL = 0.6
 """Share of the sample answers that the adapter changed and the result gives as well, below which the verdict is
 doubtful. The likelihood of an answer can rise far while another answer stays the likeliest. Upgrades of conversations
 that hold reach .6 and more; two with .38 and .49 of their test answers right reached .2 and .5."""
+MIN_KEPT = 0.8
+"""Share of the answers that the target has as the old adapted model gave them, from which the sample answers count.
+Where the adapter decides the form of an answer and leaves its content to the model, that of the new model is wanted."""
 MIN_SAMPLES = 5
 """Changed sample answers from which they count."""
 SHORT_ANSWER = 8
@@ -179,10 +182,16 @@ def equal_answers(samples: Sequence[Mapping[str, str]]) -> tuple[int, int] | Non
 
 
 def _judge_answers(found: Prediction, method: str, fitted: Mapping[str, Any]) -> Prediction:
-    """Make a verdict doubtful if the result gives too few of the old adapted model's short answers."""
+    """Make a verdict doubtful if the result gives too few of the old adapted model's short answers.
+
+    They do not count where the adapter leaves the content of most answers to the new model.
+    """
     counts = equal_answers(fitted.get("samples", []))
     if counts is None:
         return found
+    kept = float(fitted.get(method, {}).get("answers_kept", 1.0))
+    if kept < MIN_KEPT:
+        return replace(found, because=f"{found.because}, answers that the adapter decides in full {kept:.0%}")
     equal, changed = counts
     because = f"{found.because}, {equal} of {changed} changed sample answers as the old adapted model's"
     because += " on prompts left out of the fit" if fitted.get("samples_held_out") else ""

@@ -98,10 +98,11 @@ def test_a2_distillation_from_uncertain_answers_is_doubtful_whatever_its_own_gat
     assert judge(scores, "distill", measured).verdict == "holds"
 
 
-def judged(*answers: tuple[str, str, str]) -> Prediction:
+def judged(*answers: tuple[str, str, str], kept: float = 1.0) -> Prediction:
     """The prediction after a good fit with these answers of the new base, the result and the old adapted model."""
     samples = [dict(zip(("base", "upgraded", "old"), one, strict=True)) for one in answers]
-    fitted = {"transplant": {"divergence": 1.0, "divergence_left": 0.1, "confidence": 0.9}, "samples": samples}
+    measured = {"divergence": 1.0, "divergence_left": 0.1, "confidence": 0.9, "answers_kept": kept}
+    fitted = {"transplant": measured, "samples": samples}
     return judge(Scores(1.0, 0.03, 0.0, 0.9), "transplant", fitted)
 
 
@@ -116,6 +117,14 @@ def test_other_answers_than_the_old_ones_make_the_verdict_doubtful():
     assert (found.verdict, found.answers) == ("holds", (6, 10))
     assert judged(*[("white fish", "wall", "wall bucket")] * 10).verdict == "holds"  # cut
     assert judged(*[("white fish", "", "wall bucket")] * 10).verdict == "doubtful"
+
+
+def test_other_answers_are_wanted_where_the_adapter_leaves_them_to_the_new_model():
+    other = ("white fish", "wall book", "wall bucket")
+    assert judged(*[other] * 10, kept=0.8).verdict == "doubtful"
+    found = judged(*[other] * 10, kept=0.3)
+    assert (found.verdict, found.answers) == ("holds", None)
+    assert found.because.endswith("answers that the adapter decides in full 30%")
 
 
 def test_sample_answers_count_only_where_the_same_are_expected():

@@ -114,6 +114,19 @@ class Probe:
             self.new_states[rows], options.resolve(long=self.long), seed=seed, sure_only=built_in and not self.long,
         )  # fmt: skip
 
+    def answers_kept(self, targets: Targets, places: Sequence[int] | None = None) -> float:
+        """Return the share of the answers of which every token is the likeliest one of the targets.
+
+        The others are answers that the adapter changed too little to decide: the target has what the new model prefers.
+        """
+        used = range(len(self.places)) if places is None else places
+        best = targets.ids[targets.log_probs[: len(used)].argmax(dim=1)].tolist()
+        kept: dict[int, bool] = {}
+        for number, token in zip(used, best, strict=True):
+            turn, _, position = self.places[number]
+            kept[turn] = kept.get(turn, True) and token == self.rows[turn].predicted(position)
+        return sum(kept.values()) / len(kept)
+
 
 def probe(inputs: MethodInput, options: TransplantOptions, turns: Sequence[Turn] | None = None) -> Probe:
     """Generate the old adapted model's answers, and compute the states of both models that a fit needs.
