@@ -73,3 +73,20 @@ def test_a_sample_of_a_conversation_has_the_user_s_words(tmp_path: Path) -> None
     assert len(samples) == 2
     assert {sample["prompt"] for sample in samples} <= words
     assert all("<" not in sample["old"] for sample in samples)
+
+
+@pytest.mark.parametrize("method", ["transplant", "distill"])
+def test_the_share_of_answers_that_the_target_keeps(tmp_path: Path, method: str) -> None:
+    """Most of a trained adapter's, where its own distribution is the target; few, where the new model's is."""
+    old, new, adapter = write_pair(tmp_path)
+    upgrade_map = UpgradeMap.build(old, new, MapOptions(tokens=256))
+    found = {}
+    for threshold in (1e-9, 1e5):
+        options = {"length": 6, "samples": 0, "teacher_weight": 1.0, "change_threshold": threshold}
+        upgraded = upgrade(
+            adapter, upgrade_map, method=method, old=old, new=new, prompts=conversations(labeled=False),
+            options=options | ({"epochs": 1} if method == "distill" else {}),
+        )  # fmt: skip
+        found[threshold] = upgraded.report.facts[method]["answers_kept"]
+    assert found[1e-9] > 0.8
+    assert found[1e5] < 0.5
