@@ -34,7 +34,7 @@ MIN_EQUAL = 0.6
 doubtful. The likelihood of an answer can rise far while another answer stays the likeliest. Upgrades of conversations
 that hold reach .6 and more; two with .38 and .49 of their test answers right reached .2 and .5."""
 MIN_KEPT = 0.8
-"""Share of the answers that the target has as the old adapted model gave them, from which the sample answers count.
+"""Share of the answers that the adapter decides in full (`Probe.answers_kept`) from which the sample answers count.
 Where the adapter decides the form of an answer and leaves its content to the model, that of the new model is wanted."""
 MIN_SAMPLES = 5
 """Changed sample answers from which they count."""

@@ -90,17 +90,18 @@ def test_the_target_of_a_trained_adapter_has_most_of_its_answers(tmp_path: Path,
     assert upgraded.report.facts[method]["answers_kept"] > 0.8
 
 
-def test_an_answer_is_kept_if_the_target_has_each_of_its_tokens() -> None:
+def test_an_answer_is_kept_if_the_target_has_each_token_or_the_old_model_is_sure() -> None:
     ids, rows = torch.tensor([5, 6, 7]), [Tokens((1, 5, 6), (), 1, True, end=7), Tokens((1, 6), (), 1, True, end=7)]
     places = [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 0), (1, 1, 1)]
     probed = SimpleNamespace(places=places, rows=rows)
 
-    def kept(*likeliest: int, places: list[int] | None = None) -> float:
+    def kept(*likeliest: int, places: list[int] | None = None, sure: float = 0.4) -> float:
         log_probs = torch.nn.functional.one_hot(torch.tensor(likeliest) - 5, 3).float().log_softmax(-1)
-        return Probe.answers_kept(probed, Targets(ids, log_probs, torch.ones(len(likeliest))), places)
+        return Probe.answers_kept(probed, Targets(ids, log_probs, torch.full((len(likeliest),), sure)), places)
 
     assert kept(5, 6, 7, 6, 7) == 1
     assert kept(5, 6, 7, 5, 7) == 0.5
     assert kept(5, 6, 6, 6, 5) == 0
     assert kept(5, 6, 7, 6, 7, 5, 5) == 1  # anchors follow
     assert kept(5, 7, places=[0, 4]) == 1
+    assert kept(5, 6, 6, 6, 5, sure=0.9) == 1  # the adapter decides: another token is the target's fault

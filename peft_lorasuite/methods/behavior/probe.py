@@ -45,6 +45,8 @@ PROMPTS = 128
 """Prompts used at most, unless the option ``prompts`` says otherwise."""
 LONG_ANSWER = 32
 """Answers with more tokens than this on average are long."""
+SURE = 0.5
+"""Confidence from which the old adapted model decides a token, whatever the target has for it in the new vocabulary."""
 MAX_LEFT = 0.25
 """Share of the divergence that values of facts may leave: about 1 % where entities decide the answers, else most."""
 MORE_FACTS_HINT = (
@@ -115,16 +117,17 @@ class Probe:
         )  # fmt: skip
 
     def answers_kept(self, targets: Targets, places: Sequence[int] | None = None) -> float:
-        """Return the share of the answers of which every token is the likeliest one of the targets.
+        """Return the share of the answers that the adapter decides in full.
 
-        The others are answers that the adapter changed too little to decide: the target has what the new model prefers.
+        In the others the old adapted model is not sure of a token, and the target has one that the new model prefers.
         """
         used = range(len(self.places)) if places is None else places
         best = targets.ids[targets.log_probs[: len(used)].argmax(dim=1)].tolist()
+        sure = (targets.confidence[: len(used)] >= SURE).tolist()
         kept: dict[int, bool] = {}
-        for number, token in zip(used, best, strict=True):
+        for number, token, is_sure in zip(used, best, sure, strict=True):
             turn, _, position = self.places[number]
-            kept[turn] = kept.get(turn, True) and token == self.rows[turn].predicted(position)
+            kept[turn] = kept.get(turn, True) and (is_sure or token == self.rows[turn].predicted(position))
         return sum(kept.values()) / len(kept)
 
 
