@@ -32,7 +32,7 @@ from .behavior.classification import (
     start_classifier,
     zero_update,
 )
-from .behavior.options import DistillOptions
+from .behavior.options import CLASSIFIER_RATE, DistillOptions
 from .behavior.probe import probe
 from .behavior.samples import sample_answers
 from .registry import method
@@ -40,9 +40,6 @@ from .transplant import fit_last_layer
 
 SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found", "samples_held_out")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
-CLASSIFIER_RATE = 3e-4
-"""Learning rate for a classifier, unless the option says otherwise. At 1e-3 it is as good on texts like those that it
-reads, and worse on texts of other phrasings (`benchmarks/classifiers.py --dev`)."""
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
