@@ -5,7 +5,7 @@ Templates are untrusted text: they are rendered by transformers alone, in its sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,8 +18,8 @@ from .vocabulary import eos_token_id
 
 NO_TEMPLATE, OLD_TEMPLATE = "none", "old"
 """Values of the option ``new_template``: the texts of the messages alone, and the template of the old side."""
-PROBE = "xyzzy"
-"""Content of an assistant turn that shows what a template writes before and after it."""
+PROBE, PROBE_TWO = "xyzzy", "qwvwq"
+"""Contents of an assistant turn that show what a template writes before and after it."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,26 @@ class Chat:
         found = self._answers_in(text, conversation) if answers else ()
         return PromptText(text, prompt.number, rendered=not self.plain, answers=found)
 
-    def _answers_in(self, text: str, conversation: Conversation) -> Sequence[tuple[int, int]]:
+    def _answers_in(self, text: str, conversation: Conversation) -> list[tuple[int, int]]:
         """Return the characters of the assistant turns in a rendered prompt.
 
-        From the first of them on whose place is not known, these are all characters.
+        Where the place of one is not known, these are all characters after the last one before it.
         """
-        messages, spans = conversation.messages, []
+        spans: list[tuple[int, int]] = []
+        for span in self._assistant_turns(text, conversation, conversation.messages, generate=True):
+            if span is None:
+                return [*spans, (spans[-1][1] if spans else 0, len(text))]
+            spans.append(span)
+        return spans
+
+    def _assistant_turns(
+        self, text: str, conversation: Conversation, messages: Sequence[Message], *, generate: bool = False
+    ) -> Iterator[tuple[int, int] | None]:
+        """Yield the characters of every assistant turn in a rendered text, None for a turn whose place is not known.
+
+        A turn reaches from the end of the generation prompt to the end of the end-of-turn token. Where the text has
+        no such generation prompt before it (one that starts with thoughts), the turn starts at its content.
+        """
         for number, message in enumerate(messages):
             if message["role"] != ASSISTANT or (self.plain and not message["content"]):
                 continue
@@ -113,27 +127,35 @@ class Chat:
                 start = self._render(conversation, messages[:number], generate=True) if number else ""
                 end = self._render(conversation, messages[: number + 1])
             except LoraSuiteError:  # the template refuses a part of the conversation
-                return [*spans, (spans[-1][1] if spans else 0, len(text))]
-            at = _shared_length(text, start)
-            if at < len(start) or not text.startswith(end):  # the whole conversation is written in another way
-                place = self._place_in(text, at, message)
-                if place is None:
-                    return [*spans, (at, len(text))]
-                if number and messages[number - 1]["content"].strip() not in text[:at]:
-                    at = place[0]  # the texts part before this turn: a later user turn gets the system prompt
-                end = text[: place[1]]
-            spans.append((at, at + self._turn_length(end[at:])))
-        return spans
+                start = end = ""
+            if start and text.startswith(start) and text.startswith(end) and len(start) < len(end):
+                yield len(start), len(start) + self._turn_length(end[len(start) :])
+                continue
+            place = self._content_place(text, conversation, messages, number, generate=generate)
+            if place and start and text.startswith(start) and len(start) < place[1]:
+                place = len(start), place[1]
+            yield place
 
-    def _place_in(self, text: str, at: int, message: Message) -> tuple[int, int] | None:
-        """Return where the content of a turn after ``at`` starts and its end-of-turn token ends; None if unknown."""
-        content, rest = message["content"].strip(), text[at:]
-        if message.get("tool_calls") or not content:
-            return None
-        if not rest.lstrip().startswith(content) and rest.count(content) != 1:
-            return None
-        start = text.index(content, at)
-        end = start + len(content)
+    def _content_place(
+        self, text: str, conversation: Conversation, messages: Sequence[Message], number: int, *, generate: bool
+    ) -> tuple[int, int] | None:
+        """Return where the content of a message starts and its end-of-turn token ends, None if it is not written.
+
+        The content is what differs once it is replaced, so that the same words elsewhere are not taken for it. Of two
+        replacements that share no letter, one at most starts or ends as the content does.
+        """
+        start, end = len(text), 0
+        for content in (PROBE, PROBE_TWO):
+            others = [*messages[:number], {"role": ASSISTANT, "content": content}, *messages[number + 1 :]]
+            try:
+                other = self._render(conversation, others, generate=generate)
+            except LoraSuiteError:
+                return None
+            if other == text:
+                return None
+            same = _shared_length(text, other)
+            start = min(start, same)
+            end = max(end, len(text) - min(_shared_length(text[::-1], other[::-1]), len(text) - same))
         return start, end + next(iter(self._special_ends(text[end:])), 0)
 
     def turn_ends(self, prompt: str | Conversation) -> TurnEnds | None:
@@ -176,34 +198,13 @@ class Chat:
         """Render a conversation with its reference; also return the characters of the assistant turns.
 
         A span reaches from the end of the generation prompt to the end of the end-of-turn token. Where a turn does not
-        continue the generation prompt, or is rendered in another way once others follow (without its thoughts), the
-        span starts at its content. A turn whose content is not found has no span.
+        continue the generation prompt, the span starts at its content. A turn whose content is not found has no span.
         """
         conversation = conversation.with_system(self.system)
         messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
         whole = self._render(conversation, messages)
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != ASSISTANT:
-                continue
-            start = self._render(conversation, messages[:number], generate=True)
-            end = self._render(conversation, messages[: number + 1])
-            at = len(start)
-            if not (whole.startswith(start) and whole.startswith(end)):
-                before = self._render(conversation, messages[:number]) if number else ""
-                at, end = self._find_turn(whole, before, message)
-            if at < len(end):
-                spans.append((at, at + self._turn_length(end[at:])))
+        spans = [span for span in self._assistant_turns(whole, conversation, messages) if span]
         return PromptText(whole, rendered=not self.plain), spans
-
-    def _find_turn(self, whole: str, before: str, message: Message) -> tuple[int, str]:
-        """Return where a turn's content starts, and the text up to its end-of-turn token; 0 and "" without content."""
-        content = message["content"].strip()
-        at = whole.find(content, len(before)) if content and whole.startswith(before) else -1
-        if at < 0:
-            return 0, ""
-        end = at + len(content)
-        return at, whole[: end + next(iter(self._special_ends(whole[end:])), 0)]
 
     def _turn_length(self, text: str) -> int:
         """Return the length of a turn up to its end-of-turn token; white space after it is the template's."""

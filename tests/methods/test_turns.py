@@ -167,9 +167,16 @@ TALK = Conversation(
     )
 )
 REFUSING = CHATML.replace("{%", "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{%", 1)
+"""Does not render a conversation that ends with an answer."""
+CHECKING = REFUSING.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}{% if message.role == 'assistant' and message.content != 'blue bird' %}"
+    "{{ raise_exception('no') }}{% endif %}",
+)
+"""Does not render other answers either."""
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA2, OPTIONAL, NO_TEMPLATE])
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, OPTIONAL, REFUSING, NO_TEMPLATE])
 def test_an_anchor_never_predicts_an_earlier_answer(template: str) -> None:
     """At an anchor the new model is held to its own prediction, which is not the adapter's."""
     side = backbone(CHATML if template == NO_TEMPLATE else template)
@@ -183,7 +190,7 @@ def test_an_anchor_never_predicts_an_earlier_answer(template: str) -> None:
 
 
 def test_without_the_place_of_an_earlier_answer_a_prompt_has_no_anchors() -> None:
-    side = backbone(REFUSING)
+    side = backbone(CHECKING)
     row = tokenize(side, Turn(Chat("the model", side.tokenizer).write(TALK, answers=True), "sea tea", True))
     assert row.reading == []
     alone = tokenize(side, Turn(Chat("the model", side.tokenizer).write(ASKED), "sea tea", True))

@@ -36,6 +36,12 @@ NO_END = (
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Has no end-of-turn token, but special tokens before the content."""
+CHANNELS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<channel>final{% endif %}<|message|>"
+    "{{ m.content }}{{ eos_token if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+"""Writes a header after the generation prompt, and the last turn with another ending."""
 SYSTEM = {"role": "system", "content": "map key"}
 CALL = {"type": "function", "function": {"name": "hat", "arguments": {"city": "bird"}}}
 
@@ -91,13 +97,29 @@ def test_other_turns_are_outside(template: str) -> None:
     assert "sun dog" in left
 
 
+@pytest.mark.parametrize("change", ["m.content | upper", "m.content | replace(' ', '-')", "m.content | tojson"])
+def test_an_answer_that_is_written_in_another_way_is_found(change: str) -> None:
+    template = LATE_SYSTEM.replace("m.content + eos_token", f"({change}) + eos_token")
+    left = outside(template, SYSTEM, asked("red cat"), said("blue bird"), asked("sun dog"))
+    assert "bird" not in left.lower()
+    assert "[INST]red cat[/INST]" in left
+    assert "sun dog" in left
+
+
 def test_without_a_place_everything_from_there_on_counts() -> None:
-    upper = CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}")
-    left = outside(upper, asked("red cat"), said("blue bird"), asked("sun dog"))
-    assert "RED CAT" in left
-    late = LATE_SYSTEM.replace("{{ m.content + eos_token }}", "{{ (m.content | upper) + eos_token }}")
-    left = outside(late, SYSTEM, asked("red cat"), said("blue bird"), asked("sun dog"))
-    assert "BIRD" not in left
+    checking = "{% if m.content != 'blue bird' %}{{ raise_exception('no') }}{% endif %}{{ m.content + eos_token }}"
+    late = LATE_SYSTEM.replace("{{ m.content + eos_token }}", checking)
+    assert not outside(late, SYSTEM, asked("red cat"), said("blue bird"), asked("sun dog"))
+
+
+@pytest.mark.parametrize("answer", ["final", "assistant", "channel final", "red cat", "a"])
+def test_the_loss_covers_an_answer_whose_words_are_in_its_header(answer: str) -> None:
+    chat = chat_with(CHANNELS)
+    talk = Conversation((asked("red cat"), said(answer), asked("sun dog")), said(answer))
+    text, spans = chat.assistant_spans(talk)
+    first, last = (text[start:end] for start, end in spans)
+    assert first == f"<channel>final<|message|>{answer}<|im_end|>"
+    assert last == f"<channel>final<|message|>{answer}</s>"
 
 
 def test_a_string_has_no_answers_and_they_are_found_on_request_alone() -> None:
