@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
     chat = chat_options(args)
     prompts = given_prompts(args.prompts, form=chat.prompt_format)
     inputs = open_inputs(
-        adapter, args.to, old=args.old, upgrade_map=args.map, prompts=prompts is not None, revision=revision, **chosen
+        adapter, args.to, old=args.old, upgrade_map=args.map, prompts=prompts, chat=chat, revision=revision, **chosen
     )
     upgraded = upgrade(
         inputs.source, inputs.upgrade_map, old=inputs.old, new=inputs.new, prompts=prompts, chat=chat, **chosen

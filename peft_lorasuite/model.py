@@ -98,7 +98,7 @@ def from_upgraded(
     load = LoadOptions(token, cache_dir, local_files_only, trust_remote_code, dtype, device_map)
     inputs = open_inputs(
         model_id, model, old=source_model, upgrade_map=upgrade_map, method=method, options=options,
-        prompts=prompts is not None, rank=rank, adapter_name=adapter_name, names_result=True, revision=revision,
+        prompts=prompts, chat=chat, rank=rank, adapter_name=adapter_name, names_result=True, revision=revision,
         new_revision=model_revision, old_revision=source_revision, load=load, low_memory=low_memory, progress=progress,
     )  # fmt: skip
     upgraded = upgrade(

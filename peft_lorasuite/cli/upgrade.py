@@ -112,7 +112,7 @@ def run(args: Namespace) -> Output:
     adapter, revision = split_revision(args.adapter)
     inputs = open_inputs(
         adapter, args.new, old=args.old, upgrade_map=args.map, method=args.method, options=dict(args.options),
-        prompts=prompts is not None, rank=args.rank, adapter_name=args.adapter_name, revision=revision,
+        prompts=prompts, chat=chat, rank=args.rank, adapter_name=args.adapter_name, revision=revision,
         load=load_options(args), progress=progress,
     )  # fmt: skip
     upgraded = upgrade(

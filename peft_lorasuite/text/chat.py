@@ -86,6 +86,12 @@ class Chat:
                 "--old-template and --new-template)",
             )  # fmt: skip
 
+    def check_prompts(self, prompts: Sequence[str | Conversation]) -> None:
+        """Raise `LoraSuiteError` if a conversation does not render, alone or with an answer."""
+        for prompt in prompts:
+            self.write(prompt)
+            self.turn_ends(prompt)
+
     def write(self, prompt: str | Conversation, *, answers: bool = False) -> PromptText | str:
         """Return the text that the model reads: a conversation up to the start of the answer; a string as it is.
 

@@ -30,7 +30,7 @@ class ChatPair:
     @classmethod
     def open(
         cls, options: ChatOptions, old: tuple[str, Any], new: tuple[str, Any], prompts: Sequence[str | Conversation],
-        *, adapter_template: str | None = None,
+        *, adapter_template: str | None = None, markup: bool = True,
     ) -> ChatPair:  # fmt: skip
         """Choose the templates, and check that the prompts render.
 
@@ -40,6 +40,7 @@ class ChatPair:
             new: Name and tokenizer of the new side.
             prompts: The prompts; strings need no template.
             adapter_template: Chat template of the tokenizer beside the adapter.
+            markup: Whether to check that the new vocabulary has the special tokens of a template from the old side.
 
         Raises:
             LoraSuiteError: If a side has no template, or a conversation does not render.
@@ -63,8 +64,10 @@ class ChatPair:
                     where=left.name,
                     do="pass one (new_template= of ChatOptions, --new-template FILE)",
                 )
-            if not asked:
+            if not asked and markup:
                 _check_markup(left, right, conversation)
+        for side in (left, right):
+            side.check_prompts(prompts)
         return cls(left, right, origin)
 
     @property

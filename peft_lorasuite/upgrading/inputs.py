@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..adapters.adapter import Adapter
+from ..adapters.chat_template import read_chat_template
 from ..adapters.loading import old_backbone_loader
 from ..adapters.peft_format import select_adapter
 from ..adapters.reading import adapter_needs_backbones, read_config
@@ -27,6 +28,10 @@ from ..models.backbone import Backbone
 from ..models.quantized import unquantized_name
 from ..models.task import CLASSIFIERS
 from ..progress import Progress, no_progress
+from ..text.chat_options import ChatOptions
+from ..text.chat_pair import ChatPair
+from ..text.conversations import Conversation
+from ..text.examples import PromptOrText
 from .map_cache import load_or_build_map
 
 if TYPE_CHECKING:
@@ -67,7 +72,8 @@ def open_inputs(
     upgrade_map: MapLike | None = None,
     method: str = "auto",
     options: Any = None,
-    prompts: bool = False,
+    prompts: Sequence[PromptOrText] | str | None = None,
+    chat: ChatOptions | None = None,
     rank: int | None = None,
     adapter_name: str | None = None,
     names_result: bool = False,
@@ -87,7 +93,8 @@ def open_inputs(
         upgrade_map: The map of the pair; by default the cached one, which is built if necessary.
         method: Name of the method.
         options: Options of the method.
-        prompts: Whether prompts were given.
+        prompts: The prompts, or their name.
+        chat: How conversations are rendered.
         rank: Rank of the result.
         adapter_name: Name of the adapter, if the folder has several in subfolders.
         names_result: Whether the result gets that name too; it may be any name if the folder has a single adapter.
@@ -108,21 +115,36 @@ def open_inputs(
     source = select_adapter(
         Source(str(adapter), "adapter", revision, **load.hub_kwargs()), adapter_name, names_result=names_result
     )
-    _check_texts(source, method, prompts=prompts)
-    needs_old = adapter_needs_backbones(source) or prompts or old is not None
+    classifies = read_config(source).get("task_type") in CLASSIFIERS
+    runs = method == "auto" or find(method).needs_backbones
+    if classifies and prompts is None and method != "auto" and runs:
+        raise needs_texts_error(method)
+    needs_old = adapter_needs_backbones(source) or prompts is not None or old is not None
     open_old = old_backbone_loader(source, old, old_revision, load.model_kwargs())
+
+    def check_prompts(old: Backbone) -> None:
+        if runs and not classifies and prompts is not None and not isinstance(prompts, str):
+            _check_renders(source, old, new_backbone, prompts, chat or ChatOptions())
+
     pair_map, old_backbone = open_pair(
-        open_old, new_backbone, upgrade_map=upgrade_map, method=method, needs_old=needs_old, load=load,
-        low_memory=low_memory, progress=progress,
+        open_old, new_backbone, upgrade_map=upgrade_map, method=method, needs_old=needs_old, check=check_prompts,
+        load=load, low_memory=low_memory, progress=progress,
     )  # fmt: skip
     return UpgradeInputs(source, new_backbone, pair_map, old_backbone)
 
 
-def _check_texts(source: Source, method: str, *, prompts: bool) -> None:
-    """Raise `LoraSuiteError` for a classifier that a method of behavior would fit without texts."""
-    classifies = read_config(source).get("task_type") in CLASSIFIERS
-    if classifies and not prompts and method != "auto" and find(method).needs_backbones:
-        raise needs_texts_error(method)
+def _check_renders(
+    source: Source, old: Backbone, new: Backbone, prompts: Sequence[PromptOrText], chat: ChatOptions
+) -> None:
+    """Raise `LoraSuiteError` if a conversation does not render on one side.
+
+    Special tokens are left to the method: some are added to the new vocabulary for the adapter.
+    """
+    if talks := [one for one in prompts if isinstance(one, Conversation)]:
+        ChatPair.open(
+            chat, (repr(old), old.tokenizer), (repr(new), new.tokenizer), talks,
+            adapter_template=read_chat_template(source), markup=False,
+        )  # fmt: skip
 
 
 def open_pair(
@@ -132,6 +154,7 @@ def open_pair(
     upgrade_map: MapLike | None = None,
     method: str = "auto",
     needs_old: bool = False,
+    check: Callable[[Backbone], None] | None = None,
     load: LoadOptions = DEFAULTS,
     low_memory: bool = False,
     progress: Progress = no_progress,
@@ -149,6 +172,7 @@ def open_pair(
         method: Name of the method.
         needs_old: Whether the old backbone is needed for another reason than the method: the type of the adapter, or
             because the caller passed it or prompts.
+        check: Checks the prompts, given the old backbone, before a map is built.
         load: How the map is downloaded.
         low_memory: Build the map, if necessary, with the layers of the backbones on disk.
         progress: Shows the progress.
@@ -157,6 +181,8 @@ def open_pair(
         old = open_old()
         if method in ("auto", "rekey") and (found := compare_bases(old, new)).same:
             return identity_map(old, new, found), old
+        if check is not None:
+            check(old)
         methods = () if method == "auto" else (method,)
         return load_or_build_map(old, new, methods=methods, low_memory=low_memory, progress=progress), old
     if not isinstance(upgrade_map, UpgradeMap):

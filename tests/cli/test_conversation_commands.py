@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_lorasuite.cli.chat_session import ask, load_models
 from peft_lorasuite.cli.main import main
 from peft_lorasuite.models.backbone import Backbone
+from peft_lorasuite.upgrading.map_cache import cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,10 @@ def test_prompts_are_a_file_of_conversations(pair: Any, result: Path) -> None:
         (["--template-kwargs", "tools=1"], "template_kwargs: not a variable of a template (got 'tools')"),
         (["--system", "a\udcff"], "system: the text has a lone surrogate"),
         (["--system", "red"], "talks.jsonl, record 1: the chat template does not render: no such role here"),
+        (["--new-template", "{{ messages.no.role }}"], "record 1: the chat template does not render"),
     ],
 )
-def test_options_of_rendering_are_checked(
+def test_options_of_rendering_are_checked_before_a_map_is_built(
     pair: Any, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = save(tmp_path / "talks.jsonl", labeled=False)
@@ -68,6 +70,7 @@ def test_options_of_rendering_are_checked(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+    assert not cache_folder().exists()
 
 
 def test_an_adapter_is_finetuned_on_conversations(pair: Any, result: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def known_backbone(folder: Path, model_type: str = "llama") -> Path:
 
 
 def transfer(adapter: Path, new: Path, method: str, options: dict[str, Any] | None = None, **settings: Any) -> Upgraded:
-    inputs = open_inputs(adapter, str(new), method=method, prompts=True, **settings)
+    inputs = open_inputs(adapter, str(new), method=method, prompts=PROMPTS, **settings)
     return upgrade(
         inputs.source, inputs.upgrade_map, method=method, options=options, old=inputs.old, new=inputs.new,
         prompts=PROMPTS,
