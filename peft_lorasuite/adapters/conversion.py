@@ -52,7 +52,13 @@ def convert_to_lora(
         layers = _layers(model, source.name)
         smallest = min(min(layer.get_base_layer().weight.shape) for layer in layers.values())
         rank = min(rank or max(int(config.get("r") or 0), RANK), smallest)
-        factors, biases, kept = _convert_layers(model, layers, rank, config)
+        try:
+            factors, biases, kept = _convert_layers(model, layers, rank, config)
+        except NotImplementedError as error:
+            raise LoraSuiteError(
+                "PEFT cannot merge this type, so that it cannot be converted to a LoRA", where=source.name,
+                got=config["peft_type"], do="train a LoRA, on the old backbone or on the new one",
+            ) from error  # fmt: skip
     plain = {"peft_type": "LORA"} | {name: config.get(name) for name in ("task_type", "trainable_token_indices")}
     lora = {f"{PREFIX}{name}.lora_{end}.weight": value for name, pair in factors.items()
             for end, value in (("A", pair.A), ("B", pair.B))}  # fmt: skip

@@ -18,7 +18,7 @@ from ..arch.experts import EXPERT_PARTS, PARAMETERS, ROUTER, Experts
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError
 from ..linalg.lowrank import LowRank, check_values, stack
-from .modules import check_rank, scaling
+from .modules import Paths, check_rank, parameter_paths, scaling
 from .peft_format import PREFIX
 
 ExpertKey = tuple[int, int, str]
@@ -88,7 +88,7 @@ class ExpertReader:
     names: dict[ExpertKey, tuple[str, ...]] = field(default_factory=dict)
 
     def read(
-        self, place: ExpertModule, used: Mapping[str, Tensor], names: tuple[str, ...], saved: str, *, both: bool
+        self, place: ExpertModule, used: Mapping[str, Tensor], names: tuple[str, ...], paths: Paths, *, both: bool
     ) -> None:
         """Read the tensors of one module.
 
@@ -96,9 +96,10 @@ class ExpertReader:
             place: Where they belong.
             used: Ending -> tensor.
             names: Names of the tensors.
-            saved: The module's path as it was saved.
+            paths: The module's paths.
             both: Whether both parameters of the layer's experts are wrapped.
         """
+        saved = paths[0]
         experts = self._experts(place, saved)
         if set(used) != {"lora_A.weight", "lora_B.weight"}:
             raise self._error(saved, got=", ".join(sorted(used)), wanted="lora_A.weight and lora_B.weight")
@@ -107,14 +108,15 @@ class ExpertReader:
             out, in_ = experts.shape(place.part, self.arch.hidden)
             if A.ndim != 2 or tuple(A.shape) != (len(A), in_) or tuple(B.shape) != (out, len(A)):
                 raise self._error(saved, got=f"{tuple(A.shape)} and {tuple(B.shape)}", wanted=f"(r, {in_}), ({out}, r)")
-            path = f"{saved}.weight" if place.part == ROUTER and self.config.get("target_parameters") else saved
-            check_rank(self.config, path, len(A), self.where)
-            self._add(place.layer, place.expert, place.part, A, B * scaling(self.config, path, len(A)), names)
+            if place.part == ROUTER:
+                paths = parameter_paths(self.config, paths)
+            check_rank(self.config, paths, len(A), self.where)
+            self._add(place.layer, place.expert, place.part, A, B * scaling(self.config, paths, len(A)), names)
             return
         parameter, A, B = self._unstacked(A, B, place, experts, saved, both=both)
-        path = f"{saved.removesuffix(f'.{INNER}')}.{parameter}"
-        check_rank(self.config, path, A.shape[1], self.where)
-        B = B * scaling(self.config, path, A.shape[1])
+        paths = tuple(f"{path.removesuffix(f'.{INNER}')}.{parameter}" for path in paths)
+        check_rank(self.config, paths, A.shape[1], self.where)
+        B = B * scaling(self.config, paths, A.shape[1])
         for expert in range(experts.count):
             for part, rows in _parts(B[expert], parameter, experts).items():
                 self._add(place.layer, expert, part, A[expert], rows, names)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import dropwhile
 from typing import NamedTuple
 
 from ..arch.spec import Architecture
+from ..errors import LoraSuiteError
 from ..models.derived import OTHER_TOWERS
 from .peft_format import COPY, PREFIX, split_ending
 
 WRAPPERS = {
-    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param", "module",
+    "_orig_mod", "_orig_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param",
+    "module",
 }  # fmt: skip
 """Path components that wrappers insert anywhere."""
 CONTAINERS = {"model", "base_model", "pretrained_model", "auto_model", "0"}
@@ -26,16 +29,27 @@ TEXT_TOWERS = {"language_model", "text_model", "llm", "thinker"}
 ENDINGS = (
     (re.compile(r"\.(lora_[AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$"), r".\1.\2"),
     (re.compile(r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+$"), r".\1"),
-    (re.compile(r"\.lora_magnitude_vector\.weight$"), ".lora_magnitude_vector"),
+    (re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?\.weight$"), ".lora_magnitude_vector"),
     (re.compile(r"\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?\.(weight|bias)$"), r".\1"),
     (re.compile(r"\.trainable_tokens_delta\.[^.]+$"), ".trainable_tokens_delta"),
 )
 """Endings with adapter names or containers -> replacement without them."""
+START = re.compile(rf"(?:(?:{'|'.join(sorted(WRAPPERS))})\.)*{re.escape(PREFIX)}")
+"""PEFT's prefix, with wrappers of the whole PEFT model before it."""
+ADAPTER_NAME = re.compile(
+    r"\.(?:lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|trainable_tokens_delta)"
+    r"\.(?!(?:weight|bias)$)([^.]+)(?=$|\.(?:weight|bias)$)"
+)
+"""Where tools that keep adapter names in a tensor's name have them."""
+FINAL_NORM = re.compile(r"ln_f|norm_f|\w*norm\w*")
+"""Names of the norm after the layers, which is beside them."""
 COPIES = re.compile(r"\.((?:original_module|token_adapter\.base_layer)\.(?:weight|bias))$")
 SHARED = "base_model."
 """Start of the path of what all modules share: VeRA's matrices, VB-LoRA's vector bank."""
 FOREIGN = "it belongs to "
 """Beginning of the reason for tensors of other parts of a multimodal model."""
+OTHER_ADAPTER = "the file has several adapters, and it is of "
+"""Beginning of the reason for tensors of another adapter in the same file."""
 
 
 class KeyName(NamedTuple):
@@ -44,7 +58,7 @@ class KeyName(NamedTuple):
     Attributes:
         module: Path of its module in the backbone, as the backbone spells it if it has such a module.
         ending: The rest of the name, such as ``lora_A.weight``; empty if unknown.
-        saved_module: The module's path as it was saved, without PEFT's prefix; patterns in the config match it.
+        saved_module: The module's path as it was saved, without PEFT's prefix.
         reason: Why it cannot be transferred, if the name alone determines that.
     """
 
@@ -52,6 +66,15 @@ class KeyName(NamedTuple):
     ending: str
     saved_module: str
     reason: str = ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that patterns in the config can match: as it was saved, without wrappers, and in the backbone.
+
+        Wrappers can come after PEFT, and classes around the backbone before it.
+        """
+        inner = ".".join(part for part in self.saved_module.split(".") if part not in WRAPPERS)
+        return tuple(dict.fromkeys((self.saved_module, inner, self.module)))
 
     @property
     def peft_name(self) -> str:
@@ -63,8 +86,8 @@ class KeyName(NamedTuple):
 
 def parse_name(name: str, arch: Architecture) -> KeyName:
     """Parse the name of a saved tensor; see `KeyName`."""
-    while name.startswith(PREFIX):
-        name = name.removeprefix(PREFIX)
+    while start := START.match(name):
+        name = name[start.end() :]
     path = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     copy = COPIES.search(path)
     for pattern, short in ENDINGS:
@@ -91,9 +114,31 @@ def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:
 
     Returns:
         Saved name -> `KeyName`.
+
+    Raises:
+        LoraSuiteError: If they are of several adapters, and none of these is PEFT's ``default`` or has no name.
     """
-    own = _common_adapter_name(list(names), arch)
-    return {name: parse_name(own.sub("", name) if own else name, arch) for name in names}
+    names = list(names)
+    own, others = _common_adapter_name(names, arch), _other_adapters(names)
+    parsed = {name: parse_name(own.sub("", name) if own else name, arch) for name in names}
+    return parsed | {name: parsed[name]._replace(reason=f"{OTHER_ADAPTER}{other!r}") for name, other in others.items()}
+
+
+def _other_adapters(names: Iterable[str]) -> dict[str, str]:
+    """Return the tensors of all adapters but one, with the name of theirs: PEFT loads the one named ``default``."""
+    found = {name: match[1] for name in names if (match := ADAPTER_NAME.search(name))}
+    unnamed = {ADAPTER_NAME.sub(lambda match: match[0].removesuffix(f".{match[1]}"), name) for name in found}
+    several, kept = sorted(set(found.values())), "default"
+    if unnamed.intersection(names):  # one adapter has no name
+        kept = ""
+    elif len(several) < 2:
+        return {}
+    elif kept not in several:
+        raise LoraSuiteError(
+            "the file has several adapters", got=", ".join(several), wanted="one, or one named default",
+            do="save the one to upgrade alone: save_pretrained(FOLDER, selected_adapters=[NAME])",
+        )  # fmt: skip
+    return {name: other for name, other in found.items() if other != kept}
 
 
 def _common_adapter_name(names: list[str], arch: Architecture) -> re.Pattern[str] | None:
@@ -151,6 +196,9 @@ def _backbone_path(parts: list[str], arch: Architecture) -> tuple[str, str]:
         own = spelling.split(".")
         if parts[-1:] == own[-1:]:
             return path, _foreign(parts[:-1], own[:-1])
+    rest = list(dropwhile(lambda part: part in {*stack[:-1], *CONTAINERS, *TEXT_TOWERS}, parts))
+    if arch.has_converter and len(rest) == 1 and FINAL_NORM.fullmatch(rest[0]):
+        return ".".join([*stack[:-1], *rest]), ""
     return ".".join(parts), next((part for part in parts if OTHER_TOWERS.fullmatch(part)), "")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
 from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
 from ..io.source import DEFAULTS, LoadOptions, Source, split_revision
+from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
 from ..models.config import load_config
 from ..models.dtype import choose_dtype
@@ -22,6 +24,7 @@ from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
+from .peft_model import renamed_folder
 from .reading import PASS_OLD, base_model_of, check_gathered, read_config
 from .tokenizer import fetch_tokenizer
 
@@ -60,8 +63,12 @@ def adapter_folder(source: Source) -> Path:
     return source.require(CONFIG).parent
 
 
-def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_trainable: bool = False) -> Any:
+def add_adapter(
+    model: Any, folder: Path, source: Source, *, base: Any, arch: Architecture | None = None, is_trainable: bool = False
+) -> Any:
     """Add an adapter to a model with PEFT, after resizing the model's token tables to those of the adapter.
+
+    PEFT only warns of tensors that it does not find, and initializes them.
 
     The attribute ``adapter_tokenizer`` of the result is the tokenizer in the folder if it has tokens that the model's
     own lacks, else None.
@@ -71,6 +78,7 @@ def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_train
         folder: Folder of the adapter, from `adapter_folder`.
         source: Source of the adapter, for error messages.
         base: Name of the backbone, for error messages.
+        arch: Architecture of the backbone, for tensor names that PEFT does not know; without it they stay as they are.
         is_trainable: Whether the adapter is to be trained.
     """
     from peft import PeftModel
@@ -84,7 +92,9 @@ def add_adapter(model: Any, folder: Path, source: Source, *, base: Any, is_train
     tokenizer = find_tokenizer(folder, partial(load_tokenizer, model, None))
     try:
         fit_vocabulary(model, folder)
-        loaded: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        with temporary_folder() as scratch:
+            named = folder if arch is None else renamed_folder(source, arch, scratch)
+            loaded: Any = PeftModel.from_pretrained(model, str(named), is_trainable=is_trainable)
     except LoraSuiteError:
         raise
     except Exception as error:  # for a malformed config PEFT raises many kinds of errors
@@ -140,7 +150,7 @@ def old_backbone_loader(
     def open_base_model() -> Backbone:
         try:
             backbone = Backbone.open(name, revision=revision or own, hub_only=untrusted, **access)
-            _ = backbone.source.commit  # looks the name up
+            _ = backbone.source.commit, backbone.config  # looks the name up
         except LoraSuiteError as error:
             raise LoraSuiteError(
                 f"{error.what}; it is the base model in the config of {adapter.name}", where=error.where,

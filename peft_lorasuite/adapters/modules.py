@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,51 +17,64 @@ from .peft_format import LINEAR_ENDINGS, OPTIONAL_ENDINGS, TRAINED_BIAS
 from .token_tables import needs_backbone_error
 
 
-def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+Paths: TypeAlias = tuple[str, ...]
+"""The paths of a module that patterns in the config can match (`KeyName.paths`), the saved one first."""
+
+
+def scaling(config: Mapping[str, Any], paths: Paths, rank: int) -> float:
     """Return the scaling of a module: ``alpha / rank``, or ``alpha / sqrt(rank)`` for rsLoRA.
 
     AdaLoRA divides by its initial rank, whatever the rank after pruning.
 
     Args:
         config: The adapter's PEFT config.
-        module: The module's path as it was saved, for ``alpha_pattern``.
+        paths: The module's paths, for ``alpha_pattern``.
         rank: The module's rank.
     """
     if config["peft_type"] == "ADALORA":
         return config["lora_alpha"] / (config["init_r"] + 1e-5)
-    alpha = _value_of(config, "alpha_pattern", module, config.get("lora_alpha", rank))
+    alpha = _value_of(config, "alpha_pattern", paths, config.get("lora_alpha", rank))
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def check_rank(config: Mapping[str, Any], module: str, rank: int, where: str) -> None:
+def check_rank(config: Mapping[str, Any], paths: Paths, rank: int, where: str) -> None:
     """Raise `LoraSuiteError` if the rank of a LoRA's tensors is not the one in its config, as PEFT does.
 
     Args:
         config: The adapter's PEFT config.
-        module: The module's path as it was saved, for ``rank_pattern``.
+        paths: The module's paths, for ``rank_pattern``.
         rank: The rank of its tensors.
         where: Place for the error message.
     """
-    wanted = _value_of(config, "rank_pattern", module, config.get("r", rank))
+    wanted = _value_of(config, "rank_pattern", paths, config.get("r", rank))
     if config["peft_type"] == "LORA" and rank != wanted:
         raise LoraSuiteError(
-            "the rank of the tensors is not the one in the adapter's config", where=f"{where}, {module}", got=rank,
+            "the rank of the tensors is not the one in the adapter's config", where=f"{where}, {paths[0]}", got=rank,
             wanted=f"r={wanted}", do="fetch the adapter again, or fix r or rank_pattern in the config",
         )  # fmt: skip
 
 
-def _value_of(config: Mapping[str, Any], entry: str, module: str, default: Any) -> Any:
-    """Return the value that a pattern of the config sets for a module, or the default."""
+def _value_of(config: Mapping[str, Any], entry: str, paths: Paths, default: Any) -> Any:
+    """Return the value that a pattern of the config sets for a module by the first path that one matches, or the
+    default."""
     patterns = config.get(entry)
     if not patterns:
         return default
     from peft.utils.other import get_pattern_key  # importing PEFT takes longer than an upgrade
 
-    return patterns.get(get_pattern_key(list(patterns), module), default)
+    matched = (get_pattern_key(list(patterns), path) for path in paths)
+    return next((patterns[key] for key in matched if key in patterns), default)
+
+
+def parameter_paths(config: Mapping[str, Any], paths: Paths) -> Paths:
+    """Return the paths of a module, of its weight if the config targets that (``target_parameters``)."""
+    targets = [str(target) for target in config.get("target_parameters") or ()]
+    own = tuple(f"{path}.weight" for path in paths)
+    return own if any(f".{path}".endswith(f".{target}") for path in own for target in targets) else paths
 
 
 def read_update(
-    used: Mapping[str, Tensor], config: Mapping[str, Any], path: str, old: Backbone | None, arch: Architecture,
+    used: Mapping[str, Tensor], config: Mapping[str, Any], paths: Paths, old: Backbone | None, arch: Architecture,
     place: tuple[int, Site],
 ) -> LowRank | None:  # fmt: skip
     """Return the update of a module, with the scaling in its factors; None if AdaLoRA has pruned it completely.
@@ -69,7 +82,7 @@ def read_update(
     Args:
         used: Ending -> tensor of the module.
         config: The adapter's PEFT config.
-        path: The module's path as it was saved.
+        paths: The module's paths.
         old: The backbone; needed for trained biases.
         arch: Architecture of the backbone.
         place: Layer and site of the module.
@@ -77,16 +90,18 @@ def read_update(
     A, B = (next((used[name] for name in (f"lora_{end}.weight", f"lora_{end}") if name in used), None) for end in "AB")
     stored = next((used[name] for name in TRAINED_BIAS if name in used), None)
     bias = None if stored is None else _bias_change(stored, old, arch, place)
+    if bias is not None and config.get("bias", "none") == "none" and not bias.any():
+        bias = None  # a copy of the backbone's, of a state dict that was saved as a whole
     if A is None or B is None:
         out, in_ = arch.module_shape(*place)
         return LowRank(torch.zeros(1, in_), torch.zeros(out, 1), bias)
     if not A.numel():
         return None
-    scale = scaling(config, path, A.shape[0])
+    scale = scaling(config, paths, A.shape[0])
     A = A.float() * used["lora_E"].float() if "lora_E" in used else A.float()
     if "lora_B.bias" in used:
         bias = used["lora_B.bias"].float() * scale
-    A, B = check_values(A, B.float() * scale, where=path)
+    A, B = check_values(A, B.float() * scale, where=paths[0])
     return LowRank(A, B, bias)
 
 

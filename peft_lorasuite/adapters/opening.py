@@ -48,8 +48,9 @@ def open_adapter(
     task = CAUSAL
     if config["peft_type"] in DIRECT_KINDS or config.get("task_type") in CLASSIFIERS:
         # refuses what `upgrade` refuses: PEFT would initialize missing tensors
-        task = read_adapter(source, backbone.arch, old=backbone).with_labels(labels, problem_type).task
-    loaded = add_adapter(backbone.load(task=task), folder, source, base=repr(backbone), is_trainable=True)
+        found = read_adapter(source, backbone.arch, old=backbone, labels_given=labels is not None)
+        task = found.with_labels(labels, problem_type).task
+    loaded = add_adapter(backbone.load(task=task), folder, source, base=repr(backbone), arch=backbone.arch, is_trainable=True)
     return loaded, load_tokenizer(loaded, tokenizer, backbone.source.revision, load)
 
 

@@ -19,8 +19,18 @@ from .adapter import Adapter
 from .class_head import ClassHead, adapter_task, is_head, read_head
 from .experts import INNER, ExpertReader, find_expert_module
 from .key_names import FOREIGN, KeyName, group_by_module, parse_names
-from .modules import check_rank, check_shapes, read_update, scaling, split_parts
-from .peft_format import COPIED, COPY, LINEAR_ENDINGS, PRUNED, UNUSED_TABLE_ENDINGS, WEIGHTS, adapter_kind, skip_reason
+from .modules import Paths, check_rank, check_shapes, parameter_paths, read_update, scaling, split_parts
+from .peft_format import (
+    COPIED,
+    COPY,
+    LINEAR_ENDINGS,
+    PRUNED,
+    TRAINED_BIAS,
+    UNUSED_TABLE_ENDINGS,
+    WEIGHTS,
+    adapter_kind,
+    skip_reason,
+)
 from .token_tables import DELTA, TableUpdate, find_table, read_table, tied_copies
 
 
@@ -35,7 +45,7 @@ class ParsedAdapter:
         old: The backbone, if it is given.
         where: Place for error messages.
         updates: As in `Adapter`, like ``names``, ``unused``, ``magnitudes``, ``tables`` and ``head``.
-        saved: Module in the backbone -> the path under which it was saved.
+        paths: Module in the backbone -> the paths that patterns in the config can match.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,7 +58,7 @@ class ParsedAdapter:
     unused: dict[str, str] = field(default_factory=dict)
     magnitudes: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     tables: dict[str, TableUpdate] = field(default_factory=dict)
-    saved: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, Paths] = field(default_factory=dict)
     head: ClassHead | None = None
     others: list[str] = field(default_factory=list)
     experts: ExpertReader = field(init=False)
@@ -66,7 +76,7 @@ class ParsedAdapter:
         for name in tied_copies(groups, self.tensors, self.arch):
             self._skip([name], COPY)
             groups[parsed[name].module].pop(parsed[name].ending)
-        self.saved = {key.module: key.saved_module for key in parsed.values() if not key.reason}
+        self.paths = {key.module: key.paths for key in parsed.values() if not key.reason}
         for path, owned in groups.items():
             expert = find_expert_module(path, self.arch) if adapter_kind(self.config) == "lora" else None
             if expert is None:
@@ -74,7 +84,7 @@ class ParsedAdapter:
             else:
                 used = {ending: self.tensors[name] for ending, name in owned.items()}
                 both = expert.inner or f"{path}.{INNER}" in groups
-                self.experts.read(expert, used, tuple(owned.values()), self.saved[path], both=both)
+                self.experts.read(expert, used, tuple(owned.values()), self.paths[path], both=both)
         return self
 
     def _same(self, name: str, groups: Mapping[str, Mapping[str, str]], key: KeyName) -> str:
@@ -89,8 +99,9 @@ class ParsedAdapter:
         """Parse a module; ``owned`` are the saved names of its tensors by ending."""
         kind, place, table = adapter_kind(self.config), self.arch.find(path), find_table(path, self.arch)
         if place is not None and set(owned) & {*LINEAR_ENDINGS[kind]}:
-            others = [owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]]
-            self._skip(others, f"a {kind} has no such tensor in a linear module, and the config describes a {kind}")
+            others = {ending: owned.pop(ending) for ending in list(owned) if ending not in LINEAR_ENDINGS[kind]}
+            why = f"a {kind} has no such tensor in a linear module, and the config describes a {kind}"
+            self._skip(others.values(), COPY if others and self._is_base(path, others) else why)
             self._parse_linear(path, owned, *place)
         elif (
             table is not None
@@ -109,7 +120,21 @@ class ParsedAdapter:
         elif not self.arch.has_converter:
             self.others += owned.values()
         else:
-            self._skip(owned.values(), skip_reason(owned, self.arch.family))
+            self._skip(owned.values(), COPY if self._is_base(path, owned) else skip_reason(owned, self.arch.family))
+
+    def _is_base(self, path: str, owned: Mapping[str, str]) -> bool:
+        """Whether tensors are the backbone's own, as in a state dict that was saved as a whole."""
+        if self.old is None or not set(owned) <= {"weight", "bias", "base_layer.weight"}:
+            return False
+        for ending, name in owned.items():
+            try:
+                own = self.old.tensor(f"{path}.{ending.removeprefix('base_layer.')}")
+            except LoraSuiteError:  # it has none of this name
+                return False
+            saved = self.tensors[name]
+            if own.shape != saved.shape or not torch.equal(own.to(saved.dtype), saved):
+                return False
+        return True
 
     def _parse_linear(self, path: str, owned: Mapping[str, str], layer: int, site: Site) -> None:
         taken = self.names.get((layer, site.parts[0]))
@@ -117,11 +142,14 @@ class ParsedAdapter:
             return self._skip(owned.values(), f"it is for the same module as {taken[0]}")
         used = {ending: self.tensors[name] for ending, name in owned.items()}
         check_shapes(used, adapter_kind(self.config), self.arch, layer, site, self.where)
+        paths = parameter_paths(self.config, self.paths[path])
         if "lora_A.weight" in used:
-            check_rank(self.config, self.saved[path], len(used["lora_A.weight"]), self.where)
-        update = read_update(used, self.config, self.saved[path], self.old, self.arch, (layer, site))
+            check_rank(self.config, paths, len(used["lora_A.weight"]), self.where)
+        update = read_update(used, self.config, paths, self.old, self.arch, (layer, site))
         if update is None:
             return self._skip(owned.values(), PRUNED)
+        if update.bias is None and not set(used) - {*TRAINED_BIAS}:
+            return self._skip(owned.values(), COPY)
         for part, piece in split_parts(update, site, self.arch.in_layer(layer)).items():
             self.updates[layer, part], self.names[layer, part] = piece, tuple(owned.values())
         if "lora_magnitude_vector" in used:
@@ -140,8 +168,8 @@ class ParsedAdapter:
         return None
 
     def _table_scaling(self, path: str, rank: int) -> float:
-        check_rank(self.config, self.saved[path], rank, self.where)
-        return scaling(self.config, self.saved[path], rank)
+        check_rank(self.config, self.paths[path], rank, self.where)
+        return scaling(self.config, self.paths[path], rank)
 
     def _skip(self, names: Iterable[str], why: str) -> None:
         self.unused |= dict.fromkeys(names, why)

@@ -148,7 +148,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             "the adapter is a mixture of other adapters", where=where, got=kind, wanted="a single adapter",
             do="upgrade its adapters one by one",
         )  # fmt: skip
-    if kind == "LORA" and isinstance(init, str) and init.startswith(MUTATING_INITS):
+    if kind == "LORA" and isinstance(init, str) and init.lower().startswith(MUTATING_INITS):
         raise LoraSuiteError(
             f"the adapter was initialized by {init} and not converted, so it belongs to a changed copy of its backbone",
             where=where, got=f"init_lora_weights={init}",
@@ -166,9 +166,9 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 
 def _has_effect(option: str, value: Any) -> bool:
     """Whether PEFT computes something else for this value; an empty object is a sub-config with its defaults."""
-    if option == "layer_replication" and isinstance(value, list) and all(isinstance(one, list) for one in value):
-        layers = [layer for start, end in (one for one in value if len(one) == 2) for layer in range(start, end)]
-        return layers != list(range(len(layers)))
+    if option == "layer_replication" and value:
+        ends = [0, *(end for start, end in value if start < end)]
+        return [start for start, end in value if start < end] != ends[:-1]
     return bool(value) or isinstance(value, dict)
 
 
@@ -235,6 +235,11 @@ def split_ending(name: str) -> tuple[str, str]:
         if name.endswith(f".{ending}"):
             return name[: -len(ending) - 1], ending
     return name, ""
+
+
+def is_trained_bias(name: str) -> bool:
+    """Whether a tensor is a bias of the backbone that was trained, by its name; a LoRA's own bias is not."""
+    return split_ending(name)[1] in TRAINED_BIAS
 
 
 def skip_reason(owned: Mapping[str, str], family: str) -> str:

@@ -32,6 +32,8 @@ from .writing import write_adapter
 UNPATTERNED = ("layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters", "layer_replication")
 """Config entries that select modules; a list of full module names replaces them."""
 
+BASE_ENDINGS = ("weight", "bias", "base_layer.bias")
+"""Endings of a linear module's own tensors."""
 WITHOUT_EFFECT = {
     **dict.fromkeys((*OTHER_FORMULAS, "trainable_token_indices")), "use_qalora": False, "ensure_weight_tying": False
 }  # fmt: skip
@@ -51,8 +53,10 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter, *, merge: bool = Tru
         LoraSuiteError: If PEFT would not use a tensor of the adapter, or not find one that it expects.
     """
     with backbone.running(task=adapter.task.running) as model, temporary_folder() as folder:
-        if adapter.source is None or (adapter.experts and not adapter.tables):
+        if adapter.source is None or adapter.experts:
             write_adapter(adapter.at_one_rank() if adapter.experts else adapter, folder, base=backbone.name)
+            if adapter.source is not None:
+                _add_saved(adapter, adapter.source, folder)
         else:
             tensors = read_tensors(adapter.source.require(WEIGHTS), where=f"{adapter.origin}/{WEIGHTS}")
             own = [name for update in adapter.tables.values() for name in update.names
@@ -64,13 +68,55 @@ def load_with_adapter(backbone: Backbone, adapter: Adapter, *, merge: bool = Tru
         yield merge_adapter(adapted, backbone) if merge else adapted
 
 
+def _add_saved(adapter: Adapter, source: Source, folder: Path) -> None:
+    """Add the token tables and the classification head of an adapter's own files to a written folder."""
+    from safetensors.torch import load_file, save_file
+
+    names = {name for table in adapter.tables.values() for name in table.names} | set(
+        adapter.head.names if adapter.head else ()
+    )
+    if not names:
+        return
+    tensors = read_tensors(source.require(WEIGHTS), where=f"{adapter.origin}/{WEIGHTS}")
+    config = LORA_DEFAULTS | source.read_json(CONFIG)
+    kept = {name: key for name, key in parse_names(tensors, adapter.arch).items() if name in names}
+    own = _explicit_config(config, tensors, kept, adapter.arch)
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for path in own["target_modules"]:
+        rank = own["rank_pattern"].get(path, own["r"])
+        alpha = own["alpha_pattern"][path] * (rank**0.5 if config.get("use_rslora") else 1)
+        written["target_modules"].append(path)
+        written["rank_pattern"][path], written["alpha_pattern"][path] = rank, alpha
+    written |= {name: own[name] for name in ("modules_to_save", "trainable_token_indices")}
+    saved = load_file(folder / WEIGHTS) | {key.peft_name: tensors[name].contiguous() for name, key in kept.items()}
+    save_file(saved, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(written), encoding="utf-8")
+
+
 def merge_adapter(model: Any, backbone: Backbone) -> Any:
     """Merge the adapter of a model that is loaded only for this, which makes it two to three times faster.
 
-    A model that the caller has loaded is not merged, nor is a quantized one, whose weights cannot hold the update.
+    A model that the caller has loaded is not merged, nor is a quantized one, whose weights cannot hold the update, nor
+    one where merging would change more than PEFT computes, or fail.
     """
-    keep = backbone.in_memory or quantization(backbone.config) is not None
+    keep = backbone.in_memory or quantization(backbone.config) is not None or not _can_merge(model)
     return model if keep else model.merge_and_unload().eval()
+
+
+def _can_merge(model: Any) -> bool:
+    """Whether no LoRA adds a bias where there is none, or changes a weight that another module has as well."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
+            continue  # new values of tokens are the same for both tables
+        base = layer.get_base_layer()
+        adds_bias = any(getattr(layer, "lora_bias", {}).values()) and getattr(base, "bias", None) is None
+        if adds_bias or any(owners[id(weight)] > 1 for weight in base.parameters(recurse=False)):
+            return False
+    return True
 
 
 def add_adapter_strict(model: Any, folder: Path, where: str) -> Any:
@@ -109,6 +155,17 @@ def add_adapter_strict(model: Any, folder: Path, where: str) -> Any:
 def _abbreviate(keys: list[str]) -> str | None:
     """Return the first key and the number of others; None if there are none."""
     return (keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "")) if keys else None
+
+
+def renamed_folder(source: Source, arch: Architecture, scratch: Path) -> Path:
+    """Return a folder with an adapter under PEFT's names: its own if all used tensors have these, else ``scratch``."""
+    tensors = read_tensors(source.require(WEIGHTS), where=f"{source.name}/{WEIGHTS}")
+    parsed = parse_names(tensors, arch)
+    groups, _ = group_by_module(parsed)
+    used = {name for owned in groups.values() for name in owned.values()}
+    if all(name == parsed[name].peft_name for name in used):
+        return source.require(CONFIG).parent
+    return normalized_folder(source, LORA_DEFAULTS | source.read_json(CONFIG), tensors, arch, scratch)
 
 
 def normalized_folder(
@@ -157,13 +214,14 @@ def _explicit_config(
     }
     if config["peft_type"] != "LORA":
         explicit = {name: value for name, value in explicit.items() if name in config}
-        return explicit | _explicit_modules(config, [key.module for key in parsed.values()], arch)
+        owned = (key.module for key in parsed.values() if not (key.ending in BASE_ENDINGS and arch.find(key.module)))
+        return explicit | _explicit_modules(config, owned, arch)
     ranks, alphas = {}, {}
     for name, key in parsed.items():
         if key.ending in ("lora_A.weight", "lora_embedding_A"):
             rank = len(tensors[name])
             root = rank**0.5 if config.get("use_rslora") else rank
-            ranks[key.module], alphas[key.module] = rank, scaling(config, key.saved_module, rank) * root
+            ranks[key.module], alphas[key.module] = rank, scaling(config, key.paths, rank) * root
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else config.get("r", 8)
     return {
         **explicit,

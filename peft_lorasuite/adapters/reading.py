@@ -49,8 +49,9 @@ def adapter_needs_backbones(source: Source) -> bool:
 
 
 def read_adapter(
-    source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None
-) -> Adapter:
+    source: Source, arch: Architecture, *, old: Backbone | None = None, rank: int | None = None,
+    labels_given: bool = False,
+) -> Adapter:  # fmt: skip
     """Read an adapter.
 
     Args:
@@ -58,6 +59,7 @@ def read_adapter(
         arch: Architecture of its backbone.
         old: Its backbone; needed for trained biases and token tables, and for types that are converted to LoRA first.
         rank: Rank of the LoRA that such a type is converted to.
+        labels_given: Whether the caller gives a classifier's labels: malformed ones in its files do not count then.
 
     Raises:
         LoraSuiteError: If a file is missing or malformed, a tensor does not fit the backbone, the adapter cannot be
@@ -85,7 +87,13 @@ def read_adapter(
         adapter = convert_to_lora(source, config, tensors, old, rank, from_tensors)
     else:
         adapter = from_tensors(tensors, config, arch, source=source, old=old)
-    task = stored_labels(adapter.task, source, old) if adapter.head else adapter.task
+    task = adapter.task
+    if adapter.head:
+        try:
+            task = stored_labels(task, source, old)
+        except LoraSuiteError:
+            if not labels_given:
+                raise
     return replace(adapter, added=added, task=task)
 
 

@@ -111,6 +111,9 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         if adapter.kind == "dora":
             rows = {part: adapter.magnitudes[layer, part] for part in site.parts}
             tensors[f"{module}.lora_magnitude_vector"] = join(rows, site, adapter.arch.in_layer(layer))
+    if biased:  # PEFT then expects one of every LoRA, that of the head included
+        tensors |= {f"{name.removesuffix('weight')}bias": tensor.new_zeros(len(tensor))
+                    for name, tensor in adapter.extras.items() if name.endswith(".lora_B.weight")}  # fmt: skip
     if adapter.task.kind == "FEATURE_EXTRACTION":
         tensors = {f"{PREFIX}{_headless(name.removeprefix(PREFIX))}": tensor for name, tensor in tensors.items()}
     return separate_storage(tensors)

@@ -226,6 +226,7 @@ def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: boo
     from ..adapters.loading import adapter_folder, add_adapter, load_model
     from ..adapters.peft_format import CONFIG
     from ..adapters.reading import base_model_of
+    from ..models.backbone import Backbone
 
     base = _source(model, "model")
     adapter_source = None if adapter is None else _source(adapter, "adapter")
@@ -237,7 +238,8 @@ def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: boo
         return load_model(base, trust_remote_code=trust_remote_code), base.revision
     folder = adapter_folder(adapter_source)
     loaded = load_model(base, trust_remote_code=trust_remote_code)
-    return add_adapter(loaded, folder, adapter_source, base=base), base.revision
+    arch = Backbone(base, trust_remote_code=trust_remote_code).arch
+    return add_adapter(loaded, folder, adapter_source, base=base, arch=arch), base.revision
 
 
 def _source(text: str | Path, kind: str) -> Source:

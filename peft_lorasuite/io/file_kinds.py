@@ -50,6 +50,7 @@ ADAPTER_CONFIG = Record(
         "layers_to_transform": optional(either(integer(0), ListOf(item=integer(0)))),
         "trainable_token_indices": optional(either(ListOf(item=integer(0)), table_of(ListOf(item=integer(0))))),
         **dict.fromkeys(("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode"), _flag),
+        "layer_replication": optional(ListOf(item=ListOf(item=integer(0, 10**5), fewest=2, most=2))),
         "alora_invocation_tokens": optional(ListOf(item=integer(0))),
         **dict.fromkeys(("module_dropout", "rank_dropout"), optional(either(FLAG, number(0.0, high=1.0)))),
         "megatron_core": optional(one_of("megatron.core")),  # PEFT imports the module of this name

@@ -75,6 +75,7 @@ def _weight(low: int, high: int) -> float:
 
 def _are_distinct(alternatives: Iterable[Any]) -> bool:
     """Whether at most one alternative can match at a place: literal texts, of which none is the start of another."""
-    texts = sorted(tuple(part) for part in alternatives)
-    literal = all(str(operation) == "LITERAL" for text in texts for operation, _ in text)
-    return literal and not any(after[: len(text)] == text for text, after in pairwise(texts))
+    texts = [tuple(part) for part in alternatives]
+    if any(str(operation) != "LITERAL" for text in texts for operation, _ in text):
+        return False
+    return not any(after[: len(text)] == text for text, after in pairwise(sorted(texts)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -27,6 +28,9 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 """Task types with a classification head."""
 HEADS = ("score", "classifier")
 """Names of classification heads in transformers, as PEFT knows them."""
+
+LINE_OR_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that would break the lines of a table."""
 
 LabelsLike: TypeAlias = "Sequence[str] | Mapping[Any, str]"
 """Names of labels by index, or a mapping of indices to names (``id2label``)."""
@@ -176,11 +180,13 @@ def read_labels(labels: Any, where: str) -> tuple[str, ...]:
     if (
         not names
         or len(set(map(repr, names))) < len(names)
-        or not all(isinstance(name, str) and name for name in names)
+        or not all(isinstance(name, str) and name and not LINE_OR_CONTROL.search(name) for name in names)
     ):
         raise LoraSuiteError(
-            "malformed labels", where=where, got=repr(labels)[:80], wanted="distinct names, one for each class"
-        )
+            "malformed labels", where=where, got=repr(labels)[:80],
+            wanted="distinct names without control characters, one for each class",
+            do="pass them (--labels, labels=)",
+        )  # fmt: skip
     return names
 
 

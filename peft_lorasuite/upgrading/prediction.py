@@ -36,6 +36,8 @@ that hold reach .6 and more; two with .38 and .49 of their test answers right re
 MIN_KEPT = 0.8
 """Share of the answers that the adapter decides in full (`Probe.answers_kept`) from which the sample answers count.
 Where the adapter decides the form of an answer and leaves its content to the model, that of the new model is wanted."""
+MIN_COVERAGE = 0.95
+"""Share of the adapter's tensors that were transferred below which the verdict is doubtful."""
 MIN_SAMPLES = 5
 """Changed sample answers from which they count."""
 SHORT_ANSWER = 8
@@ -230,6 +232,19 @@ def _judge_classifier(measured: Mapping[str, Any]) -> Prediction:
     because = f"agreement with the old classifier on texts left out of the fit {float(measured['agreement']):.0%}"
     because += f", its outputs reached {gap:.0%}"
     return Prediction("holds" if gap >= MIN_EXPLAINED else "retrain", round(gap, 3), because)
+
+
+def with_coverage(found: Mapping[str, Any], covered: float | None) -> dict[str, Any]:
+    """Return the prediction as JSON values, doubtful if too few of the adapter's tensors were transferred.
+
+    Args:
+        found: The prediction.
+        covered: The share, None where the behavior was transferred.
+    """
+    if covered is None or covered >= MIN_COVERAGE:
+        return dict(found)
+    verdict = "doubtful" if found["verdict"] == "holds" else found["verdict"]
+    return {**found, "verdict": verdict, "because": f"{found['because']}, tensors transferred {covered:.0%}"}
 
 
 def facts(upgrade_map: UpgradeMap, method: str, fitted: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -66,10 +66,7 @@ class Report(Summarized):
 
         None for methods that transfer the adapter's behavior: their result has modules of its own.
         """
-        if self.by_behavior:
-            return None
-        fates = [fate for fate in self.tensors.values() if not fate.startswith(COPY_FATE)]
-        return sum(fate == TRANSFERRED for fate in fates) / max(len(fates), 1)
+        return coverage(self.tensors, self.modules)
 
     @property
     def verdict(self) -> str:
@@ -168,6 +165,14 @@ def by_behavior(modules: Sequence[Mapping[str, Any]]) -> bool:
 def lost_tensors(fates: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the tensors that the result does without, each with the reason."""
     return [(name, fate) for name, fate in fates.items() if fate not in (TRANSFERRED, APPLIED)]
+
+
+def coverage(fates: Mapping[str, str], modules: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the share of the old adapter's tensors that were transferred; see `Report.coverage`."""
+    if by_behavior(modules):
+        return None
+    counted = [fate for fate in fates.values() if not fate.startswith(COPY_FATE)]
+    return sum(fate == TRANSFERRED for fate in counted) / max(len(counted), 1)
 
 
 def tensor_fates(

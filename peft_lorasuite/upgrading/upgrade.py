@@ -38,7 +38,7 @@ from .equal_logits import prove
 from .experts import add_experts
 from .inputs import AdapterLike, BackboneLike, MapLike, check_base_model, check_rank
 from .module_ranks import join_modules
-from .report import Report, tensor_fates
+from .report import Report, coverage, tensor_fates
 from .zero_updates import zero_update_warnings
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,9 @@ def upgrade(
     load, chat = LoadOptions(token, cache_dir), ChatOptions.of(chat)
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
     with decomposition_errors():
-        adapter = _prepare(adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load)
+        adapter = _prepare(
+            adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load, labels is not None
+        )
     adapter = adapter.with_labels(labels, problem_type)
     prompts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
     facts: dict[str, Any] = ({"seed": seed} if seed else {}) | check_base_model(adapter, upgrade_map)
@@ -182,6 +184,8 @@ def upgrade(
         facts["hints"] = [*facts.get("hints", []), hint]
     if not chosen.needs_backbones:  # the sentences say what happens to the weights
         facts["differences"] = differences(upgrade_map.old.arch, upgrade_map.new.arch)
+    fates = tensor_fates(adapter, method_result, modules, fates)
+    facts["prediction"] = prediction.with_coverage(facts["prediction"], coverage(fates, modules))
     if warnings := zero_update_warnings(adapter, result, inputs.old):
         facts["warnings"] = [*warnings, *facts.get("warnings", [])]
         facts["prediction"] |= {"verdict": "retrain", "expected_gap_recovered": 0.0}
@@ -195,7 +199,7 @@ def upgrade(
         method={"name": chosen.name, "options": asdict(settings)},
         rank=result.rank or rank or method_result.rank or adapter.rank,
         modules=modules,
-        tensors=tensor_fates(adapter, method_result, modules, fates),
+        tensors=fates,
         facts=facts,
         revisions=_revisions(adapter, upgrade_map, old, new),
     )
@@ -231,14 +235,16 @@ def _check(
 
 def _prepare(
     adapter: AdapterLike, upgrade_map: UpgradeMap, old: Backbone | None, rank: int | None, output_type: str,
-    adapter_name: str | None, revision: str | None, load: LoadOptions,
+    adapter_name: str | None, revision: str | None, load: LoadOptions, labels_given: bool,
 ) -> Adapter:  # fmt: skip
     """Read the adapter, and convert it to the type of the result."""
     if not isinstance(adapter, Adapter):
         source = adapter
         if not isinstance(source, Source):
             source = Source(str(adapter), "adapter", revision, **load.hub_kwargs())
-        adapter = read_adapter(select_adapter(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank)
+        adapter = read_adapter(
+            select_adapter(source, adapter_name), upgrade_map.old.arch, old=old, rank=rank, labels_given=labels_given
+        )
     return variants.prepare(adapter, output_type, old, rank)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, join_sites
 from ..adapters.dora import dora_to_lora
-from ..adapters.peft_format import PREFIX, TRAINED_BIAS
+from ..adapters.peft_format import PREFIX, is_trained_bias
 from ..adapters.plain import refuse_biases
 from ..adapters.token_tables import needs_backbone_error
 from ..arch.spec import Site
@@ -98,7 +98,8 @@ def complete(
         result = restore_magnitudes(result, inputs, method_result, by_index=method in ("copy", "rekey"))
     facts["kind"] = source.kind
     has_biases = any(update.bias is not None for update in source.updates.values())
-    if source.config.get("bias", "none") != "none" and has_biases:
+    trained = any(is_trained_bias(name) for names in source.names.values() for name in names)
+    if has_biases and (trained or source.config.get("bias", "none") != "none"):
         result, bias_fates = _add_trained_biases(result, inputs, method_result, same=not plain)
         fates |= bias_fates
     if source.tables or added:
@@ -138,7 +139,7 @@ def _add_trained_biases(
                 name for key in keys for name in inputs.adapter.names.get(method_result.sources.get(key, (-1, "")), ())
             }
             fates |= {name: f"not transferred: {arch.family}'s {site.path} has no bias" for name in names
-                      if name.endswith(tuple(f".{end}" for end in TRAINED_BIAS))}  # fmt: skip
+                      if is_trained_bias(name)}  # fmt: skip
     settings = {**result.settings, "bias": "lora_only"} if same else result.settings
     return replace(result, updates=updates, extras=extras, settings=settings), fates
 

@@ -57,6 +57,14 @@ def test_b7_layers_that_are_listed_once_are_not_replicated(pair, tmp_path):
     assert upgrade(folder, pair.map, method="lorasuite").report.coverage == 1
 
 
+@pytest.mark.parametrize("value", [[["a", "b"]], [[0.5, 3]], [[0]], [[0, 10**9]], [0, 1], [[-1, 2]]])
+def test_e_a_malformed_layer_replication_is_one_line(value, pair, tmp_path):
+    folder = changed(pair, tmp_path / "adapter", layer_replication=value)
+    with pytest.raises(LoraSuiteError, match=r"adapter_config.json, layer_replication") as caught:
+        upgrade(folder, pair.map, method="lorasuite")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("option", WITH_EFFECT)
 def test_an_entry_with_an_effect_is_refused(option, pair, tmp_path):
     folder = changed(pair, tmp_path / "adapter", **{option: WITH_EFFECT[option]})

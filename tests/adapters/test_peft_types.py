@@ -117,7 +117,7 @@ def test_several_adapters_in_one_folder_are_chosen_by_name(llama, tmp_path):
         upgraded(tmp_path, llama)
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
 def test_an_adapter_of_a_changed_backbone_is_refused_until_it_is_converted(init, llama, tmp_path):
     model = peft.get_peft_model(write(llama.old), lora(target_modules=["q_proj"], init_lora_weights=True))
     model.save_pretrained(tmp_path)

@@ -29,6 +29,8 @@ REAL = [
     r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
     r"(?:k_proj|v_proj|q_proj|out_proj|fc1|fc2).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp)"
     r"\.(?:(?:q_proj|k_proj|v_proj|o_proj)))",
+    r".*q_proj|.*v_proj", r"\d+|\w+", r".*(?:q|k)_proj|.*mlp1\.[13]",
+    r"(.*(model).*(down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj).*$|.*(custom_text_proj).*$)",
     r"^(language_model|aligner)(?!.*(lm_head|output|emb|wte|shared)).*", r"layers\.(1|2|10|11|20)\.self_attn\.\w+_proj",
 ]  # fmt: skip
 

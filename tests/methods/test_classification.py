@@ -206,8 +206,10 @@ def test_b4_labels_come_from_the_config_beside_the_adapter(classifier, tmp_path)
     with pytest.raises(LoraSuiteError, match=r"config.json: the number of labels differs .*got 2 labels, wanted 3"):
         carry(classifier, adapter=folder)
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "color", "1": "plant", "x": "size"}}))
-    with pytest.raises(LoraSuiteError, match="malformed labels"):
+    with pytest.raises(LoraSuiteError, match=r"malformed labels .*; pass them .--labels"):
         carry(classifier, adapter=folder)
+    moved = carry(classifier, adapter=folder, labels=["color", "plant", "size"])
+    assert moved.report.facts["task"]["labels"] == ["color", "plant", "size"]
 
 
 def test_b4_heads_of_other_tasks_are_refused(classifier, tmp_path):
@@ -222,6 +224,7 @@ def test_b4_heads_of_other_tasks_are_refused(classifier, tmp_path):
         ({"prompts": None}, "needs unlabeled texts .* --prompts"),
         ({"labels": ["a", "b"]}, "labels differs from the rows .*got 2 labels, wanted 3"),
         ({"labels": ["a", "a", "b"]}, "malformed labels"),
+        ({"labels": ["a", "b\nFAKE", "c"]}, "malformed labels"),
         ({"problem_type": "ranking"}, "unknown problem type"),
         ({"prompts": [{"text": ""}, {"text": "a"}]}, "record 1, text: a text is empty"),
         ({"prompts": [{"sentence1": " red", "sentence2": " "}, {"text": "a"}]}, "record 1, sentence2: a text is empty"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import peft_lorasuite
 from peft_lorasuite import UpgradeMap, upgrade
 from peft_lorasuite.cli.main import main
-from peft_lorasuite.upgrading.prediction import Prediction, Scores, judge
+from peft_lorasuite.upgrading.prediction import Prediction, Scores, judge, with_coverage
 
 pair = command_fixtures.pair
 WEIGHTS = "adapter_model.safetensors"
@@ -78,6 +78,15 @@ def test_coverage_means_nothing_for_methods_that_transfer_behavior(pair, capsys,
     by_weights = upgrade(pair.adapter, pair.map, method="lorasuite").report
     assert by_weights.coverage == 1.0
     assert set(by_weights.tensors.values()) == {"transferred"}
+
+
+def test_a_verdict_counts_what_was_left_out():
+    """On the same weights, where nothing else is lost."""
+    found = {"verdict": "holds", "because": "the map", "expected_gap_recovered": 1.0}
+    assert with_coverage(found, 0.99) == with_coverage(found, None) == found
+    partly = with_coverage(found, 0.75)
+    assert (partly["verdict"], partly["because"]) == ("doubtful", "the map, tensors transferred 75%")
+    assert with_coverage({**found, "verdict": "retrain"}, 0.75)["verdict"] == "retrain"
 
 
 def test_answers_of_an_uncertain_adapter_make_the_verdict_doubtful():
