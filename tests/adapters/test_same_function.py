@@ -155,7 +155,7 @@ def assert_same(got: Tensor, wanted: Tensor, bare: Tensor) -> None:
     assert (got - wanted).norm() < 1e-4 * (wanted - bare).norm()
 
 
-@pytest.mark.filterwarnings("ignore:.*lora_bias=True.*", "ignore:.*invalid shape.*")
+@pytest.mark.filterwarnings("ignore:.*lora_bias=True.*", "ignore:.*invalid shape.*", "ignore:.*did not match any.*")
 @pytest.mark.parametrize("name", CASES)
 def test_the_old_model_has_the_function_of_peft(name: str, tmp_path: Path) -> None:
     case = CASES[name]
