@@ -27,8 +27,7 @@ from .behavior.classification import (
     choose_texts,
     compare_logits,
     logits_at,
-    read_targets,
-    split_rows,
+    read_split_targets,
     start_classifier,
     zero_update,
 )
@@ -95,13 +94,12 @@ def _distill_classifier(inputs: MethodInput, new: Backbone, options: DistillOpti
     options = replace(options, learning_rate=options.learning_rate or CLASSIFIER_RATE)
     texts = choose_texts(inputs, "distill", options.prompts or TEXTS)
     inputs = inputs.with_stages(READ_OLD, *([FIT] if options.start else []), DISTILL)
-    targets = read_targets(inputs, texts)
-    seen, held_out = split_rows(targets, inputs.seed)
+    seen, held_out, passes = read_split_targets(inputs, texts, options.epochs)
     first = start_classifier(inputs, seen, fit=options.start)
     trainer = partial(ClassTrainer, targets=seen.logits, losses=teacher_losses, objective=task.objective)
     rows = target_rows([(row.ids, 0) for row in seen.rows], seen.places)
     found, losses, reached = _train(
-        inputs, new, first, rows, options, trainer, class_batch,
+        inputs, new, first, rows, replace(options, epochs=passes), trainer, class_batch,
         lambda model: logits_at(model, held_out, padding_of(new)),
     )  # fmt: skip
     facts = {"texts": len(texts.new), "positions": len(seen.places), **losses}

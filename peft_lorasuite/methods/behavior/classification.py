@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from ...text.examples import MAX_PROMPTS, NAMED, PromptOrText, check_prompt_coun
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import FIT, READ_OLD, MethodInput, MethodResult
+from .altered_texts import altered
 from .class_features import fit_classifier
 from .class_states import ClassProblem
 from .options import BehaviorOptions
@@ -208,19 +209,33 @@ def start_classifier(inputs: MethodInput, targets: ClassTargets, *, fit: bool) -
     return MethodResult(update, facts=facts, rank=rank, head=found.head)
 
 
-def split_rows(targets: ClassTargets, seed: int) -> tuple[ClassTargets, ClassTargets]:
-    """Split targets by their rows into nine tenths and one tenth; both are all of them where there are few rows."""
-    count = len(targets.rows)
-    if count < FEW_TEXTS:
-        return targets, targets
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = set(order[: count // 10])
+def read_split_targets(inputs: MethodInput, texts: ChosenTexts, passes: int) -> tuple[ClassTargets, ClassTargets, int]:
+    """Read the targets of texts to train on, and those of a tenth that is held out.
 
-    def part(inside: bool) -> ClassTargets:
-        kept = [index for index, (row, _) in enumerate(targets.places) if (row in held_out) == inside]
+    The training texts of all passes but the first are altered ones; conversations stay as their templates are. Both
+    parts are all texts where there are few.
+
+    Returns:
+        Targets to train on and held-out ones, and how many passes over the first are left.
+    """
+    count = len(texts.new)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(inputs.seed)).tolist()
+    kept_out = set(order[: count // 10]) if count >= FEW_TEXTS else set()
+    fitted = [number for number in range(count) if number not in kept_out]
+    old, new = ([side[number] for number in (*fitted, *sorted(kept_out))] for side in (texts.old, texts.new))
+    more: list[Text] = []
+    if texts.old is texts.new:
+        seen = old[: len(fitted)]
+        more = [one for number in range(1, passes) for one in altered(seen, inputs.seed + number)]
+    targets = read_targets(inputs, replace(texts, old=[*old, *more], new=[*new, *more]))
+    held_out = range(len(fitted), count) if kept_out else range(count)
+
+    def part(rows: Container[int]) -> ClassTargets:
+        kept = [index for index, (row, _) in enumerate(targets.places) if row in rows]
         return ClassTargets(targets.rows, [targets.places[index] for index in kept], targets.logits[kept])
 
-    return part(False), part(True)
+    fitted_rows = {*range(len(fitted)), *range(count, count + len(more))}
+    return part(fitted_rows), part(held_out), 1 if more else passes
 
 
 def logits_at(model: Any, targets: ClassTargets, padding: int) -> Float[Tensor, "places labels"]:
