@@ -16,7 +16,6 @@ from ..models.backbone import Backbone
 from .peft_format import LINEAR_ENDINGS, OPTIONAL_ENDINGS, TRAINED_BIAS
 from .token_tables import needs_backbone_error
 
-
 Paths: TypeAlias = tuple[str, ...]
 """The paths of a module that patterns in the config can match (`KeyName.paths`), the saved one first."""
 
@@ -55,8 +54,7 @@ def check_rank(config: Mapping[str, Any], paths: Paths, rank: int, where: str) -
 
 
 def _value_of(config: Mapping[str, Any], entry: str, paths: Paths, default: Any) -> Any:
-    """Return the value that a pattern of the config sets for a module by the first path that one matches, or the
-    default."""
+    """Return the value that a pattern sets for a module, by the first path that one matches; else the default."""
     patterns = config.get(entry)
     if not patterns:
         return default

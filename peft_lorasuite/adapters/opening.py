@@ -50,7 +50,9 @@ def open_adapter(
         # refuses what `upgrade` refuses: PEFT would initialize missing tensors
         found = read_adapter(source, backbone.arch, old=backbone, labels_given=labels is not None)
         task = found.with_labels(labels, problem_type).task
-    loaded = add_adapter(backbone.load(task=task), folder, source, base=repr(backbone), arch=backbone.arch, is_trainable=True)
+    loaded = add_adapter(
+        backbone.load(task=task), folder, source, base=repr(backbone), arch=backbone.arch, is_trainable=True
+    )
     return loaded, load_tokenizer(loaded, tokenizer, backbone.source.revision, load)
 
 

@@ -238,7 +238,10 @@ def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: boo
         return load_model(base, trust_remote_code=trust_remote_code), base.revision
     folder = adapter_folder(adapter_source)
     loaded = load_model(base, trust_remote_code=trust_remote_code)
-    arch = Backbone(base, trust_remote_code=trust_remote_code).arch
+    try:
+        arch = Backbone(base, trust_remote_code=trust_remote_code).arch
+    except LoraSuiteError:  # a type that cannot be upgraded can be evaluated
+        arch = None
     return add_adapter(loaded, folder, adapter_source, base=base, arch=arch), base.revision
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def parse_text(record: Mapping[str, Any], where: str) -> Text:
             wanted=f"{', '.join(SINGLE)}, {TOKENS[0]}, or a pair such as {' and '.join(PAIRS[0])}",
         )  # fmt: skip
     if fields[0] in TOKENS:
-        return _join_words(record[fields[0]], label, f"{where}, {fields[0]}")
+        return _read_words(record[fields[0]], label, f"{where}, {fields[0]}")
     first, *rest = (_checked(record[name], f"{where}, {name}") for name in fields)
     return Text(first, rest[0] if rest else None, label=label)
 
@@ -80,13 +80,19 @@ def _checked(text: Any, where: str) -> str:
     return text
 
 
-def _join_words(words: Any, label: Any, where: str) -> Text:
-    """Join the words of a text by spaces, and keep their character spans."""
+def _read_words(words: Any, label: Any, where: str) -> Text:
+    """Read a list of words."""
     if not isinstance(words, (list, tuple)) or not words:
         raise LoraSuiteError("a text has no tokens", where=where, got=repr(words)[:80], wanted="a list of words")
-    start, spans = 0, []
     for word in words:
         _checked(word, where)
+    return join_words(words, label)
+
+
+def join_words(words: Sequence[str], label: Any = None) -> Text:
+    """Join words by spaces, and keep their character spans."""
+    start, spans = 0, []
+    for word in words:
         spans.append((start, start + len(word)))
         start += len(word) + 1
     return Text(" ".join(words), None, tuple(spans), label)
