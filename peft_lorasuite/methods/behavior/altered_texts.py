@@ -26,8 +26,8 @@ def altered(texts: Sequence[Text], seed: int) -> list[Text]:
 def _alter(text: Text, other: Text, source: random.Random) -> Text:
     join = source.random() < JOINED
     if text.words:
-        words = [[one.text[start:end] for start, end in one.words] or one.text.split() for one in (text, other)]
-        return join_words(_mixed(*words, source) if join else _thinned(words[0], source))
+        words, others = ([one.text[start:end] for start, end in one.words] for one in (text, other))
+        return join_words(_mixed(words, others or words, source) if join else _thinned(words, source))
     first = _altered_string(text.text, other.text, source, join=join)
     if text.pair is None:
         return Text(first)
@@ -37,8 +37,8 @@ def _alter(text: Text, other: Text, source: random.Random) -> Text:
 def _altered_string(text: str, other: str, source: random.Random, *, join: bool) -> str:
     """Alter a string by its words, or by its characters where it has no spaces."""
     space = " " if " " in text.strip() else ""
-    parts = [one.split(" ") if space else list(one) for one in (text, other)]
-    found = space.join(_mixed(*parts, source) if join else _thinned(parts[0], source))
+    words, others = (one.split(" ") if space else list(one) for one in (text, other))
+    found = space.join(_mixed(words, others, source) if join else _thinned(words, source))
     return found if found.strip() else text
 
 
