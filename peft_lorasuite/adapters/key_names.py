@@ -127,7 +127,8 @@ def parse_names(names: Iterable[str], arch: Architecture) -> dict[str, KeyName]:
 def _other_adapters(names: Iterable[str]) -> dict[str, str]:
     """Return the tensors of all adapters but one, with the name of theirs: PEFT loads the one named ``default``."""
     found = {name: match[1] for name in names if (match := ADAPTER_NAME.search(name))}
-    unnamed = {ADAPTER_NAME.sub(lambda match: match[0].removesuffix(f".{match[1]}"), name) for name in found}
+    unnamed = {ADAPTER_NAME.sub(lambda match: match[0].removesuffix(f".{match[1]}"), name)
+               for name in found if ".lora_" in name}  # fmt: skip
     several, kept = sorted(set(found.values())), "default"
     if unnamed.intersection(names):  # one adapter has no name
         kept = ""

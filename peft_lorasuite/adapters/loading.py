@@ -93,7 +93,8 @@ def add_adapter(
     try:
         fit_vocabulary(model, folder)
         with temporary_folder() as scratch:
-            named = folder if arch is None else renamed_folder(source, arch, scratch)
+            modules = {name for name, _ in model.named_modules()}
+            named = folder if arch is None else renamed_folder(source, arch, modules, scratch)
             loaded: Any = PeftModel.from_pretrained(model, str(named), is_trainable=is_trainable)
     except LoraSuiteError:
         raise

@@ -58,6 +58,14 @@ def in_memory_names(model: Any, _: Any) -> Tensors:
     return {name: one for name, one in model.state_dict().items() if "lora_" in name or name.endswith("bias")}
 
 
+def trained_twice(_: Any, tensors: dict[str, Tensor]) -> Tensors:
+    """Name the LoRA's tensors as in memory, and save a trained module under both of its names."""
+    named = {name.replace(".weight", ".default.weight") if "lora_" in name else name: one
+             for name, one in tensors.items()}  # fmt: skip
+    head = tensors[f"{PREFIX}lm_head.weight"]
+    return named | {f"{PREFIX}lm_head.modules_to_save.{end}": head for end in ("weight", "default.weight")}
+
+
 class Case(NamedTuple):
     family: str
     config: peft.PeftConfig
@@ -92,6 +100,7 @@ CASES = {
     ),
     "two adapters, one named default": Case("llama", lora(), with_another_adapter(".default", "aaa")),
     "two adapters, one without a name": Case("llama", lora(), with_another_adapter("", "aaa")),
+    "names in memory, a trained head twice": Case("llama", lora(modules_to_save=["lm_head"]), trained_twice),
     "DoRA with names in memory": Case("qwen2", lora(use_dora=True, bias="all"), in_memory_names),
     "biases in the file alone": Case("qwen2", lora(), in_memory_names),
     "whole state dict": Case("llama", lora(), whole),
