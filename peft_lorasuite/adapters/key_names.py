@@ -150,8 +150,12 @@ def _common_adapter_name(names: list[str], arch: Architecture) -> re.Pattern[str
     """
     owners = [path for site in arch.sites for path in (site.path, site.norm, site.post_norm) if path]
     modules = {path.rpartition(".")[2] for path in owners} | {SHARED.rstrip(".")}
-    paths = [re.sub(r"\.(?:weight|bias)$", "", name).split(".") for name in names]
-    paths = [path for path in paths if any(part.isdigit() for part in path) or path[-3:-2] == [SHARED.rstrip(".")]]
+    stems = [re.sub(r"\.(?:weight|bias)$", "", name) for name in names]
+    own = {*modules, "base_layer"}  # a state dict that was saved as a whole has their parameters
+    paths = [stem.split(".") for stem, name in zip(stems, names, strict=True)
+             if stem == name or stem.rpartition(".")[2] not in own]  # fmt: skip
+    paths = [path for path in paths if any(part.isdigit() for part in path)
+             or (path[-3:-2] == [SHARED.rstrip(".")] and path[-2] != "model")]  # fmt: skip
     last = {path[-1] for path in paths}
     if len(last) != 1 or any(path[-2:-1] == [] or path[-2] in modules for path in paths):
         return None
