@@ -11,7 +11,7 @@ import torch
 
 from ..arch.spec import Architecture
 from ..errors import LoraSuiteError, short_message
-from ..io.checkpoint import Checkpoint, no_safetensors_error, read_tensors
+from ..io.checkpoint import Checkpoint, no_safetensors_error, open_safetensors, read_tensors
 from ..io.source import DEFAULTS, LoadOptions, Source, split_revision
 from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
@@ -24,7 +24,7 @@ from ..models.tokenizer import open_tokenizer
 from ..models.upcast import compute_in_float32
 from .fit_vocabulary import find_tokenizer, fit_vocabulary
 from .peft_format import CONFIG, WEIGHTS
-from .peft_model import renamed_folder
+from .peft_model import names_modules, renamed_folder
 from .reading import PASS_OLD, base_model_of, check_gathered, read_config
 from .tokenizer import fetch_tokenizer
 
@@ -48,6 +48,14 @@ def load_model(source: Source, *, trust_remote_code: bool = False) -> Any:
     return compute_in_float32(model) if running.upcast else model
 
 
+def known_architecture(source: Source, *, trust_remote_code: bool = False) -> Architecture | None:
+    """Return the architecture of a backbone; None for a type that cannot be upgraded, but evaluated."""
+    try:
+        return Backbone(source, trust_remote_code=trust_remote_code).arch
+    except LoraSuiteError:
+        return None
+
+
 def adapter_folder(source: Source) -> Path:
     """Return the local folder of an adapter after a check of its config and weights, before any model is loaded."""
     read_config(source)
@@ -64,8 +72,9 @@ def adapter_folder(source: Source) -> Path:
 
 
 def add_adapter(
-    model: Any, folder: Path, source: Source, *, base: Any, arch: Architecture | None = None, is_trainable: bool = False
-) -> Any:
+    model: Any, folder: Path, source: Source, *, base: Any, arch: Callable[[], Architecture | None] | None = None,
+    is_trainable: bool = False,
+) -> Any:  # fmt: skip
     """Add an adapter to a model with PEFT, after resizing the model's token tables to those of the adapter.
 
     PEFT only warns of tensors that it does not find, and initializes them.
@@ -78,7 +87,8 @@ def add_adapter(
         folder: Folder of the adapter, from `adapter_folder`.
         source: Source of the adapter, for error messages.
         base: Name of the backbone, for error messages.
-        arch: Architecture of the backbone, for tensor names that PEFT does not know; without it they stay as they are.
+        arch: Returns the architecture of the backbone, for tensor names that PEFT does not know; without it they stay
+            as they are.
         is_trainable: Whether the adapter is to be trained.
     """
     from peft import PeftModel
@@ -93,8 +103,7 @@ def add_adapter(
     try:
         fit_vocabulary(model, folder)
         with temporary_folder() as scratch:
-            modules = {name for name, _ in model.named_modules()}
-            named = folder if arch is None else renamed_folder(source, arch, modules, scratch)
+            named = _named_folder(model, folder, source, arch, scratch)
             loaded: Any = PeftModel.from_pretrained(model, str(named), is_trainable=is_trainable)
     except LoraSuiteError:
         raise
@@ -105,6 +114,15 @@ def add_adapter(
         ) from error  # fmt: skip
     loaded.adapter_tokenizer = tokenizer
     return loaded
+
+
+def _named_folder(
+    model: Any, folder: Path, source: Source, arch: Callable[[], Architecture | None] | None, scratch: Path
+) -> Path:
+    """Return a folder with the adapter under names that PEFT knows, as far as the architecture shows them."""
+    names = open_safetensors(folder / WEIGHTS, where=f"{source.name}/{WEIGHTS}").keys()
+    found = None if arch is None or names_modules(model, names) else arch()
+    return folder if found is None else renamed_folder(source, found, scratch)
 
 
 def load_tokenizer(model: Any, tokenizer: Any, revision: str | None = None, load: LoadOptions = DEFAULTS) -> Any:

@@ -51,7 +51,7 @@ def open_adapter(
         found = read_adapter(source, backbone.arch, old=backbone, labels_given=labels is not None)
         task = found.with_labels(labels, problem_type).task
     loaded = add_adapter(
-        backbone.load(task=task), folder, source, base=repr(backbone), arch=backbone.arch, is_trainable=True
+        backbone.load(task=task), folder, source, base=repr(backbone), arch=lambda: backbone.arch, is_trainable=True
     )
     return loaded, load_tokenizer(loaded, tokenizer, backbone.source.revision, load)
 

@@ -25,7 +25,7 @@ from ..models.quantized import quantization
 from .adapter import Adapter
 from .key_names import KeyName, group_by_module, parse_names
 from .modules import scaling
-from .peft_format import CONFIG, LORA_DEFAULTS, OTHER_FORMULAS, PREFIX, WEIGHTS
+from .peft_format import CONFIG, LORA_DEFAULTS, OTHER_FORMULAS, PREFIX, WEIGHTS, split_ending
 from .token_tables import DELTA, find_table, tied_copies, trained_tokens
 from .writing import write_adapter
 
@@ -157,23 +157,18 @@ def _abbreviate(keys: list[str]) -> str | None:
     return (keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "")) if keys else None
 
 
-def renamed_folder(source: Source, arch: Architecture, modules: Collection[str], scratch: Path) -> Path:
-    """Return a folder with an adapter under PEFT's names: its own if all used tensors have these, else ``scratch``.
+def names_modules(model: Any, names: Iterable[str]) -> bool:
+    """Whether tensor names are PEFT's for modules of a loaded model, which can be a multimodal one."""
+    modules = {path for path, _ in model.named_modules()}
+    return all(name.startswith(PREFIX) and split_ending(name.removeprefix(PREFIX))[0] in modules for name in names)
 
-    Args:
-        source: Folder or repository of the adapter.
-        arch: Architecture of the backbone.
-        modules: Names of the loaded model's modules, which can be those of a multimodal model.
-        scratch: An empty folder.
-    """
+
+def renamed_folder(source: Source, arch: Architecture, scratch: Path) -> Path:
+    """Return a folder with an adapter under PEFT's names: its own if all used tensors have these, else ``scratch``."""
     tensors = read_tensors(source.require(WEIGHTS), where=f"{source.name}/{WEIGHTS}")
     parsed = parse_names(tensors, arch)
     groups, _ = group_by_module(parsed)
-    used = {name: parsed[name] for owned in groups.values() for name in owned.values()}
-    if all(
-        name == key.peft_name or (key.saved_module in modules and name == f"{PREFIX}{key.saved_module}.{key.ending}")
-        for name, key in used.items()
-    ):
+    if all(name == parsed[name].peft_name for owned in groups.values() for name in owned.values()):
         return source.require(CONFIG).parent
     return normalized_folder(source, LORA_DEFAULTS | source.read_json(CONFIG), tensors, arch, scratch)
 

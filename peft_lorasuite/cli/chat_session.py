@@ -196,7 +196,7 @@ def _load_with_adapter(
     source = Source(str(adapter), "adapter", revision)
     folder = adapter_folder(source)
     model = backbone.load(dtype=dtype, device_map=device_map)
-    adapted = add_adapter(model, folder, source, base=repr(backbone), arch=backbone.arch).eval()
+    adapted = add_adapter(model, folder, source, base=repr(backbone), arch=lambda: backbone.arch).eval()
     rows = len(adapted.get_input_embeddings().weight)
     if adapted.adapter_tokenizer is None and rows == backbone.arch.vocabulary:
         return adapted, backbone

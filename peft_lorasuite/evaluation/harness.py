@@ -223,10 +223,9 @@ def _load(model: Any, adapter: str | Path | None, tokenizer: Any, trust_remote_c
 
 def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: bool) -> tuple[Any, str | None]:
     """Load a model with its adapter, if there is one; also return the revision of the backbone."""
-    from ..adapters.loading import adapter_folder, add_adapter, load_model
+    from ..adapters.loading import adapter_folder, add_adapter, known_architecture, load_model
     from ..adapters.peft_format import CONFIG
     from ..adapters.reading import base_model_of
-    from ..models.backbone import Backbone
 
     base = _source(model, "model")
     adapter_source = None if adapter is None else _source(adapter, "adapter")
@@ -238,10 +237,7 @@ def _load_by_name(model: str, adapter: str | Path | None, trust_remote_code: boo
         return load_model(base, trust_remote_code=trust_remote_code), base.revision
     folder = adapter_folder(adapter_source)
     loaded = load_model(base, trust_remote_code=trust_remote_code)
-    try:
-        arch = Backbone(base, trust_remote_code=trust_remote_code).arch
-    except LoraSuiteError:  # a type that cannot be upgraded can be evaluated
-        arch = None
+    arch = functools.partial(known_architecture, base, trust_remote_code=trust_remote_code)
     return add_adapter(loaded, folder, adapter_source, base=base, arch=arch), base.revision
 
 

@@ -152,7 +152,15 @@ def upgrade(
     upgrade_map, old, new = _check(upgrade_map, old, new, rank, seed, load)
     with decomposition_errors():
         adapter = _prepare(
-            adapter, upgrade_map, old, rank, output_type, adapter_name, revision, load, labels is not None
+            adapter,
+            upgrade_map,
+            old,
+            rank,
+            output_type,
+            adapter_name,
+            revision,
+            load,
+            labels_given=labels is not None,
         )
     adapter = adapter.with_labels(labels, problem_type)
     prompts = given_prompts(prompts, options=options, seed=seed, form=chat.prompt_format, token=token)
@@ -235,7 +243,7 @@ def _check(
 
 def _prepare(
     adapter: AdapterLike, upgrade_map: UpgradeMap, old: Backbone | None, rank: int | None, output_type: str,
-    adapter_name: str | None, revision: str | None, load: LoadOptions, labels_given: bool,
+    adapter_name: str | None, revision: str | None, load: LoadOptions, *, labels_given: bool,
 ) -> Adapter:  # fmt: skip
     """Read the adapter, and convert it to the type of the result."""
     if not isinstance(adapter, Adapter):
