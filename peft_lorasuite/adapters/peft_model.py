@@ -164,10 +164,21 @@ def names_modules(model: Any, names: Iterable[str]) -> bool:
 
 
 def renamed_folder(source: Source, arch: Architecture, scratch: Path) -> Path:
-    """Return a folder with an adapter under PEFT's names: its own if all used tensors have these, else ``scratch``."""
-    tensors = read_tensors(source.require(WEIGHTS), where=f"{source.name}/{WEIGHTS}")
+    """Return a folder with an adapter under PEFT's names: its own if all used tensors have these, else ``scratch``.
+
+    Raises:
+        LoraSuiteError: If none of its tensors belongs to the text model: PEFT would initialize a new adapter.
+    """
+    where = f"{source.name}/{WEIGHTS}"
+    tensors = read_tensors(source.require(WEIGHTS), where=where)
     parsed = parse_names(tensors, arch)
-    groups, _ = group_by_module(parsed)
+    groups, unused = group_by_module(parsed)
+    if not groups:
+        name, reason = next(iter(unused.items()))
+        raise LoraSuiteError(
+            "none of the adapter's tensors belongs to the backbone", where=where, got=f"{name}: {reason}",
+            do="pass the backbone that it was trained on, or rename the tensors as PEFT does",
+        )  # fmt: skip
     if all(name == parsed[name].peft_name for owned in groups.values() for name in owned.values()):
         return source.require(CONFIG).parent
     return normalized_folder(source, LORA_DEFAULTS | source.read_json(CONFIG), tensors, arch, scratch)

@@ -231,6 +231,14 @@ def test_every_program_loads_tensors_under_other_names(tmp_path: Path) -> None:
     assert_same(logits(shown), wanted, bare)
 
 
+def test_no_program_loads_an_adapter_without_a_tensor_of_the_backbone(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", "llama")
+    train(tmp_path / "lora", base, lora())
+    edit(tmp_path / "lora", renamed(lambda name: name.replace(PREFIX, f"{PREFIX}strange.")))
+    with pytest.raises(LoraSuiteError, match=r"none of the adapter's tensors belongs to the backbone .got .*strange"):
+        _load_by_name(str(base), str(tmp_path / "lora"), trust_remote_code=False)
+
+
 def test_several_adapters_in_one_file_are_named(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", "llama")
     train(tmp_path / "lora", base, lora())
