@@ -20,14 +20,9 @@ from peft_lorasuite.training.lora_modules import add_modules
 if TYPE_CHECKING:
     from conversation_pair import ConversationPair
 
-TRAINERS = {
-    "gold": "GOLDTrainer (ULD loss) on the teacher's answers, for other tokenizers",
-    "gkd": "GKDTrainer on the teacher's answers: the KL divergence from the teacher alone, for the same vocabulary",
-    "on-policy": "DistillationTrainer on the new model's own answers, for the same vocabulary",
-    "transplant+on-policy": "the same, starting from the result of transplant",
-}
-"""Row -> its trainer."""
-TRL_ROW = re.compile(rf"(?P<name>{'|'.join(map(re.escape, TRAINERS))})-(?P<rate>[\d.]+)")
+NAMES = ("gold", "gkd", "on-policy", "transplant+on-policy")
+"""Names of the rows; see the functions of these names, and `from_transplant`."""
+TRL_ROW = re.compile(rf"(?P<name>{'|'.join(map(re.escape, NAMES))})-(?P<rate>[\d.]+)")
 
 
 def settings(pair: ConversationPair, rate: float) -> dict[str, Any]:
@@ -42,14 +37,15 @@ def settings(pair: ConversationPair, rate: float) -> dict[str, Any]:
 def train(pair: ConversationPair, name: str, rate: float, folder: Path) -> None:
     """Train a row's LoRA and write it."""
     torch.manual_seed(pair.seed)
-    trainer = {"gold": gold, "gkd": gkd}.get(name, on_policy)(pair, name, rate)
+    trainers = {"gold": gold, "gkd": gkd, "on-policy": on_policy, "transplant+on-policy": from_transplant}
+    trainer = trainers[name](pair, rate)
     trainer.train()
     with atomic_folder(folder, overwrite=True) as part:
         trainer.save_model(str(part))
 
 
-def gold(pair: ConversationPair, name: str, rate: float) -> Any:
-    """Return a trainer that reads the old adapted model's answers in both templates."""
+def gold(pair: ConversationPair, rate: float) -> Any:
+    """Return a trainer with the ULD loss that reads the old adapted model's answers in both templates."""
     from datasets import Dataset
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
@@ -65,8 +61,11 @@ def gold(pair: ConversationPair, name: str, rate: float) -> Any:
     )  # fmt: skip
 
 
-def gkd(pair: ConversationPair, name: str, rate: float) -> Any:
-    """Return a trainer on the old adapted model's greedy answers: made once, not sampled in every epoch."""
+def gkd(pair: ConversationPair, rate: float) -> Any:
+    """Return a trainer with the KL divergence from the old adapted model, on its greedy answers, for one vocabulary.
+
+    The answers are made once, not sampled in every epoch.
+    """
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -79,18 +78,24 @@ def gkd(pair: ConversationPair, name: str, rate: float) -> Any:
     )  # fmt: skip
 
 
-def on_policy(pair: ConversationPair, name: str, rate: float) -> Any:
-    """Return a trainer on answers that the model being trained samples."""
+def on_policy(pair: ConversationPair, rate: float) -> Any:
+    """Return a trainer on answers that the model being trained samples, for one vocabulary."""
+    return _on_policy(pair, rate, peft.get_peft_model(pair.new.load(), pair.config(pair.new)))
+
+
+def from_transplant(pair: ConversationPair, rate: float) -> Any:
+    """Return the same trainer, starting from the result of ``transplant``."""
+    start = pair.folder / f"transplant-{pair.seed}"
+    model = peft.PeftModel.from_pretrained(pair.new.load(), str(start), is_trainable=True)
+    add_modules(model, modules=names_of(pair.new.arch, pair.new.arch.parts))
+    return _on_policy(pair, rate, model)
+
+
+def _on_policy(pair: ConversationPair, rate: float, model: peft.PeftModel) -> Any:
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
     config = DistillationConfig(**settings(pair, rate), max_completion_length=pair.length)
-    if name == "on-policy":
-        model = peft.get_peft_model(pair.new.load(), pair.config(pair.new))
-    else:
-        start = pair.folder / f"transplant-{pair.seed}"
-        model = peft.PeftModel.from_pretrained(pair.new.load(), str(start), is_trainable=True)
-        add_modules(model, modules=names_of(pair.new.arch, pair.new.arch.parts))
     return DistillationTrainer(
         model, pair.old_adapted(), args=config, processing_class=pair.new.tokenizer,
         train_dataset=Dataset.from_list([{"prompt": one[:-1]} for one in pair.unlabeled]),
