@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from pico import pico_model, pico_tokenizer, save_backbone
+from random_adapter import write_random_adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from versions import needs
@@ -116,17 +117,10 @@ CASES = {
 """What was saved -> family, config of the adapter, and how its file differs from PEFT's."""
 
 
-@torch.no_grad()
 def train(folder: Path, base: Path, config: peft.PeftConfig, task: str = "CAUSAL_LM", **load: Any) -> Any:
     """Save an adapter with random weights, and return the model with it."""
     config.task_type = task
-    torch.manual_seed(0)
-    model = peft.get_peft_model(auto(task).from_pretrained(base, **load), config).eval()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return model
+    return write_random_adapter(auto(task).from_pretrained(base, **load), config, folder)
 
 
 def auto(task: str) -> Any:

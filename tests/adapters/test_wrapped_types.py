@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from added import identity_map
+from random_adapter import write_random_adapter
 from safetensors.torch import load_file, save_file
 from versions import needs
 
@@ -66,14 +67,8 @@ def pair(tmp_path_factory):
 
 @torch.no_grad()
 def trained(old, folder, config: Any) -> torch.Tensor:
-    """Save an adapter with random changes; return the logits of its model."""
-    torch.manual_seed(0)
-    model = peft.get_peft_model(old.model(), config)
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.add_(torch.randn_like(weight) * 0.1)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return model.eval()(torch.tensor([[3, 4, 5, 6, 7]])).logits
+    """Save an adapter with random weights; return the logits of its model."""
+    return write_random_adapter(old.model(), config, folder)(torch.tensor([[3, 4, 5, 6, 7]])).logits
 
 
 def respelled(folder, target, change):

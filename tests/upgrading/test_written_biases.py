@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from pico import pico_model, pico_tokenizer, save_backbone
+from random_adapter import write_random_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -28,16 +29,9 @@ def base_of(folder: Path, family: str, **sizes: Any) -> Path:
     return save_backbone(folder, pico_model(family, **sizes), pico_tokenizer(words))
 
 
-@torch.no_grad()
 def train(folder: Path, base: Path, **config: Any) -> Any:
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | config
-    torch.manual_seed(0)
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**settings)).eval()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return model
+    return write_random_adapter(AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**settings), folder)
 
 
 @torch.no_grad()
