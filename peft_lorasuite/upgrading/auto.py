@@ -5,6 +5,7 @@ Thresholds were chosen on the development points of ``benchmarks/gate.py`` and c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..mapping.same_base import Comparison, compare_pair
 from ..mapping.upgrade_map import UpgradeMap
 from ..methods.registry import Method
 from ..models.task import CAUSAL, Task
+from ..text.conversations import Conversation
+from ..text.examples import PromptOrText
 from .prediction import MAX_DISTANCE, MIN_EXPLAINED, embedding_similarity, explained_share
 
 
@@ -42,18 +45,20 @@ def is_continued_training(upgrade_map: UpgradeMap) -> bool:
 
 
 def pick(
-    upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL, texts: bool = False, same: Comparison | None = None
-) -> Choice:
+    upgrade_map: UpgradeMap, *, can_run: bool, task: Task = CAUSAL,
+    prompts: Sequence[PromptOrText] | str | None = None, same: Comparison | None = None,
+) -> Choice:  # fmt: skip
     """Pick a method for a pair of backbones.
 
     Args:
         upgrade_map: The map of the pair.
         can_run: Whether both backbones can be run without a download that the upgrade does not need anyway.
         task: Task of the adapter; a classifier is fitted to unlabeled texts or transferred by weights.
-        texts: Whether unlabeled texts were given.
+        prompts: The prompts that were given, or their name.
         same: The comparison of the weights; by default that of the map alone.
     """
     same = same or compare_pair(upgrade_map, None, None)
+    given = () if prompts is None or isinstance(prompts, str) else prompts
     if same.same:
         unread = f"; not compared: {', '.join(same.unread)}" if same.unread else ""
         return Choice("rekey", f"both backbones hold the same weights (equal {', '.join(same.equal)}{unread})")
@@ -67,12 +72,14 @@ def pick(
             "lorasuite", f"the maps explain {share:.0%} of the new heads' weights, so weights can be transferred"
         )
     low = f"the maps explain only {share:.0%} of the new heads' weights"
-    if task.classifies and not texts:
+    if task.classifies and not given:
         return Choice("lorasuite", f"no texts were given (prompts=, --prompts), which 'transplant' needs; {low}")
     if task.kind == "FEATURE_EXTRACTION":
         return Choice("lorasuite", f"embedding models are transferred by weights; {low}")
     if can_run and upgrade_map.new.arch.experts:
         return Choice("distill", f"{low}, both backbones can be run, and 'transplant' has no place in experts")
+    if can_run and not task.classifies and any(isinstance(one, Conversation) for one in given):
+        return Choice("distill", f"{low}, both backbones can be run, and the prompts are conversations")
     if can_run:
         return Choice("transplant", f"{low}, and both backbones can be run")
     return Choice(

@@ -29,7 +29,7 @@ from ..models.forward import forward_errors
 from ..models.task import LabelsLike
 from ..progress import Progress, no_progress
 from ..text.chat_options import ChatLike, ChatOptions
-from ..text.examples import NAMED, PromptsLike, given_prompts
+from ..text.examples import PromptsLike, given_prompts
 from ..text.summary import Summarized
 from . import auto, prediction, variants
 from .added_tokens import NewTokens, add_tokens, describe
@@ -167,8 +167,8 @@ def upgrade(
     facts: dict[str, Any] = ({"seed": seed} if seed else {}) | check_base_model(adapter, upgrade_map)
     if method == "auto":
         choice = auto.pick(
-            upgrade_map, can_run=bool(old and new), task=adapter.task,
-            texts=prompts is not None and prompts not in NAMED, same=compare_pair(upgrade_map, old, new),
+            upgrade_map, can_run=bool(old and new), task=adapter.task, prompts=prompts,
+            same=compare_pair(upgrade_map, old, new),
         )  # fmt: skip
         method, facts["auto"] = choice.method, choice.reason
         log.info("method %s: %s", choice.method, choice.reason)

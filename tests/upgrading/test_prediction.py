@@ -12,6 +12,8 @@ from planted import CHANGES
 from transformers import PreTrainedTokenizerFast
 
 from peft_lorasuite import MapOptions, UpgradeMap
+from peft_lorasuite.models.task import Task
+from peft_lorasuite.text.conversations import Conversation
 from peft_lorasuite.upgrading.auto import pick
 from peft_lorasuite.upgrading.prediction import EXPECTED_GAP, Scores, agreement, judge, mean_cka, predict
 
@@ -153,6 +155,15 @@ def test_without_a_change_to_transfer_the_verdict_is_retrain():
     scores = Scores(agreement=0.9, least=0.03, explained=0.02, alike=0.8)
     fitted = {"transplant": {"divergence": 0.0, "divergence_left": 0.0, "confidence": 1.0}}
     assert judge(scores, "transplant", fitted).verdict == "retrain"
+
+
+def test_conversations_are_distilled_and_other_prompts_are_not(tmp_path, tokenizer):
+    upgrade_map = mapped(tmp_path, tokenizer, pico_model("llama", seed=2))
+    talk = Conversation(({"role": "user", "content": "hello"},))
+    for prompts, method in ((["hello"], "transplant"), (["hello", talk], "distill"), ("self", "transplant")):
+        assert pick(upgrade_map, can_run=True, prompts=prompts).method == method
+    classifier = pick(upgrade_map, can_run=True, prompts=[talk], task=Task("SEQ_CLS", ("no", "yes")))
+    assert classifier.method == "transplant"
 
 
 def test_without_the_old_backbone_auto_uses_the_map_and_mentions_the_better_method(tmp_path, tokenizer):
