@@ -17,6 +17,7 @@ from ..io.source import Source
 from ..io.temporary import temporary_folder
 from ..models.backbone import Backbone
 from ..models.classification import padding_of
+from ..models.distributed import process_index_and_count
 from ..models.restore import fixed_seed
 from ..models.task import find_head
 from ..training.class_loss import teacher_losses
@@ -39,6 +40,8 @@ from .transplant import fit_last_layer
 
 SHARED_FACTS = ("hints", "chat", "format", "prompts", "warnings", "found", "samples_held_out")
 """Entries of the report that do not belong to the `transplant` that training starts from."""
+MEASURED = 32
+"""Answers on which the divergence from the target is measured before and after training."""
 
 
 @method("distill", options=DistillOptions, needs_backbones=True)
@@ -48,7 +51,7 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     check_task(inputs.adapter.task, "distill", new)
     if inputs.adapter.task.classifies:
         return _distill_classifier(inputs, new, options)
-    from ..training.distillation import DistillationTrainer, target_batch, target_rows
+    from ..training.distillation import DistillationTrainer, mean_divergence, target_batch, target_rows
 
     inputs = inputs.with_stages(READ_OLD, READ_NEW, *([FIT] if options.start else []), DISTILL)
     start = options.transplant()
@@ -61,7 +64,8 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     else:
         first = MethodResult(zero_update(new, inputs), rank=inputs.adapter.rank)
     places = [(turn, position) for turn, _, position in probed.places]
-    rows = target_rows([(row.ids, row.start) for row in probed.rows], [*places, *probed.anchors])
+    texts = [(row.ids, row.start) for row in probed.rows]
+    rows, answers = target_rows(texts, [*places, *probed.anchors]), target_rows(texts, places)[:MEASURED]
     facts = {
         "prompts": len(probed.turns), "positions": len(places), "anchors": len(probed.anchors),
         "confidence": round(float(targets.confidence[: len(places)].mean()), 4),
@@ -69,16 +73,26 @@ def distill(inputs: MethodInput, options: DistillOptions) -> MethodResult:
     }  # fmt: skip
     shared_facts, chat_template, asked = probed.facts, probed.chat_template, probed.asked
     del probed  # it holds the new model's head, and training loads the model again
-    trainer = partial(DistillationTrainer, ids=targets.ids, log_probs=targets.log_probs)
-    found, losses, samples = _train(
-        inputs, new, first, rows, options, trainer, target_batch,
-        lambda model: sample_answers(
+    tables = {"ids": targets.ids, "log_probs": targets.log_probs}
+
+    def measure(model: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        if process_index_and_count()[1] > 1:  # which may have the model in parts
+            return {}, {}
+        left = mean_divergence(model, answers, **tables, padding=padding_of(new))
+        with model.disable_adapter():
+            before = mean_divergence(model, answers, **tables, padding=padding_of(new))
+        samples = sample_answers(
             model, new, asked, length=options.length, plain=model.disable_adapter(), adapted=nullcontext()
-        ),
+        )
+        return {"divergence": round(before, 4), "divergence_left": round(left, 4)}, samples
+
+    trainer = partial(DistillationTrainer, **tables)
+    found, losses, (reached, samples) = _train(
+        inputs, new, first, rows, options, trainer, target_batch, measure
     )  # fmt: skip
     start_facts = {**shared_facts, **first.facts}
     shared = {name: start_facts.pop(name) for name in SHARED_FACTS if name in start_facts}
-    facts = {"distill": {**facts, **losses, **start_facts}, **shared, **samples}
+    facts = {"distill": {**facts, **reached, **losses, **start_facts}, **shared, **samples}
     return MethodResult(dict(found.updates), facts=facts, rank=first.rank, chat_template=chat_template)
 
 

@@ -11,8 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.forward import logits_at_places
+from ..models.prefix_cache import reuse_shared_prefix
 from .encoding import Encoded, batch
 from .loop import ResponseTrainer
+
+BATCH = 8
+"""Rows that `mean_divergence` reads at once."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,40 @@ class DistillationTrainer(TargetTrainer):
         row, position, target = (inputs.pop(name) for name in ("row", "position", "target"))
         inputs, offset = self.read_prefix(model, inputs, int(position.min()))
         outputs, taught = logits_at_places(model, inputs, row, position - offset)
-        logits = taught[:, self.ids.to(position.device)].float()
-        log_probs = self.log_probs[target.to(self.log_probs.device)].to(position.device)
-        total = torch.nn.functional.kl_div(logits.log_softmax(-1), log_probs, reduction="sum", log_target=True)
-        loss = total / num_items_in_batch
+        loss = _summed_divergence(taught, target, self.ids, self.log_probs) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
+
+
+def _summed_divergence(logits: Tensor, target: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+    """Return the sum of ``KL(target || model)`` over the candidate tokens."""
+    found = logits[:, ids.to(logits.device)].float().log_softmax(-1)
+    wanted = log_probs[target.to(log_probs.device)].to(logits.device)
+    return torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+
+
+@torch.inference_mode()
+def mean_divergence(
+    model: Any, rows: Sequence[TargetRow], *, ids: Int[Tensor, " candidates"],
+    log_probs: Float[Tensor, "targets candidates"], padding: int,
+) -> float:  # fmt: skip
+    """Return the mean ``KL(target || model)`` over the targets of some rows, in nats.
+
+    Args:
+        model: A plain or PEFT model, not wrapped for several processes.
+        rows: The rows.
+        ids: Candidate tokens.
+        log_probs: Target log-probabilities.
+        padding: Token id to pad with.
+    """
+    total = 0.0
+    for start in range(0, len(rows), BATCH):
+        tensors = target_batch(rows[start : start + BATCH], padding=padding)
+        inputs = {name: values.to(model.device) for name, values in tensors.items()}
+        row, position, target = (inputs[name] for name in ("row", "position", "target"))
+        rest, offset = reuse_shared_prefix(model, inputs["input_ids"], inputs["attention_mask"], int(position.min()))
+        _, logits = logits_at_places(model, rest, row, position - offset)
+        total += float(_summed_divergence(logits, target, ids, log_probs))
+    return total / sum(len(row.targets) for row in rows)
 
 
 def target_batch(rows: Sequence[TargetRow], *, padding: int) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from peft_lorasuite.methods.transplant import TransplantOptions
 from peft_lorasuite.model import attach
 from peft_lorasuite.models.generation import answer, generate_answers
 from peft_lorasuite.text.calibration import built_in_text
+from peft_lorasuite.upgrading.prediction import judge
 
 WORDS = ["red", "blue", "tree", "stone", "river", "cloud", "small", "big", "runs", "sleeps"]
 PROMPTS = [f" the {a} {b} {c} ." for a in WORDS[:2] for b in WORDS[2:6] for c in WORDS[8:]]
@@ -86,6 +87,20 @@ def test_transplant_and_distil_bring_the_new_model_nearer_to_what_the_adapter_do
     training = {"prompts": 16, "length": 6, "extra": 50, "epochs": 20, "learning_rate": 1e-2, "teacher_weight": 0.0}
     distilled = carry(pair, method="distill", options=training)
     assert divergence(pair, attach(Backbone.open(root / "new").load(), distilled)) < after
+
+
+def test_what_distillation_reached_is_measured_with_the_model(pair):
+    """With a learning rate of nearly zero that is what `transplant` computes from the last layer alone."""
+    options = {"prompts": 16, "length": 6, "extra": 50, "epochs": 1}
+    still = carry(pair, method="distill", options=options | {"learning_rate": 1e-9}).report.facts["distill"]
+    for name in ("divergence", "divergence_left"):
+        assert still[name] == pytest.approx(still["transplant"][name], rel=1e-3)
+    trained = carry(pair, method="distill", options=options | {"learning_rate": 1e-2, "epochs": 20}).report.facts
+    left = trained["distill"]["divergence_left"]
+    assert left < 0.8 * still["divergence_left"]
+    assert (
+        f"target reached on the prompts {1 - left / still['divergence']:.0%}" in judge(None, "distill", trained).because
+    )
 
 
 @torch.no_grad()
