@@ -27,8 +27,8 @@ from peft_lorasuite.io.output import atomic_folder
 from peft_lorasuite.models.generation import Turn, answer
 from peft_lorasuite.progress import progress_bars
 from peft_lorasuite.text.chat import Chat
-from peft_lorasuite.text.conversations import read_conversation
 from peft_lorasuite.text.examples import read_records
+from peft_lorasuite.text.messages import read_conversation
 from peft_lorasuite.training.encoding import batch, encode_examples
 from peft_lorasuite.training.scoring import score
 from peft_lorasuite.upgrading.map_cache import load_or_build_map

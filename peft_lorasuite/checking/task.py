@@ -15,7 +15,8 @@ from ..models.backbone import Backbone
 from ..text.chat import Chat
 from ..text.conversations import ASSISTANT, Conversation, spread_turns
 from ..text.examples import NAMED, Prompt, check_prompt_count
-from ..text.records import Completion, Example, Record, read_record
+from ..text.record_types import Completion, Example, Record
+from ..text.records import read_record
 from ..text.sources import open_stream
 from ..training.encoding import Encoded, encode_examples
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "peft-lorasuite"
 DATA = (
-    "a file (JSON, JSON Lines, CSV or Parquet) or a Hub dataset (owner/name:split) of conversations (messages), of "
-    "instruction and output, or of prompt and completion"
+    "a file (JSON, JSON Lines, CSV or Parquet) or a Hub dataset (owner/name:config:split) of conversations (messages), "
+    "of instruction and output, or of prompt and completion"
 )
 PROMPTS = (
     f"{DATA}; answers are not used; a .txt file has one prompt per line; or self (the old models write them), or "

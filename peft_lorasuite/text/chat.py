@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import LoraSuiteError, short_message
-from .conversations import ASSISTANT, Conversation, Message
+from .conversations import ASSISTANT, SYSTEM, Conversation, Message
 from .prompt_text import PromptText
 from .templates import check_text
 from .vocabulary import eos_token_id
@@ -204,12 +204,15 @@ class Chat:
         """Render a conversation with its reference; also return the characters of the assistant turns.
 
         A span reaches from the end of the generation prompt to the end of the end-of-turn token. Where a turn does not
-        continue the generation prompt, the span starts at its content. A turn whose content is not found has no span.
+        continue the generation prompt, the span starts at its content. A turn whose content is not found has no span,
+        nor has one with ``weight`` 0 (as in OpenAI's format).
         """
         conversation = conversation.with_system(self.system)
         messages = (*conversation.messages, *([conversation.reference] if conversation.reference else []))
         whole = self._render(conversation, messages)
-        spans = [span for span in self._assistant_turns(whole, conversation, messages) if span]
+        answers = [one for one in messages if one["role"] == ASSISTANT and (one["content"] or not self.plain)]
+        found = zip(answers, self._assistant_turns(whole, conversation, messages), strict=True)
+        spans = [span for answer, span in found if span and answer.get("weight") != 0]
         return PromptText(whole, rendered=not self.plain), spans
 
     def _turn_length(self, text: str) -> int:
@@ -229,7 +232,7 @@ class Chat:
             return f"{texts}\n\n" if generate else texts
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tools=list(conversation.tools) or None,
+                [self._with_known_role(message) for message in messages], tools=list(conversation.tools) or None,
                 chat_template=self.template, add_generation_prompt=generate, tokenize=False, **self.variables,
             )  # fmt: skip
         except Exception as error:  # a template can raise whatever Jinja and transformers raise
@@ -241,3 +244,8 @@ class Chat:
             ) from error  # fmt: skip
         check_text(text, conversation.where)
         return text
+
+    def _with_known_role(self, message: Message) -> Message:
+        """Return a message for the template; one that knows no developer would leave that turn out."""
+        known = message["role"] != "developer" or "developer" in (self.template_text or "")
+        return {**message, **({} if known else {"role": SYSTEM})}

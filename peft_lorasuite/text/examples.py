@@ -10,8 +10,9 @@ from typing import Any, TypeAlias, TypeVar
 from ..errors import LoraSuiteError
 from .conversations import Conversation
 from .formats import AUTO, Format
-from .prompt_text import PromptText
-from .records import Completion, Example, Record, read_record
+from .prompt_text import PromptText, split_answer
+from .record_types import Completion, Example, Record
+from .records import read_record
 from .sources import open_stream
 from .templates import check_template, format_prompt
 from .texts import LABELS, Text, has_text, parse_text
@@ -96,10 +97,9 @@ def read_records(source: Any, limit: int | None = None, seed: int = 0) -> list[R
     """Read labeled examples of any shape.
 
     Args:
-        source: A file (JSON, JSON Lines, CSV, TSV or Parquet), a Hub dataset (``owner/name`` or ``owner/name:split``),
-            a `datasets.Dataset` or `datasets.IterableDataset`, or an iterable of records. A record has ``messages``,
-            ``conversations`` (ShareGPT), ``instruction`` and ``output`` (and ``input``), ``prompt`` and ``completion``
-            or ``chosen``, or ``question`` and ``answer``; other keys are ignored. The shapes may be mixed.
+        source: A file (JSON, JSON Lines, CSV, TSV or Parquet), a Hub dataset (``owner/name``, ``owner/name:split`` or
+            ``owner/name:config:split``), a `datasets.Dataset` or `datasets.IterableDataset`, a table of pandas, or an
+            iterable of records of the shapes of `shapes.SHAPES`; other keys are ignored. The shapes may be mixed.
         limit: How many records to draw; all if None. A source is read as a stream, and only drawn records are kept.
         seed: Seed of the draw.
 
@@ -146,14 +146,15 @@ def read_prompts(
             if text.pair is not None or text.words:
                 prompts.append(text)
                 continue
-            found: Record = Completion(text.text)
+            asked, answer = split_answer(text.text)
+            found: Record = Completion(asked)
         else:
-            found = read_record(record, f"{stream.name}, record {number}", labeled=False)
+            found, answer = read_record(record, f"{stream.name}, record {number}", labeled=False), ""
         if isinstance(found, Example) and (form is None or form.name == AUTO):
             found = Completion(format_example(found, template))
         prompt = (form or Format()).write(found)
         if isinstance(prompt, str):
-            prompts.append(PromptText(prompt, number))
+            prompts.append(PromptText(prompt, number, answer=answer))
         else:
             where = f"{stream.name}, record {number}"
             prompts.append(prompt if prompt.number else replace(prompt, number=number, where=where))

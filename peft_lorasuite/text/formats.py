@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import LoraSuiteError
 from ..io.paths import is_file
 from .conversations import Conversation, user_turn
-from .records import Completion, Example, Record
+from .record_types import Completion, Record
 from .templates import check_template, format_prompt
 
 AUTO, CHAT, ALPACA = "auto", "chat", "alpaca"
@@ -63,14 +63,9 @@ class Format:
         if isinstance(record, Completion):
             return user_turn(record.prompt) if self.name == CHAT else record.prompt
         if self.name == CHAT:
-            return user_turn(_whole(record))
+            return user_turn(record.whole)
         if self.template is None:
             return format_prompt({"instruction": record.instruction, "input": record.input})
         if "{input}" in self.template:
             return format_prompt({"instruction": record.instruction, "input": record.input}, self.template)
-        return format_prompt({"instruction": _whole(record), "input": ""}, self.template)
-
-
-def _whole(record: Example) -> str:
-    """Return an instruction with its input."""
-    return f"{record.instruction}\n\n{record.input}" if record.input else record.instruction
+        return format_prompt({"instruction": record.whole, "input": ""}, self.template)

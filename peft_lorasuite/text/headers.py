@@ -9,7 +9,7 @@ from ..errors import LoraSuiteError
 from .chat import PROBE, Chat
 from .formats import Format
 from .prompt_text import PromptText, encode_prompt
-from .records import Example
+from .record_types import Example
 
 SECTION = "###"
 """Start of a heading in the prompts of Alpaca: before the answer, or before an input."""

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+ANSWER_STARTS = re.compile(
+    r"### (?:Response|Assistant|Answer):\n*|\[/INST\]|<\|im_start\|>assistant\n|<start_of_turn>model\n"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n*|<\|assistant\|>\n*|\n\nAssistant:|(?<=\s)ASSISTANT:"
+)
+"""What formats and chat templates write before an answer."""
 
 
 class PromptText(str):
@@ -13,17 +20,29 @@ class PromptText(str):
         number: Number of its record in the data, starting at 1; None where it is not known.
         rendered: Whether a chat template wrote it: the text then has all special tokens, and the tokenizer adds none.
         answers: Characters, from start to end, of the assistant turns in it.
+        answer: What follows it in the data, if that is the answer to it in one text.
     """
 
-    __slots__ = ("answers", "number", "rendered")
+    __slots__ = ("answer", "answers", "number", "rendered")
 
     def __new__(
-        cls, text: str, number: int | None = None, *, rendered: bool = False, answers: Sequence[tuple[int, int]] = ()
+        cls, text: str, number: int | None = None, *, rendered: bool = False, answers: Sequence[tuple[int, int]] = (),
+        answer: str = "",
     ) -> PromptText:  # fmt: skip
         """Mark a text."""
         marked = super().__new__(cls, text)
         marked.number, marked.rendered, marked.answers = number, rendered, tuple(answers)
+        marked.answer = answer
         return marked
+
+
+def split_answer(text: str) -> tuple[str, str]:
+    """Split a formatted text after the last start of an answer in it; the second part is empty if there is none."""
+    starts = [match for match in ANSWER_STARTS.finditer(text) if text[: match.start()].strip()]
+    if not starts or not text[starts[-1].end() :].strip():
+        return text, ""
+    end = starts[-1].end()
+    return text[:end], text[end:]
 
 
 def has_special_tokens(tokenizer: Any, text: str) -> bool:

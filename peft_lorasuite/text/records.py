@@ -1,119 +1,16 @@
-"""The shapes of records: what of a record is the prompt, and what is the reference."""
+"""Records of any shape as prompts and, where there is one, a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from ..errors import LoraSuiteError
-from .conversations import Conversation, read_conversation
-from .templates import check_text
-
-FIELDS = ("instruction", "input", "output", "answer")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A record with the fields of the LLM-Adapters datasets.
-
-    Attributes:
-        instruction: The question or task.
-        output: The expected response.
-        input: Context of the instruction, if it is separate from it.
-        answer: The part of the response that is scored, if the dataset has it.
-    """
-
-    instruction: str
-    output: str = ""
-    input: str = ""
-    answer: str = ""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A prompt that is formatted already, and what follows it.
-
-    Attributes:
-        prompt: The prompt.
-        output: The expected response.
-    """
-
-    prompt: str
-    output: str = ""
-
-
-Record = Example | Completion | Conversation
-
-
-class Shape(NamedTuple):
-    """A shape of records.
-
-    Attributes:
-        read: Reads the prompt and, if there is one, the reference.
-        labels: Names of the keys of the reference, for messages.
-    """
-
-    read: Callable[[Mapping[str, Any], str], Record]
-    labels: str
-
-
-def _read_messages(record: Mapping[str, Any], where: str) -> Record:
-    return read_conversation(record["messages"], where, tools=record.get("tools"), system=record.get("system"))
-
-
-def _read_sharegpt(record: Mapping[str, Any], where: str) -> Record:
-    return read_conversation(record["conversations"], where, tools=record.get("tools"), system=record.get("system"))
-
-
-def _read_chosen(record: Mapping[str, Any], where: str) -> Record:
-    return read_conversation(record["chosen"], where, tools=record.get("tools"))
-
-
-def _read_prompt(record: Mapping[str, Any], where: str) -> Record:
-    prompt, answer = record["prompt"], record.get("completion", record.get("chosen"))
-    if _is_list(prompt):
-        return read_conversation(prompt, where, reference=answer, tools=record.get("tools"))
-    if _is_list(answer):  # the whole conversation, beside the text of its first turn
-        return read_conversation(answer, where, tools=record.get("tools"))
-    return Completion(_read_text(prompt, where, "a prompt"), _read_text(answer or "", where, "a completion"))
-
-
-def _read_example(record: Mapping[str, Any], where: str) -> Record:
-    values = {name: record[name] for name in FIELDS if record.get(name) is not None}
-    return Example(**{name: _read_text(value, f"{where}, {name}") for name, value in values.items()})
-
-
-def _read_question(record: Mapping[str, Any], where: str) -> Record:
-    question, answer = (_read_text(record.get(name, ""), f"{where}, {name}") for name in ("question", "answer"))
-    return Example(question, answer)
-
-
-def _read_plain(record: Mapping[str, Any], where: str) -> Record:
-    return Completion(_read_text(record["text"], where, "a text"))
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or hasattr(value, "tolist")
-
-
-def _read_text(value: Any, where: str, what: str | None = None) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str,) if what else (str, int, float)):
-        raise LoraSuiteError(f"{what or ''} must be a string".strip(), where=where, got=type(value).__name__)
-    check_text(str(value), where)
-    return str(value)
-
-
-SHAPES: dict[str, Shape] = {
-    "messages": Shape(_read_messages, "assistant turn at the end"),
-    "conversations": Shape(_read_sharegpt, "assistant turn at the end"),
-    "instruction": Shape(_read_example, "output"),
-    "prompt": Shape(_read_prompt, "completion"),
-    "chosen": Shape(_read_chosen, "assistant turn at the end"),
-    "question": Shape(_read_question, "answer"),
-    "text": Shape(_read_plain, "response apart from the text"),
-}
-"""Key -> shape of the records that have it; the first key that a record has decides."""
+from .conversations import Conversation
+from .messages import read_conversation
+from .record_types import Completion, Example, Record
+from .shapes import SHAPES, Fields, read_text
+from .values import plain
 
 
 def read_record(record: Any, where: str, *, labeled: bool) -> Record:
@@ -134,21 +31,35 @@ def read_record(record: Any, where: str, *, labeled: bool) -> Record:
     if isinstance(record, Conversation):
         found: Record = record
     elif isinstance(record, str) and not labeled:
-        found = Completion(_read_text(record, where))
+        found = Completion(read_text(record, where))
     elif isinstance(record, (list, tuple)):
-        found = read_conversation(record, where)
+        found = read_conversation(_plain(record, where), where, labeled=labeled)
     elif isinstance(record, Mapping):
-        values = {str(name): value for name, value in record.items() if value is not None}
-        key = next((name for name in SHAPES if name in values), None)
-        if key is None:
-            raise _unknown_shape(values, where, labeled=labeled)
-        labels = SHAPES[key].labels
-        found = SHAPES[key].read(values, where)
+        found, labels = _read_object(_plain(record, where), where, labeled=labeled)
     else:
         raise LoraSuiteError(
             "a record must be an object", where=where, got=type(record).__name__, wanted=_wanted(labeled)
         )
     return _check(found, record, where, labels or "response", labeled=labeled)
+
+
+def _plain(record: Any, where: str) -> Any:
+    try:
+        return plain(record)
+    except RecursionError as error:
+        raise LoraSuiteError("a record is nested too deeply", where=where) from error
+
+
+def _read_object(record: Mapping[str, Any], where: str, *, labeled: bool) -> tuple[Record, str]:
+    """Read an object; return also the names of the keys of the reference. The case of a key does not matter."""
+    values = {name.lower(): value for name, value in record.items() if value is not None}
+    shapes = [name for name in SHAPES if name in values]
+    key = next((name for name in shapes if values[name] not in ("", [])), shapes[0] if shapes else None)
+    if key is None or (key == "text" and ("role" in values or "from" in values)):
+        raise _unknown_shape(values, where, labeled=labeled)
+    if labeled and values.get("label") is False:
+        raise LoraSuiteError("the answer is a rejected one (label false)", where=where, do="leave the record out")
+    return SHAPES[key].read(Fields(values, key, where, labeled)), SHAPES[key].labels
 
 
 def _check(found: Record, record: Any, where: str, labels: str, *, labeled: bool) -> Record:
@@ -170,16 +81,14 @@ def _check(found: Record, record: Any, where: str, labels: str, *, labeled: bool
 
 
 def _unknown_shape(values: Mapping[str, Any], where: str, *, labeled: bool) -> LoraSuiteError:
-    do = None
-    if {"role", "content"} <= set(values) or {"from", "value"} <= set(values):
-        do = "put the messages of one conversation in a list"
-    keys = ", ".join(sorted(values)) or "none"
+    message = any({sender, text} <= set(values) for sender in ("role", "from") for text in ("content", "value", "text"))
     return LoraSuiteError(
-        "unknown shape of a record", where=where, got=f"the keys {keys}", wanted=_wanted(labeled), do=do
-    )
+        "unknown shape of a record", where=where, got=f"the keys {', '.join(sorted(values)) or 'none'}",
+        wanted=_wanted(labeled), do="put the messages of one conversation in a list" if message else None,
+    )  # fmt: skip
 
 
 def _wanted(labeled: bool) -> str:
     if labeled:
         return "messages, conversations, instruction and output, prompt and completion, or question and answer"
-    return f"a string, or an object with {', '.join(list(SHAPES)[:-1])} or {list(SHAPES)[-1]}"
+    return "a string, or an object with messages, conversations, instruction, prompt, question, chosen or text"

@@ -26,7 +26,7 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 """File suffix -> builder of `datasets` and its options."""
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
 SEPARATOR = re.compile(r"\s*(,)?\s*(\])?")
-HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^/\\]+))?")
+HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[^/\\:]+)(?=:))?(:(?P<split>[^/\\:]+))?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ def open_stream(
 
     Args:
         source: A file (JSON, JSON Lines, CSV, TSV, Parquet, or text with one record per line), a Hub dataset
-            (``owner/name`` or ``owner/name:split``; by default the split ``train``), a `datasets.Dataset` or
-            `datasets.IterableDataset`, or an iterable of records.
+            (``owner/name``, ``owner/name:split`` or ``owner/name:config:split``; by default the split ``train``), a
+            `datasets.Dataset` or `datasets.IterableDataset`, a table of pandas, or an iterable of records.
         text_lines: Whether a ``.txt`` file has one record per line.
         limit: How many records will be drawn; a Hub dataset is only read as far as it takes.
         seed: Seed of the order in which a Hub dataset is read.
@@ -77,6 +77,8 @@ def open_stream(
     """
     if isinstance(source, (str, Path)):
         return _open_name(str(source), text_lines, limit, seed, token)
+    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # a table of pandas
+        source = source.to_dict("records")
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise LoraSuiteError(
             "the data must be a collection of records", got=type(source).__name__,
@@ -94,7 +96,10 @@ def _open_name(name: str, text_lines: bool, limit: int | None, seed: int, token:
     suffix = path.suffix.lower()
     dataset = HUB_DATASET.fullmatch(name)
     if dataset and not is_file(path) and suffix not in (*BUILDERS, *JSON_SUFFIXES):
-        records = _load_dataset(name, dataset["name"], split=dataset["split"], limit=limit, seed=seed, token=token)
+        records = _load_dataset(
+            name, dataset["name"], split=dataset["split"], limit=limit, seed=seed, token=token,
+            **({"name": dataset["config"]} if dataset["config"] else {}),
+        )  # fmt: skip
         return Stream(name, records)
     if not is_file(path):
         wanted = "JSON, JSON Lines, CSV or Parquet, or the Hub id of a dataset (owner/name)"
@@ -112,13 +117,13 @@ def _open_name(name: str, text_lines: bool, limit: int | None, seed: int, token:
 
 
 def _load_dataset(
-    where: str, name: str, *, split: str | None = None, limit: int | None = None, seed: int = 0, **options: Any
+    where: str, path: str, *, split: str | None = None, limit: int | None = None, seed: int = 0, **options: Any
 ) -> Iterator[Any]:
     """Yield the records of a dataset, streamed by `datasets`."""
     from datasets import load_dataset
 
     try:
-        dataset = load_dataset(name, split=split or "train", streaming=True, **options)
+        dataset = load_dataset(path, split=split or "train", streaming=True, **options)
         if "data_files" not in options and limit is not None:
             dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(limit)
         yield from dataset
@@ -126,7 +131,7 @@ def _load_dataset(
         raise LoraSuiteError(
             f"the dataset cannot be read: {short_message(error)}",
             where=where,
-            do="check the name, the split and the file",
+            do="check the name, the config and the split (owner/name:config:split), or the file",
         ) from error
 
 

@@ -20,6 +20,8 @@ TOKENS = ("tokens", "words")
 """Fields of a record with the words of a text, for token classification."""
 PROMPT_FIELDS = {"messages", "conversations", "instruction", "prompt", "chosen", "role", "from"}
 """Fields of prompts, conversations and messages, which have texts of other names beside them."""
+QUESTIONS = {"question", "query", "problem", "input", "inputs"}
+"""Fields of questions; a single text beside one is no text to classify."""
 LABELS = ("label", "labels", "score", "ner_tags", "tags")
 """Fields of the label or, for token classification, of one label per word."""
 
@@ -43,7 +45,8 @@ class Text:
 
 def has_text(record: Any) -> bool:
     """Return whether a record has the fields of a text to classify, rather than those of a prompt."""
-    return isinstance(record, Mapping) and not PROMPT_FIELDS & set(record) and _fields(record) is not None
+    fields = _fields(record) if isinstance(record, Mapping) and not PROMPT_FIELDS & set(record) else None
+    return fields is not None and not (len(fields) == 1 and QUESTIONS & set(record))
 
 
 def parse_text(record: Mapping[str, Any], where: str) -> Text:

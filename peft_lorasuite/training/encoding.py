@@ -15,7 +15,7 @@ from ..text.chat import Chat
 from ..text.conversations import Conversation
 from ..text.examples import format_example
 from ..text.prompt_text import encode_prompt
-from ..text.records import Completion, Record
+from ..text.record_types import Completion, Record
 from ..text.vocabulary import check_token_rows, eos_token_id
 
 log = logging.getLogger(__name__)

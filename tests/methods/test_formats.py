@@ -22,7 +22,7 @@ from peft_lorasuite.text.chat_options import ChatOptions
 from peft_lorasuite.text.chat_pair import ChatPair
 from peft_lorasuite.text.examples import read_prompts
 from peft_lorasuite.text.formats import CHAT, TEMPLATES, Format
-from peft_lorasuite.text.records import Example
+from peft_lorasuite.text.record_types import Example
 from peft_lorasuite.training.finetune import finetune
 
 EXAMPLES = [Example(question, text) for question, text in ANSWERS.items()]

@@ -86,6 +86,21 @@ def test_the_loss_is_on_assistant_turns_alone() -> None:
     assert len(encode_conversation(chat(CHATML), TALK, cutoff=9).ids) == 9
 
 
+def test_a_turn_of_weight_zero_has_no_loss() -> None:
+    """As in OpenAI's format."""
+    side = chat(CHATML)
+    first, wrong, second = TALK.messages
+    text, spans = side.assistant_spans(Conversation((first, {**wrong, "weight": 0}, second), TALK.reference))
+    assert [text[start:end] for start, end in spans] == ["sea tea<|im_end|>"]
+
+
+def test_a_developer_turn_is_a_system_turn_for_templates_that_know_none() -> None:
+    talk = Conversation(({"role": "developer", "content": "sea"}, *ASKED.messages))
+    known = "{% for m in messages if m['role'] in ROLES %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
+    for roles, written in (("('system', 'user')", "[system: sea]"), ("('developer', 'user')", "[developer: sea]")):
+        assert chat(known.replace("ROLES", roles)).write(talk) == f"{written}[user: red cat]"
+
+
 def test_a_system_prompt_is_for_conversations_without_one() -> None:
     side = chat(CHATML, system="sea")
     assert side.write(ASKED).startswith("<|im_start|>system\nsea<|im_end|>\n<|im_start|>user")

@@ -8,7 +8,8 @@ import pytest
 from chat_pair import CHATML, tokenizer_with
 
 from peft_lorasuite.text.chat import NO_TEMPLATE, Chat
-from peft_lorasuite.text.conversations import Conversation, read_conversation
+from peft_lorasuite.text.conversations import Conversation
+from peft_lorasuite.text.messages import read_conversation
 from peft_lorasuite.training.encoding import IGNORE_INDEX, encode_conversation
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}"

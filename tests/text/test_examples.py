@@ -94,7 +94,7 @@ def test_prompts_are_strings_filled_or_ready(tmp_path: Path) -> None:
             "record 1, instruction: the text has a lone surrogate .got 'a.+ud800', wanted text in UTF-8",
         ),
         ('["a"]', "record 1: a record must be an object .got str"),
-        ('[{"instruction": "a", "output": ["b"]}]', "record 1, output: must be a string .got list"),
+        ('[{"instruction": "a", "output": [["b"]]}]', "record 1, output: must be a string .got list"),
     ],
 )
 def test_a_file_that_holds_no_examples_is_distinguished(tmp_path: Path, text: str, message: str) -> None:

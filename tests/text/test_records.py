@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from peft_lorasuite.errors import LoraSuiteError
 from peft_lorasuite.text.conversations import Conversation
 from peft_lorasuite.text.examples import read_prompts, read_records
-from peft_lorasuite.text.records import Completion, Example
+from peft_lorasuite.text.record_types import Completion, Example
 from peft_lorasuite.text.sources import CHUNK
 
 USER, ANSWER = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}
@@ -122,7 +122,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "ends in a tool result": ([USER, CALL, RESULT], "record 1: the conversation ends in a tool result"),
     "ends in a system turn": ([USER, SYSTEM], "ends in a turn of 'system'"),
     "empty assistant turn": (
-        [USER, {"role": "assistant", "content": " "}],
+        [USER, {"role": "assistant", "content": " "}, USER],
         "record 1, message 2: an assistant turn is empty",
     ),
     "image": (

@@ -22,6 +22,7 @@ from ...models.task import DECODER, Task, find_head
 from ...text.chat import Chat
 from ...text.conversations import Conversation
 from ...text.examples import MAX_PROMPTS, NAMED, PromptOrText, check_prompt_count, read_prompts
+from ...text.prompt_text import PromptText
 from ...text.texts import Text
 from ...training.class_loss import agreement, teacher_losses
 from ..base import FIT, READ_OLD, MethodInput, MethodResult
@@ -128,7 +129,7 @@ def _as_text(prompt: PromptOrText, chat: Chat | None = None) -> Text:
         return prompt
     if isinstance(prompt, Conversation):
         return Text("" if chat is None else chat.assistant_spans(prompt)[0])
-    return Text(prompt)
+    return Text(prompt + prompt.answer if isinstance(prompt, PromptText) else prompt)
 
 
 def check_pairs(task: Task, prompts: Sequence[PromptOrText]) -> None:

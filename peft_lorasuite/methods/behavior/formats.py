@@ -17,7 +17,7 @@ from ...text.chat_pair import ChatPair
 from ...text.conversations import Conversation, user_turn
 from ...text.examples import Prompt
 from ...text.formats import ALPACA, CHAT, TEMPLATES, Format
-from ...text.records import Example, Record
+from ...text.record_types import Example, Record
 from .answer_scores import AnswerScore, score_answers
 
 PROMPTS = 8

@@ -18,7 +18,8 @@ from ...text.conversations import spread_turns
 from ...text.examples import BUILT_IN, MAX_PROMPTS, SELF, check_prompt_count, read_prompts
 from ...text.formats import ALPACA, AUTO, CHAT, TEMPLATES, Format
 from ...text.headers import UserHeader
-from ...text.records import Example, Record, read_record
+from ...text.record_types import Example, Record
+from ...text.records import read_record
 from ...text.sources import open_stream
 from ..base import MethodInput
 from .answer_scores import AnswerScore
