@@ -47,7 +47,7 @@ USUAL = ("--method", "--prompts", "--to", "--from", "--map", "--finetune", "-o",
 def add(commands: Any) -> None:
     """Add both commands."""
     methods = [f"  {name:<12}{summary}" for name, summary in summaries().items()]
-    methods.insert(0, f"  {'auto':<12}Pick one of them from the map of the pair.")
+    methods.insert(0, f"  {'auto':<12}Pick one from the map of the pair and the prompts.")
     command = add_command(
         commands, "upgrade", "convert an adapter for a new backbone", "\n".join(["methods:", *methods])
     )

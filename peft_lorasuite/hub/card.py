@@ -113,6 +113,7 @@ def adapter_card(
         coverage=None if report["coverage"] is None else f"{float(report['coverage']):.1%}",
         energy_kept=f"{float(report['energy_kept']):.1%}",
         samples=sample_rows(report, code),
+        samples_held_out=bool((report.get("facts") or {}).get("samples_held_out")),
         repeat=code(repeat_command(report), most=2000),
         **_added_tokens(report),
         **chat_values(report),

@@ -69,13 +69,16 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 def _samples_section(report: Mapping[str, Any]) -> Section:
     """Show what the three models answered, where the method ran them."""
-    samples = without_template((report.get("facts") or {}).get("samples") or [])
+    facts = report.get("facts") or {}
+    samples = without_template(facts.get("samples") or [])
     labels = {"prompt": "prompt", "base": "new base model", "upgraded": "upgraded", "old": "old adapter"}
     tables = [
         html.name_value_table({label: sample[name] for name, label in labels.items()})
         for sample in samples[:MOST_SAMPLES]
     ]
     about = "Greedy answers to prompts that the method has read; the old adapter's answers were its targets."
+    if facts.get("samples_held_out"):
+        about = "Greedy answers to prompts that the method has left out."
     return Section("Sample answers", [html.paragraph(about, "quiet"), *tables] if tables else [])
 
 

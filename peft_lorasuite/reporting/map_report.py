@@ -14,8 +14,10 @@ from .gap import Result, measure_gap
 from .html import ReportContents, Section
 from .style import shorten
 
-METHODS = ("lorasuite", "transplant")
-"""Methods of the table of predictions: one that converts weights, one that reads the adapter's behavior."""
+METHODS = ("lorasuite", "transplant", "distill")
+"""Methods of the table of predictions: one that converts weights, two that read the adapter's behavior."""
+
+CONVERSATIONS = "If weights would not do and the prompts are conversations, it picks distill."
 
 
 def map_page(upgrade_map: UpgradeMap, results: Sequence[Result], contents: ReportContents) -> str:
@@ -52,7 +54,9 @@ def map_sections(upgrade_map: UpgradeMap, contents: ReportContents, *, methods: 
     """
     if not upgrade_map.maps_weights:
         choice = auto.pick(upgrade_map, can_run=True)
-        return [Section("Prediction", [html.paragraph(f"auto picks {choice.method}: {choice.reason}.")])]
+        return [
+            Section("Prediction", [html.paragraph(f"Without prompts, auto picks {choice.method}: {choice.reason}.")])
+        ]
     return [
         _prediction_section(upgrade_map, contents, methods=methods),
         _layers_section(upgrade_map, contents),
@@ -74,7 +78,9 @@ def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents, *, me
         [
             figure,
             html.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
-            html.paragraph(f"With both backbones available, auto picks {choice.method}: {choice.reason}."),
+            html.paragraph(
+                f"With both backbones available, auto picks {choice.method}: {choice.reason}. {CONVERSATIONS}"
+            ),
         ],
     )
 

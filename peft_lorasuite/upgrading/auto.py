@@ -1,4 +1,4 @@
-"""The choice of a method by ``method="auto"``, from the upgrade map and what can be run.
+"""The choice of a method by ``method="auto"``, from the upgrade map, the prompts and what can be run.
 
 Thresholds were chosen on the development points of ``benchmarks/gate.py`` and checked on other points.
 """
@@ -54,16 +54,17 @@ def pick(
         upgrade_map: The map of the pair.
         can_run: Whether both backbones can be run without a download that the upgrade does not need anyway.
         task: Task of the adapter; a classifier is fitted to unlabeled texts or transferred by weights.
-        prompts: The prompts that were given, or their name.
+        prompts: The prompts as they were read, their name, or None.
         same: The comparison of the weights; by default that of the map alone.
     """
     same = same or compare_pair(upgrade_map, None, None)
     given = () if prompts is None or isinstance(prompts, str) else prompts
+    talks = not task.classifies and any(isinstance(one, Conversation) for one in given)
     if same.same:
         unread = f"; not compared: {', '.join(same.unread)}" if same.unread else ""
         return Choice("rekey", f"both backbones hold the same weights (equal {', '.join(same.equal)}{unread})")
     if not upgrade_map.maps_weights:
-        return _pick_by_behavior(upgrade_map)
+        return _pick_by_behavior(upgrade_map, talks=talks)
     share = explained_share(upgrade_map)
     if is_continued_training(upgrade_map):
         return Choice("copy", "embeddings and heads of both backbones are nearly the same (continued training)")
@@ -78,7 +79,7 @@ def pick(
         return Choice("lorasuite", f"embedding models are transferred by weights; {low}")
     if can_run and upgrade_map.new.arch.experts:
         return Choice("distill", f"{low}, both backbones can be run, and 'transplant' has no place in experts")
-    if can_run and not task.classifies and any(isinstance(one, Conversation) for one in given):
+    if can_run and talks:
         return Choice("distill", f"{low}, both backbones can be run, and the prompts are conversations")
     if can_run:
         return Choice("transplant", f"{low}, and both backbones can be run")
@@ -89,11 +90,13 @@ def pick(
     )
 
 
-def _pick_by_behavior(upgrade_map: UpgradeMap) -> Choice:
+def _pick_by_behavior(upgrade_map: UpgradeMap, *, talks: bool) -> Choice:
     """Pick a method for a pair of which a backbone has no converter; all others need the map of the weights."""
     names = " and ".join(map(repr, upgrade_map.without_converter))
     have = "has" if len(upgrade_map.without_converter) == 1 else "have"
     reason = f"{names} {have} no converter, so weights cannot be mapped"
+    if talks:
+        return Choice("distill", f"{reason}, and the prompts are conversations")
     if upgrade_map.new.arch.has_converter and not upgrade_map.new.arch.experts:
         return Choice("transplant", f"{reason}, and the last layer of the new backbone is known")
     return Choice("distill", f"{reason}, and the new backbone may have no place for a transplant")
