@@ -71,6 +71,7 @@ def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents, *, me
     if not methods:
         return Section("Scores of the pair", [figure])
     choice = auto.pick(upgrade_map, can_run=True)
+    picked = f"With both backbones available, auto picks {choice.method}: {choice.reason}. {CONVERSATIONS}"
     found = {name: prediction.predict(upgrade_map, name) for name in METHODS}
     lines = [(name, one.verdict, f"{one.gap:.0%}") for name, one in found.items()]
     return Section(
@@ -78,9 +79,7 @@ def _prediction_section(upgrade_map: UpgradeMap, contents: ReportContents, *, me
         [
             figure,
             html.table(("method", "verdict", "gap expected"), lines, "Predicted from the map alone, before any run."),
-            html.paragraph(
-                f"With both backbones available, auto picks {choice.method}: {choice.reason}. {CONVERSATIONS}"
-            ),
+            html.paragraph(picked),
         ],
     )
 
