@@ -16,6 +16,7 @@ from .records import read_record
 from .sources import open_stream
 from .templates import check_template, format_prompt
 from .texts import LABELS, Text, has_text, parse_text
+from .values import as_record
 
 __all__ = [
     "BUILT_IN",
@@ -137,7 +138,8 @@ def read_prompts(
     """
     stream = open_stream(source, text_lines=True, limit=limit, seed=seed, token=token)
     prompts: list[PromptOrText] = []
-    for number, record in stream.draw(limit, seed):
+    for number, given in stream.draw(limit, seed):
+        record = as_record(given)
         if isinstance(record, (PromptText, Text)):  # read before
             prompts.append(record)
             continue
@@ -149,7 +151,9 @@ def read_prompts(
             asked, answer = split_answer(text.text)
             found: Record = Completion(asked)
         else:
-            found, answer = read_record(record, f"{stream.name}, record {number}", labeled=False), ""
+            found = read_record(record, f"{stream.name}, record {number}", labeled=False)
+            formatted = isinstance(found, Completion) and isinstance(record, Mapping) and "prompt" not in record
+            answer = found.output if formatted and isinstance(found, Completion) else ""
         if isinstance(found, Example) and (form is None or form.name == AUTO):
             found = Completion(format_example(found, template))
         prompt = (form or Format()).write(found)
@@ -179,11 +183,13 @@ def read_texts(source: Any, template: str | None = None, limit: int | None = Non
     return [_read_labeled(record, f"{stream.name}, record {number}", template) for number, record in drawn]
 
 
-def _read_labeled(record: Any, where: str, template: str | None) -> Text:
+def _read_labeled(given: Any, where: str, template: str | None) -> Text:
+    record = as_record(given)
     if isinstance(record, Text):
         text = record
     elif isinstance(record, Mapping) and record.get("instruction") is not None:
-        example = read_record({**record, "output": record.get("output") or "-"}, where, labeled=True)
+        asked = {name: record[name] for name in ("instruction", "input") if record.get(name) is not None}
+        example = read_record(asked, where, labeled=False)
         label = record.get("label", record.get("answer", record.get("output")))
         text = Text(format_example(example, template) if isinstance(example, Example) else "", label=label)
     else:

@@ -54,10 +54,11 @@ def read_conversation(
         turns.append({"role": ASSISTANT, "content": _check_content(reference, where)})
     elif reference is not None:
         turns = _join(turns, read_messages(reference, where))
-    system = _join_parts(system, where) if isinstance(system, (str, list)) else ""
-    turns = [turn for turn in turns if turn["role"] != SYSTEM or turn["content"].strip()]
-    if system.strip() and not (turns and turns[0]["role"] in (SYSTEM, "developer")):
-        turns.insert(0, {"role": SYSTEM, "content": system})
+    system = "" if system is None else _join_parts(system, f"{where}, system")
+    if system.strip():
+        turns = turns[1:] if turns and turns[0]["role"] == SYSTEM and not turns[0]["content"].strip() else turns
+        if not (turns and turns[0]["role"] in (SYSTEM, "developer")):
+            turns = [{"role": SYSTEM, "content": system}, *turns]
     if not labeled and turns and turns[-1]["role"] == ASSISTANT and _is_empty(turns[-1]):
         turns.pop()
     _check_turns(turns, where)
@@ -70,9 +71,14 @@ def read_conversation(
 def _join(turns: list[Message], answer: list[Message]) -> list[Message]:
     """Return the prompt's turns and those of the answer, which may have the prompt in it, without its system turn."""
     asked = [turn for turn in turns if turn["role"] != SYSTEM]
-    if answer[: len(turns)] == turns:
+    if _same(answer[: len(turns)], turns):
         return answer
-    return turns + (answer[len(asked) :] if asked and answer[: len(asked)] == asked else answer)
+    return turns + (answer[len(asked) :] if asked and _same(answer[: len(asked)], asked) else answer)
+
+
+def _same(turns: Sequence[Message], others: Sequence[Message]) -> bool:
+    """Whether two lists of messages say the same, whatever else is beside it."""
+    return [(one["role"], one["content"]) for one in turns] == [(one["role"], one["content"]) for one in others]
 
 
 def _is_empty(turn: Message) -> bool:
@@ -112,9 +118,7 @@ def read_messages(messages: Any, where: str) -> list[Message]:
     """
     messages = parse_json(messages, where) if isinstance(messages, str) else messages
     if isinstance(messages, Mapping):
-        columns = all(isinstance(values, list) for values in messages.values())  # a list of values for every key
-        rows = zip(*messages.values(), strict=False) if columns else []
-        messages = [dict(zip(messages, row, strict=True)) for row in rows] if columns else [messages]
+        messages = _rows(messages, where)
     if not isinstance(messages, (list, tuple)) or not messages:
         raise LoraSuiteError(
             "a conversation must be a list of messages", where=where, got=describe(messages),
@@ -124,15 +128,40 @@ def read_messages(messages: Any, where: str) -> list[Message]:
     return [message for several in found for message in several]
 
 
+def _rows(message: Mapping[str, Any], where: str) -> list[Any]:
+    """Return a single message as a list, or the messages of which an object has a list for every key."""
+    columns = {name: values for name, values in message.items() if isinstance(values, list)}
+    if not any(name in columns for name in SENDER_KEYS):
+        return [message]
+    if len({len(values) for values in columns.values()}) > 1:
+        raise LoraSuiteError("the lists of a conversation have different lengths", where=where)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def is_messages(value: Any) -> bool:
-    """Return whether a value, or the JSON text that it is, is a list of messages."""
-    value = json_or_none(value) if isinstance(value, str) else value
+    """Return whether a value is a list of messages."""
     return isinstance(value, list) and bool(value) and all(map(is_message, value))
 
 
 def is_message(value: Any) -> bool:
     """Return whether a value is a single message."""
     return isinstance(value, Mapping) and _sender(value) is not None
+
+
+def as_messages(value: Any, *, answer: bool = False) -> Any:
+    """Return a value that is a message, a list of them, or JSON text of a list; None otherwise.
+
+    A text must be clear: every object has a known sender and a content, and an answer ends in the assistant's turn.
+    """
+    if not isinstance(value, str):
+        return value if is_messages(value) or is_message(value) else None
+    parsed = json_or_none(value)
+    if not is_messages(parsed):
+        return None
+    roles = [ROLES.get(str(one[_sender(one) or ""]).lower()) for one in parsed]
+    full = all(any(name in one for name in (*CONTENT_KEYS, "tool_calls", "function_call")) for one in parsed)
+    is_clear = full and None not in roles and (roles[-1] == ASSISTANT if answer else USER in roles)
+    return parsed if is_clear else None
 
 
 def _sender(values: Mapping[str, Any]) -> str | None:
@@ -143,15 +172,16 @@ def _sender(values: Mapping[str, Any]) -> str | None:
 
 def _read_message(message: Any, where: str) -> list[Message]:
     """Read a message, or an object with a question and its answer, which are two."""
-    if isinstance(message, (list, tuple)) and len(message) == 2:
-        message = dict(zip(PAIRS[0], message, strict=True))
+    if isinstance(message, (list, tuple)) and len(message) == 2:  # a sender and its text, or a question and its answer
+        names = ("role", "content") if str(message[0]).lower() in ROLES else PAIRS[0]
+        message = dict(zip(names, message, strict=True))
     if not isinstance(message, Mapping):
         raise LoraSuiteError("a message must be an object", where=where, got=describe(message))
     values = {str(name): value for name, value in message.items() if value is not None}
     if (key := _sender(values)) is not None:
         return [_read_turn(values, key, where)]
-    if pair := next((pair for pair in PAIRS if all(name in values for name in pair)), None):
-        turns = [(SYSTEM, values.get(SYSTEM)), (USER, values[pair[0]]), (ASSISTANT, values[pair[1]])]
+    if pair := next((pair for pair in PAIRS if all(name in message for name in pair)), None):
+        turns = [(SYSTEM, values.get(SYSTEM)), *zip((USER, ASSISTANT), map(values.get, pair), strict=True)]
         return [{"role": role, "content": _join_parts(text, where)} for role, text in turns if text]
     raise LoraSuiteError(
         "a message has no role", where=where, got=f"the keys {', '.join(values) or 'none'}",
@@ -160,11 +190,14 @@ def _read_message(message: Any, where: str) -> list[Message]:
 
 
 def _read_turn(values: dict[str, Any], key: str, where: str) -> Message:
-    sender = str(values.pop(key))
+    sender = values.pop(key)
+    if not isinstance(sender, str):
+        raise LoraSuiteError("a message has no role", where=where, got=describe(sender), wanted="a string")
     role = ROLES.get(sender.lower(), sender if key == "role" and sender.strip() else None)
     if role is None:
         raise LoraSuiteError("unknown sender of a message", where=where, got=repr(sender), wanted=" or ".join(ROLES))
-    content = next((values.pop(name) for name in CONTENT_KEYS if name in values), None)
+    names = sorted(CONTENT_KEYS, key=lambda name: key == "from" and name != "value")
+    content = next((values.pop(name) for name in names if name in values), None)
     calls = _read_calls(values.pop("tool_calls", None) or values.pop("function_call", None), where)
     if sender.lower() in CALLS and isinstance(content, str) and not calls:
         calls, content = _read_calls(content, where), None
@@ -174,7 +207,7 @@ def _read_turn(values: dict[str, Any], key: str, where: str) -> Message:
             wanted="role and content",
         )  # fmt: skip
     if role == TOOL and isinstance(content, Mapping):
-        content = json.dumps(content, ensure_ascii=False)
+        content = json.dumps(content, ensure_ascii=False, default=str)
     kept = values if key == "role" else {name: values[name] for name in ("weight",) if name in values}
     text = "" if content is None else _join_parts(content, where)
     return {**kept, "role": role, "content": text, **({"tool_calls": calls} if calls else {})}
@@ -182,16 +215,18 @@ def _read_turn(values: dict[str, Any], key: str, where: str) -> Message:
 
 def _read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     """Read calls of tools, with their arguments as objects: OpenAI has them as JSON text, chat templates write JSON."""
-    calls = parse_json(calls, where) if isinstance(calls, str) else calls
+    calls = parse_json(calls, where) if isinstance(calls, str) else without_nulls(calls)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not calls:
         return []
     if not isinstance(calls, (list, tuple)) or not all(isinstance(call, Mapping) for call in calls):
         raise LoraSuiteError("calls of tools must be objects", where=where, got=describe(calls))
     found = []
-    for call in without_nulls(calls):
+    for call in calls:
         call = call if isinstance(call.get("function"), Mapping) else {"type": "function", "function": call}
         function = dict(call["function"])
+        if "args" in function and "arguments" not in function:  # LangChain
+            function["arguments"] = function.pop("args")
         if isinstance(parsed := json_or_none(function.get("arguments")), dict):
             function["arguments"] = parsed
         found.append({**call, "function": function})
@@ -224,13 +259,15 @@ def read_tools(tools: Any, where: str) -> tuple[Any, ...]:
     Raises:
         LoraSuiteError: If they are no list, or not JSON.
     """
-    tools = parse_json(tools, where) if isinstance(tools, str) and tools.strip() else tools
-    tools = [tools] if isinstance(tools, Mapping) else tools
+    where = f"{where}, tools"
+    tools = parse_json(tools, where) if isinstance(tools, str) and tools.strip() else without_nulls(tools)
     if not tools:
         return ()
-    if not isinstance(tools, (list, tuple)):
-        raise LoraSuiteError("tools must be a list of JSON schemas", where=where, got=describe(tools))
-    return tuple(without_nulls([parse_json(one, where) if isinstance(one, str) else one for one in tools]))
+    several = tools if isinstance(tools, (list, tuple)) else [tools]
+    found = tuple(parse_json(one, where) if isinstance(one, str) else one for one in several)
+    if wrong := [one for one in found if not isinstance(one, Mapping)]:
+        raise LoraSuiteError("tools must be a list of JSON schemas", where=where, got=describe(wrong[0]))
+    return found
 
 
 def _check_content(text: str, where: str) -> str:

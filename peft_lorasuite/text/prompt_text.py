@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ ANSWER_STARTS = re.compile(
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n*|<\|assistant\|>\n*|\n\nAssistant:|(?<=\s)ASSISTANT:"
 )
 """What formats and chat templates write before an answer."""
+QUESTION_STARTS = re.compile(
+    r"### (?:Instruction|Human|Question|User|Input):|\[INST\]|<\|im_start\|>user|<start_of_turn>user"
+    r"|<\|start_header_id\|>user|<\|user\|>|(?:^|\n\n)Human:|(?:^|\s)USER:"
+)
+"""What they write before a question."""
 
 
 class PromptText(str):
@@ -37,12 +43,20 @@ class PromptText(str):
 
 
 def split_answer(text: str) -> tuple[str, str]:
-    """Split a formatted text after the last start of an answer in it; the second part is empty if there is none."""
-    starts = [match for match in ANSWER_STARTS.finditer(text) if text[: match.start()].strip()]
-    if not starts or not text[starts[-1].end() :].strip():
-        return text, ""
-    end = starts[-1].end()
-    return text[:end], text[end:]
+    """Split a formatted text after the start of its last answer; the second part is empty if there is none.
+
+    There must be a question before it and none after it; other texts are not formatted.
+    """
+    last = deque(ANSWER_STARTS.finditer(text), maxlen=1)
+    end = last[0].end() if last else len(text)
+    asked, answer = text[:end], text[end:]
+    is_answer = answer.strip() and QUESTION_STARTS.search(asked) and not QUESTION_STARTS.search(answer)
+    return (asked, answer) if is_answer else (text, "")
+
+
+def asks(text: str) -> bool:
+    """Return whether a text is a formatted prompt: it ends where its answer starts."""
+    return split_answer(f"{text}-") == (text, "-")
 
 
 def has_special_tokens(tokenizer: Any, text: str) -> bool:

@@ -9,7 +9,7 @@ from ..errors import LoraSuiteError
 from .conversations import Conversation
 from .messages import read_conversation
 from .record_types import Completion, Example, Record
-from .shapes import SHAPES, Fields, read_text
+from .shapes import ANSWERS, SHAPES, Fields, check_media, find_shape, read_text
 from .values import plain
 
 
@@ -24,6 +24,13 @@ def read_record(record: Any, where: str, *, labeled: bool) -> Record:
     Raises:
         LoraSuiteError: If the shape is unknown, the prompt is empty, or a reference that is needed is missing.
     """
+    try:
+        return _read(record, where, labeled=labeled)
+    except RecursionError as error:
+        raise LoraSuiteError("a record is nested too deeply", where=where) from error
+
+
+def _read(record: Any, where: str, *, labeled: bool) -> Record:
     labels = ""
     if isinstance(record, (Example, Completion)):
         record = {name: value for name, value in vars(record).items() if value}
@@ -33,9 +40,9 @@ def read_record(record: Any, where: str, *, labeled: bool) -> Record:
     elif isinstance(record, str) and not labeled:
         found = Completion(read_text(record, where))
     elif isinstance(record, (list, tuple)):
-        found = read_conversation(_plain(record, where), where, labeled=labeled)
+        found = read_conversation(plain(record), where, labeled=labeled)
     elif isinstance(record, Mapping):
-        found, labels = _read_object(_plain(record, where), where, labeled=labeled)
+        found, labels = _read_object(plain(record), where, labeled=labeled)
     else:
         raise LoraSuiteError(
             "a record must be an object", where=where, got=type(record).__name__, wanted=_wanted(labeled)
@@ -43,23 +50,21 @@ def read_record(record: Any, where: str, *, labeled: bool) -> Record:
     return _check(found, record, where, labels or "response", labeled=labeled)
 
 
-def _plain(record: Any, where: str) -> Any:
-    try:
-        return plain(record)
-    except RecursionError as error:
-        raise LoraSuiteError("a record is nested too deeply", where=where) from error
-
-
 def _read_object(record: Mapping[str, Any], where: str, *, labeled: bool) -> tuple[Record, str]:
     """Read an object; return also the names of the keys of the reference. The case of a key does not matter."""
-    values = {name.lower(): value for name, value in record.items() if value is not None}
-    shapes = [name for name in SHAPES if name in values]
-    key = next((name for name in shapes if values[name] not in ("", [])), shapes[0] if shapes else None)
+    exact = {name: value for name, value in record.items() if name == name.lower()}
+    given = {name: value for name, value in ({name.lower(): one for name, one in record.items()} | exact).items()
+             if value is not None}  # fmt: skip
+    values = {name: value for name, value in given.items() if value not in ("", [], {})}
+    key = find_shape(values) or next((name for name in SHAPES if name in given), None)
     if key is None or (key == "text" and ("role" in values or "from" in values)):
-        raise _unknown_shape(values, where, labeled=labeled)
-    if labeled and values.get("label") is False:
+        raise _unknown_shape(given, where, labeled=labeled)
+    if labeled and values.get("label") is False and key in ("messages", "prompt"):
         raise LoraSuiteError("the answer is a rejected one (label false)", where=where, do="leave the record out")
-    return SHAPES[key].read(Fields(values, key, where, labeled)), SHAPES[key].labels
+    check_media(values, where)
+    shape = SHAPES[key]
+    fields = Fields({key: given[key], **values}, key, where, labeled, (*shape.answers, *ANSWERS))
+    return shape.read(fields), shape.labels
 
 
 def _check(found: Record, record: Any, where: str, labels: str, *, labeled: bool) -> Record:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import LoraSuiteError
 from .conversations import ASSISTANT, USER, Conversation
-from .messages import is_message, is_messages, read_conversation, read_messages
-from .prompt_text import split_answer
+from .messages import as_messages, is_message, read_conversation, read_messages
+from .prompt_text import asks, split_answer
 from .record_types import Completion, Example, Record
 from .templates import check_text
-from .values import json_or_none
+from .values import describe, json_or_none
 
 CONTEXTS = ("input", "context")
 """Keys of what is asked about, beside the question."""
@@ -28,54 +29,87 @@ HISTORY = "history"
 """Key of the turns before a question."""
 CHOICES = ("choices", "options")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+PYTHON_TEXT = re.compile(r"\[\{'(?:role|from|content|value)'")
+"""Start of messages as Python prints them, which CSV files of some libraries have."""
 
 
 class Fields(NamedTuple):
     """The values of a record, and how to read them.
 
     Attributes:
-        values: Value of every key that is not None; the keys are in lower case.
+        values: Value of every key that is neither None nor empty; the keys are in lower case.
         key: The key that decides the shape.
         where: The record, for errors.
         labeled: Whether the reference is used; an unusable one is no error otherwise.
+        answers: Keys of the reference, the usual ones of the shape first.
     """
 
     values: Mapping[str, Any]
     key: str
     where: str
     labeled: bool
+    answers: Sequence[str] = ANSWERS
+
+    @property
+    def value(self) -> Any:
+        """Value of the key that decides."""
+        return self.values[self.key]
+
+    def name(self, names: Iterable[str]) -> str | None:
+        """Return the first of some other keys that the record has."""
+        return next((name for name in names if name in self.values and name != self.key), None)
 
     def first(self, names: Iterable[str]) -> Any:
-        """Return the first value that there is."""
-        return next((self.values[name] for name in names if name in self.values and name != self.key), None)
+        """Return the value of that key, None if there is none."""
+        return self.values.get(self.name(names) or "")
+
+    @property
+    def tools(self) -> Any:
+        """The tools; OpenAI's older functions as tools."""
+        found = self.first(TOOLS)
+        if self.name(TOOLS) != "functions" or not isinstance(functions := json_or_none(found) or found, list):
+            return found
+        return [one if is_schema(one) else {"type": "function", "function": one} for one in functions]
 
     def conversation(self, messages: Any, reference: Any = None) -> Conversation:
         """Read messages, with the system prompt and the tools beside them."""
-        tools = self.first(TOOLS)
-        if isinstance(tools, list) and "functions" in self.values and "tools" not in self.values:
-            tools = [{"type": "function", "function": one} for one in tools]  # as OpenAI's API had them at first
         return read_conversation(
-            messages, self.where, reference=reference, tools=tools, system=self.first(SYSTEMS), labeled=self.labeled
-        )
+            messages, self.where, reference=reference, tools=self.tools, system=self.first(SYSTEMS),
+            labeled=self.labeled,
+        )  # fmt: skip
 
     def asked(self, text: str, reference: Any) -> Conversation | None:
         """Return a question as a user turn if there are a system prompt, earlier turns or tools; None otherwise."""
-        if not self.first(TOOLS) and not any(name in self.values for name in (*SYSTEMS, HISTORY)):
+        tools = json_or_none(self.tools) or self.tools
+        has_tools = isinstance(tools, list) and all(isinstance(one, Mapping) or json_or_none(one) for one in tools)
+        if not (has_tools or self.name(SYSTEMS) or HISTORY in self.values):
             return None
-        history = self.values.get(HISTORY)
-        turns = [*(history if isinstance(history, list) else []), {"role": USER, "content": text}]
-        return self.conversation(turns, reference or None)
+        history = json_or_none(self.values.get(HISTORY)) or self.values.get(HISTORY, [])
+        if not isinstance(history, list):
+            raise LoraSuiteError("history must be a list of turns", where=self.where, got=describe(history))
+        fields = self if has_tools else self._replace(values={**self.values, **dict.fromkeys(TOOLS)})
+        return fields.conversation([*history, {"role": USER, "content": text}], reference or None)
 
-    def reference(self, name: str, answer: Any, what: str | None = None) -> str:
+    def reference(self, name: str | None) -> str:
         """Return the text of a reference, the first one of several."""
+        answer = self.values.get(name or "")
         if isinstance(answer, Mapping):
             answer = answer.get("text")
         if isinstance(answer, list) and all(isinstance(one, str) for one in answer):
             answer = next(iter(answer), None)
-        usable = (str,) if what else (str, int, float)
-        if not self.labeled and (isinstance(answer, bool) or not isinstance(answer, usable)):
+        if not self.labeled and (isinstance(answer, bool) or not isinstance(answer, (str, int, float))):
             return ""
-        return read_text("" if answer is None else answer, self.where if what else f"{self.where}, {name}", what)
+        return read_text("" if answer is None else answer, f"{self.where}, {name}")
+
+    def check_choices(self, text: str) -> None:
+        """Raise `LoraSuiteError` if the record has choices that the text of the prompt lacks."""
+        name = self.name(CHOICES)
+        choices = self.values.get(name or "")
+        choices = choices.get("text") if isinstance(choices, Mapping) else choices
+        if isinstance(choices, list) and any(isinstance(one, str) and one not in text for one in choices):
+            raise LoraSuiteError(
+                f"the {name} are apart from the question", where=self.where, do="write them into the question"
+            )
 
 
 class Shape(NamedTuple):
@@ -84,56 +118,70 @@ class Shape(NamedTuple):
     Attributes:
         read: Reads the prompt and, if there is one, the reference.
         labels: Names of the keys of the reference, for messages.
+        answers: Keys of the reference that come before others.
     """
 
     read: Callable[[Fields], Record]
     labels: str
+    answers: tuple[str, ...] = ()
 
 
 def _read_messages(fields: Fields) -> Record:
-    messages = fields.values[fields.key]
+    found = fields.value
+    messages = json_or_none(found) if isinstance(found, str) else found
+    messages = found if messages is None else messages
     if fields.key != "messages" and isinstance(messages, list) and all(isinstance(one, str) for one in messages):
-        messages = [{"role": (USER, ASSISTANT)[number % 2], "content": one} for number, one in enumerate(messages)]
-    if media := next((name for name in MEDIA if fields.values.get(name)), None):
-        raise LoraSuiteError(f"{media} beside a conversation: not supported", where=fields.where, wanted="text")
-    return fields.conversation(messages, _as_turns(fields.values.get("chosen")))  # of which the messages are the start
+        parsed = [json_or_none(one) for one in messages]
+        turns = [{"role": (USER, ASSISTANT)[number % 2], "content": one} for number, one in enumerate(messages)]
+        messages = parsed if all(map(is_message, parsed)) else turns
+    read = fields.conversation(messages)
+    if read.reference or (chosen := as_messages(fields.values.get("chosen"))) is None:
+        return read
+    return fields.conversation(messages, chosen)  # of which the messages are the start
 
 
 def _read_prompt(fields: Fields) -> Record:
-    prompt, answer = fields.values[fields.key], fields.first(ANSWERS)
-    turns = _as_turns(answer)
-    if isinstance(prompt, list) or is_messages(prompt):
-        return fields.conversation(prompt, turns or fields.reference("", answer, "a completion") or None)
+    prompt, name = fields.value, fields.name(fields.answers)
+    turns = as_messages(fields.values.get(name or ""), answer=True)
+    if isinstance(prompt, list) or as_messages(prompt):
+        return fields.conversation(as_messages(prompt) or prompt, turns or fields.reference(name) or None)
     text = read_text(prompt, fields.where, "a prompt")
+    fields.check_choices(text)
     if turns:  # the answer alone, or the whole conversation
         read = read_messages(turns, fields.where)
         asked = any(turn["role"] == USER for turn in read)
         return fields.conversation(read if asked else [{"role": USER, "content": text}, *read])
-    output = fields.reference("", answer, "a completion").removeprefix(text)
+    output = fields.reference(name)
+    if asks(text):  # formatted, and the chosen text of a preference may have it in it
+        return Completion(text, output.removeprefix(text))
     return fields.asked(text, output) or Completion(text, output)
 
 
 def _read_question(fields: Fields) -> Record:
-    if is_messages(fields.values[fields.key]) or _as_turns(fields.first(ANSWERS)):
+    name = fields.name(fields.answers)
+    if as_messages(fields.value) or as_messages(fields.values.get(name or ""), answer=True):
         return _read_prompt(fields)
-    if choices := next((name for name in CHOICES if fields.values.get(name)), None):
-        raise LoraSuiteError(
-            f"the {choices} are apart from the question", where=fields.where, do="write them into the question"
-        )
-    names = [name for name in ANSWERS if name in fields.values and name != fields.key]
-    name = names[0] if names else ""
-    answer, calls = fields.values.get(name), _read_calls(fields.values.get(name))
-    scored = fields.reference("answer", fields.values["answer"]) if "answer" in names[1:] else ""
-    context = read_text(fields.first(CONTEXTS) or "", f"{fields.where}, input")
-    question = read_text(fields.values[fields.key], f"{fields.where}, {fields.key}")
-    found = Example(question, "" if calls else fields.reference(name, answer), context, scored)
+    question = read_text(fields.value, f"{fields.where}, {fields.key}")
+    calls = _read_calls(fields.values.get(name or "")) if fields.tools else None
+    found = Example(question, "" if calls else fields.reference(name), _read_context(fields), _scored(fields, name))
+    fields.check_choices(found.whole)
     return fields.asked(found.whole, calls or found.output) or found
 
 
-def _as_turns(answer: Any) -> Any:
-    """Return an answer that is a message, or a list of them, also as JSON text; None otherwise."""
-    parsed = json_or_none(answer) if isinstance(answer, str) else answer
-    return parsed if is_messages(parsed) or (parsed is answer and is_message(parsed)) else None
+def _scored(fields: Fields, name: str | None) -> str:
+    """Return the part of the response that is scored, beside the whole."""
+    apart = "answer" in fields.values and (name != "answer" or fields.key == "instruction")
+    return fields.reference("answer") if apart else ""
+
+
+def _read_context(fields: Fields) -> str:
+    name = fields.name(CONTEXTS)
+    context = fields.values.get(name or "", "")
+    if isinstance(context, list) and all(isinstance(one, str) for one in context):
+        context = "\n".join(context)
+    if name == "context" and fields.key == "instruction" and not isinstance(context, str):
+        return ""  # what the instruction was made of
+    return read_text(context, f"{fields.where}, {name}")
 
 
 def _read_calls(answer: Any) -> dict[str, Any] | None:
@@ -146,45 +194,82 @@ def _read_calls(answer: Any) -> dict[str, Any] | None:
 
 
 def _read_chosen(fields: Fields) -> Record:
-    chosen = fields.values[fields.key]
-    is_text = isinstance(chosen, str) and not is_messages(chosen)
-    return _read_formatted(fields) if is_text else fields.conversation(chosen)
+    if not isinstance(fields.value, str) or as_messages(fields.value):
+        return fields.conversation(fields.value)
+    prompt, answer = split_answer(read_text(fields.value, fields.where, "a chosen text"))
+    if not answer:
+        raise LoraSuiteError("a chosen text has no prompt in it", where=fields.where, wanted="prompt beside chosen")
+    return Completion(prompt, answer)
 
 
 def _read_formatted(fields: Fields) -> Record:
-    return Completion(*split_answer(read_text(fields.values[fields.key], fields.where, "a text")))
+    return Completion(*split_answer(read_text(fields.value, fields.where, "a text")))
+
+
+def is_schema(tool: Any) -> bool:
+    """Return whether a tool has the form of OpenAI's tools."""
+    return isinstance(tool, Mapping) and "function" in tool
 
 
 def read_text(value: Any, where: str, what: str | None = None) -> str:
     """Return a value as text; numbers too, unless it is named.
 
     Raises:
-        LoraSuiteError: If it is something else.
+        LoraSuiteError: If it is something else, or Python's text of messages.
     """
     if isinstance(value, bool) or not isinstance(value, (str,) if what else (str, int, float)):
         raise LoraSuiteError(f"{what or ''} must be a string".strip(), where=where, got=type(value).__name__)
-    check_text(str(value), where)
-    return str(value)
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise LoraSuiteError("the number is too long", where=where)
+    text = str(value)
+    check_text(text, where)
+    if PYTHON_TEXT.match(text):
+        raise LoraSuiteError(
+            "messages as Python prints them", where=where, got=repr(text[:40]), do="export the data as JSON or Parquet"
+        )
+    return text
 
 
-_MESSAGES = Shape(_read_messages, "assistant turn at the end")
-_QUESTION, _INPUT = Shape(_read_question, "answer"), Shape(_read_question, "output")
+_TURN = "assistant turn at the end"
+_QUESTION = Shape(_read_question, "answer", ("solution", "generated_solution", "answer"))
+_INPUT = Shape(_read_question, "output")
 SHAPES: dict[str, Shape] = {
-    "messages": _MESSAGES,
-    "conversations": _MESSAGES,
-    "conversation": _MESSAGES,
-    "dialog": _MESSAGES,
-    "dialogue": _MESSAGES,
+    "messages": Shape(_read_messages, _TURN),
+    "conversations": Shape(_read_messages, _TURN),
     "instruction": _INPUT,
-    "prompt": Shape(_read_prompt, "completion"),
+    "prompt": Shape(_read_prompt, "completion", ("completion", "chosen")),
     "question": _QUESTION,
     "query": _QUESTION,
     "problem": _QUESTION,
+    "conversation": Shape(_read_messages, _TURN),
+    "dialog": Shape(_read_messages, _TURN),
+    "dialogue": Shape(_read_messages, _TURN),
     "inputs": _INPUT,
     "input": _INPUT,
-    "user": _INPUT,
-    "chosen": Shape(_read_chosen, "assistant turn at the end"),
-    "text": Shape(_read_formatted, "response apart from the text"),
+    "user": Shape(_read_question, "assistant", ("assistant",)),
+    "chosen": Shape(_read_chosen, _TURN),
     "context": _INPUT,
+    "text": Shape(_read_formatted, "response apart from the text"),
 }
-"""Key -> shape of the records that have it; the first key that a record has decides."""
+"""Key -> shape of the records that have it; the first key that a record has decides (see `find_shape`)."""
+WEAK = ("question", "query", "problem", "inputs", "input", "user", "context")
+"""Keys that decide only where there is an answer, or no text: other data have them beside a text."""
+
+
+def find_shape(values: Mapping[str, Any]) -> str | None:
+    """Return the key that decides the shape of a record, None if there is none."""
+    return next((name for name in SHAPES if name in values and _decides(name, values)), None)
+
+
+def _decides(name: str, values: Mapping[str, Any]) -> bool:
+    if name in ("conversation", "dialog", "dialogue"):  # others have a text under these keys
+        return isinstance(json_or_none(values[name]) or values[name], (list, Mapping))
+    if name == "user":
+        return "assistant" in values
+    return name not in WEAK or "text" not in values or any(answer in values for answer in ANSWERS)
+
+
+def check_media(values: Mapping[str, Any], where: str) -> None:
+    """Raise `LoraSuiteError` if a record has images, audio or video, which would be lost."""
+    if media := next((name for name in MEDIA if isinstance(values.get(name), (list, Mapping))), None):
+        raise LoraSuiteError(f"{media} beside the text: not supported", where=where, wanted="text")

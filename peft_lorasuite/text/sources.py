@@ -77,8 +77,8 @@ def open_stream(
     """
     if isinstance(source, (str, Path)):
         return _open_name(str(source), text_lines, limit, seed, token)
-    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # a table of pandas
-        source = source.to_dict("records")
+    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # a table or a column of pandas
+        source = source.to_dict("records") if hasattr(source, "columns") else source.tolist()
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise LoraSuiteError(
             "the data must be a collection of records", got=type(source).__name__,

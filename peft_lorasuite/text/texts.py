@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LoraSuiteError
+from .shapes import ANSWERS, WEAK
 from .templates import check_text
 
 PAIRS = (
@@ -18,10 +19,11 @@ SINGLE = ("text", "sentence", "review")
 """Fields of a record with a single text."""
 TOKENS = ("tokens", "words")
 """Fields of a record with the words of a text, for token classification."""
-PROMPT_FIELDS = {"messages", "conversations", "instruction", "prompt", "chosen", "role", "from"}
+PROMPT_FIELDS = {
+    "messages", "conversations", "conversation", "dialog", "dialogue", "instruction", "prompt", "chosen", "role",
+    "from",
+}  # fmt: skip
 """Fields of prompts, conversations and messages, which have texts of other names beside them."""
-QUESTIONS = {"question", "query", "problem", "input", "inputs"}
-"""Fields of questions; a single text beside one is no text to classify."""
 LABELS = ("label", "labels", "score", "ner_tags", "tags")
 """Fields of the label or, for token classification, of one label per word."""
 
@@ -45,8 +47,13 @@ class Text:
 
 def has_text(record: Any) -> bool:
     """Return whether a record has the fields of a text to classify, rather than those of a prompt."""
-    fields = _fields(record) if isinstance(record, Mapping) and not PROMPT_FIELDS & set(record) else None
-    return fields is not None and not (len(fields) == 1 and QUESTIONS & set(record))
+    if not isinstance(record, Mapping):
+        return False
+    names = {str(name).lower(): value for name, value in record.items() if value is not None}
+    fields = None if PROMPT_FIELDS & set(names) else _fields(record)
+    if fields is None or len(fields) > 1 or any(name in names for name in LABELS):
+        return fields is not None
+    return not (any(name in names for name in WEAK) and any(name in names for name in ANSWERS))
 
 
 def parse_text(record: Mapping[str, Any], where: str) -> Text:

@@ -11,13 +11,24 @@ from ..errors import LoraSuiteError
 
 def plain(value: Any) -> Any:
     """Return a value of dicts with names, lists and scalars: pandas has arrays, and NaN where a value is missing."""
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    return None if isinstance(value, float) and value != value else value
+    missing = (isinstance(value, float) and value != value) or type(value).__name__ == "NAType"  # of pandas
+    return None if missing else value
+
+
+def as_record(record: Any) -> Any:
+    """Return an object of plain values, without missing ones; what is none, or is nested too deeply, as it is."""
+    if not isinstance(record, Mapping):
+        return record
+    try:
+        return {name: one for name, one in plain(record).items() if one is not None}
+    except RecursionError:
+        return record
 
 
 def without_nulls(value: Any) -> Any:

@@ -43,7 +43,7 @@ LABELED: dict[str, tuple[Any, Any]] = {
     ),
     "openorca": ({"id": "1", "system_prompt": "Be brief.", "question": "Why?", "response": "So."}, ASKED),
     "openorca without a system prompt": (
-        {"system_prompt": "", "question": "Why?", "response": "So."}, Conversation((SECOND,), SAID),
+        {"system_prompt": "", "question": "Why?", "response": "So."}, Example("Why?", "So."),
     ),
     "orca dpo": ({"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "No."}, ASKED),
     "distilabel": ({"system": "Be brief.", "input": "Why?", "chosen": "So.", "rejected": "No."}, ASKED),
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "choices": ({"question": "Why?", "choices": ["So.", "No."], "answer": 0}, "the choices are apart from the"),
     "images": (
         {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, ANSWER]},
-        "images beside a conversation: not supported",
+        "images beside the text: not supported",
     ),
     "a sender without content": ([{"from": "human"}, ANSWER], "message 1: a message has no content .got the keys from"),
     "an empty question": ([{"role": "user", "content": " "}, ANSWER], "message 1: a user turn is empty"),
