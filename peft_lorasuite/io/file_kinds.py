@@ -46,6 +46,7 @@ ADAPTER_CONFIG = Record(
         "alpha_pattern": _by_module, "lambda_pattern": _by_module, "n_frequency_pattern": _by_module,
         "block_size_pattern": _by_module,
         "target_modules": _modules, "exclude_modules": _modules, "feedforward_modules": _modules,
+        "target_parameters": _names, "token_indices": optional(ListOf(item=integer(0))),
         "modules_to_save": _layers, "layers_pattern": _layers,
         "layers_to_transform": optional(either(integer(0), ListOf(item=integer(0)))),
         "trainable_token_indices": optional(either(ListOf(item=integer(0)), table_of(ListOf(item=integer(0))))),

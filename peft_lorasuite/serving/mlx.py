@@ -82,7 +82,8 @@ def read_contents(source: Source) -> Contents:
     config = source.read_json(CONFIG)
     file = open_safetensors(source.require(WEIGHTS), where=source.full_name(WEIGHTS))
     shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    rank = (config.get("lora_parameters") or {}).get("rank")
+    parameters = config.get("lora_parameters")
+    rank = parameters.get("rank") if isinstance(parameters, dict) else None
     for name, shape in shapes.items():
         module, _, factor = name.rpartition(".")
         other = {"lora_a": "lora_b", "lora_b": "lora_a"}.get(factor)

@@ -125,6 +125,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"alora_invocation_tokens": "0"}, "alora_invocation_tokens: malformed value (got '0', wanted a list or null"),
     ({"megatron_core": "antigravity"}, "megatron_core: malformed value (got 'antigravity', wanted megatron.core"),
     ({"r": 8}, "_proj: the rank of the tensors is not the one in the adapter's config (got 4, wanted r=8)"),
+    ({"target_parameters": 0.5}, "adapter_config.json, target_parameters: malformed value (got 0.5"),
+    ({"token_indices": "5"}, "adapter_config.json, token_indices: malformed value (got '5'"),
     ({"r": 2**63}, "adapter_config.json, r: malformed value (got 9223372036854775808, wanted an integer from 0 to"),
     ({"rank_pattern": {"q_proj": 3}}, "layers.0.self_attn.q_proj: the rank of the tensors is not the one"),
     ({"base_model_name_or_path": "a\x1b[2J\nb"}, "base_model_name_or_path: control characters (got 'a\\x1b[2J\\nb'"),
