@@ -111,7 +111,7 @@ def _check_turns(turns: Sequence[Message], where: str) -> None:
 
 
 def read_messages(messages: Any, where: str) -> list[Message]:
-    """Read messages; a system message without content is left out.
+    """Read messages; an object with a question and its answer becomes two.
 
     Raises:
         LoraSuiteError: If they are malformed, or have images or audio.

@@ -162,7 +162,7 @@ def _read_question(fields: Fields) -> Record:
     if as_messages(fields.value) or as_messages(fields.values.get(name or ""), answer=True):
         return _read_prompt(fields)
     question = read_text(fields.value, f"{fields.where}, {fields.key}")
-    calls = _read_calls(fields.values.get(name or "")) if fields.tools else None
+    calls = _called_tools(fields.values.get(name or "")) if fields.tools else None
     found = Example(question, "" if calls else fields.reference(name), _read_context(fields), _scored(fields, name))
     fields.check_choices(found.whole)
     return fields.asked(found.whole, calls or found.output) or found
@@ -184,7 +184,7 @@ def _read_context(fields: Fields) -> str:
     return read_text(context, f"{fields.where}, {name}")
 
 
-def _read_calls(answer: Any) -> dict[str, Any] | None:
+def _called_tools(answer: Any) -> dict[str, Any] | None:
     """Return an answer that is a list of calls of tools, or JSON text of one, as a message."""
     calls = json_or_none(answer) if isinstance(answer, str) else answer
     if not isinstance(calls, list) or not calls:
@@ -272,4 +272,4 @@ def _decides(name: str, values: Mapping[str, Any]) -> bool:
 def check_media(values: Mapping[str, Any], where: str) -> None:
     """Raise `LoraSuiteError` if a record has images, audio or video, which would be lost."""
     if media := next((name for name in MEDIA if isinstance(values.get(name), (list, Mapping))), None):
-        raise LoraSuiteError(f"{media} beside the text: not supported", where=where, wanted="text")
+        raise LoraSuiteError(f"{media} beside the text: not supported", where=where, wanted="text", do="leave it out")
